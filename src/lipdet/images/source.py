@@ -1,0 +1,74 @@
+"""Annotated pictures before they are cropped: what every reader of an annotation format returns."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image, UnidentifiedImageError
+
+from lipdet.errors import InputError
+
+DIGITS = tuple("0123456789")
+
+
+@dataclass(frozen=True)
+class AnnotatedPicture:
+    """One picture on disk and its objects.
+
+    Attributes:
+        path: the picture file.
+        boxes: (N, 4) float32 xyxy in pixels of the picture, inside it, of positive area.
+        labels: (N,) int64 class indices.
+    """
+
+    path: Path
+    boxes: NDArray[np.float32]
+    labels: NDArray[np.int64]
+
+
+@dataclass(frozen=True)
+class Skipped:
+    """A picture that could not be used, and why, in a few words."""
+
+    name: str
+    reason: str
+
+
+@dataclass(frozen=True)
+class Source:
+    """The pictures of one data set in a fixed order, with those that had to be skipped."""
+
+    name: str
+    class_names: tuple[str, ...]
+    pictures: Sequence[AnnotatedPicture]
+    skipped: Sequence[Skipped]
+
+
+def load_rgb(path: Path) -> Image.Image:
+    """Read a picture file as 8-bit RGB.
+
+    Raises:
+        InputError: the file is missing, truncated or not a picture.
+    """
+    try:
+        with Image.open(path) as image:
+            return image.convert("RGB")
+    except FileNotFoundError:
+        raise InputError(f"{path}: no such picture; check the path.") from None
+    except (UnidentifiedImageError, OSError, SyntaxError, ValueError) as error:
+        raise InputError(f"{path}: cannot be read as a picture ({error}).") from None
+
+
+def clip_boxes(
+    boxes: NDArray[np.float32], width: int, height: int
+) -> tuple[NDArray[np.float32], NDArray[np.bool_]]:
+    """Clip xyxy boxes (N, 4) to a picture; also return the mask (N,) of those with area left."""
+    clipped = boxes.copy()
+    clipped[:, 0::2] = clipped[:, 0::2].clip(0, width)
+    clipped[:, 1::2] = clipped[:, 1::2].clip(0, height)
+    has_area = (clipped[:, 2] > clipped[:, 0]) & (clipped[:, 3] > clipped[:, 1])
+    return clipped, has_area

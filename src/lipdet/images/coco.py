@@ -1,0 +1,211 @@
+"""COCO detection json, in and out (Lin et al., "Microsoft COCO", ECCV 2014).
+
+Notable choices:
+- Category ids, which COCO numbers with gaps, become 0..C-1 in the order of the ids.
+- Boxes that overhang the border are clipped; a box without area inside the picture is an error,
+  because a file that a user has made can be repaired.
+- The size in the json is compared with the picture's header: a resized or rotated picture would
+  otherwise shift every box without a sign.
+"""
+
+from __future__ import annotations
+
+import json
+from collections import defaultdict
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+from lipdet.errors import InputError
+from lipdet.images.source import AnnotatedPicture, Skipped, Source, clip_boxes
+from lipdet.types import Target
+
+
+def read_coco(file: Path) -> Source:
+    """Read a COCO detection json.
+
+    Args:
+        file: the json; picture names are relative to its folder or to `images/` beside it.
+
+    Returns:
+        The pictures in the order of the json, those without annotations included. Boxes are xyxy
+        pixels clipped to the picture. Crowd annotations are left out and counted in `skipped`
+        under their picture, which stays.
+
+    Raises:
+        InputError: the file is missing, malformed or contradicts itself or its pictures; the
+            message names the file and the entry.
+    """
+    root = _load(file)
+    images = _by_id(file, root, "images")
+    categories = _by_id(file, root, "categories")
+    annotations = _by_id(file, root, "annotations")
+    class_index = {category_id: index for index, category_id in enumerate(sorted(categories))}
+    names = tuple(_string(file, "category", categories[i], "name") for i in class_index)
+
+    boxes: dict[int, list[NDArray[np.float32]]] = defaultdict(list)
+    labels: dict[int, list[int]] = defaultdict(list)
+    crowds: dict[int, int] = defaultdict(int)
+    for annotation in annotations.values():
+        image_id = _known(file, annotation, "image_id", images)
+        category_id = _known(file, annotation, "category_id", categories)
+        if annotation.get("iscrowd"):
+            crowds[image_id] += 1
+        else:
+            boxes[image_id].append(_box(file, annotation, images[image_id]))
+            labels[image_id].append(class_index[category_id])
+
+    pictures = [
+        AnnotatedPicture(
+            path=_picture_path(file, image),
+            boxes=np.array(boxes[image_id], np.float32).reshape(-1, 4),
+            labels=np.array(labels[image_id], np.int64),
+        )
+        for image_id, image in images.items()
+    ]
+    skipped = [
+        Skipped(images[image_id]["file_name"], f"{count} crowd annotations left out")
+        for image_id, count in crowds.items()
+    ]
+    return Source(f"coco:{file.name}", names, tuple(pictures), tuple(skipped))
+
+
+def coco_dict(
+    sizes: Sequence[tuple[str, int, int]], targets: Sequence[Target], class_names: Sequence[str]
+) -> dict[str, Any]:
+    """Write targets as the dictionary of a COCO detection json.
+
+    Args:
+        sizes: (file name, width, height) of each image, in pixels.
+        targets: the objects of each image, in the same order.
+        class_names: the name of each label.
+
+    Returns:
+        COCO's `images`, `annotations` and `categories` with boxes as xywh and ids from 1, so that
+        label k is category k + 1 and image i of the sequence is image i + 1.
+    """
+    images = [
+        {"id": i, "file_name": name, "width": width, "height": height}
+        for i, (name, width, height) in enumerate(sizes, start=1)
+    ]
+    annotations: list[dict[str, Any]] = []
+    for image, target in zip(images, targets, strict=True):
+        pairs = zip(target["boxes"].tolist(), target["labels"].tolist(), strict=True)
+        for (x1, y1, x2, y2), label in pairs:
+            annotations.append(
+                {
+                    "id": len(annotations) + 1,
+                    "image_id": image["id"],
+                    "category_id": label + 1,
+                    "bbox": [x1, y1, x2 - x1, y2 - y1],
+                    "area": (x2 - x1) * (y2 - y1),
+                    "iscrowd": 0,
+                }
+            )
+    categories = [{"id": k, "name": name} for k, name in enumerate(class_names, start=1)]
+    return {"images": images, "annotations": annotations, "categories": categories}
+
+
+def _load(file: Path) -> dict[str, Any]:
+    try:
+        root = json.loads(file.read_text(encoding="utf-8"))
+    except (FileNotFoundError, IsADirectoryError):
+        raise InputError(f"{file}: no such file; name a COCO detection json.") from None
+    except (OSError, ValueError, RecursionError) as error:
+        raise InputError(f"{file}: cannot be read as json ({error}); check the file.") from None
+    if not isinstance(root, dict):
+        raise InputError(f"{file}: holds no json object; name a COCO detection json.")
+    return root
+
+
+def _by_id(file: Path, root: dict[str, Any], key: str) -> dict[int, dict[str, Any]]:
+    """The entries of one of the three lists under their ids, in the order of the file."""
+    entries = root.get(key)
+    if not isinstance(entries, list):
+        raise InputError(
+            f"{file}: has no list `{key}`; COCO needs images, annotations, categories."
+        )
+    by_id: dict[int, dict[str, Any]] = {}
+    for position, entry in enumerate(entries):
+        entry_id = entry.get("id") if isinstance(entry, dict) else None
+        if not isinstance(entry_id, int):
+            raise InputError(f"{file}: {key}[{position}] has no integer `id`; add one.")
+        if entry_id in by_id:
+            raise InputError(
+                f"{file}: {key}[{position}] repeats the id {entry_id}; ids are unique."
+            )
+        by_id[entry_id] = entry
+    return by_id
+
+
+def _known(
+    file: Path, annotation: dict[str, Any], key: str, entries: dict[int, dict[str, Any]]
+) -> int:
+    entry_id = annotation.get(key)
+    if not isinstance(entry_id, int) or entry_id not in entries:
+        raise InputError(
+            f"{file}: annotation {annotation['id']} has {key} {entry_id!r}, which is not in the "
+            "file; correct it."
+        )
+    return entry_id
+
+
+def _string(file: Path, kind: str, entry: dict[str, Any], key: str) -> str:
+    value = entry.get(key)
+    if not isinstance(value, str) or not value:
+        raise InputError(f"{file}: {kind} {entry['id']} has no `{key}`; add it.")
+    return value
+
+
+def _size(file: Path, image: dict[str, Any]) -> tuple[int, int]:
+    width, height = image.get("width"), image.get("height")
+    if not (isinstance(width, int) and isinstance(height, int) and min(width, height) > 0):
+        raise InputError(
+            f"{file}: image {image['id']} needs a positive integer `width` and `height`."
+        )
+    return width, height
+
+
+def _box(file: Path, annotation: dict[str, Any], image: dict[str, Any]) -> NDArray[np.float32]:
+    """(4,) xyxy inside the picture."""
+    where = f"{file}: annotation {annotation['id']} of image {image['id']}"
+    width, height = _size(file, image)
+    try:
+        x, y, w, h = np.array(annotation.get("bbox"), np.float64)
+    except (TypeError, ValueError):
+        raise InputError(f"{where} needs a `bbox` of four numbers [x, y, width, height].") from None
+    corners = np.array([[x, y, x + w, y + h]], np.float32)
+    boxes, has_area = clip_boxes(corners, width, height)
+    if not (has_area[0] and np.isfinite(corners).all()):
+        raise InputError(
+            f"{where} has the box [{x:g}, {y:g}, {w:g}, {h:g}], which has no area inside the "
+            f"{width}x{height} image; correct or remove it."
+        )
+    clipped: NDArray[np.float32] = boxes[0]
+    return clipped
+
+
+def _picture_path(file: Path, image: dict[str, Any]) -> Path:
+    """The picture of an `images` entry, present and of the stated size."""
+    name = _string(file, "image", image, "file_name")
+    tried = (file.parent / name, file.parent / "images" / name)
+    path = next((path for path in tried if path.is_file()), None)
+    if path is None:
+        raise InputError(
+            f"{file}: image {image['id']} is neither {tried[0]} nor {tried[1]}; add the picture."
+        )
+    try:
+        with Image.open(path) as picture:
+            actual = picture.size
+    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+        raise InputError(f"{path}: cannot be read as a picture ({error}).") from None
+    if actual != (stated := _size(file, image)):
+        raise InputError(
+            f"{file}: image {image['id']} is stated as {stated[0]}x{stated[1]}, but {path} is "
+            f"{actual[0]}x{actual[1]}; correct the size and the boxes."
+        )
+    return path

@@ -1,0 +1,169 @@
+"""COCO json in and out. Expected values are written by hand unless a comment names an oracle."""
+
+from __future__ import annotations
+
+import copy
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from lipdet.errors import InputError
+from lipdet.images.coco import coco_dict, read_coco
+from lipdet.images.source import Source, load_rgb
+from lipdet.types import Target
+
+SMALL: dict[str, Any] = {
+    "images": [
+        {"id": 7, "file_name": "b.png", "width": 40, "height": 30},
+        {"id": 3, "file_name": "a.png", "width": 20, "height": 10},
+    ],
+    "annotations": [
+        {"id": 11, "image_id": 3, "category_id": 90, "bbox": [1.5, 2, 3, 4], "iscrowd": 0},
+        {"id": 12, "image_id": 3, "category_id": 2, "bbox": [15, -2, 10, 6]},
+        {"id": 13, "image_id": 7, "category_id": 2, "bbox": [0, 0, 40, 30], "iscrowd": 1},
+    ],
+    "categories": [{"id": 90, "name": "cat"}, {"id": 2, "name": "dog"}, {"id": 5, "name": "cow"}],
+}
+
+
+def write(folder: Path, root: Any, pictures: Path | None = None) -> Path:
+    pictures = pictures or folder
+    pictures.mkdir(exist_ok=True)
+    Image.new("RGB", (40, 30)).save(pictures / "b.png")
+    Image.new("RGB", (20, 10)).save(pictures / "a.png")
+    file = folder / "instances.json"
+    file.write_text(json.dumps(root))
+    return file
+
+
+@pytest.mark.parametrize("subfolder", [".", "images"])
+def test_reads_boxes_classes_and_crowds(tmp_path: Path, subfolder: str) -> None:
+    source = read_coco(write(tmp_path, SMALL, tmp_path / subfolder))
+    assert source.name == "coco:instances.json"
+    assert source.class_names == ("dog", "cow", "cat")  # in the order of the ids 2, 5, 90
+    b, a = source.pictures  # the order of the json
+    assert (b.path, a.path) == (tmp_path / subfolder / "b.png", tmp_path / subfolder / "a.png")
+    assert (b.boxes.shape, b.labels.shape) == ((0, 4), (0,))
+    # xywh -> xyxy; the second box overhangs the top and the right of the 20 x 10 picture.
+    np.testing.assert_array_equal(a.boxes, [[1.5, 2, 4.5, 6], [15, 0, 20, 4]])
+    assert a.labels.tolist() == [2, 0]
+    assert (a.boxes.dtype, a.labels.dtype) == (np.float32, np.int64)
+    assert [(s.name, s.reason) for s in source.skipped] == [
+        ("b.png", "1 crowd annotations left out")
+    ]
+
+
+def edit(change: Callable[[dict[str, Any]], object]) -> dict[str, Any]:
+    root = copy.deepcopy(SMALL)
+    change(root)
+    return root
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda r: r.pop("images"), "no list `images`"),
+        (lambda r: r.pop("annotations"), "no list `annotations`"),
+        (lambda r: r.update(categories={}), "no list `categories`"),
+        (lambda r: r["images"].append("x"), r"images\[2\] has no integer `id`"),
+        (lambda r: r["annotations"][1].pop("id"), r"annotations\[1\] has no integer `id`"),
+        (lambda r: r["images"][1].update(id=7), r"images\[1\] repeats the id 7"),
+        (lambda r: r["annotations"][2].update(id=11), r"annotations\[2\] repeats the id 11"),
+        (lambda r: r["categories"][2].update(id=90), r"categories\[2\] repeats the id 90"),
+        (lambda r: r["categories"][1].pop("name"), "category 2 has no `name`"),
+        (lambda r: r["images"][0].pop("file_name"), "image 7 has no `file_name`"),
+        (lambda r: r["images"][1].pop("width"), "image 3 needs a positive integer `width`"),
+        (lambda r: r["images"][0].update(height=-1), "image 7 needs a positive integer"),
+        (lambda r: r["annotations"][0].update(image_id=8), "annotation 11 has image_id 8"),
+        (lambda r: r["annotations"][0].pop("category_id"), "annotation 11 has category_id None"),
+        (lambda r: r["annotations"][0].update(category_id=1), "annotation 11 has category_id 1"),
+        (lambda r: r["annotations"][0].pop("bbox"), "annotation 11 of image 3 needs a `bbox`"),
+        (lambda r: r["annotations"][0].update(bbox=[1, 2, 3]), "annotation 11 .* four numbers"),
+        (lambda r: r["annotations"][0].update(bbox=["x"] * 4), "annotation 11 .* four numbers"),
+        (
+            lambda r: r["annotations"][0].update(bbox=[20, 0, 5, 5]),
+            r"annotation 11 of image 3 .* \[20, 0, 5, 5\].* no area inside the 20x10",
+        ),
+        (lambda r: r["annotations"][0].update(bbox=[1, 1, 0, 5]), "annotation 11 .* no area"),
+        (lambda r: r["annotations"][0].update(bbox=[9, 1, -5, 5]), "annotation 11 .* no area"),
+        (lambda r: r["annotations"][0].update(bbox=[1, 1, 1, float("nan")]), "11 .* no area"),
+        (lambda r: r["annotations"][0].update(bbox=[1, 1, 1, float("inf")]), "11 .* no area"),
+        (lambda r: r["images"][0].update(file_name="c.png"), "image 7 is neither .* nor "),
+        (lambda r: r["images"][0].update(width=30, height=40), "30x40, but .* is 40x30"),
+    ],
+)
+def test_bad_entries_are_named(
+    tmp_path: Path, change: Callable[[dict[str, Any]], object], message: str
+) -> None:
+    file = write(tmp_path, edit(change))
+    with pytest.raises(InputError, match=message) as error:
+        read_coco(file)
+    assert str(error.value).startswith(str(file))
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b"", "cannot be read as json"),
+        (b'{"images": [', "cannot be read as json"),
+        (b"\xff\xfe\x00", "cannot be read as json"),
+        (b"[" * 100_000, "cannot be read as json"),
+        (b"[]", "holds no json object"),
+    ],
+)
+def test_malformed_files(tmp_path: Path, content: bytes, message: str) -> None:
+    file = tmp_path / "x.json"
+    file.write_bytes(content)
+    with pytest.raises(InputError, match=message):
+        read_coco(file)
+
+
+def test_missing_file_and_unreadable_picture(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="no such file"):
+        read_coco(tmp_path / "nowhere.json")
+    file = write(tmp_path, SMALL)
+    (tmp_path / "a.png").write_bytes(b"not a picture")
+    with pytest.raises(InputError, match=r"a\.png: cannot be read as a picture"):
+        read_coco(file)
+
+
+def written(source: Source) -> dict[str, Any]:
+    sizes = [(p.path.name, *load_rgb(p.path).size) for p in source.pictures]
+    targets: list[Target] = [
+        {"boxes": torch.from_numpy(p.boxes), "labels": torch.from_numpy(p.labels)}
+        for p in source.pictures
+    ]
+    return coco_dict(sizes, targets, source.class_names)
+
+
+def test_round_trip(tmp_path: Path) -> None:
+    first = read_coco(write(tmp_path, SMALL))
+    second = read_coco(write(tmp_path, written(first)))
+    assert second.class_names == first.class_names
+    assert [p.path for p in second.pictures] == [p.path for p in first.pictures]
+    for old, new in zip(first.pictures, second.pictures, strict=True):
+        np.testing.assert_array_equal(new.boxes, old.boxes)
+        np.testing.assert_array_equal(new.labels, old.labels)
+
+
+def test_written_form_is_read_by_pycocotools(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    # Oracle: the reference implementation of the format.
+    pycocotools = pytest.importorskip("pycocotools.coco")
+    file = tmp_path / "out.json"
+    file.write_text(json.dumps(written(read_coco(write(tmp_path, SMALL)))))
+    coco = pycocotools.COCO(str(file))
+    capsys.readouterr()
+    assert coco.getImgIds() == [1, 2]
+    assert coco.getCatIds(catNms=["cat"]) == [3]
+    assert coco.getAnnIds(imgIds=[1]) == []
+    (box,) = coco.loadAnns(coco.getAnnIds(imgIds=[2], catIds=[3]))
+    assert (box["bbox"], box["area"], box["iscrowd"]) == ([1.5, 2.0, 3.0, 4.0], 12.0, 0)

@@ -59,6 +59,11 @@ def test_reads_boxes_classes_and_crowds(tmp_path: Path, subfolder: str) -> None:
     ]
 
 
+def test_huge_overhang_is_clipped(tmp_path: Path) -> None:
+    file = write(tmp_path, edit(lambda r: r["annotations"][0].update(bbox=[1, 2, 1e300, 5])))
+    np.testing.assert_array_equal(read_coco(file).pictures[1].boxes[0], [1, 2, 20, 7])
+
+
 def edit(change: Callable[[dict[str, Any]], object]) -> dict[str, Any]:
     root = copy.deepcopy(SMALL)
     change(root)

@@ -43,10 +43,12 @@ def test_order_is_by_number(tmp_path: Path) -> None:
 
 
 def test_overhang_is_clipped(tmp_path: Path) -> None:
-    folder = write_split(tmp_path / "s", {"1.png": [(3, -1, -2, 10, 40), (4, 35, 25, 10, 10)]})
+    folder = write_split(
+        tmp_path / "s", {"1.png": [(3, -1, -2, 10, 40), (4, 35, 25, 10, 10), (5, 1, 1, 1e300, 99)]}
+    )
     # The pictures are 40 x 30.
     np.testing.assert_array_equal(
-        read_svhn(folder).pictures[0].boxes, [[0, 0, 9, 30], [35, 25, 40, 30]]
+        read_svhn(folder).pictures[0].boxes, [[0, 0, 9, 30], [35, 25, 40, 30], [1, 1, 40, 30]]
     )
 
 

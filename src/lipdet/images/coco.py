@@ -178,8 +178,9 @@ def _box(file: Path, annotation: dict[str, Any], image: dict[str, Any]) -> NDArr
         x, y, w, h = np.array(annotation.get("bbox"), np.float64)
     except (TypeError, ValueError):
         raise InputError(f"{where} needs a `bbox` of four numbers [x, y, width, height].") from None
-    corners = np.array([[x, y, x + w, y + h]], np.float32)
-    boxes, has_area = clip_boxes(corners, width, height)
+    corners = np.array([[x, y, x + w, y + h]])
+    with np.errstate(over="ignore"):  # beyond float32 is infinite, which clipping puts right
+        boxes, has_area = clip_boxes(corners.astype(np.float32), width, height)
     if not (has_area[0] and np.isfinite(corners).all()):
         raise InputError(
             f"{where} has the box [{x:g}, {y:g}, {w:g}, {h:g}], which has no area inside the "

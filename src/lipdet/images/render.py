@@ -1,0 +1,187 @@
+"""Rendered house numbers: the embedded data set, made on the spot from a seed.
+
+Notable choices:
+- A picture depends on (seed, stream, index) alone, so that N pictures are a prefix of N + 1 and
+  the train and test streams never share one.
+- Boxes come first, with the statistics of SVHN's annotations; the digits are then drawn to fit
+  their boxes, so that box and ink agree by construction.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image, ImageFilter
+
+from lipdet.errors import InputError
+from lipdet.images.camera import photograph
+from lipdet.images.clutter import add_clutter
+from lipdet.images.ink import (
+    compose_ink,
+    draw_ink,
+    ink_boxes,
+    natural_one_aspect,
+    sample_typeface,
+)
+from lipdet.images.layout import sample_layout
+from lipdet.images.surface import (
+    Plane,
+    ellipse_corners,
+    plate_corners,
+    polygon_mask,
+    sample_colour,
+    scaled,
+    smooth_noise,
+    wall,
+)
+
+STREAMS = ("train", "test")
+SCENE_SIDE = 112
+LIGHT_ON_DARK = 0.45
+
+Colour = NDArray[np.float32]
+Picture = tuple[NDArray[np.uint8], NDArray[np.float32], NDArray[np.int64]]
+
+
+def rendered(stream: str, index: int, seed: int = 0, size: int = 74) -> Picture:
+    """Picture `index` of a stream.
+
+    Args:
+        stream: one of STREAMS.
+        index: 0, 1, 2, ...
+        seed: which data set; any integer from 0.
+        size: side of the picture in pixels.
+
+    Returns:
+        As `render_picture`.
+
+    Raises:
+        InputError: unknown stream, or a negative index or seed.
+    """
+    if stream not in STREAMS:
+        raise InputError(f"rendered stream {stream!r} does not exist; use one of {STREAMS}.")
+    if index < 0 or seed < 0:
+        raise InputError(f"rendered picture {index} of seed {seed}: use numbers from 0 upwards.")
+    sequence = np.random.SeedSequence(seed, spawn_key=(STREAMS.index(stream), index))
+    return render_picture(np.random.default_rng(sequence), size)
+
+
+def render_picture(rng: np.random.Generator, size: int) -> Picture:
+    """Render one house number.
+
+    Args:
+        rng: the source of every random choice.
+        size: side of the picture in pixels.
+
+    Returns:
+        The picture (size, size, 3) uint8 RGB, the boxes (n, 4) float32 xyxy in pixels and the
+        digits (n,) int64, left to right.
+    """
+    boxes, labels, slope = sample_layout(rng)
+    face = sample_typeface(rng, slope)
+    ink = ink_boxes(rng, boxes, labels, natural_one_aspect(face))
+    digits = compose_ink(draw_ink(face, labels, ink, SCENE_SIDE), SCENE_SIDE)
+    ground, paint = sample_contrast(rng)
+    scene = _background(rng, boxes, slope, ground, paint)
+    scene = _paint_digits(rng, scene, digits, paint)
+    return photograph(rng, scene, size), (boxes * size).astype(np.float32), labels
+
+
+def sample_contrast(rng: np.random.Generator) -> tuple[Colour, Colour]:
+    """Colours (3,) of the ground and of the digits on it.
+
+    Brightness and contrast follow SVHN's train pictures: dark grounds about 75 of 255, bright
+    grounds about 150, the difference between ink and ground mostly 45 to 130 before blur.
+    """
+    contrast = float(np.clip(rng.lognormal(np.log(75), 0.5), 26, 215))
+    if rng.random() < LIGHT_ON_DARK:
+        ground = float(np.clip(rng.normal(70, 35), 8, 245 - contrast))
+        digit = ground + contrast
+    else:
+        ground = float(np.clip(rng.normal(155, 45), 8 + contrast, 250))
+        digit = ground - contrast
+    return sample_colour(rng, ground), sample_colour(rng, digit)
+
+
+def _blend(scene: Plane, colour: Colour | Plane, mask: Plane, opacity: float = 1.0) -> Plane:
+    weight = (mask * np.float32(opacity))[:, :, None]
+    return np.asarray(scene + weight * (colour - scene))
+
+
+def _background(
+    rng: np.random.Generator,
+    boxes: NDArray[np.float64],
+    slope: float,
+    ground: Colour,
+    paint: Colour,
+) -> Plane:
+    """Everything behind the digits: a bare wall, or a plate on a wall."""
+    contrast = abs(float((ground - paint).mean()))
+    if rng.random() < 0.4:
+        depth = float(min(rng.exponential(7), 0.2 * contrast))
+        scene = wall(rng, SCENE_SIDE, ground, depth)
+        return add_clutter(rng, scene, boxes)
+    surroundings = sample_colour(rng, float(rng.uniform(15, 235)))
+    scene = wall(rng, SCENE_SIDE, surroundings, float(min(rng.exponential(14), 50)))
+    scene = add_clutter(rng, scene, boxes)
+    return _mount_plate(rng, scene, boxes, slope, ground, paint)
+
+
+def _mount_plate(
+    rng: np.random.Generator,
+    scene: Plane,
+    boxes: NDArray[np.float64],
+    slope: float,
+    ground: Colour,
+    paint: Colour,
+) -> Plane:
+    is_ellipse = rng.random() < 0.08
+    corners = ellipse_corners(boxes) if is_ellipse else plate_corners(rng, boxes, slope)
+    radius = float(rng.uniform(0.01, 0.06)) if rng.random() < 0.4 and not is_ellipse else 0.0
+    mask = polygon_mask(corners, SCENE_SIDE, radius)
+    if rng.random() < 0.4:
+        offset = rng.integers(-5, 6, 2)
+        scene = _blend(scene, scene * np.float32(0.3), _cast(mask, offset, 2.0), 0.7)
+    surface = (
+        ground + np.float32(rng.exponential(3)) * smooth_noise(rng, SCENE_SIDE, (4, 4))[..., None]
+    )
+    scene = _blend(scene, surface, mask)
+    if rng.random() < 0.4:
+        inset, thickness = rng.uniform(0.0, 0.03), rng.uniform(0.012, 0.04)
+        outer = polygon_mask(scaled(corners, inset), SCENE_SIDE, radius)
+        inner = polygon_mask(scaled(corners, inset + thickness), SCENE_SIDE, radius)
+        border = paint if rng.random() < 0.7 else sample_colour(rng, float(rng.uniform(10, 240)))
+        scene = _blend(scene, border, (outer - inner).clip(0, 1))
+    return scene
+
+
+def _cast(mask: Plane, offset: NDArray[np.int64], softness: float) -> Plane:
+    """The mask moved by (x, y) pixels and blurred: a shadow or a highlight."""
+    moved = np.roll(mask, (int(offset[1]), int(offset[0])), axis=(0, 1))
+    blurred = Image.fromarray((moved * 255).astype(np.uint8)).filter(
+        ImageFilter.GaussianBlur(softness)
+    )
+    return np.asarray(blurred, dtype=np.float32) / np.float32(255)
+
+
+def _paint_digits(rng: np.random.Generator, scene: Plane, digits: Plane, paint: Colour) -> Plane:
+    """Lay the digits over the scene, at times raised, outlined, worn or hollow."""
+    offset = rng.integers(-4, 5, 2)
+    if rng.random() < 0.35:
+        scene = _blend(
+            scene, scene * np.float32(0.35), _cast(digits, offset, rng.uniform(0.5, 2.5))
+        )
+    if rng.random() < 0.1:
+        thick = Image.fromarray((digits * 255).astype(np.uint8)).filter(ImageFilter.MaxFilter(5))
+        outline = sample_colour(rng, float(rng.uniform(5, 250)))
+        scene = _blend(scene, outline, np.asarray(thick, dtype=np.float32) / np.float32(255))
+    surface: Colour | Plane = paint
+    if rng.random() < 0.35:
+        wear = np.float32(rng.uniform(3, 18)) * smooth_noise(rng, SCENE_SIDE, (6, 6))
+        surface = paint + wear[:, :, None]
+    if rng.random() < 0.2:
+        # The lit flank of a raised digit.
+        lit = (digits - _cast(digits, -offset, 0.8)).clip(0, 1)
+        surface = surface + (lit * np.float32(rng.choice([-70, 70])))[:, :, None]
+    opacity = 1.0 if rng.random() < 0.8 else float(rng.uniform(0.7, 1.0))
+    return _blend(scene, surface, digits, opacity)

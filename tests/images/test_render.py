@@ -1,0 +1,160 @@
+"""Rendered house numbers: reproducible, disjoint streams, boxes that hold the ink."""
+
+from __future__ import annotations
+
+import hashlib
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+
+from lipdet.errors import InputError
+from lipdet.images.glyphs import FONTS, crop_to_ink, font_mask, pen_mask
+from lipdet.images.ink import draw_ink, ink_boxes, natural_one_aspect, sample_typeface
+from lipdet.images.layout import sample_layout
+from lipdet.images.render import STREAMS, rendered, sample_contrast
+
+DIGEST_SCRIPT = """
+import hashlib
+from lipdet.images.render import rendered
+digest = hashlib.sha256()
+for index in {indices}:
+    for part in rendered("train", index, seed=3):
+        digest.update(part.tobytes())
+print(digest.hexdigest())
+"""
+
+
+def digest(stream: str, index: int, seed: int = 0) -> str:
+    return hashlib.sha256(rendered(stream, index, seed)[0].tobytes()).hexdigest()
+
+
+def test_two_processes_render_the_same_bytes() -> None:
+    runs = [
+        subprocess.run(
+            [sys.executable, "-c", DIGEST_SCRIPT.format(indices=list(range(12)))],
+            capture_output=True,
+            text=True,
+            check=True,
+        ).stdout
+        for _ in range(2)
+    ]
+    # Oracle: the same call in another process, whose hash seed and caches differ.
+    assert runs[0] == runs[1]
+    assert len(runs[0].strip()) == 64
+
+
+def test_a_picture_does_not_depend_on_the_others() -> None:
+    forwards = [digest("test", k) for k in range(6)]
+    backwards = [digest("test", k) for k in reversed(range(9))][::-1]
+    # Oracle: the definition of a prefix.
+    assert backwards[:6] == forwards
+
+
+def test_streams_seeds_and_indices_never_share_a_picture() -> None:
+    digests = {
+        digest(stream, index, seed) for stream in STREAMS for index in range(40) for seed in (0, 1)
+    }
+    # Oracle: counting.
+    assert len(digests) == 2 * 40 * 2
+
+
+@pytest.mark.parametrize("size", [32, 74, 128])
+def test_shapes_types_and_ranges(size: int) -> None:
+    for index in range(30):
+        picture, boxes, labels = rendered("train", index, size=size)
+        # Oracle: the documented signature.
+        assert picture.shape == (size, size, 3)
+        assert picture.dtype.name == "uint8"
+        assert boxes.dtype.name == "float32"
+        assert labels.dtype.name == "int64"
+        assert boxes.shape == (len(labels), 4)
+        assert len(labels) >= 1
+        assert boxes.min() >= 0
+        assert boxes.max() <= size
+        assert (boxes[:, 2:] > boxes[:, :2]).all()
+
+
+def test_every_digit_occurs_and_nothing_else() -> None:
+    labels = np.concatenate([rendered("train", index)[2] for index in range(120)])
+    # Oracle: the ten digit classes; 120 numbers lack one of them with probability < 1e-5.
+    assert set(labels.tolist()) == set(range(10))
+
+
+def test_ink_stays_in_its_box_and_reaches_near_its_sides() -> None:
+    rng = np.random.default_rng(1)
+    side = 200
+    spans = []
+    for _ in range(200):
+        boxes, labels, slope = sample_layout(rng)
+        face = sample_typeface(rng, slope)
+        ink = ink_boxes(rng, boxes, labels, natural_one_aspect(face))
+        placed = draw_ink(face, labels, ink, side)
+        for (left, top, right, bottom), digit, (mask, corner) in zip(
+            boxes * side, labels, placed, strict=True
+        ):
+            # Oracle: the bounding box of the pixels with ink.
+            x0, y0, x1, y1 = mask.point([0] * 128 + [255] * 128).getbbox() or (0, 0, 0, 0)
+            assert corner[0] + x0 >= left - 1
+            assert corner[1] + y0 >= top - 1
+            assert corner[0] + x1 <= right + 1
+            assert corner[1] + y1 <= bottom + 1
+            width, height = right - left, bottom - top
+            assert (y1 - y0) >= 0.6 * height - 2
+            if digit != 1:
+                assert (x1 - x0) >= 0.55 * width - 3
+                spans.append(((x1 - x0) / width, (y1 - y0) / height))
+    # Oracle: margins measured on SVHN's train pictures, 11 % of the height across and 15 % along,
+    # leave about 79 % of the width and 85 % of the height of a box half as wide as high.
+    assert np.mean(spans, axis=0) == pytest.approx([0.79, 0.85], abs=0.06)
+
+
+def test_the_digits_box_holds_the_contrast() -> None:
+    inside, outside = [], []
+    for index in range(150):
+        picture, boxes, _ = rendered("train", index)
+        grey = picture.mean(axis=2)
+        in_box = np.zeros(grey.shape, dtype=bool)
+        for x0, y0, x1, y1 in boxes.round().astype(int):
+            in_box[y0:y1, x0:x1] = True
+        inside.append(grey[in_box].std())
+        rows = slice(int(boxes[:, 1].min()), int(boxes[:, 3].max()))
+        beside = grey[rows][~in_box[rows]]
+        outside.append(beside.std() if beside.size > 50 else np.nan)
+    # Oracle: strokes on a ground differ more than the ground beside them in most pictures.
+    usable = ~np.isnan(outside)
+    assert np.mean(np.array(inside)[usable] > np.array(outside)[usable]) > 0.55
+
+
+def test_grounds_and_digits_are_told_apart() -> None:
+    rng = np.random.default_rng(0)
+    pairs = np.array([sample_contrast(rng) for _ in range(1000)]).mean(axis=2)
+    light_on_dark = np.mean(pairs[:, 1] > pairs[:, 0])
+    # Oracle: 43 % of SVHN's first 256 train numbers are lighter than their ground.
+    assert light_on_dark == pytest.approx(0.45, abs=0.05)
+    assert np.abs(pairs[:, 1] - pairs[:, 0]).min() > 15
+
+
+def test_masks_are_tight_and_differ_between_digits() -> None:
+    fonts = [[font_mask(font, digit, 0) for digit in range(10)] for font in FONTS]
+    pens = [
+        [pen_mask(digit, variant, 0.6, 0.14, round_caps=True) for digit in range(10)]
+        for variant in range(4)
+    ]
+    for masks in fonts + pens:
+        for mask in masks:
+            # Oracle: a crop of a tight mask changes at most the antialiased rim.
+            cropped = crop_to_ink(mask)
+            assert mask.width - cropped.width <= 2
+            assert mask.height - cropped.height <= 2
+        assert len({mask.tobytes() for mask in masks}) == 10
+
+
+def test_unknown_streams_and_negative_numbers_are_refused() -> None:
+    with pytest.raises(InputError, match="'validation'"):
+        rendered("validation", 0)
+    with pytest.raises(InputError, match="-1"):
+        rendered("train", -1)
+    with pytest.raises(InputError, match="-2"):
+        rendered("train", 0, seed=-2)

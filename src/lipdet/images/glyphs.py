@@ -16,6 +16,7 @@ import matplotlib
 from PIL import Image, ImageDraw, ImageFilter, ImageFont
 
 GLYPH_HEIGHT = 112
+HALF_INK = [0] * 128 + [255] * 128
 
 FONTS = (
     "DejaVuSans",
@@ -40,7 +41,7 @@ Skeleton = tuple[tuple[Point, ...], ...]
 
 def crop_to_ink(mask: Image.Image) -> Image.Image:
     """Cut the empty borders off a mask; ink is what is at least half as dark as full ink."""
-    box = mask.point([0] * 128 + [255] * 128).getbbox()
+    box = mask.point(HALF_INK).getbbox()
     return mask.crop(box) if box else mask
 
 
@@ -53,7 +54,7 @@ def font_path(font: str) -> str:
 def font_mask(font: str, digit: int, weight: int) -> Image.Image:
     """A digit of a font as an "L" mask of height GLYPH_HEIGHT, thinner or bolder by `weight`.
 
-    `weight` is the change of the stroke on either side, in pixels, -2 to 5.
+    `weight` is the change of the stroke on either side, in pixels, -2 to 6.
     """
     face = ImageFont.truetype(font_path(font), 150, layout_engine=ImageFont.Layout.BASIC)
     mask = Image.new("L", (220, 240), 0)
@@ -70,7 +71,6 @@ def _to_glyph_height(mask: Image.Image) -> Image.Image:
     return mask.resize((width, GLYPH_HEIGHT), Image.Resampling.BILINEAR)
 
 
-@lru_cache(maxsize=4096)
 def pen_mask(digit: int, variant: int, aspect: float, pen: float, round_caps: bool) -> Image.Image:
     """A digit drawn with a round pen as an "L" mask of height GLYPH_HEIGHT.
 
@@ -82,7 +82,11 @@ def pen_mask(digit: int, variant: int, aspect: float, pen: float, round_caps: bo
         round_caps: whether strokes end round rather than cut off.
     """
     shapes = _skeletons()[digit]
-    skeleton = shapes[variant % len(shapes)]
+    return _drawn(shapes[variant % len(shapes)], aspect, pen, round_caps)
+
+
+@lru_cache(maxsize=4096)
+def _drawn(skeleton: Skeleton, aspect: float, pen: float, round_caps: bool) -> Image.Image:
     scale = 2
     height = scale * GLYPH_HEIGHT
     line = max(2, round(pen * height))

@@ -50,10 +50,10 @@ def sample_typeface(rng: np.random.Generator, slope: float) -> Typeface:
     slanted, follows = rng.random(2) < (0.35, 0.75)
     return Typeface(
         font=None if rng.random() < PEN_SHARE else FONTS[int(rng.integers(len(FONTS)))],
-        weight=int(rng.choice([-2, -1, 0, 1, 2, 3, 5])),
+        weight=int(rng.choice([-2, 0, 1, 2, 3, 4, 6])),
         variant=int(rng.integers(12)),
-        aspect=float(rng.choice([0.4, 0.5, 0.6, 0.75])),
-        pen=float(rng.choice([0.08, 0.11, 0.14, 0.17, 0.2])),
+        aspect=float(rng.choice([0.3, 0.4, 0.5, 0.65])),
+        pen=float(rng.choice([0.09, 0.12, 0.15, 0.18, 0.22])),
         round_caps=bool(rng.random() < 0.4),
         slant=float(rng.normal(0, 0.2)) if slanted else float(rng.normal(0, 0.03)),
         rise=float(np.clip(slope * rng.uniform(0.5, 1.0), -0.5, 0.5)) if follows else 0.0,
@@ -117,6 +117,10 @@ def ink_boxes(
     on_left = rng.uniform(0.3, 0.7, len(boxes)) * spare
     ink[:, 0] += on_left
     ink[:, 2] -= spare - on_left
+    # Boxes overlap more often than the digits in them.
+    overlap = (ink[:-1, 2] - ink[1:, 0]).clip(0, 0.25 * np.minimum(width[:-1], width[1:]))
+    ink[:-1, 2] -= overlap / 2
+    ink[1:, 0] += overlap / 2
     return ink
 
 

@@ -4,7 +4,9 @@ Notable choices:
 - The statistics (`layout.json`, made by `scripts/fit_layout.py`) are aggregates of the official
   train boxes; the digits of one number share their condensation through a Gaussian copula.
 - The square around a number follows the crop of real pictures: as long as the number's longer
-  side, enlarged by up to 35 %, the number anywhere inside it.
+  side, enlarged by up to 35 %. In half of the layouts the number lies near the middle, as the
+  borders of SVHN's pictures make it (measured on the train set: its centre within 0.05 of the
+  square's for half of the crops); in the others it lies anywhere.
 """
 
 from __future__ import annotations
@@ -19,6 +21,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 MAX_ENLARGEMENT = 1.35
+CENTRED_SHARE = 0.5
+CENTRED_FREEDOM = 0.3
 
 
 @cache
@@ -82,5 +86,7 @@ def _into_square(rng: np.random.Generator, boxes: NDArray[np.float64]) -> NDArra
     low, high = boxes[:, :2].min(axis=0), boxes[:, 2:].max(axis=0)
     extent = high - low
     side = extent.max() * rng.uniform(1, MAX_ENLARGEMENT)
-    corner = low - rng.uniform(0, 1, 2) * (side - extent)
+    freedom = CENTRED_FREEDOM if rng.random() < CENTRED_SHARE else 1.0
+    share_before = 0.5 + freedom * rng.uniform(-0.5, 0.5, 2)
+    corner = low - share_before * (side - extent)
     return np.asarray(((boxes - np.tile(corner, 2)) / side).clip(0, 1))

@@ -84,7 +84,9 @@ def render_picture(rng: np.random.Generator, size: int) -> Picture:
     ground, paint = sample_contrast(rng)
     scene = _background(rng, boxes, slope, ground, paint)
     scene = _paint_digits(rng, scene, digits, paint)
-    return photograph(rng, scene, size), (boxes * size).astype(np.float32), labels
+    digit_height = float((boxes[:, 3] - boxes[:, 1]).mean())
+    picture = photograph(rng, scene, size, digit_height)
+    return picture, (boxes * size).astype(np.float32), labels
 
 
 def sample_contrast(rng: np.random.Generator) -> tuple[Colour, Colour]:
@@ -93,7 +95,7 @@ def sample_contrast(rng: np.random.Generator) -> tuple[Colour, Colour]:
     Brightness and contrast follow SVHN's train pictures: dark grounds about 75 of 255, bright
     grounds about 150, the difference between ink and ground mostly 45 to 130 before blur.
     """
-    contrast = float(np.clip(rng.lognormal(np.log(75), 0.5), 26, 215))
+    contrast = float(np.clip(rng.lognormal(np.log(72), 0.46), 32, 215))
     if rng.random() < LIGHT_ON_DARK:
         ground = float(np.clip(rng.normal(70, 35), 8, 245 - contrast))
         digit = ground + contrast
@@ -121,7 +123,8 @@ def _background(
         depth = float(min(rng.exponential(7), 0.2 * contrast))
         scene = wall(rng, SCENE_SIDE, ground, depth)
         return add_clutter(rng, scene, boxes)
-    surroundings = sample_colour(rng, float(rng.uniform(15, 235)))
+    near = rng.normal(float(ground.mean()), 40) if rng.random() < 0.6 else rng.uniform(15, 235)
+    surroundings = sample_colour(rng, float(np.clip(near, 8, 245)))
     scene = wall(rng, SCENE_SIDE, surroundings, float(min(rng.exponential(14), 50)))
     scene = add_clutter(rng, scene, boxes)
     return _mount_plate(rng, scene, boxes, slope, ground, paint)
@@ -165,7 +168,7 @@ def _cast(mask: Plane, offset: NDArray[np.int64], softness: float) -> Plane:
 
 
 def _paint_digits(rng: np.random.Generator, scene: Plane, digits: Plane, paint: Colour) -> Plane:
-    """Lay the digits over the scene, at times raised, outlined, worn or hollow."""
+    """Lay the digits over the scene, at times raised, outlined or worn."""
     offset = rng.integers(-4, 5, 2)
     if rng.random() < 0.35:
         scene = _blend(

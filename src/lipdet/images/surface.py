@@ -19,7 +19,7 @@ HUES = np.array(
         [-0.35, 0.5, -0.15],  # green
     ]
 )
-HUE_WEIGHTS = np.array([0.37, 0.16, 0.22, 0.09, 0.1, 0.06])
+HUE_WEIGHTS = np.array([0.42, 0.17, 0.19, 0.08, 0.09, 0.05])
 
 
 def sample_colour(rng: np.random.Generator, brightness: float) -> NDArray[np.float32]:

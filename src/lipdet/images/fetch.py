@@ -16,7 +16,7 @@ from rich.progress import Progress, TaskID
 from lipdet.errors import InputError
 
 WAITS_S = (1, 2, 4, 8, 16)
-"""Pause before each new attempt; attempts that received something do not count."""
+"""Pause before each new attempt; attempts that came further do not count."""
 TIMEOUT_S = 30
 CHUNK = 1 << 16
 TRANSIENT = frozenset({408, 429, 500, 502, 503, 504})
@@ -42,14 +42,14 @@ def fetch(url: str, part: Path, size: int | None, progress: Progress) -> None:
     if urlsplit(url).scheme not in ("http", "https"):
         raise InputError(f"{url}: not an http or https address; check the address.")
     task = progress.add_task(part.name.removesuffix(".part"), total=size)
-    failures = 0
+    failures, furthest = 0, _length(part)
     while True:
-        before = _length(part)
         try:
             _attempt(url, part, size, progress, task)
             return
         except BrokenConnectionError as error:
-            failures = 0 if _length(part) > before else failures + 1
+            failures = 0 if _length(part) > furthest else failures + 1
+            furthest = max(furthest, _length(part))
             if failures > len(WAITS_S):
                 raise InputError(
                     f"{url}: the connection broke {failures} times ({error}); what has arrived is "

@@ -25,7 +25,8 @@ class Target(TypedDict):
 class Detections(TypedDict):
     """The detections of one image, best first.
 
-    `boxes` (N, 4) float32 xyxy pixels, `labels` (N,) int64, `scores` (N,) float32 in [0, 1].
+    `boxes` (N, 4) float32 xyxy pixels, `labels` (N,) int64, `scores` (N,) float64 in [0, 1]:
+    float32 would tie at 1.0 what log-odds of 18 and of 30 keep apart.
     """
 
     boxes: Tensor

@@ -12,8 +12,6 @@ from PIL import Image, UnidentifiedImageError
 
 from lipdet.errors import InputError
 
-DIGITS = tuple("0123456789")
-
 
 @dataclass(frozen=True)
 class AnnotatedPicture:

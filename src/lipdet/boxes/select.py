@@ -1,0 +1,85 @@
+"""Raw output to detections: decode, hard greedy NMS per class, top-k.
+
+Notable choices:
+- Boxes are clipped to the image before NMS, so that what is shown is what was compared.
+- NMS runs once per class; a joint call on shifted coordinates rounds differently per class.
+- Everything ranks on log-odds; see `lipdet.boxes.scores`.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from torchvision.ops import nms
+
+from lipdet.boxes.coding import BoxCoding
+from lipdet.boxes.scores import softmax_candidates
+from lipdet.types import Detections, RawOutput
+
+
+@dataclass(frozen=True)
+class Selection:
+    """Which boxes become detections.
+
+    Attributes:
+        score_floor: a candidate's score must exceed it.
+        nms_iou: a kept box suppresses lower ones of its class that overlap it by more.
+        top_k: at most this many detections per image, over all classes.
+    """
+
+    score_floor: float
+    nms_iou: float
+    top_k: int
+
+
+# The reference experiment's settings for pictures, and the low floor that a full
+# precision-recall curve needs (COCO counts 100 detections per image).
+DISPLAY_SELECTION = Selection(score_floor=0.2, nms_iou=0.3, top_k=20)
+AP_SELECTION = Selection(score_floor=0.01, nms_iou=0.3, top_k=100)
+
+
+def select_detections(
+    raw: RawOutput,
+    default_boxes: Tensor,
+    coding: BoxCoding,
+    image_size: int,
+    selection: Selection,
+) -> list[Detections]:
+    """Detections of each image of a batch, best first.
+
+    Args:
+        raw: logits (B, A, classes + 1), offsets (B, A, 4).
+        default_boxes: (A, 4) cx, cy, w, h in pixels.
+        coding: how offsets become boxes.
+        image_size: side of the square input in pixels; boxes are clipped to it.
+        selection: score floor, NMS threshold, top-k.
+
+    Returns:
+        B dictionaries; boxes in pixels of the network's input.
+    """
+    boxes = coding.decode(raw.offsets.float(), default_boxes).clamp(0, image_size)
+    return [
+        _select_one(logits, image_boxes, selection)
+        for logits, image_boxes in zip(raw.logits, boxes, strict=True)
+    ]
+
+
+def _select_one(logits: Tensor, boxes: Tensor, selection: Selection) -> Detections:
+    candidates = softmax_candidates(logits, selection.score_floor)
+    kept = [
+        members[
+            nms(boxes[candidates.anchors[members]], candidates.log_odds[members], selection.nms_iou)
+        ]
+        for label in torch.unique(candidates.labels).tolist()
+        for members in [torch.nonzero(candidates.labels == label).squeeze(1)]
+    ]
+    order = torch.cat(kept) if kept else candidates.labels
+    best = candidates.log_odds[order].argsort(descending=True, stable=True)[: selection.top_k]
+    order = order[best]
+    return Detections(
+        boxes=boxes[candidates.anchors[order]],
+        labels=candidates.labels[order],
+        scores=candidates.log_odds[order].double().sigmoid(),
+    )

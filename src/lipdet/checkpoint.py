@@ -1,0 +1,138 @@
+"""Weights on disk: one safetensors file that carries its own configuration. Never pickle.
+
+Notable choices:
+- The file's header holds json: the detector's configuration, how it was trained, its figures.
+- Files appear under their name only when complete.
+- A DETECTOR is the name of packaged weights, a run folder (its best weights), or a file.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save
+from torch import Tensor, nn
+
+from lipdet.config import DetectorConfig, as_plain
+from lipdet.detector import ARCHITECTURES, SSD, build_detector
+from lipdet.errors import InputError
+
+PACKAGED = Path(__file__).parent / "weights"
+BEST = "best.safetensors"
+
+
+@dataclass(frozen=True)
+class LoadedDetector:
+    """A detector in eval mode and what its file says about it.
+
+    Attributes:
+        name: as the user gave it.
+        detector: with its trained weights.
+        info: `detector`, `training`, `figures`, `versions` as stored.
+    """
+
+    name: str
+    detector: SSD
+    info: dict[str, Any]
+
+
+def packaged_names() -> list[str]:
+    """Names of the weights that come with the package."""
+    return sorted(path.stem for path in PACKAGED.glob("*.safetensors"))
+
+
+def weights_file(spec: str) -> Path:
+    """The file that a DETECTOR means.
+
+    Raises:
+        InputError: there is no such weights file.
+    """
+    path = Path(spec)
+    if path.is_dir():
+        if not (path / BEST).is_file():
+            raise InputError(f"{spec} is no finished run (it has no {BEST}).")
+        return path / BEST
+    if path.is_file():
+        return path
+    if spec in packaged_names():
+        return PACKAGED / f"{spec}.safetensors"
+    raise InputError(
+        f"There is no detector {spec!r}; give a run folder, a weights file, or one of: "
+        f"{', '.join(packaged_names())}."
+    )
+
+
+def load_detector(spec: str) -> LoadedDetector:
+    """Build the detector that a weights file describes and load its weights.
+
+    Args:
+        spec: a DETECTOR; see the module's first lines.
+
+    Raises:
+        InputError: missing, damaged, or weights of another architecture.
+    """
+    path = weights_file(spec)
+    tensors, info = read_tensors(path)
+    try:
+        stored = info["detector"]
+        config = DetectorConfig(**{**stored, "class_names": tuple(stored["class_names"])})
+    except (KeyError, TypeError) as error:
+        raise InputError(f"{path} does not describe a lipdet detector ({error}).") from None
+    if config.architecture not in ARCHITECTURES:
+        raise InputError(
+            f"{path} needs the architecture {config.architecture!r}, which this version of lipdet "
+            f"does not have; it has: {', '.join(ARCHITECTURES)}."
+        )
+    detector = build_detector(config)
+    load_state(detector, tensors, path)
+    return LoadedDetector(spec, detector.eval(), info)
+
+
+def load_state(module: nn.Module, tensors: Mapping[str, Tensor], path: Path) -> None:
+    """Load a state dict strictly, or say that the file is of another architecture."""
+    try:
+        module.load_state_dict(tensors, strict=True)
+    except RuntimeError:
+        raise InputError(
+            f"{path} holds weights of another architecture than its configuration says."
+        ) from None
+
+
+def save_detector(path: Path, detector: nn.Module, config: DetectorConfig, info: Any) -> None:
+    """Write a detector's weights with its configuration and `info` (plain values)."""
+    state = {name: tensor.detach().cpu() for name, tensor in detector.state_dict().items()}
+    write_tensors(path, state, {"detector": as_plain(config), **info})
+
+
+def write_tensors(path: Path, tensors: Mapping[str, Tensor], info: Mapping[str, Any]) -> None:
+    """Write tensors and json to one safetensors file, atomically."""
+    contiguous = {name: tensor.contiguous() for name, tensor in tensors.items()}
+    data = save(contiguous, metadata={"lipdet": json.dumps(info)})
+    unfinished = path.with_name(f".{path.name}.unfinished")
+    with unfinished.open("wb") as file:
+        file.write(data)
+        file.flush()
+        os.fsync(file.fileno())
+    unfinished.replace(path)
+
+
+def read_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """Read what `write_tensors` wrote.
+
+    Raises:
+        InputError: the file is missing, truncated, or not ours.
+    """
+    try:
+        with safe_open(path, framework="pt") as file:
+            info = json.loads((file.metadata() or {})["lipdet"])
+            return {name: file.get_tensor(name) for name in file.keys()}, info  # noqa: SIM118
+    except (OSError, SafetensorError) as error:
+        raise InputError(f"{path} is no readable safetensors file ({error}).") from None
+    except (KeyError, ValueError):
+        raise InputError(f"{path} was not written by lipdet (it has no lipdet header).") from None

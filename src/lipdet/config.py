@@ -1,0 +1,114 @@
+"""Frozen settings of detectors and trainings, and the named presets."""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass, field
+from typing import Literal
+
+from lipdet.errors import InputError
+
+DIGITS = tuple("0123456789")
+IMAGE_SIZE = 74
+
+
+@dataclass(frozen=True)
+class DetectorConfig:
+    """What fixes a detector's shape; stored with its weights.
+
+    Attributes:
+        architecture: name of the builder.
+        class_names: the classes, background not counted.
+        image_size: side of the square input in pixels.
+    """
+
+    architecture: str = "tinier-ssd"
+    class_names: tuple[str, ...] = DIGITS
+    image_size: int = IMAGE_SIZE
+
+
+@dataclass(frozen=True)
+class TrainConfig:
+    """How a detector is trained; every field can be given in YAML or on the command line.
+
+    Attributes:
+        epochs: passes over the training mixture.
+        epoch_pictures: pictures per epoch; 0 means as many as the packs hold together.
+        batch_size: pictures per step.
+        optimizer: adamw, or sgd with Nesterov momentum 0.9.
+        learning_rate: peak of the schedule.
+        weight_decay: decoupled decay, on convolution weights only.
+        warmup: share of all steps in which the learning rate rises linearly; then a cosine to 0.
+        gradient_clip: largest L2 norm of the whole gradient.
+        ema_decay: decay per step of the averaged weights, which are the ones evaluated and kept.
+        precision: bf16 autocast, float32, or auto (bf16 where the processor or GPU computes in it).
+        augment: photometric changes (brightness, contrast, inversion, channel order).
+        validation_share: share of the pictures held out to choose the best checkpoint.
+        validation_limit: at most this many held-out pictures of each data set.
+        validate_every: epochs between two validations; the last epoch is always validated.
+        checkpoint_seconds: longest time between two resumable checkpoints.
+        seed: of initial weights, order, augmentation and validation split.
+        threads: CPU threads; 0 leaves the choice to PyTorch.
+        tensorboard: also write TensorBoard events (needs the extra `tensorboard`).
+    """
+
+    epochs: int = 10
+    epoch_pictures: int = 0
+    batch_size: int = 64
+    optimizer: Literal["adamw", "sgd"] = "adamw"
+    learning_rate: float = 3e-3
+    weight_decay: float = 1e-2
+    warmup: float = 0.1
+    gradient_clip: float = 10.0
+    ema_decay: float = 0.998
+    precision: Literal["auto", "bf16", "float32"] = "auto"
+    augment: bool = True
+    validation_share: float = 0.05
+    validation_limit: int = 256
+    validate_every: int = 1
+    checkpoint_seconds: float = 60.0
+    seed: int = 0
+    threads: int = 0
+    tensorboard: bool = False
+
+    def __post_init__(self) -> None:
+        """Refuse settings that cannot work, before anything is written."""
+        for name in ("epochs", "batch_size", "learning_rate", "gradient_clip", "validate_every"):
+            if getattr(self, name) <= 0:
+                raise InputError(f"{name} must be positive, not {getattr(self, name)}.")
+        for name in ("epoch_pictures", "weight_decay", "validation_limit", "seed", "threads"):
+            if getattr(self, name) < 0:
+                raise InputError(f"{name} must not be negative, but is {getattr(self, name)}.")
+        for name in ("warmup", "ema_decay", "validation_share"):
+            if not 0 <= getattr(self, name) < 1:
+                raise InputError(f"{name} must lie in [0, 1), not {getattr(self, name)}.")
+
+
+@dataclass(frozen=True)
+class Preset:
+    """A named detector with the training that suits it."""
+
+    detector: DetectorConfig = field(default_factory=DetectorConfig)
+    train: TrainConfig = field(default_factory=TrainConfig)
+
+
+PRESETS = {"naive": Preset()}
+
+
+def preset(name: str) -> Preset:
+    """The preset of that name.
+
+    Raises:
+        InputError: there is none.
+    """
+    if name not in PRESETS:
+        raise InputError(f"There is no preset {name!r}; choose one of: {', '.join(PRESETS)}.")
+    return PRESETS[name]
+
+
+def as_plain(config: DetectorConfig | TrainConfig) -> dict[str, object]:
+    """A dataclass as values that json and YAML can hold."""
+    return {
+        key: list(value) if isinstance(value, tuple) else value
+        for key, value in dataclasses.asdict(config).items()
+    }

@@ -1,0 +1,16 @@
+"""Detectors: image to raw output, and the loss that trains them."""
+
+from collections.abc import Callable
+
+from lipdet.config import DetectorConfig
+from lipdet.detector.ssd import SSD
+from lipdet.detector.tinier_ssd import tinier_ssd
+
+ARCHITECTURES: dict[str, Callable[[DetectorConfig], SSD]] = {"tinier-ssd": tinier_ssd}
+
+__all__ = ["SSD", "build_detector"]
+
+
+def build_detector(config: DetectorConfig) -> SSD:
+    """A detector with random weights, as `config` describes it."""
+    return ARCHITECTURES[config.architecture](config)

@@ -1,0 +1,50 @@
+"""Default boxes (anchors) of an SSD: one set per cell of each feature map."""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class DefaultBoxLevel:
+    """The default boxes of one square feature map.
+
+    Attributes:
+        cells: side of the feature map.
+        scale: geometric mean side of the boxes, as a fraction of the image.
+        ratios: width : height of each box.
+    """
+
+    cells: int
+    scale: float
+    ratios: tuple[float, ...]
+
+
+def default_boxes(levels: Sequence[DefaultBoxLevel], image_size: int) -> Tensor:
+    """All default boxes, level by level, row by row, cell by cell, ratio by ratio.
+
+    Centres lie at cell centres; sides are clamped to the image as in the reference model.
+
+    Returns:
+        (A, 4) float32 cx, cy, w, h in pixels.
+    """
+    boxes = [
+        ((column + 0.5) / level.cells, (row + 0.5) / level.cells, width, height)
+        for level in levels
+        for row, column in itertools.product(range(level.cells), repeat=2)
+        for width, height in _sides(level)
+    ]
+    return torch.tensor(boxes, dtype=torch.float32) * image_size
+
+
+def _sides(level: DefaultBoxLevel) -> list[tuple[float, float]]:
+    return [
+        (min(level.scale * math.sqrt(ratio), 1.0), min(level.scale / math.sqrt(ratio), 1.0))
+        for ratio in level.ratios
+    ]

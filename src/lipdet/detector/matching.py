@@ -1,0 +1,94 @@
+"""Which default box answers for which object: batched and vectorised."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from lipdet.types import Target
+
+
+class PaddedTargets(NamedTuple):
+    """The targets of a batch as rectangular tensors; M ≥ 1 is the largest number of objects.
+
+    Attributes:
+        boxes: (B, M, 4) float32 xyxy pixels.
+        labels: (B, M) int64.
+        valid: (B, M) bool; the rest is padding.
+    """
+
+    boxes: Tensor
+    labels: Tensor
+    valid: Tensor
+
+    def to(self, device: torch.device) -> PaddedTargets:
+        """The same targets on another device."""
+        return PaddedTargets(*(tensor.to(device) for tensor in self))
+
+
+def pad_targets(targets: Sequence[Target]) -> PaddedTargets:
+    """Stack per-image targets, padding with invalid unit boxes."""
+    most = max([1, *(len(target["labels"]) for target in targets)])
+    boxes = torch.tensor([0.0, 0.0, 1.0, 1.0]).repeat(len(targets), most, 1)
+    labels = torch.zeros(len(targets), most, dtype=torch.int64)
+    valid = torch.zeros(len(targets), most, dtype=torch.bool)
+    for row, target in enumerate(targets):
+        count = len(target["labels"])
+        boxes[row, :count] = target["boxes"]
+        labels[row, :count] = target["labels"]
+        valid[row, :count] = True
+    return PaddedTargets(boxes, labels, valid)
+
+
+class Matches(NamedTuple):
+    """For each image and default box: is it positive, and for which object.
+
+    Attributes:
+        positive: (B, A) bool.
+        objects: (B, A) int64 index into the padded objects; meaningful where positive.
+    """
+
+    positive: Tensor
+    objects: Tensor
+
+
+def match(default_corners: Tensor, targets: PaddedTargets, threshold: float = 0.5) -> Matches:
+    """SSD matching (Liu et al., 2016, §2.2).
+
+    A default box is positive for the object it overlaps best if their IoU reaches the threshold;
+    besides, each object claims the default box that overlaps it best. Where two objects claim the
+    same one, the later object has it.
+
+    Args:
+        default_corners: (A, 4) default boxes as xyxy pixels.
+        targets: the objects of B images.
+        threshold: IoU in (0, 1].
+    """
+    overlap = pairwise_iou(default_corners, targets.boxes)
+    overlap = overlap.masked_fill(~targets.valid.unsqueeze(1), -1.0)
+    best_overlap, objects = overlap.max(dim=2)
+    positive = best_overlap >= threshold
+    best_anchor = overlap.argmax(dim=1)
+    anchors = torch.arange(len(default_corners), device=overlap.device)
+    # One pass per object, not one scatter: duplicate indices in a scatter have no defined winner.
+    for index in range(best_anchor.shape[1]):
+        claimed = (anchors == best_anchor[:, index, None]) & targets.valid[:, index, None]
+        objects = objects.masked_fill(claimed, index)
+        positive = positive | claimed
+    return Matches(positive, objects)
+
+
+def pairwise_iou(default_corners: Tensor, boxes: Tensor) -> Tensor:
+    """IoU (B, A, M) of boxes (A, 4) with boxes (B, M, 4), all xyxy."""
+    anchors = default_corners[None, :, None]
+    others = boxes[:, None]
+    sides = torch.minimum(anchors[..., 2:], others[..., 2:]) - torch.maximum(
+        anchors[..., :2], others[..., :2]
+    )
+    intersection = sides.clamp(min=0).prod(dim=-1)
+    areas = (anchors[..., 2:] - anchors[..., :2]).prod(-1)
+    other_areas = (others[..., 2:] - others[..., :2]).prod(-1)
+    return intersection / (areas + other_areas - intersection)

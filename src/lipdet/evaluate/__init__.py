@@ -1,0 +1,1 @@
+"""Average precision of a detector over a data set."""

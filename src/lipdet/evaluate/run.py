@@ -1,0 +1,105 @@
+"""Evaluate a detector on a pack: the json that `lipdet eval` writes."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+
+from lipdet.boxes import AP_SELECTION, Selection, select_detections
+from lipdet.checkpoint import LoadedDetector
+from lipdet.detector import SSD
+from lipdet.errors import InputError
+from lipdet.evaluate.average_precision import AveragePrecision, average_precision
+from lipdet.images.pack import Pack
+from lipdet.progress import track
+from lipdet.types import Detections
+from lipdet.versions import versions
+
+BATCH_SIZE = 64
+
+
+def evaluate(loaded: LoadedDetector, pack: Pack, seed: int) -> dict[str, Any]:
+    """Clean AP of a detector with everything that is needed to repeat the measurement.
+
+    Args:
+        loaded: a detector.
+        pack: pictures of the detector's input size.
+        seed: the one that the pack was made with; recorded.
+
+    Returns:
+        The json object that docs/json.md describes; AP values are fractions.
+
+    Raises:
+        InputError: the pack's classes are not the detector's.
+    """
+    detector = loaded.detector
+    if pack.class_names != detector.config.class_names:
+        raise InputError(
+            f"{pack.name} has the classes {', '.join(pack.class_names)}; "
+            f"{loaded.name} detects {', '.join(detector.config.class_names)}."
+        )
+    started = time.monotonic()
+    clean = clean_ap(detector, pack)
+    return {
+        "weights": loaded.name,
+        "parameters": sum(parameter.numel() for parameter in detector.parameters()),
+        "data": pack.describe(),
+        "seed": seed,
+        "versions": versions(),
+        "seconds": round(time.monotonic() - started, 3),
+        "clean": clean.as_dict(),
+        "attacked": [],
+        "certified": [],
+    }
+
+
+def clean_ap(detector: SSD, pack: Pack, indices: Sequence[int] | None = None) -> AveragePrecision:
+    """AP on the pictures of a pack, or on those of the given indices."""
+    chosen = range(len(pack)) if indices is None else indices
+    found = detect_pack(detector, pack, chosen, AP_SELECTION)
+    return average_precision([pack.target(index) for index in chosen], found, pack.class_names)
+
+
+def detect_pack(
+    detector: SSD, pack: Pack, indices: Sequence[int], selection: Selection
+) -> list[Detections]:
+    """Detections on pictures of a pack, in float32 and eval mode, on the detector's device."""
+    starts = range(0, len(indices), BATCH_SIZE)
+    return [
+        found
+        for start in track(starts, f"Detecting in {pack.name}")
+        for found in detect_batch(
+            detector,
+            torch.stack(
+                [
+                    torch.from_numpy(pack.images[index].copy())
+                    for index in indices[start : start + BATCH_SIZE]
+                ]
+            ),
+            selection,
+        )
+    ]
+
+
+@torch.inference_mode()
+def detect_batch(detector: SSD, images: torch.Tensor, selection: Selection) -> list[Detections]:
+    """Detections on 8-bit images (B, S, S, 3), on the CPU; the module's mode is left as it was."""
+    was_training = detector.training
+    detector.eval()
+    device = detector.default_boxes.device
+    pixels = images.to(device).permute(0, 3, 1, 2).float() / 255
+    found = select_detections(
+        detector(pixels),
+        detector.default_boxes,
+        detector.coding,
+        detector.config.image_size,
+        selection,
+    )
+    detector.train(was_training)
+    return [
+        Detections(boxes=one["boxes"].cpu(), labels=one["labels"].cpu(), scores=one["scores"].cpu())
+        for one in found
+    ]

@@ -1,0 +1,134 @@
+"""From a photograph to the square that the network sees.
+
+Three ways, all seeded:
+- `reference_region`: the crop of the reference experiment (ADI's SVHN_74), for evaluation;
+- `jittered_region`: the same idea with more freedom, for training;
+- `full_region`: the whole picture, letter-boxed, when nobody knows where the number is.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+from lipdet.images.source import clip_boxes
+
+EXPANSION = 0.3
+JITTER_ENLARGEMENT = 1.4
+JITTER_ASPECT = 0.15
+
+
+class Region(NamedTuple):
+    """A rectangle in pixels of the picture; it may reach beyond the border."""
+
+    left: float
+    top: float
+    right: float
+    bottom: float
+
+
+def reference_region(
+    boxes: NDArray[np.float32], width: int, height: int, rng: np.random.Generator
+) -> Region | None:
+    """The smallest square around all boxes, slid along its free direction, then enlarged.
+
+    The square is as wide as the number's longer side; along the other side its place is drawn
+    from those that contain the number and lie inside the picture. It then grows by up to 30 %,
+    halving the growth until the picture allows it.
+
+    Returns:
+        The square, or None if no such square fits into the picture or there is no box.
+    """
+    if len(boxes) == 0:
+        return None
+    left, top = np.floor(boxes[:, :2].min(axis=0)).astype(int).tolist()
+    right, bottom = np.ceil(boxes[:, 2:].max(axis=0)).astype(int).tolist()
+    side = max(right - left, bottom - top)
+    first_left, last_left = max(0, right - side), min(left, width - side)
+    first_top, last_top = max(0, bottom - side), min(top, height - side)
+    if first_left > last_left or first_top > last_top:
+        return None
+    left = int(rng.integers(first_left, last_left + 1))
+    top = int(rng.integers(first_top, last_top + 1))
+    growth = round(side * EXPANSION / 2)
+    while growth > 0 and not _inside(left, top, side, growth, width, height):
+        growth //= 2
+    return Region(left - growth, top - growth, left + side + growth, top + side + growth)
+
+
+def _inside(left: int, top: int, side: int, growth: int, width: int, height: int) -> bool:
+    return (
+        left - growth >= 0
+        and top - growth >= 0
+        and left + side + growth <= width
+        and top + side + growth <= height
+    )
+
+
+def jittered_region(boxes: NDArray[np.float32], rng: np.random.Generator) -> Region:
+    """A nearly square rectangle anywhere around all boxes (at least one).
+
+    Its side is 1.0 to 1.4 times the number's longer side, its aspect within 15 % of square; it
+    always contains the number and may overhang the picture.
+    """
+    left, top = boxes[:, :2].min(axis=0).tolist()
+    right, bottom = boxes[:, 2:].max(axis=0).tolist()
+    side = max(right - left, bottom - top) * rng.uniform(1.0, JITTER_ENLARGEMENT)
+    stretch = np.sqrt(rng.uniform(1 - JITTER_ASPECT, 1 + JITTER_ASPECT))
+    width = max(side * stretch, right - left)
+    height = max(side / stretch, bottom - top)
+    region_left = rng.uniform(right - width, left)
+    region_top = rng.uniform(bottom - height, top)
+    return Region(region_left, region_top, region_left + width, region_top + height)
+
+
+def full_region(width: int, height: int) -> Region:
+    """The square around the whole picture, the picture in its centre."""
+    side = max(width, height)
+    left, top = (width - side) / 2, (height - side) / 2
+    return Region(left, top, left + side, top + side)
+
+
+def cut(image: Image.Image, region: Region, size: int) -> NDArray[np.uint8]:
+    """The region, resized to (size, size, 3); what lies beyond the border repeats its edge."""
+    pixels = np.asarray(image)
+    margins = (
+        max(0, int(np.ceil(-region.left))),
+        max(0, int(np.ceil(-region.top))),
+        max(0, int(np.ceil(region.right - image.width))),
+        max(0, int(np.ceil(region.bottom - image.height))),
+    )
+    if any(margins):
+        left, top, right, bottom = margins
+        pixels = np.pad(pixels, ((top, bottom), (left, right), (0, 0)), mode="edge")
+    box = (
+        max(0.0, region.left + margins[0]),
+        max(0.0, region.top + margins[1]),
+        min(float(pixels.shape[1]), region.right + margins[0]),
+        min(float(pixels.shape[0]), region.bottom + margins[1]),
+    )
+    resized = Image.fromarray(pixels).resize((size, size), Image.Resampling.BILINEAR, box=box)
+    return np.asarray(resized)
+
+
+def into_region(
+    boxes: NDArray[np.float32], region: Region, size: int
+) -> tuple[NDArray[np.float32], NDArray[np.bool_]]:
+    """Boxes (N, 4) in pixels of the cut picture, clipped to it; and which have area left (N,)."""
+    origin = np.array([region.left, region.top] * 2, np.float32)
+    return clip_boxes((boxes - origin) * _scale(region, size), size, size)
+
+
+def out_of_region(boxes: NDArray[np.float32], region: Region, size: int) -> NDArray[np.float32]:
+    """Boxes (N, 4) in pixels of a cut picture as boxes in the photograph; the way back."""
+    origin = np.array([region.left, region.top] * 2, np.float32)
+    return boxes / _scale(region, size) + origin
+
+
+def _scale(region: Region, size: int) -> NDArray[np.float32]:
+    return np.array(
+        [size / (region.right - region.left), size / (region.bottom - region.top)] * 2, np.float32
+    )

@@ -1,0 +1,211 @@
+"""The packed format: pictures of one size with their boxes, in a folder of memory-mapped arrays.
+
+A pack is a folder with
+    images.npy    (N, S, S, 3) uint8
+    boxes.npy     (M, 4) float32 xyxy pixels, those of all pictures one after the other
+    labels.npy    (M,) int64
+    starts.npy    (N + 1,) int64: picture i owns boxes starts[i] to starts[i + 1]
+    pictures.npy  (N,) int64: crops of the same photograph share a number
+    meta.json     name, class names, how it was made, what was skipped, SHA-256 of the arrays
+Reading maps the arrays; nothing is decoded, so that loading never holds up training.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import shutil
+import tempfile
+from collections.abc import Iterable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from lipdet.errors import InputError
+from lipdet.images.source import Skipped
+from lipdet.types import Target
+
+ARRAYS = ("images", "boxes", "labels", "starts", "pictures")
+
+
+class PackedPicture(NamedTuple):
+    """One picture on its way into a pack.
+
+    Attributes:
+        image: (S, S, 3) uint8.
+        boxes: (n, 4) float32 xyxy pixels of `image`.
+        labels: (n,) int64.
+        picture: number of the photograph it was cut from.
+    """
+
+    image: NDArray[np.uint8]
+    boxes: NDArray[np.float32]
+    labels: NDArray[np.int64]
+    picture: int
+
+
+@dataclass(frozen=True)
+class Pack:
+    """An opened pack; see the module's first lines for the arrays."""
+
+    folder: Path
+    images: NDArray[np.uint8]
+    boxes: NDArray[np.float32]
+    labels: NDArray[np.int64]
+    starts: NDArray[np.int64]
+    pictures: NDArray[np.int64]
+    meta: dict[str, Any]
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    @property
+    def name(self) -> str:
+        """What the pictures are, in words."""
+        return str(self.meta["name"])
+
+    @property
+    def class_names(self) -> tuple[str, ...]:
+        """Names of the classes in the order of their labels."""
+        return tuple(self.meta["class_names"])
+
+    @property
+    def hash(self) -> str:
+        """SHA-256 of all arrays."""
+        return str(self.meta["hash"])
+
+    def target(self, index: int) -> Target:
+        """The objects of one picture."""
+        own = slice(self.starts[index], self.starts[index + 1])
+        return Target(
+            boxes=torch.from_numpy(self.boxes[own].copy()),
+            labels=torch.from_numpy(self.labels[own].copy()),
+        )
+
+    def describe(self) -> dict[str, Any]:
+        """What a result says about its data."""
+        return {
+            "name": self.name,
+            "hash": self.hash,
+            "images": len(self),
+            "objects": len(self.labels),
+            "skipped": len(self.meta["skipped"]),
+        }
+
+    def head(self, limit: int) -> Pack:
+        """The first `limit` pictures; the hash of a shorter pack says that it is a part."""
+        if limit >= len(self):
+            return self
+        objects = int(self.starts[limit])
+        return Pack(
+            self.folder,
+            self.images[:limit],
+            self.boxes[:objects],
+            self.labels[:objects],
+            self.starts[: limit + 1],
+            self.pictures[:limit],
+            {**self.meta, "hash": f"{self.hash}[:{limit}]"},
+        )
+
+
+def write_pack(
+    folder: Path,
+    pictures: Iterable[PackedPicture],
+    count: int,
+    size: int,
+    class_names: tuple[str, ...],
+    provenance: dict[str, Any],
+    skipped: Iterable[Skipped] = (),
+) -> Pack:
+    """Write a pack; the folder appears only when it is complete.
+
+    Args:
+        folder: where; must not exist yet.
+        pictures: exactly `count` pictures, taken one by one.
+        count: how many there will be.
+        size: side of the pictures in pixels.
+        class_names: names in the order of the labels.
+        provenance: `name` and whatever else says how the pictures were made.
+        skipped: what could not be used; may still be growing while `pictures` is consumed.
+
+    Raises:
+        InputError: the folder exists, or there is nothing to write.
+    """
+    if folder.exists():
+        raise InputError(f"{folder} exists already; choose another path or remove it.")
+    if count == 0:
+        raise InputError(f"There is no usable picture to write into {folder}.")
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    unfinished = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", dir=folder.parent))
+    try:
+        _fill(unfinished, pictures, count, size)
+        arrays = {name: _array(unfinished, name) for name in ARRAYS}
+        meta = {
+            **provenance,
+            "class_names": list(class_names),
+            "skipped": [asdict(entry) for entry in skipped],
+            "hash": _hash(arrays),
+        }
+        (unfinished / "meta.json").write_text(json.dumps(meta, indent=1))
+        unfinished.chmod(0o755)
+        unfinished.rename(folder)
+    finally:
+        shutil.rmtree(unfinished, ignore_errors=True)
+    return open_pack(folder)
+
+
+def _fill(folder: Path, pictures: Iterable[PackedPicture], count: int, size: int) -> None:
+    images = np.lib.format.open_memmap(
+        folder / "images.npy", mode="w+", dtype=np.uint8, shape=(count, size, size, 3)
+    )
+    boxes: list[NDArray[np.float32]] = []
+    labels: list[NDArray[np.int64]] = []
+    numbers: list[int] = []
+    for index, picture in enumerate(pictures):
+        images[index] = picture.image
+        boxes.append(picture.boxes.reshape(-1, 4))
+        labels.append(picture.labels)
+        numbers.append(picture.picture)
+    assert len(numbers) == count, f"{len(numbers)} pictures came where {count} were announced"
+    images.flush()
+    lengths = np.array([len(own) for own in labels], np.int64)
+    np.save(folder / "boxes.npy", np.concatenate(boxes).astype(np.float32))
+    np.save(folder / "labels.npy", np.concatenate(labels).astype(np.int64))
+    np.save(folder / "starts.npy", np.concatenate([[0], lengths.cumsum()]).astype(np.int64))
+    np.save(folder / "pictures.npy", np.array(numbers, np.int64))
+
+
+def open_pack(folder: Path) -> Pack:
+    """Map a pack and check it against its hash.
+
+    Raises:
+        InputError: the folder is no pack, or its contents are not what was written.
+    """
+    if not (folder / "meta.json").is_file():
+        raise InputError(f"{folder} is no pack (it has no meta.json); see `lipdet data prepare`.")
+    try:
+        meta = json.loads((folder / "meta.json").read_text())
+        arrays = {name: _array(folder, name) for name in ARRAYS}
+        stored = meta["hash"]
+    except (OSError, ValueError, KeyError) as error:
+        raise InputError(f"{folder} is a damaged pack ({error}); prepare it again.") from None
+    if _hash(arrays) != stored:
+        raise InputError(f"{folder} is a damaged pack (its hash differs); prepare it again.")
+    return Pack(folder, **arrays, meta=meta)
+
+
+def _array(folder: Path, name: str) -> NDArray[Any]:
+    array: NDArray[Any] = np.load(folder / f"{name}.npy", mmap_mode="r", allow_pickle=False)
+    return array
+
+
+def _hash(arrays: dict[str, NDArray[Any]]) -> str:
+    digest = hashlib.sha256()
+    for name in ARRAYS:
+        digest.update(f"{name}{arrays[name].dtype}{arrays[name].shape}".encode())
+        digest.update(np.ascontiguousarray(arrays[name]).data.cast("B"))
+    return digest.hexdigest()

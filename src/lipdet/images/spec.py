@@ -1,0 +1,127 @@
+"""The `--data SPEC` of every verb: `rendered[:N]`, `svhn:FOLDER`, `coco:FILE.json`, or a pack.
+
+What has to be cut or rendered first is packed once into the user's cache, under a name made of
+everything that determines its bytes.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Literal
+
+from lipdet.errors import InputError
+from lipdet.images.coco import read_coco
+from lipdet.images.pack import Pack, open_pack
+from lipdet.images.prepare import Crop, pack_rendered, pack_source
+from lipdet.images.source import Source
+from lipdet.images.svhn import read_svhn
+
+Purpose = Literal["train", "test"]
+RENDERED_DEFAULT = {"train": 10_000, "test": 1_000}
+TRAINING_CROPS = 8
+FORMS = "rendered, rendered:N, svhn:FOLDER, coco:FILE.json, or the folder of a pack"
+
+
+def open_data(spec: str, purpose: Purpose, size: int, seed: int = 0) -> Pack:
+    """The pack that a SPEC means.
+
+    For training, `svhn:` yields eight jittered crops of each picture and `rendered` the train
+    stream; for testing, one reference crop of each and the test stream. `coco:` keeps whole
+    pictures, letter-boxed. `lipdet data prepare` makes packs with other choices.
+
+    Args:
+        spec: see the module's first line.
+        purpose: train or test.
+        size: side of the network's input in pixels.
+        seed: of crops and rendered pictures.
+
+    Raises:
+        InputError: the SPEC has no known form, or what it names cannot be used.
+    """
+    kind, _, rest = spec.partition(":")
+    if kind == "rendered":
+        count = _count(spec, rest, RENDERED_DEFAULT[purpose])
+        return _cached(
+            f"rendered-{purpose}-{count}",
+            {"count": count, "stream": purpose, "size": size, "seed": seed},
+            lambda folder: pack_rendered(folder, purpose, count, size, seed),
+        )
+    if kind in ("svhn", "coco") and rest:
+        source = read_source(spec)
+        crop, crops = default_crop(kind, purpose)
+        return _cached(
+            f"{kind}-{purpose}",
+            {
+                "crop": crop,
+                "crops": crops,
+                "size": size,
+                "seed": seed,
+                "source": fingerprint(source),
+            },
+            lambda folder: pack_source(source, folder, crop, size, seed, crops),
+        )
+    if Path(spec).is_dir():
+        pack = open_pack(Path(spec))
+        if pack.images.shape[1] != size:
+            raise InputError(
+                f"{spec} holds pictures of {pack.images.shape[1]} pixels, the detector takes "
+                f"{size}; prepare them with --image-size {size}."
+            )
+        return pack
+    raise InputError(f"--data {spec!r} is not understood or does not exist; give {FORMS}.")
+
+
+def read_source(spec: str) -> Source:
+    """The annotated pictures of `svhn:FOLDER` or `coco:FILE.json`."""
+    kind, _, path = spec.partition(":")
+    if kind == "svhn" and path:
+        return read_svhn(Path(path))
+    if kind == "coco" and path:
+        return read_coco(Path(path))
+    raise InputError(f"{spec!r} names no annotated pictures; give svhn:FOLDER or coco:FILE.json.")
+
+
+def default_crop(kind: str, purpose: Purpose) -> tuple[Crop, int]:
+    """How a kind of source is cut, and how often, when nothing else is asked for."""
+    if kind == "coco":
+        return "full", 1
+    return ("jitter", TRAINING_CROPS) if purpose == "train" else ("reference", 1)
+
+
+def cache_folder() -> Path:
+    """`$LIPDET_CACHE`, or `lipdet` in the user's cache folder."""
+    if own := os.environ.get("LIPDET_CACHE"):
+        return Path(own)
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "lipdet"
+
+
+def fingerprint(source: Source) -> str:
+    """A short hash of the annotations and of each file's size and time of change."""
+    digest = hashlib.sha256(repr(source.class_names).encode())
+    for picture in source.pictures:
+        status = picture.path.stat()
+        digest.update(f"{picture.path.resolve()}{status.st_size}{status.st_mtime_ns}".encode())
+        digest.update(picture.boxes.tobytes())
+        digest.update(picture.labels.tobytes())
+    return digest.hexdigest()[:16]
+
+
+def _cached(stem: str, choices: dict[str, object], make: Callable[[Path], Pack]) -> Pack:
+    digest = hashlib.sha256(json.dumps(choices, sort_keys=True).encode())
+    # The code of this stage determines the bytes too; a new renderer must not meet old pictures.
+    for path in sorted(Path(__file__).parent.glob("*.[pj][ys]*")):
+        digest.update(path.read_bytes())
+    folder = cache_folder() / "packs" / f"{stem}-{digest.hexdigest()[:12]}"
+    return open_pack(folder) if folder.exists() else make(folder)
+
+
+def _count(spec: str, text: str, default: int) -> int:
+    if not text:
+        return default
+    if not text.isdecimal() or int(text) == 0:
+        raise InputError(f"--data {spec!r}: the number of pictures must be a positive integer.")
+    return int(text)

@@ -1,0 +1,158 @@
+"""The 2-D convolution that all layers with a constructed kernel share.
+
+Notable choices:
+- These layers are not subclasses of `nn.Conv2d`: code that takes `conv.weight` for a free parameter
+  must not mistake one for a plain convolution.
+- Padding modes that repeat pixels, dilation and groups are refused rather than left to the user.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from lipdet.layers.base import ConstructedWeight
+
+Size = int | tuple[int, int]
+
+
+class LipschitzConv2d(ConstructedWeight):
+    """A 2-D convolution with a constructed kernel; the arguments are those of `nn.Conv2d`.
+
+    Args:
+        in_channels: channels of the input.
+        out_channels: channels of the output.
+        kernel_size: height and width of the kernel.
+        stride: step between patches.
+        padding: zeros (or wrapped pixels) added on each side, or "same" or "valid".
+        dilation: must be 1.
+        groups: must be 1.
+        bias: whether a learned offset is added to each output channel; it starts at 0.
+        padding_mode: "zeros" or "circular".
+
+    Raises:
+        ValueError: an argument for which the constraint would not hold or is not implemented.
+    """
+
+    bias: nn.Parameter | None
+
+    def __init__(
+        self,
+        in_channels: int,
+        out_channels: int,
+        kernel_size: Size,
+        stride: Size = 1,
+        padding: Size | str = 0,
+        dilation: Size = 1,
+        groups: int = 1,
+        bias: bool = True,
+        padding_mode: str = "zeros",
+    ) -> None:
+        super().__init__()
+        name = type(self).__name__
+        self.in_channels = in_channels
+        self.out_channels = out_channels
+        self.kernel_size = as_pair(kernel_size)
+        self.stride = as_pair(stride)
+        self.padding_mode = padding_mode
+        if min(in_channels, out_channels, *self.kernel_size, *self.stride) < 1:
+            raise ValueError(f"{name}: channels, kernel_size and stride must be at least 1.")
+        if padding_mode not in ("zeros", "circular"):
+            raise ValueError(
+                f'{name}: padding_mode="{padding_mode}" repeats pixels, so the layer would exceed '
+                'its Lipschitz constant; use "zeros" or "circular".'
+            )
+        if groups != 1 or as_pair(dilation) != (1, 1):
+            raise ValueError(f"{name} supports groups=1 and dilation=1 only.")
+        self.padding = self._checked_padding(padding)
+        if bias:
+            self.bias = nn.Parameter(torch.zeros(out_channels))
+        else:
+            self.register_parameter("bias", None)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Map (B, in_channels, H, W) to (B, out_channels, H', W')."""
+        if self.padding_mode == "circular":
+            x = self._wrapped(x)
+            return functional.conv2d(x, self.weight, self.bias, self.stride)
+        return functional.conv2d(x, self.weight, self.bias, self.stride, self.padding)
+
+    def folded(self) -> nn.Conv2d:
+        """Return the plain convolution with this layer's kernel."""
+        conv = plain_conv(self.weight, self.bias, self.stride, self.padding, self.padding_mode)
+        return conv.train(self.training)
+
+    def extra_repr(self) -> str:
+        """Return the arguments that differ from the defaults, as `nn.Conv2d` prints them."""
+        text = f"{self.in_channels}, {self.out_channels}, kernel_size={self.kernel_size}"
+        text += f", stride={self.stride}" if self.stride != (1, 1) else ""
+        text += f", padding={self.padding}" if self.padding != (0, 0) else ""
+        text += ", bias=False" if self.bias is None else ""
+        return text + (", padding_mode=circular" if self.padding_mode == "circular" else "")
+
+    def _checked_padding(self, padding: Size | str) -> tuple[int, int] | str:
+        name = type(self).__name__
+        if not isinstance(padding, str):
+            pair = as_pair(padding)
+            if min(pair) < 0:
+                raise ValueError(f"{name}: padding={padding} must not be negative.")
+            return pair
+        if padding not in ("same", "valid"):
+            raise ValueError(f'{name}: padding="{padding}" must be a number, "same" or "valid".')
+        if padding == "same" and self.stride != (1, 1):
+            raise ValueError(f'{name}: padding="same" needs stride=1.')
+        return padding
+
+    def _wrapped(self, x: Tensor) -> Tensor:
+        """Pad circularly; the patches must not overlap more than on an endless image."""
+        pads = []
+        for axis, size in ((1, x.shape[-1]), (0, x.shape[-2])):
+            before, after = self._pads(axis)
+            count = (size + before + after - self.kernel_size[axis]) // self.stride[axis] + 1
+            if count * self.stride[axis] > size:
+                raise ValueError(
+                    f"{type(self).__name__}: with circular padding={self.padding}, stride="
+                    f"{self.stride} and size {size} some pixels would be used more often than "
+                    "others; use less padding or a size that the stride divides."
+                )
+            pads += [before, after]
+        return functional.pad(x, pads, mode="circular")
+
+    def _pads(self, axis: int) -> tuple[int, int]:
+        if not isinstance(self.padding, str):
+            return self.padding[axis], self.padding[axis]
+        total = self.kernel_size[axis] - 1 if self.padding == "same" else 0
+        return total // 2, total - total // 2
+
+
+@torch.no_grad()
+def plain_conv(
+    weight: Tensor,
+    bias: Tensor | None,
+    stride: tuple[int, int] = (1, 1),
+    padding: Size | str = 0,
+    padding_mode: str = "zeros",
+) -> nn.Conv2d:
+    """Return an `nn.Conv2d` with copies of a weight (c_out, c_in, k1, k2) and a bias."""
+    conv: nn.Conv2d = nn.utils.skip_init(  # type: ignore[no-untyped-call]
+        nn.Conv2d,
+        weight.shape[1],
+        weight.shape[0],
+        tuple(weight.shape[2:]),
+        stride,
+        padding,
+        bias=bias is not None,
+        padding_mode=padding_mode,
+        device=weight.device,
+        dtype=weight.dtype,
+    )
+    conv.weight.copy_(weight)
+    if conv.bias is not None and bias is not None:
+        conv.bias.copy_(bias)
+    return conv
+
+
+def as_pair(value: Size) -> tuple[int, int]:
+    """Return (height, width) for a number or a pair."""
+    return (value, value) if isinstance(value, int) else (value[0], value[1])

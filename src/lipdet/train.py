@@ -1,0 +1,323 @@
+"""Train a detector: one loop, from packs to the best weights on held-out pictures.
+
+Notable choices:
+- Every batch and every augmentation depends on (seed, step) alone, so that a training that was
+  killed goes on as if nothing had happened: bit for bit in float32.
+- The weights that are validated and kept are the moving average, evaluated in float32.
+- The best checkpoint is chosen on photographs cut from the training data, never on a test set.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import signal
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from lipdet.boxes import AP_SELECTION
+from lipdet.checkpoint import BEST, save_detector
+from lipdet.config import DetectorConfig, TrainConfig, as_plain
+from lipdet.detector import build_detector
+from lipdet.detector.matching import PaddedTargets, pad_targets
+from lipdet.detector.multibox import MultiboxLoss, multibox_loss
+from lipdet.errors import InputError
+from lipdet.evaluate.average_precision import AveragePrecision, average_precision
+from lipdet.evaluate.run import detect_pack
+from lipdet.hardware import computes_in_bf16, keep_freed_memory, training_device
+from lipdet.images.augment import augment
+from lipdet.images.batches import Mixture, Part, split
+from lipdet.images.spec import open_data
+from lipdet.progress import console, progress_bar
+from lipdet.train_log import Stopwatch, TrainLog
+from lipdet.train_state import STATE, TrainState
+from lipdet.versions import versions
+
+LOG_EVERY = 20
+JOB = "run.json"
+
+
+class NonFiniteLossError(Exception):
+    """The loss or its gradient is not a number; the message names the step."""
+
+
+@dataclass(frozen=True)
+class Job:
+    """What is trained, on what, and how; stored as `run.json` in the run folder.
+
+    Attributes:
+        preset: name of the preset it came from.
+        detector: what to build.
+        train: how to train it.
+        data: SPECs of the training data.
+        weights: relative share of each SPEC in an epoch.
+    """
+
+    preset: str
+    detector: DetectorConfig
+    train: TrainConfig
+    data: tuple[str, ...]
+    weights: tuple[float, ...]
+
+    def as_dict(self) -> dict[str, Any]:
+        """Plain values for json."""
+        return {
+            "preset": self.preset,
+            "detector": as_plain(self.detector),
+            "train": as_plain(self.train),
+            "data": list(self.data),
+            "weights": list(self.weights),
+        }
+
+
+def load_job(run: Path) -> Job:
+    """The job of an interrupted run.
+
+    Raises:
+        InputError: the folder holds no run that could go on.
+    """
+    try:
+        stored = json.loads((run / JOB).read_text())
+        detector = stored["detector"]
+        return Job(
+            stored["preset"],
+            DetectorConfig(**{**detector, "class_names": tuple(detector["class_names"])}),
+            TrainConfig(**stored["train"]),
+            tuple(stored["data"]),
+            tuple(stored["weights"]),
+        )
+    except (OSError, ValueError, KeyError, TypeError):
+        raise InputError(
+            f"{run} holds no run to resume (its {JOB} is missing or damaged); start it without "
+            "--resume."
+        ) from None
+
+
+def train(job: Job, run: Path, resume: bool = False) -> Path:
+    """Train to the end and return the file of the best weights.
+
+    The run folder receives `run.json`, `log.jsonl`, `last.safetensors` (to resume) and
+    `best.safetensors` (a DETECTOR).
+
+    Args:
+        job: what to train.
+        run: the run folder; new, unless `resume`.
+        resume: go on from the last checkpoint, if there is one.
+
+    Raises:
+        InputError: data or folder cannot be used, or are not those of the run to be resumed.
+        NonFiniteLossError: the loss became infinite or NaN.
+        KeyboardInterrupt: interrupted; the state is kept.
+    """
+    if run.exists() and not resume:
+        raise InputError(f"{run} exists already; choose another --out, or add --resume.")
+    keep_freed_memory()
+    if job.train.threads:
+        torch.set_num_threads(job.train.threads)
+    training, validation = training_data(job)
+    trainer = Trainer(job, run, training, validation)
+    run.mkdir(parents=True, exist_ok=True)
+    if (run / STATE).exists():
+        trainer.state.restore(run, trainer.provenance)
+    (run / JOB).write_text(json.dumps(job.as_dict(), indent=1))
+    with (
+        TrainLog(run, trainer.state.step, job.train.tensorboard) as log,
+        _interruption() as interrupted,
+    ):
+        trainer.run_all(log, interrupted)
+    return run / BEST
+
+
+def training_data(job: Job) -> tuple[Mixture, list[Part]]:
+    """Open the packs of a job and cut them into a training mixture and validation parts."""
+    config = job.train
+    packs = [open_data(spec, "train", job.detector.image_size, config.seed) for spec in job.data]
+    for pack in packs:
+        if pack.class_names != job.detector.class_names:
+            raise InputError(
+                f"{pack.name} has the classes {', '.join(pack.class_names)}, the detector "
+                f"{', '.join(job.detector.class_names)}; all data must have the detector's."
+            )
+    halves = [
+        split(pack, config.validation_share, config.validation_limit, config.seed) for pack in packs
+    ]
+    training = [part for part, _ in halves]
+    pictures = config.epoch_pictures or sum(len(part.indices) for part in training)
+    if pictures < config.batch_size:
+        raise InputError(
+            f"An epoch of {pictures} pictures is smaller than a batch of {config.batch_size}; "
+            "give more data or a smaller --batch_size."
+        )
+    weights = job.weights or tuple(float(len(part.indices)) for part in training)
+    mixture = Mixture(training, weights, pictures, config.batch_size, config.seed)
+    return mixture, [part for _, part in halves]
+
+
+class Trainer:
+    """The loop and what it needs; `run_all` is the way in."""
+
+    def __init__(self, job: Job, run: Path, training: Mixture, validation: list[Part]) -> None:
+        self.job, self.config, self.run = job, job.train, run
+        self.training, self.validation = training, validation
+        self.device = training_device()
+        torch.manual_seed(self.config.seed)
+        detector = build_detector(job.detector)
+        detector = detector.to(self.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+        self.state = TrainState.start(detector, self.config)
+        self.total_steps = self.config.epochs * training.batches_per_epoch
+        self.bf16 = self.config.precision == "bf16" or (
+            self.config.precision == "auto" and computes_in_bf16(self.device)
+        )
+        self.watch = Stopwatch()
+        self.provenance = {
+            "training": job.as_dict(),
+            "training_data": [part.pack.describe() for part in training.parts],
+            "versions": versions(),
+        }
+
+    def run_all(self, log: TrainLog, interrupted: threading.Event) -> None:
+        """Take all steps that are left, with validation after epochs and regular checkpoints."""
+        per_epoch = self.training.batches_per_epoch
+        saved = time.monotonic()
+        with progress_bar() as bar:
+            task = bar.add_task("Training", total=self.total_steps, completed=self.state.step)
+            while self.state.step < self.total_steps:
+                epoch, index = divmod(self.state.step, per_epoch)
+                loss, norm = self.step(epoch, index)
+                bar.update(task, advance=1, description=f"Training, loss {loss.total.item():.2f}")
+                if self.state.step % LOG_EVERY == 0:
+                    self.log_step(log, epoch, loss, norm)
+                if index + 1 == per_epoch:
+                    self.finish_epoch(log, epoch)
+                out_of_time = time.monotonic() - saved >= self.config.checkpoint_seconds
+                if index + 1 == per_epoch or out_of_time or interrupted.is_set():
+                    self.state.save(self.run, self.provenance)
+                    saved = time.monotonic()
+                if interrupted.is_set():
+                    raise KeyboardInterrupt
+
+    def step(self, epoch: int, index: int) -> tuple[MultiboxLoss, float]:
+        """One optimizer step on one batch; returns its loss and the gradient's norm."""
+        detector, optimizer, part = self.state.detector, self.state.optimizer, self.watch.part
+        with part("load"):
+            images, targets = self.load(epoch, index)
+        detector.train()
+        with part("forward"), torch.autocast(self.device.type, torch.bfloat16, self.bf16):
+            raw = detector(images)
+        with part("loss"):
+            loss = multibox_loss(raw, targets, detector.default_boxes, detector.coding)
+        with part("backward"):
+            optimizer.zero_grad()
+            loss.total.backward()  # type: ignore[no-untyped-call]
+        with part("update"):
+            parameters = detector.parameters()
+            norm = torch.nn.utils.clip_grad_norm_(parameters, self.config.gradient_clip).item()
+            if not math.isfinite(norm) or not math.isfinite(loss.total.item()):
+                raise NonFiniteLossError(
+                    f"Step {self.state.step + 1}: the loss is {loss.total.item()} and its gradient "
+                    f"has norm {norm}; nothing after the last checkpoint in {self.run} was kept. "
+                    "Try a smaller --learning_rate or --precision float32."
+                )
+            for group in optimizer.param_groups:
+                group["lr"] = self.learning_rate()
+            optimizer.step()
+            self.state.average.update_parameters(detector)
+        self.state.step += 1
+        return loss, norm
+
+    def load(self, epoch: int, index: int) -> tuple[torch.Tensor, PaddedTargets]:
+        """Images (B, 3, S, S) in [0, 1], channels last, and targets, on the device."""
+        batch = self.training.batch(epoch, index)
+        images = batch.images.to(self.device).float() / 255
+        if self.config.augment:
+            generator = torch.Generator().manual_seed(
+                self.config.seed * 1_000_003 + self.state.step
+            )
+            images = augment(images, generator)
+        images = images.contiguous(memory_format=torch.channels_last)
+        return images, pad_targets(batch.targets).to(self.device)
+
+    def learning_rate(self) -> float:
+        """Linear warm-up, then half a cosine to zero."""
+        done = self.state.step / self.total_steps
+        if done < self.config.warmup:
+            return (
+                self.config.learning_rate
+                * (self.state.step + 1)
+                / (self.config.warmup * self.total_steps)
+            )
+        rest = (done - self.config.warmup) / (1 - self.config.warmup)
+        return self.config.learning_rate * (1 + math.cos(math.pi * rest)) / 2
+
+    def log_step(self, log: TrainLog, epoch: int, loss: MultiboxLoss, norm: float) -> None:
+        """Write the last step's figures and the loop's speed since the last entry."""
+        seconds, shares = self.watch.take()
+        log.write(
+            self.state.step,
+            epoch=epoch,
+            loss=loss.total.item(),
+            classification=loss.classification.item(),
+            localisation=loss.localisation.item(),
+            gradient_norm=norm,
+            learning_rate=self.state.optimizer.param_groups[0]["lr"],
+            images_per_second=round(LOG_EVERY * self.config.batch_size / seconds, 1),
+            **{f"share_{name}": share for name, share in shares.items()},
+        )
+
+    def finish_epoch(self, log: TrainLog, epoch: int) -> None:
+        """Validate the averaged weights and keep them if they are the best so far."""
+        last = epoch + 1 == self.config.epochs
+        if not last and (epoch + 1) % self.config.validate_every:
+            return
+        measured = self.validate()
+        if measured:
+            console.log(f"epoch {epoch + 1}/{self.config.epochs}: {_sentence(measured)}")
+            log.write(self.state.step, validation_ap50=measured.ap50, validation_ap=measured.ap)
+        # Without held-out pictures the last weights are the ones to keep.
+        score = measured.ap50 if measured else 0.0
+        if score > self.state.best or not measured:
+            self.state.best = score
+            info = {**self.provenance, "epoch": epoch + 1, "validation_ap50": score}
+            averaged = self.state.averaged
+            save_detector(self.run / BEST, averaged, self.job.detector, info)
+        self.watch.take()
+
+    def validate(self) -> AveragePrecision | None:
+        """AP of the averaged weights on all held-out pictures together; None without any."""
+        parts = [part for part in self.validation if len(part.indices)]
+        if not parts:
+            return None
+        averaged = self.state.averaged
+        targets = [part.pack.target(index) for part in parts for index in part.indices]
+        found = [
+            one
+            for part in parts
+            for one in detect_pack(averaged, part.pack, part.indices.tolist(), AP_SELECTION)
+        ]
+        return average_precision(targets, found, self.job.detector.class_names)
+
+
+def _sentence(measured: AveragePrecision) -> str:
+    return f"validation AP50 {100 * measured.ap50:.1f}, AP {100 * measured.ap:.1f}"
+
+
+@contextmanager
+def _interruption() -> Iterator[threading.Event]:
+    """Turn Ctrl-C and SIGTERM into an event, so that a step is never cut in two."""
+    event = threading.Event()
+    before = {
+        number: signal.signal(number, lambda *_: event.set())
+        for number in (signal.SIGINT, signal.SIGTERM)
+    }
+    try:
+        yield event
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)

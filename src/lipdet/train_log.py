@@ -1,0 +1,97 @@
+"""The log of a training: one json object per line, and TensorBoard events if asked for."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections import defaultdict
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+from lipdet.errors import InputError
+
+LOG = "log.jsonl"
+
+
+class TrainLog:
+    """Appends to `log.jsonl` of a run folder.
+
+    Args:
+        run: the run folder.
+        step: entries after this step belong to work that was lost; they are dropped.
+        tensorboard: also write events into the folder.
+    """
+
+    def __init__(self, run: Path, step: int, tensorboard: bool) -> None:
+        path = run / LOG
+        lines = path.read_text().splitlines() if path.exists() else []
+        kept = [line for line in lines if _step(line) <= step]
+        path.write_text("".join(line + "\n" for line in kept))
+        self._file = path.open("a")
+        self._events = _event_writer(run) if tensorboard else None
+
+    def write(self, step: int, **values: Any) -> None:
+        """Add one entry."""
+        self._file.write(json.dumps({"step": step, **values}) + "\n")
+        self._file.flush()
+        if self._events:
+            for name, value in values.items():
+                if isinstance(value, float | int):
+                    self._events.add_scalar(name, value, step)
+
+    def __enter__(self) -> TrainLog:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self._file.close()
+        if self._events:
+            self._events.close()
+
+
+def _step(line: str) -> float:
+    try:
+        return float(json.loads(line)["step"])
+    except ValueError:
+        return float("inf")  # a line cut off by the end of the process
+
+
+def _event_writer(run: Path) -> Any:
+    try:
+        from torch.utils.tensorboard import SummaryWriter
+    except ImportError:
+        raise InputError(
+            "tensorboard is not installed; pip install 'lipdet[tensorboard]', or leave it off."
+        ) from None
+    return SummaryWriter(run)
+
+
+class Stopwatch:
+    """Seconds spent in each named part of a loop since the last reset."""
+
+    def __init__(self) -> None:
+        self._seconds: dict[str, float] = defaultdict(float)
+        self._since = time.perf_counter()
+
+    @contextmanager
+    def part(self, name: str) -> Iterator[None]:
+        """Count what happens inside towards `name`."""
+        started = time.perf_counter()
+        yield
+        self._seconds[name] += time.perf_counter() - started
+
+    def take(self) -> tuple[float, dict[str, float]]:
+        """Seconds since the last call, and the share of each part in them; starts anew."""
+        now = time.perf_counter()
+        total = now - self._since
+        shares = {name: round(seconds / total, 4) for name, seconds in self._seconds.items()}
+        self._seconds.clear()
+        self._since = now
+        return total, shares

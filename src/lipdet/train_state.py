@@ -1,0 +1,135 @@
+"""All that a training must remember to go on bit for bit, in one safetensors file."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.optim.swa_utils import AveragedModel
+
+from lipdet.checkpoint import load_state, read_tensors, write_tensors
+from lipdet.config import TrainConfig
+from lipdet.detector import SSD
+from lipdet.errors import InputError
+
+STATE = "last.safetensors"
+
+
+@dataclass
+class TrainState:
+    """A training between two steps.
+
+    Attributes:
+        detector: the weights that are trained.
+        average: their exponential moving average, the ones that are evaluated and kept.
+        optimizer: with its moments.
+        step: optimizer steps done.
+        best: validation AP50 of the best weights so far; -1 before the first validation.
+    """
+
+    detector: SSD
+    average: AveragedModel
+    optimizer: torch.optim.Optimizer
+    step: int = 0
+    best: float = -1.0
+
+    @property
+    def averaged(self) -> SSD:
+        """The detector with the averaged weights."""
+        module = self.average.module
+        assert isinstance(module, SSD)
+        return module
+
+    @classmethod
+    def start(cls, detector: SSD, config: TrainConfig) -> TrainState:
+        """The state before the first step."""
+        average = AveragedModel(
+            detector, avg_fn=_moving_average(config.ema_decay), use_buffers=True
+        )
+        return cls(detector, average, _optimizer(detector, config))
+
+    def save(self, run: Path, info: Mapping[str, Any]) -> None:
+        """Write the state into a run folder, replacing the last one atomically."""
+        tensors = {
+            **_prefixed("detector.", self.detector.state_dict()),
+            **_prefixed("average.", self.average.state_dict()),
+            **_prefixed("optimizer.", _flat(self.optimizer)),
+        }
+        write_tensors(run / STATE, tensors, {**info, "step": self.step, "best": self.best})
+
+    def restore(self, run: Path, provenance: Mapping[str, Any]) -> None:
+        """Take over the state of a run folder.
+
+        Args:
+            run: the run folder.
+            provenance: job and data of the training that goes on; must be those of the run.
+
+        Raises:
+            InputError: the file is damaged, or belongs to another job or other data.
+        """
+        tensors, info = read_tensors(run / STATE)
+        for key in ("training", "training_data"):
+            if info.get(key) != provenance[key]:
+                raise InputError(
+                    f"{run / STATE} was written by a training with other settings or data "
+                    f"({key} differs); resume it with its own, or choose another --out."
+                )
+        load_state(self.detector, _without("detector.", tensors), run / STATE)
+        load_state(self.average, _without("average.", tensors), run / STATE)
+        _unflatten(self.optimizer, _without("optimizer.", tensors))
+        self.step, self.best = info["step"], info["best"]
+
+
+def _moving_average(decay: float) -> Any:
+    def update(averaged: Tensor, current: Tensor, updates: Tensor | int) -> Tensor:
+        if not averaged.is_floating_point():
+            return current
+        # Young averages forget faster, so that random initial weights leave no trace.
+        young = (1 + int(updates)) / (10 + int(updates))
+        return averaged.lerp(current, 1 - min(decay, young))
+
+    return update
+
+
+def _optimizer(detector: SSD, config: TrainConfig) -> torch.optim.Optimizer:
+    parameters = list(detector.parameters())
+    groups = [
+        {"params": [p for p in parameters if p.ndim > 1], "weight_decay": config.weight_decay},
+        {"params": [p for p in parameters if p.ndim <= 1], "weight_decay": 0.0},
+    ]
+    if config.optimizer == "sgd":
+        return torch.optim.SGD(groups, lr=config.learning_rate, momentum=0.9, nesterov=True)
+    return torch.optim.AdamW(groups, lr=config.learning_rate)
+
+
+def _flat(optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
+    return {
+        f"{index}.{name}": value
+        for index, moments in optimizer.state_dict()["state"].items()
+        for name, value in moments.items()
+        if isinstance(value, Tensor)
+    }
+
+
+def _unflatten(optimizer: torch.optim.Optimizer, tensors: Mapping[str, Tensor]) -> None:
+    state: dict[int, dict[str, Tensor]] = {}
+    for key, value in tensors.items():
+        index, name = key.split(".")
+        state.setdefault(int(index), {})[name] = value
+    optimizer.load_state_dict({**optimizer.state_dict(), "state": state})
+
+
+def _prefixed(prefix: str, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    return {prefix + name: tensor.detach().cpu() for name, tensor in tensors.items()}
+
+
+def _without(prefix: str, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    return {
+        name.removeprefix(prefix): tensor
+        for name, tensor in tensors.items()
+        if name.startswith(prefix)
+    }

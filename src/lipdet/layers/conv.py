@@ -73,10 +73,15 @@ class LipschitzConv2d(ConstructedWeight):
 
     def forward(self, x: Tensor) -> Tensor:
         """Map (B, in_channels, H, W) to (B, out_channels, H', W')."""
+        down, across = self._pads(0), self._pads(1)
+        if self.padding_mode == "zeros" and down[0] == down[1] and across[0] == across[1]:
+            padding = (down[0], across[0])
+            return functional.conv2d(x, self.weight, self.bias, self.stride, padding)
         if self.padding_mode == "circular":
-            x = self._wrapped(x)
-            return functional.conv2d(x, self.weight, self.bias, self.stride)
-        return functional.conv2d(x, self.weight, self.bias, self.stride, self.padding)
+            self._check_wrapping(x.shape[-2:])
+        mode = "constant" if self.padding_mode == "zeros" else "circular"
+        padded = functional.pad(x, [*across, *down], mode=mode)
+        return functional.conv2d(padded, self.weight, self.bias, self.stride)
 
     def folded(self) -> nn.Conv2d:
         """Return the plain convolution with this layer's kernel."""
@@ -104,20 +109,16 @@ class LipschitzConv2d(ConstructedWeight):
             raise ValueError(f'{name}: padding="same" needs stride=1.')
         return padding
 
-    def _wrapped(self, x: Tensor) -> Tensor:
-        """Pad circularly; the patches must not overlap more than on an endless image."""
-        pads = []
-        for axis, size in ((1, x.shape[-1]), (0, x.shape[-2])):
-            before, after = self._pads(axis)
-            count = (size + before + after - self.kernel_size[axis]) // self.stride[axis] + 1
-            if count * self.stride[axis] > size:
+    def _check_wrapping(self, image: torch.Size) -> None:
+        """Refuse patches that overlap more on this circle than on an endless image."""
+        for axis, size in enumerate(image):
+            free = size + sum(self._pads(axis)) - self.kernel_size[axis]
+            if (free // self.stride[axis] + 1) * self.stride[axis] > size:
                 raise ValueError(
                     f"{type(self).__name__}: with circular padding={self.padding}, stride="
                     f"{self.stride} and size {size} some pixels would be used more often than "
                     "others; use less padding or a size that the stride divides."
                 )
-            pads += [before, after]
-        return functional.pad(x, pads, mode="circular")
 
     def _pads(self, axis: int) -> tuple[int, int]:
         if not isinstance(self.padding, str):

@@ -131,8 +131,8 @@ class CPLBlock(ResidualBlock):
     """Convex potential layer (Meunier et al. 2022, eq. 4) with a certified norm N of W.
 
     The published layer takes N from a power iteration, a lower bound; here it is
-    `conv_norm_bound`, at most about 1.2 times too large and exact at the start. Dividing by N instead of N² would not do
-    (6.4 measured).
+    `conv_norm_bound`, at most about 1.2 times too large and exact at the start. Dividing by N
+    instead of N² would not do (6.4 measured).
     """
 
     def construct(self) -> Tensor:

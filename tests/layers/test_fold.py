@@ -1,0 +1,80 @@
+"""Folded models are plain torch and compute the same."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import nn
+
+from lipdet.layers import (
+    AOLConv2d,
+    BCOPConv2d,
+    ConstructedWeight,
+    CPLBlock,
+    FoldedResidual,
+    L2NormConv2d,
+    MaxMin,
+    OrthogonalConv1x1,
+    SLLBlock,
+    SpectralConv2d,
+    UnitNormConv2d,
+    fold,
+)
+
+LAYERS = [
+    lambda: AOLConv2d(4, 6, 3, padding=1),
+    lambda: AOLConv2d(4, 4, 2, padding="same", padding_mode="circular", bias=False),
+    lambda: BCOPConv2d(4, 6, 3, padding=1),
+    lambda: BCOPConv2d(4, 6, 3, 2, 1, padding_mode="circular"),
+    lambda: BCOPConv2d(4, 4, (1, 5), padding="same"),
+    lambda: OrthogonalConv1x1(4, 2),
+    lambda: SpectralConv2d(4, 4, 3, stride=2),
+    lambda: L2NormConv2d(4, 4, 3),
+    lambda: UnitNormConv2d(4, 5, 3, padding=1),
+    lambda: SLLBlock(4, 6),
+    lambda: CPLBlock(4, bias=False),
+]
+
+
+@pytest.mark.parametrize("build", LAYERS)
+@pytest.mark.parametrize("training", [False, True])
+@torch.no_grad()
+def test_a_folded_layer_computes_the_same(build: object, training: bool) -> None:
+    torch.manual_seed(0)
+    layer = build().train(training)  # type: ignore[operator]
+    if layer.bias is not None:
+        nn.init.normal_(layer.bias)
+    x = torch.randn(2, 4, 6, 8)
+    folded = fold(layer)
+    assert isinstance(folded, nn.Conv2d | FoldedResidual)
+    torch.testing.assert_close(folded(x), layer(x), atol=1e-6, rtol=0)
+
+
+@torch.no_grad()
+def test_a_folded_model_is_plain_and_the_original_is_left_alone() -> None:
+    torch.manual_seed(0)
+    shared = BCOPConv2d(4, 4, 3, padding=1)
+    model = nn.Sequential(shared, MaxMin(), nn.ModuleDict({"a": SLLBlock(4)})["a"], shared)
+    x = torch.randn(2, 4, 5, 5)
+    before = model(x)
+    folded = fold(model)
+    torch.testing.assert_close(folded(x), before, atol=1e-6, rtol=0)
+    assert not any(isinstance(module, ConstructedWeight) for module in folded.modules())
+    assert folded[0] is folded[3]
+    assert model[0] is shared
+    folded[0].weight.zero_()
+    assert torch.equal(model(x), before)
+
+
+def test_folding_keeps_the_random_state() -> None:
+    model = nn.Sequential(BCOPConv2d(4, 4, 3), SLLBlock(4))
+    state = torch.get_rng_state()
+    fold(model)
+    assert torch.equal(torch.get_rng_state(), state)
+
+
+def test_a_model_without_constructed_weights_is_copied() -> None:
+    model = nn.Sequential(nn.Conv2d(1, 1, 1), nn.ReLU())
+    folded = fold(model)
+    assert folded is not model
+    assert [type(m) for m in folded.modules()] == [type(m) for m in model.modules()]

@@ -1,0 +1,148 @@
+"""A cached weight is never a stale one."""
+
+from __future__ import annotations
+
+import copy
+import io
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from lipdet.layers import AOLConv2d
+
+
+class Counted(AOLConv2d):
+    """Counts how often its weight is built."""
+
+    built = 0
+
+    def construct(self) -> Tensor:
+        type(self).built += 1
+        return super().construct()
+
+
+@pytest.fixture
+def layer() -> Counted:
+    torch.manual_seed(0)
+    layer = Counted(2, 2, 3, padding=1)
+    nn.init.normal_(layer.raw)
+    Counted.built = 0
+    return layer.eval()
+
+
+X = torch.ones(1, 2, 4, 4)
+
+
+@torch.no_grad()
+def _fresh(layer: Counted) -> Tensor:
+    """Oracle: the weight built from the parameters as they are now."""
+    return AOLConv2d.construct(layer).to(layer.raw.dtype)
+
+
+def test_built_once_in_eval_without_gradients(layer: Counted) -> None:
+    with torch.no_grad():
+        layer(X)
+        layer(X)
+    with torch.inference_mode():
+        layer(X)
+    assert Counted.built == 1
+
+
+def test_built_once_for_a_frozen_layer_even_with_gradients(layer: Counted) -> None:
+    layer.requires_grad_(False)
+    x = X.clone().requires_grad_()
+    layer(x).sum().backward()
+    layer(x).sum().backward()
+    assert Counted.built == 1
+
+
+def test_built_anew_where_a_gradient_may_be_asked_for(layer: Counted) -> None:
+    with torch.no_grad():
+        layer(X)
+    layer(X).sum().backward()
+    assert layer.raw.grad is not None
+    assert Counted.built == 2
+
+
+def test_built_anew_in_training(layer: Counted) -> None:
+    layer.train()
+    with torch.no_grad():
+        layer(X)
+        layer(X)
+    assert Counted.built == 2
+
+
+def test_a_weight_cached_in_inference_mode_can_be_used_in_a_graph(layer: Counted) -> None:
+    layer.requires_grad_(False)
+    with torch.inference_mode():
+        layer(X)
+    x = X.clone().requires_grad_()
+    layer(x).square().sum().backward()
+    assert x.grad is not None
+    assert Counted.built == 1
+
+
+@torch.no_grad()
+def test_train_and_eval_drop_the_cache(layer: Counted) -> None:
+    layer(X)
+    layer.raw.data.mul_(torch.rand_like(layer.raw))  # torch does not record this write
+    assert not torch.equal(layer.weight, _fresh(layer))
+    layer.eval()
+    assert torch.equal(layer.weight, _fresh(layer))
+
+
+@torch.no_grad()
+def test_an_in_place_change_of_a_parameter_drops_the_cache(layer: Counted) -> None:
+    layer(X)
+    layer.raw.mul_(torch.rand_like(layer.raw))
+    assert torch.equal(layer.weight, _fresh(layer))
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("assign", [False, True])
+def test_load_state_dict_drops_the_cache(layer: Counted, assign: bool) -> None:
+    model = nn.Sequential(nn.Sequential(layer))
+    model(X)
+    state = {name: torch.randn_like(value) for name, value in model.state_dict().items()}
+    model.load_state_dict(state, assign=assign)
+    assert torch.equal(layer.weight, _fresh(layer))
+
+
+@torch.no_grad()
+def test_a_move_drops_the_cache(layer: Counted) -> None:
+    layer(X)
+    nn.Sequential(layer).double()
+    assert layer.weight.dtype == torch.float64
+    assert torch.equal(layer.weight, _fresh(layer))
+
+
+@torch.no_grad()
+def test_copies_do_not_share_the_cache(layer: Counted) -> None:
+    layer(X)
+    twin = copy.deepcopy(layer)
+    nn.init.normal_(twin.raw)
+    assert torch.equal(twin.weight, _fresh(twin))
+    assert torch.equal(layer.weight, _fresh(layer))
+    file = io.BytesIO()
+    torch.save(layer, file)
+    file.seek(0)
+    loaded = torch.load(file, weights_only=False)
+    assert loaded._cached_weight is None
+    assert torch.equal(loaded.weight, layer.weight)
+
+
+@torch.no_grad()
+def test_functional_call_uses_the_parameters_it_is_given(layer: Counted) -> None:
+    layer(X)
+    other = {"raw": torch.randn_like(layer.raw), "bias": torch.zeros(2)}
+    y = torch.func.functional_call(layer, other, X)
+    layer.raw.copy_(other["raw"])
+    assert torch.equal(y, layer(X))
+
+
+def test_the_cache_is_no_state(layer: Counted) -> None:
+    with torch.no_grad():
+        layer(X)
+    assert set(layer.state_dict()) == {"raw", "bias"}
+    assert not list(layer.buffers())

@@ -1,0 +1,203 @@
+"""Candidates, per-class NMS and top-k against naive loops in plain Python."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+from torch import Tensor
+
+from lipdet.boxes import AP_SELECTION, DISPLAY_SELECTION, BoxCoding, Selection, select_detections
+from lipdet.boxes.scores import softmax_candidates
+from lipdet.types import Detections, RawOutput
+
+SIZE = 74
+CODING = BoxCoding()
+
+
+def select(logits: Tensor, boxes: Tensor, selection: Selection) -> Detections:
+    """Detections of one image whose default boxes are `boxes` (A, 4) cx, cy, w, h themselves."""
+    raw = RawOutput(logits[None], torch.zeros(1, len(boxes), 4))
+    [found] = select_detections(raw, boxes, CODING, SIZE, selection)
+    return found
+
+
+def random_case(seed: int, anchors: int = 120, classes: int = 3) -> tuple[Tensor, Tensor]:
+    generator = torch.Generator().manual_seed(seed)
+    logits = 3 * torch.randn(anchors, classes + 1, generator=generator)
+    centres = torch.rand(anchors, 2, generator=generator) * SIZE
+    sides = 4 + 30 * torch.rand(anchors, 2, generator=generator)
+    return logits, torch.cat([centres, sides], dim=1)
+
+
+def iou(a: list[float], b: list[float]) -> float:
+    width = min(a[2], b[2]) - max(a[0], b[0])
+    height = min(a[3], b[3]) - max(a[1], b[1])
+    if width <= 0 or height <= 0:
+        return 0.0
+    both = width * height
+    return both / ((a[2] - a[0]) * (a[3] - a[1]) + (b[2] - b[0]) * (b[3] - b[1]) - both)
+
+
+def log_odds(row: list[float], index: int) -> float:
+    """ln p / (1 - p) of one class under a softmax, in float64."""
+    rivals = [value for other, value in enumerate(row) if other != index]
+    return row[index] - math.log(sum(math.exp(value) for value in rivals))
+
+
+def naive_selection(
+    logits: Tensor, boxes: Tensor, selection: Selection
+) -> list[tuple[int, float, list[float]]]:
+    """(label, log-odds, box), best first: greedy NMS of each class by definition."""
+    found = []
+    clipped = [
+        [
+            min(max(value, 0.0), float(SIZE))
+            for value in (x - w / 2, y - h / 2, x + w / 2, y + h / 2)
+        ]
+        for x, y, w, h in boxes.tolist()
+    ]
+    for label in range(logits.shape[1] - 1):
+        ranked = sorted(
+            ((log_odds(row, label + 1), anchor) for anchor, row in enumerate(logits.tolist())),
+            reverse=True,
+        )
+        kept: list[tuple[int, float, list[float]]] = []
+        for odds, anchor in ranked:
+            above = 1 / (1 + math.exp(-odds)) > selection.score_floor
+            if above and all(iou(box, clipped[anchor]) <= selection.nms_iou for *_, box in kept):
+                kept.append((label, odds, clipped[anchor]))
+        found += kept
+    return sorted(found, key=lambda entry: -entry[1])[: selection.top_k]
+
+
+@pytest.mark.parametrize("seed", range(10))
+@pytest.mark.parametrize(
+    "selection",
+    [AP_SELECTION, DISPLAY_SELECTION, Selection(0.01, 0.5, 1000), Selection(0.3, 0.3, 5)],
+)
+def test_selection_equals_a_naive_one(seed: int, selection: Selection) -> None:
+    logits, boxes = random_case(seed)
+    found = select(logits, boxes, selection)
+    # Oracle: greedy NMS per class in plain Python.
+    expected = naive_selection(logits, boxes, selection)
+    assert found["labels"].tolist() == [label for label, *_ in expected]
+    scores = torch.tensor([odds for _, odds, _ in expected]).double().sigmoid()
+    torch.testing.assert_close(found["scores"], scores, rtol=1e-4, atol=1e-6)
+    torch.testing.assert_close(found["boxes"], torch.tensor([box for *_, box in expected]))
+
+
+def test_the_published_settings() -> None:
+    # Source: the reference experiment (0.2 / 0.3 / 20); COCO counts 100 detections per image.
+    assert (DISPLAY_SELECTION.score_floor, DISPLAY_SELECTION.nms_iou) == (0.2, 0.3)
+    assert (DISPLAY_SELECTION.top_k, AP_SELECTION.score_floor, AP_SELECTION.top_k) == (
+        20,
+        0.01,
+        100,
+    )
+
+
+def test_one_anchor_may_become_several_classes() -> None:
+    # By hand: equal logits for two classes share the probability, 0.5 each; background has none.
+    logits = torch.tensor([[-30.0, 5, 5, -30]])
+    found = select(logits, torch.tensor([[37.0, 37, 10, 10]]), DISPLAY_SELECTION)
+    assert found["labels"].tolist() == [0, 1]
+    torch.testing.assert_close(found["scores"], torch.tensor([0.5, 0.5]).double())
+
+
+def test_the_floor_is_strict() -> None:
+    # By hand: two equal logits give 0.5 exactly in float32 and float64.
+    logits = torch.zeros(1, 2)
+    assert len(softmax_candidates(logits, 0.5).anchors) == 0
+    assert len(softmax_candidates(logits, 0.4999).anchors) == 1
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_candidates_equal_a_loop(seed: int) -> None:
+    logits, _ = random_case(seed)
+    candidates = softmax_candidates(logits, 0.1)
+    # Oracle: softmax by definition, in float64.
+    expected = {
+        (anchor, label): log_odds(row, label + 1)
+        for anchor, row in enumerate(logits.tolist())
+        for label in range(3)
+        if math.exp(row[label + 1]) / sum(map(math.exp, row)) > 0.1
+    }
+    keys = zip(candidates.anchors.tolist(), candidates.labels.tolist(), strict=True)
+    assert dict(zip(keys, candidates.log_odds.tolist(), strict=True)) == pytest.approx(
+        expected, rel=1e-4, abs=1e-5
+    )
+
+
+def test_ranking_does_not_saturate() -> None:
+    """Log-odds of 18, 30 and 24 are all 1.0 in float32, but their order is known."""
+    logits = torch.tensor([[0.0, 18], [0, 30], [0, 24]])
+    # The trap is real: a float32 softmax ties.
+    assert (logits.softmax(dim=1)[:, 1] == 1).all()
+    apart = torch.tensor([[10.0, 10, 8, 8], [37, 37, 8, 8], [60, 60, 8, 8]])
+    found = select(logits, apart, AP_SELECTION)
+    assert found["boxes"][:, 0].tolist() == [33, 56, 6]
+    assert found["scores"].diff().lt(0).all()
+    # Where they overlap, the one of 30 suppresses the others, wherever it stands.
+    together = apart[1].expand(3, 4) + torch.tensor([[0.0], [1], [2]]) * torch.tensor(
+        [1.0, 0, 0, 0]
+    )
+    found = select(logits, together, AP_SELECTION)
+    assert found["boxes"].tolist() == [[34, 33, 42, 41]]
+
+
+def test_half_precision_logits_are_ranked_in_float32() -> None:
+    logits = torch.tensor([[0.0, 2], [0, 2.015625], [0, 1]]).bfloat16()
+    boxes = torch.tensor([[10.0, 10, 8, 8], [37, 37, 8, 8], [60, 60, 8, 8]])
+    found = select(logits, boxes, AP_SELECTION)
+    assert found["boxes"].dtype == torch.float32
+    assert found["scores"].diff().lt(0).all()
+    assert found["boxes"][0, 0] == 33
+
+
+def test_top_k_counts_over_all_classes() -> None:
+    # By hand: class 0 has log-odds 1, 2, 3 and class 1 has 2.5, 1.5; the best three are 3, 2.5, 2.
+    rows = [(0, 1.0), (0, 2.0), (0, 3.0), (1, 2.5), (1, 1.5)]
+    logits = torch.full((5, 3), -40.0)
+    logits[:, 0] = 0
+    for anchor, (label, value) in enumerate(rows):
+        logits[anchor, label + 1] = value
+    boxes = torch.tensor([[8.0 + 14 * anchor, 37, 10, 10] for anchor in range(5)])
+    found = select(logits, boxes, Selection(0.01, 0.3, 3))
+    assert found["labels"].tolist() == [0, 1, 0]
+    assert found["boxes"][:, 0].tolist() == [31, 45, 17]
+
+
+def test_classes_do_not_suppress_each_other() -> None:
+    logits = torch.tensor([[0.0, 4, -40], [0, -40, 3]])
+    boxes = torch.tensor([[37.0, 37, 20, 20]] * 2)
+    assert select(logits, boxes, AP_SELECTION)["labels"].tolist() == [0, 1]
+
+
+def test_no_candidates() -> None:
+    logits = torch.tensor([[10.0, 0, 0]]).repeat(7, 1)
+    found = select(logits, torch.tensor([[37.0, 37, 20, 20]] * 7), AP_SELECTION)
+    assert {name: (tuple(value.shape), value.dtype) for name, value in found.items()} == {
+        "boxes": ((0, 4), torch.float32),
+        "labels": ((0,), torch.int64),
+        "scores": ((0,), torch.float64),
+    }
+
+
+def test_boxes_are_clipped_to_the_image_before_nms() -> None:
+    # Two boxes that differ outside the image only are one box inside: the better one remains.
+    logits = torch.tensor([[0.0, 3], [0, 2]])
+    boxes = torch.tensor([[70.0, 70, 20, 20], [80, 80, 40, 40]])
+    found = select(logits, boxes, AP_SELECTION)
+    assert found["boxes"].tolist() == [[60, 60, 74, 74]]
+
+
+def test_each_image_of_a_batch_is_selected_by_itself() -> None:
+    cases = [random_case(seed) for seed in (1, 2)]
+    boxes = cases[0][1]
+    raw = RawOutput(torch.stack([logits for logits, _ in cases]), torch.zeros(2, len(boxes), 4))
+    together = select_detections(raw, boxes, CODING, SIZE, AP_SELECTION)
+    for (logits, _), found in zip(cases, together, strict=True):
+        alone = select(logits, boxes, AP_SELECTION)
+        assert all(torch.equal(found[name], alone[name]) for name in ("boxes", "labels", "scores"))

@@ -1,0 +1,44 @@
+"""What all tests share: a cache of their own, two threads, small data sets."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import torch
+
+from lipdet.images.pack import Pack
+from lipdet.images.prepare import pack_rendered
+
+REPOSITORY = Path(__file__).parent.parent
+SVHN = REPOSITORY.parent / "shared" / "svhn"
+
+
+@pytest.fixture(scope="session", autouse=True)
+def own_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """A cache folder that no other run has touched, for this process and those it starts."""
+    folder = tmp_path_factory.mktemp("cache")
+    before = os.environ.get("LIPDET_CACHE")
+    os.environ["LIPDET_CACHE"] = str(folder)
+    torch.set_num_threads(2)
+    yield folder
+    if before is None:
+        del os.environ["LIPDET_CACHE"]
+    else:
+        os.environ["LIPDET_CACHE"] = before
+
+
+@pytest.fixture(scope="session")
+def house_numbers(tmp_path_factory: pytest.TempPathFactory) -> Pack:
+    """64 rendered house numbers."""
+    return pack_rendered(tmp_path_factory.mktemp("packs") / "rendered", "train", 64, 74, seed=3)
+
+
+@pytest.fixture(scope="session")
+def svhn() -> Path:
+    """The folder of real photographs beside the repository; tests without it are skipped."""
+    if not SVHN.is_dir():
+        pytest.skip("../shared/svhn is not here")
+    return SVHN

@@ -1,0 +1,152 @@
+"""The multibox loss against its definition in plain Python."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+from torch import Tensor
+
+from lipdet.boxes import BoxCoding
+from lipdet.boxes.coding import corners
+from lipdet.config import DetectorConfig
+from lipdet.detector import build_detector
+from lipdet.detector.matching import pad_targets
+from lipdet.detector.multibox import MultiboxLoss, multibox_loss
+from lipdet.types import RawOutput, Target
+from tests.detector.test_matching import NOTHING, naive_match, random_targets
+
+CODING = BoxCoding()
+DEFAULTS = build_detector(DetectorConfig()).default_boxes
+
+
+def random_raw(seed: int, images: int, spread: float = 2.0) -> RawOutput:
+    generator = torch.Generator().manual_seed(seed)
+    logits = spread * torch.randn(images, len(DEFAULTS), 11, generator=generator)
+    offsets = spread * torch.randn(images, len(DEFAULTS), 4, generator=generator)
+    return RawOutput(logits.requires_grad_(), offsets.requires_grad_())
+
+
+def loss(raw: RawOutput, targets: list[Target]) -> MultiboxLoss:
+    return multibox_loss(raw, pad_targets(targets), DEFAULTS, CODING)
+
+
+def naive_loss(raw: RawOutput, targets: list[Target]) -> tuple[float, float]:
+    """Classification and localisation by the definition (Liu et al., 2016), loop by loop."""
+    classification = localisation = 0.0
+    positives = 0
+    for logits, offsets, target in zip(*raw, targets, strict=True):
+        matched = naive_match(corners(DEFAULTS), target)
+        positives += len(matched)
+        negatives = []
+        for anchor, row in enumerate(logits.tolist()):
+            total = math.log(sum(map(math.exp, row)))
+            if anchor in matched:
+                label = int(target["labels"][matched[anchor]])
+                classification += total - row[label + 1]
+                localisation += smooth_l1(
+                    offsets[anchor].tolist(), target["boxes"][matched[anchor]], DEFAULTS[anchor]
+                )
+            else:
+                negatives.append(total - row[0])
+        hardest = sorted(negatives, reverse=True)[: 3 * max(1, len(matched))]
+        classification += sum(hardest)
+    return classification / max(1, positives), localisation / max(1, positives)
+
+
+def smooth_l1(offsets: list[float], box: Tensor, default: Tensor) -> float:
+    (x1, y1, x2, y2), (cx, cy, w, h) = box.tolist(), default.tolist()
+    wanted = [
+        ((x1 + x2) / 2 - cx) / w / 0.1,
+        ((y1 + y2) / 2 - cy) / h / 0.1,
+        math.log((x2 - x1) / w) / 0.2,
+        math.log((y2 - y1) / h) / 0.2,
+    ]
+    errors = [abs(found - one) for found, one in zip(offsets, wanted, strict=True)]
+    return sum(e - 0.5 if e >= 1 else 0.5 * e * e for e in errors) / 4
+
+
+@pytest.mark.parametrize("seed", range(6))
+def test_loss_equals_its_definition(seed: int) -> None:
+    raw, targets = random_raw(seed, 4), random_targets(seed)
+    found = loss(raw, targets)
+    # Oracle: the definition in plain Python.
+    classification, localisation = naive_loss(raw, targets)
+    assert found.classification.item() == pytest.approx(classification, rel=1e-5)
+    assert found.localisation.item() == pytest.approx(localisation, rel=1e-5)
+    # α = 2: the reference experiment.
+    assert found.total.item() == pytest.approx(classification + 2 * localisation, rel=1e-5)
+
+
+def test_no_objects_at_all() -> None:
+    raw = random_raw(1, 2)
+    found = loss(raw, [NOTHING, NOTHING])
+    assert found.localisation.item() == 0
+    # Oracle: the definition; each image keeps its three hardest negatives, divided by 1.
+    assert found.classification.item() == pytest.approx(naive_loss(raw, [NOTHING] * 2)[0], rel=1e-5)
+    found.total.backward()
+    assert raw.logits.grad is not None
+    assert (raw.logits.grad != 0).any(dim=2).sum(dim=1).tolist() == [3, 3]
+    assert raw.offsets.grad is None or not raw.offsets.grad.any()
+
+
+def test_where_the_gradient_goes() -> None:
+    raw, targets = random_raw(2, 4), random_targets(2)
+    loss(raw, targets).total.backward()
+    assert raw.logits.grad is not None
+    assert raw.offsets.grad is not None
+    assert raw.logits.grad.isfinite().all()
+    assert raw.offsets.grad.isfinite().all()
+    for image, target in enumerate(targets):
+        # Oracle: the loop's matches. Boxes learn on positives; classes besides on three times
+        # as many negatives.
+        matched = set(naive_match(corners(DEFAULTS), target))
+        boxes = set(torch.nonzero(raw.offsets.grad[image].any(dim=1)).flatten().tolist())
+        classes = set(torch.nonzero(raw.logits.grad[image].any(dim=1)).flatten().tolist())
+        assert boxes == matched
+        assert matched <= classes
+        assert len(classes - matched) == 3 * max(1, len(matched))
+
+
+def test_extreme_outputs_keep_loss_and_gradient_finite() -> None:
+    raw, targets = random_raw(3, 4, spread=1e4), random_targets(3)
+    found = loss(raw, targets)
+    found.total.backward()
+    assert raw.logits.grad is not None
+    assert raw.offsets.grad is not None
+    assert found.total.isfinite()
+    assert raw.logits.grad.isfinite().all()
+    assert raw.offsets.grad.isfinite().all()
+
+
+def test_a_perfect_answer_costs_nothing() -> None:
+    targets = random_targets(4)
+    logits = torch.full((4, len(DEFAULTS), 11), -50.0)
+    offsets = torch.zeros(4, len(DEFAULTS), 4)
+    logits[:, :, 0] = 50
+    for image, target in enumerate(targets):
+        for anchor, index in naive_match(corners(DEFAULTS), target).items():
+            logits[image, anchor, 0] = -50
+            logits[image, anchor, target["labels"][index] + 1] = 50
+            offsets[image, anchor] = CODING.encode(target["boxes"][index], DEFAULTS[anchor])
+    found = loss(RawOutput(logits, offsets), targets)
+    assert found.total.item() == pytest.approx(0, abs=1e-5)
+
+
+def test_more_positives_than_a_third_of_the_default_boxes() -> None:
+    # Three times the positives are more than there are negatives: each negative counts once.
+    defaults = torch.tensor([[10.0, 10, 20, 20]] * 3 + [[60, 60, 10, 10]] * 2)
+    box = Target(boxes=torch.tensor([[0.0, 0, 20, 20]]), labels=torch.tensor([1]))
+    raw = RawOutput(torch.zeros(1, 5, 3), torch.zeros(1, 5, 4))
+    found = multibox_loss(raw, pad_targets([box]), defaults, CODING)
+    # By hand: equal logits of three classes cost ln 3 each; 3 positives, 2 negatives.
+    assert found.classification.item() == pytest.approx(5 * math.log(3) / 3, rel=1e-6)
+
+
+def test_bf16_outputs_are_counted_in_float32() -> None:
+    raw, targets = random_raw(5, 4), random_targets(5)
+    half = RawOutput(raw.logits.detach().bfloat16(), raw.offsets.detach().bfloat16())
+    found = loss(half, targets)
+    assert found.total.dtype == torch.float32
+    assert found.classification.item() == pytest.approx(naive_loss(half, targets)[0], rel=1e-5)

@@ -1,0 +1,251 @@
+"""Tinier SSD against the published network: every layer, the maps, the order of its outputs."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from lipdet.boxes.coding import corners
+from lipdet.config import DetectorConfig
+from lipdet.detector import SSD, build_detector
+from lipdet.detector.default_boxes import DefaultBoxLevel, default_boxes
+from lipdet.detector.tinier_ssd import LEVELS
+
+# Source: ADI ai8x-training, models/ai85net-tinierssd.py: every layer is a 3×3 convolution with
+# bias (9 · in · out + out) and an affine batch normalisation (2 · out), here in order.
+# Name in the source, channels in, channels out.
+BACKBONE = [
+    ("fire1", 3, 32),
+    ("fire2", 32, 32),
+    ("fire3", 32, 64),
+    ("fire4", 64, 64),
+    ("fire5", 64, 64),
+    ("fire6", 64, 64),
+    ("fire7", 64, 128),
+    ("fire8", 128, 32),
+    ("fire9", 32, 32),
+    ("fire10", 32, 32),
+    ("conv12_1", 32, 16),
+    ("conv12_2", 16, 16),
+]
+# Four boxes per cell: 4 · 11 logits, 4 · 4 offsets.
+HEADS = [
+    ("cl_fire8", 32, 44),
+    ("loc_fire8", 32, 16),
+    ("cl_fire9", 32, 44),
+    ("loc_fire9", 32, 16),
+    ("cl_fire10", 32, 44),
+    ("loc_fire10", 32, 16),
+    ("cl_conv12_2", 16, 44),
+    ("loc_conv12_2", 16, 16),
+]
+LAYERS = BACKBONE + HEADS
+COUNTS = {
+    "fire1": 896 + 64,
+    "fire2": 9_248 + 64,
+    "fire3": 18_496 + 128,
+    "fire4": 36_928 + 128,
+    "fire5": 36_928 + 128,
+    "fire6": 36_928 + 128,
+    "fire7": 73_856 + 256,
+    "fire8": 36_896 + 64,
+    "fire9": 9_248 + 64,
+    "fire10": 9_248 + 64,
+    "conv12_1": 4_624 + 32,
+    "conv12_2": 2_320 + 32,
+    "cl_fire8": 12_716 + 88,
+    "loc_fire8": 4_624 + 32,
+    "cl_fire9": 12_716 + 88,
+    "loc_fire9": 4_624 + 32,
+    "cl_fire10": 12_716 + 88,
+    "loc_fire10": 4_624 + 32,
+    "cl_conv12_2": 6_380 + 88,
+    "loc_conv12_2": 2_320 + 32,
+}
+
+
+@pytest.fixture(scope="module")
+def detector() -> SSD:
+    torch.manual_seed(0)
+    return build_detector(DetectorConfig()).eval()
+
+
+def convolutions(detector: SSD) -> list[tuple[nn.Conv2d, nn.BatchNorm2d]]:
+    modules = [m for m in detector.modules() if isinstance(m, nn.Conv2d | nn.BatchNorm2d)]
+    pairs = list(zip(modules[::2], modules[1::2], strict=True))
+    assert all(isinstance(c, nn.Conv2d) and isinstance(n, nn.BatchNorm2d) for c, n in pairs)
+    return pairs  # type: ignore[return-value]
+
+
+def test_every_layer_and_337_968_parameters(detector: SSD) -> None:
+    found = {}
+    for (name, inputs, outputs), (conv, norm) in zip(LAYERS, convolutions(detector), strict=True):
+        assert (conv.in_channels, conv.out_channels) == (inputs, outputs), name
+        assert (conv.kernel_size, conv.padding, conv.stride) == ((3, 3), (1, 1), (1, 1)), name
+        assert conv.bias is not None, name
+        assert norm.affine, name
+        parameters = [*conv.parameters(), *norm.parameters()]
+        found[name] = sum(parameter.numel() for parameter in parameters)
+    assert found == COUNTS
+    assert sum(COUNTS.values()) == 337_968
+    assert sum(parameter.numel() for parameter in detector.parameters()) == 337_968
+
+
+def test_feature_maps(detector: SSD) -> None:
+    # Source: the shapes in the comments of the published forward method.
+    features = detector.backbone(torch.zeros(2, 3, 74, 74))
+    assert [tuple(one.shape) for one in features] == [
+        (2, 32, 18, 18),
+        (2, 32, 9, 9),
+        (2, 32, 4, 4),
+        (2, 16, 2, 2),
+    ]
+    assert [level.cells for level in LEVELS] == [18, 9, 4, 2]
+
+
+def test_raw_output(detector: SSD) -> None:
+    raw = detector(torch.rand(2, 3, 74, 74))
+    # 4 · (18² + 9² + 4² + 2²) = 1,700 default boxes.
+    assert raw.logits.shape == (2, 1700, 11)
+    assert raw.offsets.shape == (2, 1700, 4)
+    assert detector.default_boxes.shape == (1700, 4)
+    assert "default_boxes" not in detector.state_dict()
+
+
+def test_pixels_are_centred_once(detector: SSD) -> None:
+    images = torch.tensor([0.0, 0.5, 1.0]).reshape(1, 3, 1, 1)
+    assert detector.normalize(images).flatten().tolist() == [-1, 0, 1]
+    seen: list[Tensor] = []
+    handle = detector.backbone.register_forward_pre_hook(lambda _, given: seen.append(given[0]))
+    detector(torch.ones(1, 3, 74, 74))
+    handle.remove()
+    assert (seen[0] == 1).all()
+
+
+def test_every_convolution_but_the_heads_is_followed_by_a_relu(detector: SSD) -> None:
+    # Source: FusedConv2dBNReLU in the backbone, FusedConv2dBN in the heads.
+    assert sum(isinstance(module, nn.ReLU) for module in detector.backbone.modules()) == 12
+    assert not any(isinstance(module, nn.ReLU) for module in detector.heads.modules())
+    assert all((features >= 0).all() for features in detector.backbone(torch.rand(1, 3, 74, 74)))
+
+
+def test_default_boxes_by_hand(detector: SSD) -> None:
+    # cx = (column + 0.5) / cells · 74, w = scale · √ratio · 74, h = scale / √ratio · 74.
+    def box(cells: int, row: int, column: int, scale: float, ratio: float) -> list[float]:
+        return [
+            (column + 0.5) / cells * 74,
+            (row + 0.5) / cells * 74,
+            scale * math.sqrt(ratio) * 74,
+            min(1.0, scale / math.sqrt(ratio)) * 74,
+        ]
+
+    expected = {
+        0: box(18, 0, 0, 0.15, 0.85),
+        3: box(18, 0, 0, 0.15, 0.25),
+        4: box(18, 0, 1, 0.15, 0.85),
+        4 * 18: box(18, 1, 0, 0.15, 0.85),
+        4 * (18 * 5 + 7) + 1: box(18, 5, 7, 0.15, 0.6),
+        1295: box(18, 17, 17, 0.15, 0.25),
+        1296: box(9, 0, 0, 0.35, 0.85),
+        1296 + 4 * (9 * 2 + 4) + 2: box(9, 2, 4, 0.35, 0.4),
+        1620: box(4, 0, 0, 0.55, 0.85),
+        1684: box(2, 0, 0, 0.725, 0.85),
+        1699: box(2, 1, 1, 0.725, 0.25),
+    }
+    chosen = detector.default_boxes[list(expected)]
+    torch.testing.assert_close(chosen, torch.tensor(list(expected.values())))
+    # 0.725 / √0.25 = 1.45 and 0.55 / √0.25 = 1.1 are clamped to the image, as published.
+    assert (detector.default_boxes[[1683, 1699], 3] == 74).all()
+    assert detector.default_boxes[0].tolist() == pytest.approx(
+        [2.0556, 2.0556, 10.234, 12.04], 1e-4
+    )
+
+
+def test_default_boxes_of_other_levels() -> None:
+    # By hand: one cell, the whole image of 10 pixels; ratio 4 is 2 · scale wide.
+    [box] = default_boxes([DefaultBoxLevel(1, 0.4, (4.0,))], 10)
+    torch.testing.assert_close(box, torch.tensor([5.0, 5, 8, 2]))
+
+
+@pytest.mark.parametrize("level", range(4))
+@pytest.mark.parametrize("part", ["classification", "localisation"])
+def test_outputs_stand_in_the_order_of_default_boxes(level: int, part: str) -> None:
+    """One cell and one box of one level fire; the default box at that place is theirs."""
+    torch.manual_seed(1)
+    detector = build_detector(DetectorConfig()).eval()
+    cells, values = LEVELS[level].cells, 11 if part == "classification" else 4
+    row, column, ratio, value = cells - 1, cells // 2, 2, 3
+    # The head sees features that are nought but in one cell, and passes that cell's to one output.
+    features = [
+        torch.zeros(1, 16 if one.cells == 2 else 32, one.cells, one.cells) for one in LEVELS
+    ]
+    features[level][0, 0, row, column] = 1
+    with torch.no_grad():
+        for head in detector.heads:
+            for parameter in head.parameters():
+                parameter.zero_()
+        conv, norm = getattr(detector.heads[level], part)
+        conv.weight[ratio * values + value, 0, 1, 1] = 1
+        norm.weight.fill_(1)
+    detector.backbone = Fixed(features)
+    raw = detector(torch.zeros(1, 3, 74, 74))
+    output = raw.logits if part == "classification" else raw.offsets
+    [(anchor, place)] = torch.nonzero(output[0]).tolist()
+    assert place == value
+    scale, ratios = LEVELS[level].scale, LEVELS[level].ratios
+    expected = [(column + 0.5) / cells, (row + 0.5) / cells, scale * math.sqrt(ratios[ratio])]
+    torch.testing.assert_close(detector.default_boxes[anchor, :3], torch.tensor(expected) * 74)
+
+
+class Fixed(nn.Module):
+    def __init__(self, features: list[Tensor]) -> None:
+        super().__init__()
+        self.features = features
+
+    def forward(self, images: Tensor) -> list[Tensor]:
+        return self.features
+
+
+def test_a_change_in_the_picture_is_felt_around_it(detector: SSD) -> None:
+    """Rows and columns are not exchanged: pixels at the upper right move the anchors there."""
+    grey = torch.full((1, 3, 74, 74), 0.5)
+    changed = grey.clone()
+    changed[:, :, 0:4, 70:74] = 1
+    difference = (detector(changed).logits - detector(grey).logits)[0, :1296].abs().sum(dim=1)
+    middle = detector.default_boxes[difference.argmax(), :2]
+    assert middle[0] > 55
+    assert middle[1] < 19
+    # Receptive field of fire8 by hand: it does not reach from one corner to the other.
+    lower_left = corners(detector.default_boxes[: 4 * 18 * 18]).reshape(18, 18, 4, 4)[15:, :3]
+    assert lower_left[..., 0].max() < 19
+    assert difference.reshape(18, 18, 4)[15:, :3].max() == 0
+
+
+def test_weights_and_mode(detector: SSD) -> None:
+    assert all((conv.bias == 0).all() for conv, _ in convolutions(detector))
+    images = torch.rand(3, 3, 74, 74)
+    together, alone = detector(images), detector(images[1:2])
+    torch.testing.assert_close(together.logits[1:2], alone.logits, rtol=1e-4, atol=1e-4)
+
+
+def test_the_seed_determines_the_weights() -> None:
+    def built(seed: int) -> dict[str, Tensor]:
+        torch.manual_seed(seed)
+        return build_detector(DetectorConfig()).state_dict()
+
+    one, again, other = built(5), built(5), built(6)
+    assert all(torch.equal(one[name], again[name]) for name in one)
+    assert not all(torch.equal(one[name], other[name]) for name in one)
+
+
+def test_other_classes_change_the_heads_only() -> None:
+    config = dataclasses.replace(DetectorConfig(), class_names=("cat", "dog"))
+    detector = build_detector(config)
+    assert detector(torch.zeros(2, 3, 74, 74)).logits.shape == (2, 1700, 3)
+    # By hand: the classification heads shrink from 44 to 12 outputs, each with 9 · in + 1 + 2.
+    difference = 32 * (3 * (9 * 32 + 3) + 9 * 16 + 3)
+    assert sum(parameter.numel() for parameter in detector.parameters()) == 337_968 - difference

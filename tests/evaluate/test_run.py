@@ -1,0 +1,125 @@
+"""Evaluating a detector on a pack, with detectors whose answers are known."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor, nn
+
+from lipdet.boxes import AP_SELECTION, BoxCoding
+from lipdet.checkpoint import LoadedDetector
+from lipdet.config import DetectorConfig
+from lipdet.detector import SSD, build_detector
+from lipdet.errors import InputError
+from lipdet.evaluate.run import clean_ap, detect_batch, detect_pack, evaluate
+from lipdet.images.pack import Pack, PackedPicture, write_pack
+from lipdet.types import RawOutput
+
+CONFIG = DetectorConfig()
+BOX = np.array([[20, 20, 44, 52]], np.float32)
+
+
+class Reader(SSD):
+    """Finds one box, of the class that the first pixel's red value names; none at 255."""
+
+    def __init__(self) -> None:
+        super().__init__(CONFIG, nn.Identity(), [], torch.tensor([[32.0, 36, 24, 32]]), BoxCoding())
+
+    def forward(self, images: Tensor) -> RawOutput:
+        labels = (images[:, 0, 0, 0] * 255).round().long()
+        logits = torch.full((len(images), 1, 11), -9.0)
+        index = torch.where(labels == 255, 0, labels + 1)
+        logits[torch.arange(len(images)), 0, index] = 9
+        return RawOutput(logits, torch.zeros(len(images), 1, 4))
+
+
+def pack_of(folder: Path, shown: list[int], true: list[int | None], **other: Any) -> Pack:
+    pictures = [
+        PackedPicture(
+            np.full((74, 74, 3), pixel, np.uint8),
+            BOX if label is not None else BOX[:0],
+            np.array([label] if label is not None else [], np.int64),
+            index,
+        )
+        for index, (pixel, label) in enumerate(zip(shown, true, strict=True))
+    ]
+    settings = {"class_names": CONFIG.class_names, "provenance": {"name": "by hand"}, **other}
+    return write_pack(folder, pictures, len(pictures), 74, **settings)
+
+
+@pytest.fixture
+def pack(tmp_path: Path) -> Pack:
+    # 130 pictures are three batches; each fifth holds nothing and nothing is found there.
+    shown = [255 if index % 5 == 4 else index % 10 for index in range(130)]
+    return pack_of(tmp_path / "pack", shown, [None if k == 255 else k for k in shown])
+
+
+def test_a_detector_that_is_always_right(pack: Pack) -> None:
+    measured = clean_ap(Reader(), pack)
+    assert measured.ap == pytest.approx(1)
+    # 4 and 9 occur at each fifth picture only, which holds nothing.
+    assert {name for name, entry in measured.per_class.items() if entry.ap is None} == {"4", "9"}
+
+
+def test_a_detector_that_is_right_for_one_class(tmp_path: Path) -> None:
+    # By hand: of the classes 0 and 1 one is always found, the other always taken for a 2.
+    pack = pack_of(tmp_path / "pack", [0, 2, 0, 2], [0, 1, 0, 1])
+    assert clean_ap(Reader(), pack).ap50 == pytest.approx(0.5)
+    assert clean_ap(Reader(), pack, [0, 2]).ap50 == pytest.approx(1)
+    assert clean_ap(Reader(), pack, [1, 3]).ap50 == 0
+
+
+def test_detections_come_in_the_order_asked_for(pack: Pack) -> None:
+    found = detect_pack(Reader(), pack, [3, 4, 129, 0, 125], AP_SELECTION)
+    assert [one["labels"].tolist() for one in found] == [[3], [], [], [0], [5]]
+    torch.testing.assert_close(found[0]["boxes"], torch.from_numpy(BOX))
+    assert detect_pack(Reader(), pack, [], AP_SELECTION) == []
+
+
+def test_batches_do_not_matter(house_numbers: Pack) -> None:
+    torch.manual_seed(0)
+    detector = build_detector(CONFIG)
+    together = detect_pack(detector, house_numbers, range(8), AP_SELECTION)
+    for index in (0, 5):
+        [alone] = detect_pack(detector, house_numbers, [index], AP_SELECTION)
+        torch.testing.assert_close(alone["scores"], together[index]["scores"], rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("training", [True, False])
+def test_detecting_uses_eval_mode_and_restores_the_mode(training: bool) -> None:
+    detector = build_detector(CONFIG).train(training)
+    before = {name: tensor.clone() for name, tensor in detector.state_dict().items()}
+    detect_batch(detector, torch.zeros(2, 74, 74, 3, dtype=torch.uint8), AP_SELECTION)
+    assert all(module.training is training for module in detector.modules())
+    # Batch statistics would have moved in training mode.
+    assert all(torch.equal(before[name], now) for name, now in detector.state_dict().items())
+
+
+def test_evaluation_says_all_that_is_needed_to_repeat_it(pack: Pack) -> None:
+    result = evaluate(LoadedDetector("reader", Reader(), {}), pack, seed=7)
+    # The keys that DESIGN fixes for the json.
+    assert list(result) == [
+        *("weights", "parameters", "data", "seed", "versions", "seconds"),
+        *("clean", "attacked", "certified"),
+    ]
+    assert (result["weights"], result["seed"], result["parameters"]) == ("reader", 7, 0)
+    assert result["data"] == {
+        "name": "by hand",
+        "hash": pack.hash,
+        "images": 130,
+        "objects": 104,
+        "skipped": 0,
+    }
+    assert result["clean"]["ap50"] == pytest.approx(1)
+    assert (result["attacked"], result["certified"]) == ([], [])
+    assert "torch" in result["versions"]
+
+
+def test_other_classes_are_refused(tmp_path: Path) -> None:
+    pack = pack_of(tmp_path / "pack", [0], [0], class_names=("cat", "dog"))
+    with pytest.raises(InputError, match="by hand has the classes cat, dog; reader detects 0, 1"):
+        evaluate(LoadedDetector("reader", Reader(), {}), pack, seed=0)

@@ -95,17 +95,6 @@ class Preset:
 PRESETS = {"naive": Preset()}
 
 
-def preset(name: str) -> Preset:
-    """The preset of that name.
-
-    Raises:
-        InputError: there is none.
-    """
-    if name not in PRESETS:
-        raise InputError(f"There is no preset {name!r}; choose one of: {', '.join(PRESETS)}.")
-    return PRESETS[name]
-
-
 def as_plain(config: DetectorConfig | TrainConfig) -> dict[str, object]:
     """A dataclass as values that json and YAML can hold."""
     return {

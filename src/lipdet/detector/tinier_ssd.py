@@ -8,6 +8,7 @@ of activations to [-1, 1].
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor, nn
 
 from lipdet.boxes.coding import BoxCoding
@@ -23,6 +24,7 @@ LEVELS = (
     DefaultBoxLevel(cells=2, scale=0.725, ratios=RATIOS),
 )
 TAP_CHANNELS = (32, 32, 32, 16)
+BACKGROUND_LOGIT = 5.0
 
 
 def tinier_ssd(config: DetectorConfig) -> SSD:
@@ -44,6 +46,8 @@ def tinier_ssd(config: DetectorConfig) -> SSD:
         coding=BoxCoding(),
     )
     detector.apply(_initialise)
+    for head in heads:
+        _expect_background(head.classification[-1], logits)
     return detector
 
 
@@ -92,3 +96,15 @@ def _initialise(module: nn.Module) -> None:
     if isinstance(module, nn.Conv2d):
         nn.init.kaiming_normal_(module.weight, nonlinearity="relu")
         nn.init.zeros_(module.bias)  # type: ignore[arg-type]  # every convolution here has one
+
+
+def _expect_background(normalisation: nn.BatchNorm2d, logits: int) -> None:
+    """Let every default box start as background.
+
+    Nearly all of them are; the normalisation would otherwise start at even odds, and its bias
+    needs thousands of small steps to get there. The idea is the prior of RetinaNet (Lin et al.,
+    2017, §4.1).
+    """
+    nn.init.constant_(normalisation.weight, 0.3)
+    with torch.no_grad():
+        normalisation.bias[::logits] = BACKGROUND_LOGIT

@@ -8,6 +8,7 @@ Three ways, all seeded:
 
 from __future__ import annotations
 
+import math
 from typing import NamedTuple
 
 import numpy as np
@@ -93,23 +94,16 @@ def full_region(width: int, height: int) -> Region:
 
 
 def cut(image: Image.Image, region: Region, size: int) -> NDArray[np.uint8]:
-    """The region, resized to (size, size, 3); what lies beyond the border repeats its edge."""
-    pixels = np.asarray(image)
-    margins = (
-        max(0, int(np.ceil(-region.left))),
-        max(0, int(np.ceil(-region.top))),
-        max(0, int(np.ceil(region.right - image.width))),
-        max(0, int(np.ceil(region.bottom - image.height))),
-    )
-    if any(margins):
-        left, top, right, bottom = margins
-        pixels = np.pad(pixels, ((top, bottom), (left, right), (0, 0)), mode="edge")
-    box = (
-        max(0.0, region.left + margins[0]),
-        max(0.0, region.top + margins[1]),
-        min(float(pixels.shape[1]), region.right + margins[0]),
-        min(float(pixels.shape[0]), region.bottom + margins[1]),
-    )
+    """The region, resized to (size, size, 3); what lies beyond the border repeats its edge.
+
+    The region must share at least one pixel with the picture.
+    """
+    left, top = math.floor(region.left), math.floor(region.top)
+    right, bottom = math.ceil(region.right), math.ceil(region.bottom)
+    inside = (max(left, 0), max(top, 0), min(right, image.width), min(bottom, image.height))
+    margins = ((inside[1] - top, bottom - inside[3]), (inside[0] - left, right - inside[2]), (0, 0))
+    pixels = np.pad(np.asarray(image.crop(inside)), margins, mode="edge")
+    box = (region.left - left, region.top - top, region.right - left, region.bottom - top)
     resized = Image.fromarray(pixels).resize((size, size), Image.Resampling.BILINEAR, box=box)
     return np.asarray(resized)
 

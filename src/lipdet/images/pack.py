@@ -16,6 +16,7 @@ import hashlib
 import json
 import shutil
 import tempfile
+import tokenize
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -190,22 +191,41 @@ def open_pack(folder: Path) -> Pack:
     try:
         meta = json.loads((folder / "meta.json").read_text())
         arrays = {name: _array(folder, name) for name in ARRAYS}
-        stored = meta["hash"]
-    except (OSError, ValueError, KeyError) as error:
-        raise InputError(f"{folder} is a damaged pack ({error}); prepare it again.") from None
-    if _hash(arrays) != stored:
-        raise InputError(f"{folder} is a damaged pack (its hash differs); prepare it again.")
+        if missing := {"hash", "name", "class_names", "skipped"} - set(meta):
+            raise ValueError(f"meta.json lacks {', '.join(sorted(missing))}")
+    except (OSError, TypeError, ValueError) as error:
+        raise _damaged(folder, str(error)) from None
+    if _hash(arrays) != meta["hash"]:
+        raise _damaged(folder, "its hash differs")
     return Pack(folder, **arrays, meta=meta)
 
 
+def _damaged(folder: Path, reason: str) -> InputError:
+    return InputError(f"{folder} is a damaged pack ({reason}); remove it and prepare it again.")
+
+
 def _array(folder: Path, name: str) -> NDArray[Any]:
-    array: NDArray[Any] = np.load(folder / f"{name}.npy", mmap_mode="r", allow_pickle=False)
-    return array
+    try:
+        # The format's own reader: `np.load` takes what is no .npy file for a pickle.
+        return np.lib.format.open_memmap(folder / f"{name}.npy", mode="r")
+    # A damaged header surfaces as almost any exception of Python's own parser.
+    except (
+        ArithmeticError,
+        EOFError,
+        LookupError,
+        SyntaxError,
+        TypeError,
+        ValueError,
+        tokenize.TokenError,
+    ) as error:
+        raise ValueError(f"{name}.npy: {type(error).__name__}") from None
 
 
 def _hash(arrays: dict[str, NDArray[Any]]) -> str:
     digest = hashlib.sha256()
     for name in ARRAYS:
         digest.update(f"{name}{arrays[name].dtype}{arrays[name].shape}".encode())
-        digest.update(np.ascontiguousarray(arrays[name]).data.cast("B"))
+        # Python cannot look at an empty array as bytes.
+        if arrays[name].size:
+            digest.update(np.ascontiguousarray(arrays[name]).data.cast("B"))
     return digest.hexdigest()

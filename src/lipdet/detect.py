@@ -1,0 +1,177 @@
+"""Detections in a picture of any size.
+
+Notable choices:
+- A photograph is searched in two passes. The coarse one runs the detector on overlapping squares
+  of several sizes; digits found side by side are taken as one number. The fine one runs it once
+  more on a square around each number, which is the framing that it was trained on.
+- A given crop is taken as it is: one pass.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from PIL import Image
+from torchvision.ops import box_iou
+
+from lipdet.boxes import DISPLAY_SELECTION, Selection
+from lipdet.detector import SSD
+from lipdet.errors import InputError
+from lipdet.evaluate.run import BATCH_SIZE, detect_batch
+from lipdet.images.crop import Region, cut, full_region, out_of_region
+from lipdet.types import Detections
+
+# The coarse pass accepts only what is surely a digit, and the fine pass decides.
+COARSE = Selection(score_floor=0.5, nms_iou=0.3, top_k=20)
+SCALE_STEP = 2**0.5
+SMALLEST_SQUARE = 32
+OVERLAP = 0.5
+MARGIN = 1.2
+# A larger photograph is searched at this size; its numbers are still larger than a square.
+SEARCHED_SIDE = 512
+
+
+@dataclass(frozen=True)
+class Found:
+    """What was found in one picture.
+
+    Attributes:
+        detections: boxes in pixels of the picture, best first.
+        regions: the squares on which the final pass ran.
+    """
+
+    detections: Detections
+    regions: tuple[Region, ...]
+
+
+def detect_in_region(detector: SSD, image: Image.Image, region: Region) -> Found:
+    """Detections in one rectangle of a picture.
+
+    Raises:
+        InputError: the rectangle has no area or lies outside the picture.
+    """
+    if region.left >= region.right or region.top >= region.bottom:
+        raise InputError(f"The crop {_text(region)} has no area; give LEFT,TOP,RIGHT,BOTTOM.")
+    if not (region.left >= 0 and region.right <= image.width) or not (
+        region.top >= 0 and region.bottom <= image.height
+    ):
+        raise InputError(
+            f"The crop {_text(region)} reaches outside the picture of {image.width}×{image.height} "
+            "pixels."
+        )
+    [found] = _detect_in_regions(detector, image, [region], DISPLAY_SELECTION)
+    return Found(found, (region,))
+
+
+def detect_in_photograph(detector: SSD, image: Image.Image) -> Found:
+    """Detections in a whole photograph, wherever the numbers are."""
+    shrink = max(1.0, max(image.size) / SEARCHED_SIDE)
+    small = image if shrink == 1 else image.resize([round(side / shrink) for side in image.size])
+    squares = search_squares(small.width, small.height)
+    coarse = _merge(_detect_in_regions(detector, small, squares, COARSE))
+    boxes = (coarse["boxes"] * shrink).numpy()
+    regions = tuple(_around(group) for group in _numbers(boxes))
+    fine = _detect_in_regions(detector, image, regions, DISPLAY_SELECTION)
+    return Found(_merge(fine), regions)
+
+
+def search_squares(width: int, height: int) -> list[Region]:
+    """Overlapping squares of falling size that cover a picture, the whole picture first."""
+    squares = [full_region(width, height)]
+    side = float(min(width, height))
+    while side >= SMALLEST_SQUARE:
+        squares += [
+            Region(left, top, left + side, top + side)
+            for top in _places(height, side)
+            for left in _places(width, side)
+        ]
+        side /= SCALE_STEP
+    return squares
+
+
+def _places(length: int, side: float) -> NDArray[np.float64]:
+    count = 1 + int(np.ceil((length - side) / (side * (1 - OVERLAP))))
+    return np.linspace(0, length - side, count)
+
+
+def _detect_in_regions(
+    detector: SSD, image: Image.Image, regions: list[Region] | tuple[Region, ...], choice: Selection
+) -> list[Detections]:
+    size = detector.config.image_size
+    found: list[Detections] = []
+    for start in range(0, len(regions), BATCH_SIZE):
+        batch = regions[start : start + BATCH_SIZE]
+        pixels = torch.from_numpy(np.stack([cut(image, region, size) for region in batch]))
+        found += [
+            _in_photograph(one, region, image, size)
+            for one, region in zip(detect_batch(detector, pixels, choice), batch, strict=True)
+        ]
+    return found
+
+
+def _in_photograph(found: Detections, region: Region, image: Image.Image, size: int) -> Detections:
+    boxes = out_of_region(found["boxes"].numpy(), region, size)
+    limits = np.array([image.width, image.height] * 2, np.float32)
+    return Detections(
+        boxes=torch.from_numpy(boxes.clip(0, limits)),
+        labels=found["labels"],
+        scores=found["scores"],
+    )
+
+
+def _merge(parts: list[Detections]) -> Detections:
+    """All detections, of those that overlap only the best; best first.
+
+    Two squares may read one digit differently, so classes compete here.
+    """
+    if not parts:
+        return Detections(
+            boxes=torch.zeros(0, 4),
+            labels=torch.zeros(0, dtype=torch.int64),
+            scores=torch.zeros(0, dtype=torch.float64),
+        )
+    boxes = torch.cat([part["boxes"] for part in parts])
+    labels = torch.cat([part["labels"] for part in parts])
+    scores = torch.cat([part["scores"] for part in parts])
+    kept: list[int] = []
+    overlaps = box_iou(boxes, boxes)
+    for index in scores.argsort(descending=True, stable=True).tolist():
+        if not kept or overlaps[index, kept].max() <= DISPLAY_SELECTION.nms_iou:
+            kept.append(index)
+    return Detections(boxes=boxes[kept], labels=labels[kept], scores=scores[kept])
+
+
+def _numbers(boxes: NDArray[np.float32]) -> list[NDArray[np.float32]]:
+    """Groups of boxes (n, 4) that stand side by side at similar height: one number each."""
+    groups: list[list[NDArray[np.float32]]] = []
+    for box in sorted(boxes, key=lambda corner: float(corner[0])):
+        home = next((group for group in groups if _continues(group[-1], box)), None)
+        if home is None:
+            groups.append([box])
+        else:
+            home.append(box)
+    return [np.stack(group) for group in groups]
+
+
+def _continues(last: NDArray[np.float32], box: NDArray[np.float32]) -> bool:
+    """Whether `box` may be the next digit of the number that ends with `last`."""
+    heights = (last[3] - last[1], box[3] - box[1])
+    gap = box[0] - last[2]
+    drift = abs((box[1] + box[3]) - (last[1] + last[3])) / 2
+    smaller, larger = min(heights), max(heights)
+    return bool(gap < larger and drift < larger / 2 and smaller > 0.6 * larger)
+
+
+def _around(boxes: NDArray[np.float32]) -> Region:
+    left, top = boxes[:, :2].min(axis=0).tolist()
+    right, bottom = boxes[:, 2:].max(axis=0).tolist()
+    half = max(right - left, bottom - top) * MARGIN / 2
+    middle_x, middle_y = (left + right) / 2, (top + bottom) / 2
+    return Region(middle_x - half, middle_y - half, middle_x + half, middle_y + half)
+
+
+def _text(region: Region) -> str:
+    return ",".join(f"{value:g}" for value in region)

@@ -64,7 +64,7 @@ def open_data(spec: str, purpose: Purpose, size: int, seed: int = 0) -> Pack:
             },
             lambda folder: pack_source(source, folder, crop, size, seed, crops),
         )
-    if Path(spec).is_dir():
+    if spec and Path(spec).is_dir():
         pack = open_pack(Path(spec))
         if pack.images.shape[1] != size:
             raise InputError(

@@ -1,0 +1,100 @@
+"""Photometric changes: seeded, in range, and each of them occurs about as often as stated."""
+
+from __future__ import annotations
+
+import itertools
+
+import torch
+from torch import Tensor
+
+from lipdet.images.augment import augment
+
+
+def run(images: Tensor, seed: int = 0) -> Tensor:
+    return augment(images, torch.Generator().manual_seed(seed))
+
+
+def pictures(count: int, side: int = 8) -> Tensor:
+    return torch.rand(count, 3, side, side, generator=torch.Generator().manual_seed(9))
+
+
+def test_shape_and_range() -> None:
+    images = pictures(64)
+    changed = run(images)
+    assert changed.shape == images.shape
+    assert changed.dtype == torch.float32
+    assert changed.min() >= 0
+    assert changed.max() <= 1
+    assert run(torch.zeros(0, 3, 8, 8)).shape == (0, 3, 8, 8)
+
+
+def test_the_input_is_not_modified() -> None:
+    images = pictures(32)
+    before = images.clone()
+    run(images).zero_()
+    assert torch.equal(images, before)
+
+
+def test_the_generator_alone_decides() -> None:
+    images = pictures(32)
+    first = run(images, seed=4)
+    torch.manual_seed(123)
+    assert torch.equal(first, run(images, seed=4))
+    assert not torch.equal(first, run(images, seed=5))
+
+
+def test_pictures_are_changed_independently() -> None:
+    same = pictures(1).expand(20, -1, -1, -1)
+    changed = run(same)
+    assert all(not torch.equal(a, b) for a, b in itertools.combinations(changed, 2))
+
+
+def test_each_change_occurs_as_often_as_stated() -> None:
+    """These pixels stay within [0, 1] under every change, so that it can be read off them."""
+    ramp = torch.linspace(-0.05, 0.05, 8).repeat(8, 1)
+    image = torch.stack([level + ramp for level in (0.40, 0.5, 0.56)])
+    count = 2000
+    changed = run(image.expand(count, -1, -1, -1))
+    assert changed.min() > 0
+    assert changed.max() < 1
+    # Inversion turns the ramp round; contrast stretches it; brightness moves the mean.
+    slope = (changed[:, :, :, -1] - changed[:, :, :, 0]).mean(dim=(1, 2)) / 0.1
+    inverted = slope < 0
+    contrast = slope.abs()
+    # Stated: 30 % inverted, contrast 0.6–1.4; the bounds are five standard deviations wide.
+    assert 0.25 < inverted.float().mean() < 0.35
+    assert 0.6 <= contrast.min() < 0.62
+    assert 1.38 < contrast.max() <= 1.4 + 1e-4
+    mean = changed.mean(dim=(1, 2, 3))
+    brightness = torch.where(inverted, 1 - mean, mean) - image.mean()
+    assert -0.2 - 1e-4 <= brightness.min() < -0.19
+    assert 0.19 < brightness.max() <= 0.2 + 1e-4
+    # The order of the channel means tells the permutation; 30 % are drawn, 1 in 6 of them is none.
+    levels = changed.mean(dim=(2, 3))
+    order = torch.where(inverted[:, None], -levels, levels).argsort(dim=1)
+    moved = (order != torch.arange(3)).any(dim=1)
+    assert 0.2 < moved.float().mean() < 0.3
+    assert len({tuple(one) for one in order.tolist()}) == 6
+
+
+def test_a_change_by_hand() -> None:
+    """What was changed follows out = (in − mean) · contrast + mean + brightness, clipped."""
+    images = pictures(200)
+    changed = run(images)
+    for before, after in zip(images, changed, strict=True):
+        # Some order of channels, with or without inversion, makes the relation affine.
+        assert any(
+            is_affine(before[list(order)], polarity)
+            for order in itertools.permutations(range(3))
+            for polarity in (after, 1 - after)
+        )
+
+
+def is_affine(before: Tensor, after: Tensor) -> bool:
+    free = (after > 0) & (after < 1)
+    x, y = before[free].double(), after[free].double()
+    slope = ((x - x.mean()) * (y - y.mean())).sum() / ((x - x.mean()) ** 2).sum()
+    brightness = y.mean() - before.mean() - slope * (x.mean() - before.mean())
+    expected = (before.mean() + brightness + slope * (before - before.mean())).clamp(0, 1)
+    in_range = 0.6 - 1e-4 <= slope <= 1.4 + 1e-4 and abs(brightness) <= 0.2 + 1e-4
+    return bool(in_range and (expected - after).abs().max() < 1e-4)

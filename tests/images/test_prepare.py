@@ -1,0 +1,162 @@
+"""From annotated pictures to a pack, for each way to crop."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from lipdet.errors import InputError
+from lipdet.images.coco import read_coco
+from lipdet.images.crop import Region, cut, into_region, reference_region
+from lipdet.images.pack import Pack
+from lipdet.images.prepare import Crop, pack_rendered, pack_source
+from lipdet.images.render import rendered
+from lipdet.images.source import AnnotatedPicture, Skipped, Source, load_rgb
+from lipdet.images.svhn import read_svhn
+
+
+@pytest.fixture
+def source(tmp_path: Path) -> Source:
+    """Four photographs: two usual ones, one too wide for a square, one without objects."""
+    rng = np.random.default_rng(0)
+    annotations = {
+        "1.png": [[20, 10, 30, 30], [32, 11, 44, 31]],
+        "2.png": [[50, 30, 60, 50]],
+        "3.png": [[2, 10, 88, 20]],
+        "4.png": [],
+    }
+    pictures = []
+    for name, boxes in annotations.items():
+        Image.fromarray(rng.integers(0, 256, (60, 90, 3), np.uint8)).save(tmp_path / name)
+        pictures.append(
+            AnnotatedPicture(
+                tmp_path / name,
+                np.array(boxes, np.float32).reshape(-1, 4),
+                np.arange(len(boxes)),
+            )
+        )
+    return Source("four", ("a", "b"), tuple(pictures), (Skipped("0.png", "unreadable"),))
+
+
+def packed(source: Source, folder: Path, crop: Crop, seed: int = 0, crops: int = 1) -> Pack:
+    return pack_source(source, folder / crop, crop, 74, seed, crops)
+
+
+def test_reference_crops(source: Source, tmp_path: Path) -> None:
+    pack = packed(source, tmp_path, "reference")
+    assert pack.pictures.tolist() == [0, 1]
+    assert [entry["name"] for entry in pack.meta["skipped"]] == ["0.png", "3.png", "4.png"]
+    assert pack.class_names == ("a", "b")
+    assert pack.meta["crop"] == "reference"
+    for position, picture in enumerate(source.pictures[:2]):
+        # Oracle: the crop drawn with the stated seed, cut by the tested functions.
+        rng = np.random.default_rng([0, position])
+        region = reference_region(picture.boxes, 90, 60, rng)
+        assert region is not None
+        expected = cut(load_rgb(picture.path), region, 74)
+        np.testing.assert_array_equal(pack.images[position], expected)
+        boxes, _ = into_region(picture.boxes, region, 74)
+        np.testing.assert_array_equal(pack.target(position)["boxes"].numpy(), boxes)
+        assert pack.target(position)["labels"].tolist() == picture.labels.tolist()
+
+
+def test_jittered_crops(source: Source, tmp_path: Path) -> None:
+    pack = packed(source, tmp_path, "jitter", crops=5)
+    assert pack.pictures.tolist() == [0] * 5 + [1] * 5 + [2] * 5
+    assert [entry["name"] for entry in pack.meta["skipped"]] == ["0.png", "4.png"]
+    first = pack.images[:5]
+    assert len({image.tobytes() for image in first}) == 5
+    # Every crop holds the whole number.
+    assert [len(pack.target(index)["labels"]) for index in range(15)] == [2] * 5 + [1] * 10
+
+
+def test_full_pictures(source: Source, tmp_path: Path) -> None:
+    pack = packed(source, tmp_path, "full")
+    # A picture without objects is a picture here.
+    assert pack.pictures.tolist() == [0, 1, 2, 3]
+    assert len(pack.target(3)["labels"]) == 0
+    # By hand: 90 × 60 in a square of 90 that begins 15 above, at 74 / 90.
+    expected = np.array([[50, 45, 60, 65]]) * 74 / 90
+    np.testing.assert_allclose(pack.target(1)["boxes"].numpy(), expected, rtol=1e-5)
+    region = Region(0, -15, 90, 75)
+    picture = load_rgb(source.pictures[1].path)
+    np.testing.assert_array_equal(pack.images[1], cut(picture, region, 74))
+
+
+@pytest.mark.parametrize("crop", ["reference", "jitter"])
+def test_the_seed_determines_the_pack(source: Source, tmp_path: Path, crop: Crop) -> None:
+    one, again, other = (
+        packed(source, tmp_path / name, crop, seed)
+        for name, seed in (("one", 1), ("again", 1), ("other", 2))
+    )
+    assert one.hash == again.hash != other.hash
+
+
+def test_a_picture_is_cut_alike_in_any_company(source: Source, tmp_path: Path) -> None:
+    shorter = Source(source.name, source.class_names, source.pictures[:1], ())
+    one = packed(shorter, tmp_path / "short", "jitter", crops=3)
+    all_of_them = packed(source, tmp_path / "long", "jitter", crops=3)
+    np.testing.assert_array_equal(one.images, all_of_them.images[:3])
+
+
+def test_nothing_usable(source: Source, tmp_path: Path) -> None:
+    empty = Source("empty", ("a", "b"), source.pictures[2:], ())
+    with pytest.raises(InputError, match="no usable picture"):
+        packed(empty, tmp_path, "reference")
+    assert not (tmp_path / "reference").exists()
+
+
+@pytest.mark.parametrize("damage", ["missing", "truncated", "text"])
+def test_an_unreadable_picture_is_named(source: Source, tmp_path: Path, damage: str) -> None:
+    file = source.pictures[1].path
+    data = file.read_bytes()
+    file.unlink()
+    if damage != "missing":
+        file.write_bytes(data[: len(data) // 2] if damage == "truncated" else b"no picture")
+    with pytest.raises(InputError, match=r"2\.png"):
+        packed(source, tmp_path / "out", "jitter")
+    assert list((tmp_path / "out").glob("*")) == []
+    assert list((tmp_path / "out").glob(".*")) == []
+
+
+def test_rendered_packs(tmp_path: Path) -> None:
+    pack = pack_rendered(tmp_path / "pack", "test", 5, 74, seed=2)
+    assert len(pack) == 5
+    # Oracle: the renderer itself.
+    image, boxes, labels = rendered("test", 3, 2, 74)
+    np.testing.assert_array_equal(pack.images[3], image)
+    np.testing.assert_array_equal(pack.target(3)["boxes"].numpy(), boxes)
+    assert pack.target(3)["labels"].tolist() == labels.tolist()
+    assert pack.pictures.tolist() == [0, 1, 2, 3, 4]
+
+
+def test_real_photographs(svhn: Path, tmp_path: Path) -> None:
+    pack = packed(read_svhn(svhn / "test"), tmp_path, "reference")
+    described = pack.describe()
+    # Source: README of the folder (128 pictures, 241 digits); one number is wider than its
+    # picture is high.
+    assert (described["images"], described["skipped"]) == (127, 1)
+    assert 241 - 6 <= described["objects"] < 241
+    boxes = pack.boxes
+    assert boxes.min() >= 0
+    assert boxes.max() <= 74
+    sides = boxes[:, 2:] - boxes[:, :2]
+    assert (sides > 0).all()
+    # The number fills the square to at least 1 / 1.3 less the rounding of the growth.
+    for index in range(len(pack)):
+        own = pack.target(index)["boxes"].numpy()
+        extent = max(own[:, 2:].max(axis=0) - own[:, :2].min(axis=0))
+        assert extent > 74 / 1.3 * 0.93
+
+
+def test_coco_pictures_without_objects_are_kept(tmp_path: Path) -> None:
+    Image.new("RGB", (30, 20)).save(tmp_path / "a.png")
+    (tmp_path / "all.json").write_text(
+        '{"images": [{"id": 1, "file_name": "a.png", "width": 30, "height": 20}],'
+        ' "annotations": [], "categories": [{"id": 1, "name": "a"}]}'
+    )
+    pack = packed(read_coco(tmp_path / "all.json"), tmp_path, "full")
+    assert (len(pack), len(pack.labels)) == (1, 0)

@@ -1,0 +1,197 @@
+"""The `--data SPEC`: what each form means, what is cached, what is refused."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from lipdet.errors import InputError
+from lipdet.images import spec
+from lipdet.images.pack import Pack
+from lipdet.images.prepare import pack_rendered
+from lipdet.images.spec import cache_folder, open_data, read_source
+from tests.images.svhn_format import write_digit_struct
+
+
+@pytest.fixture(autouse=True)
+def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setenv("LIPDET_CACHE", str(tmp_path / "cache"))
+    return tmp_path / "cache" / "packs"
+
+
+@pytest.fixture
+def svhn_folder(tmp_path: Path) -> Path:
+    """Three noisy pictures in the official layout."""
+    folder = tmp_path / "svhn"
+    folder.mkdir()
+    rng = np.random.default_rng(0)
+    annotations = {}
+    for number in (1, 2, 3):
+        noise = rng.integers(0, 256, (40, 60, 3), np.uint8)
+        Image.fromarray(noise).save(folder / f"{number}.png")
+        annotations[f"{number}.png"] = [(number, 20, 10, 8, 16), (10, 30, 10, 8, 16)]
+    write_digit_struct(folder / "digitStruct.mat", annotations)
+    return folder
+
+
+@pytest.fixture
+def coco_file(tmp_path: Path) -> Path:
+    Image.new("RGB", (30, 20), (9, 9, 9)).save(tmp_path / "a.png")
+    box = {"id": 1, "image_id": 1, "category_id": 1, "bbox": [3, 4, 5, 6]}
+    root = {
+        "images": [{"id": 1, "file_name": "a.png", "width": 30, "height": 20}],
+        "annotations": [box],
+        "categories": [{"id": 1, "name": "meter"}],
+    }
+    (tmp_path / "all.json").write_text(json.dumps(root))
+    return tmp_path / "all.json"
+
+
+def test_rendered() -> None:
+    test, train, other = (
+        open_data("rendered:3", "test", 74),
+        open_data("rendered:3", "train", 74),
+        open_data("rendered:3", "test", 74, seed=1),
+    )
+    assert [len(pack) for pack in (test, train, other)] == [3, 3, 3]
+    assert len({test.hash, train.hash, other.hash}) == 3
+    assert open_data("rendered:5", "test", 74).head(3).labels.tolist() == test.labels.tolist()
+    assert open_data("rendered:3", "test", 32).images.shape == (3, 32, 32, 3)
+
+
+def test_how_many_are_rendered_without_a_number(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[tuple[str, int]] = []
+
+    def record(folder: Path, stream: str, count: int, size: int, seed: int) -> Pack:
+        asked.append((stream, count))
+        return pack_rendered(folder, stream, 1, size, seed)
+
+    monkeypatch.setattr(spec, "pack_rendered", record)
+    open_data("rendered", "train", 74)
+    open_data("rendered", "test", 74)
+    # Stated in the module: RENDERED_DEFAULT.
+    assert asked == [("train", 10_000), ("test", 1_000)]
+
+
+def test_svhn(svhn_folder: Path) -> None:
+    test = open_data(f"svhn:{svhn_folder}", "test", 74)
+    # One reference crop of each picture for testing, eight jittered ones for training.
+    assert test.pictures.tolist() == [0, 1, 2]
+    assert test.meta["crop"] == "reference"
+    assert test.target(2)["labels"].tolist() == [3, 0]
+    train = open_data(f"svhn:{svhn_folder}", "train", 74)
+    assert train.pictures.tolist() == [0] * 8 + [1] * 8 + [2] * 8
+    assert train.meta["crop"] == "jitter"
+
+
+@pytest.mark.parametrize("purpose", ["train", "test"])
+def test_coco(coco_file: Path, purpose: spec.Purpose) -> None:
+    pack = open_data(f"coco:{coco_file}", purpose, 60)
+    assert pack.class_names == ("meter",)
+    # By hand: 30 × 20 in a square of 30 that begins 5 above, twice as large.
+    assert pack.target(0)["boxes"].tolist() == [[6, 18, 16, 30]]
+
+
+def test_a_pack(tmp_path: Path) -> None:
+    pack = pack_rendered(tmp_path / "own", "test", 3, 74, seed=9)
+    assert open_data(str(tmp_path / "own"), "train", 74).hash == pack.hash
+
+
+@pytest.mark.parametrize("form", ["rendered:2", "svhn", "coco"])
+def test_the_second_call_reads_the_cache(
+    form: str,
+    svhn_folder: Path,
+    coco_file: Path,
+    cache: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    data = {"svhn": f"svhn:{svhn_folder}", "coco": f"coco:{coco_file}"}.get(form, form)
+    first = open_data(data, "test", 74)
+    assert first.folder.parent == cache
+    monkeypatch.delattr(spec, "pack_rendered")
+    monkeypatch.delattr(spec, "pack_source")
+    again = open_data(data, "test", 74)
+    assert (again.folder, again.hash) == (first.folder, first.hash)
+    for other in ((data, "test", 37, 0), (data, "test", 74, 1)):
+        with pytest.raises(NameError):
+            open_data(*other)  # type: ignore[arg-type]
+
+
+def test_a_change_of_a_picture_makes_a_new_pack(svhn_folder: Path) -> None:
+    before = open_data(f"svhn:{svhn_folder}", "test", 74)
+    Image.new("RGB", (60, 40), (0, 255, 0)).save(svhn_folder / "2.png")
+    after = open_data(f"svhn:{svhn_folder}", "test", 74)
+    assert after.folder != before.folder
+    assert (after.images[1] == (0, 255, 0)).all()
+
+
+def test_a_change_of_an_annotation_makes_a_new_pack(coco_file: Path) -> None:
+    before = open_data(f"coco:{coco_file}", "test", 74)
+    coco_file.write_text(coco_file.read_text().replace("[3, 4, 5, 6]", "[3, 4, 6, 6]"))
+    after = open_data(f"coco:{coco_file}", "test", 74)
+    assert before.hash != after.hash
+
+
+def test_a_damaged_pack_in_the_cache_is_named() -> None:
+    pack = open_data("rendered:2", "test", 74)
+    file = pack.folder / "labels.npy"
+    file.write_bytes(file.read_bytes()[:-3])
+    with pytest.raises(InputError, match=f"{pack.folder} is a damaged pack .* remove it"):
+        open_data("rendered:2", "test", 74)
+
+
+def test_where_the_cache_is(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "xdg"))
+    assert cache_folder() == tmp_path / "cache"
+    monkeypatch.delenv("LIPDET_CACHE")
+    assert cache_folder() == tmp_path / "xdg" / "lipdet"
+    monkeypatch.delenv("XDG_CACHE_HOME")
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    assert cache_folder() == tmp_path / "home" / ".cache" / "lipdet"
+
+
+@pytest.mark.parametrize(
+    ("bad", "words"),
+    [
+        ("", "is not understood"),
+        ("nothing-here", "nothing-here.*is not understood or does not exist"),
+        ("rendered:0", "rendered:0.*positive integer"),
+        ("rendered:-3", "rendered:-3.*positive integer"),
+        ("rendered:1.5", "rendered:1.5.*positive integer"),
+        ("rendered:many", "rendered:many.*positive integer"),
+        ("svhn", "is not understood"),
+        ("svhn:", "is not understood"),
+        ("coco:", "is not understood"),
+        ("imagenet:/data", "imagenet:/data.*is not understood"),
+        ("svhn:/nothing/here", "/nothing/here: no such folder"),
+        ("coco:/nothing/here.json", "/nothing/here.json: no such file"),
+        ("/proc/self/status", "is not understood"),
+        ("/proc/self", "is no pack"),
+    ],
+)
+def test_bad_specs(bad: str, words: str, cache: Path) -> None:
+    with pytest.raises(InputError, match=words):
+        open_data(bad, "test", 74)
+    assert not cache.exists()
+
+
+def test_a_pack_of_another_size_is_refused(tmp_path: Path) -> None:
+    pack_rendered(tmp_path / "own", "test", 2, 32, seed=0)
+    with pytest.raises(InputError, match="holds pictures of 32 pixels, the detector takes 74"):
+        open_data(str(tmp_path / "own"), "test", 74)
+
+
+@pytest.mark.parametrize("bad", ["rendered:3", "svhn:", "coco:", "folder"])
+def test_what_names_no_annotated_pictures(bad: str) -> None:
+    with pytest.raises(InputError, match="names no annotated pictures"):
+        read_source(bad)
+
+
+def test_real_photographs(svhn: Path) -> None:
+    described = open_data(f"svhn:{svhn / 'test'}", "test", 74).describe()
+    assert described["name"] == "svhn:test, reference crops"
+    assert (described["images"], described["skipped"]) == (127, 1)

@@ -232,6 +232,16 @@ def test_weights_and_mode(detector: SSD) -> None:
     torch.testing.assert_close(together.logits[1:2], alone.logits, rtol=1e-4, atol=1e-4)
 
 
+@pytest.mark.parametrize("training", [True, False])
+def test_every_default_box_starts_as_background(training: bool) -> None:
+    torch.manual_seed(2)
+    detector = build_detector(DetectorConfig()).train(training)
+    scores = detector(torch.rand(4, 3, 74, 74)).logits.softmax(dim=2)
+    # By hand: e⁵ / (e⁵ + 10) = 0.94 where the other logits are 0.
+    assert scores[:, :, 0].mean() == pytest.approx(0.93, abs=0.02)
+    assert (scores.argmax(dim=2) == 0).float().mean() > 0.999
+
+
 def test_the_seed_determines_the_weights() -> None:
     def built(seed: int) -> dict[str, Tensor]:
         torch.manual_seed(seed)

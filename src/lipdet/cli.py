@@ -29,7 +29,8 @@ class Parser(ArgumentParser):
 
     def error(self, message: str, ex: Exception | None = None) -> NoReturn:
         """Print the sentence on stderr and exit with status 2."""
-        fail(f"{' '.join(message.split())} (see `{self.prog} --help`)", 2)
+        program = self.prog.replace("[options] ", "")
+        fail(f"{' '.join(message.split())} (see `{program} --help`)", 2)
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -79,7 +80,7 @@ def build_parser(preset_name: str = "naive") -> Parser:
     parser = Parser(
         prog=PROGRAM,
         description="Object detectors whose detections are provably stable.",
-        version=f"{PROGRAM} {__version__}",
+        version=__version__,
     )
     commands = parser.add_subcommands(dest="verb", metavar="VERB")
     data = Parser(description="Make, fetch and inspect data.")

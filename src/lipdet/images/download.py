@@ -33,7 +33,7 @@ from rich.progress import (
 )
 
 from lipdet.errors import InputError
-from lipdet.images.fetch import fetch
+from lipdet.images.fetch import fetch, require_http
 
 OFFICIAL = "http://ufldl.stanford.edu/housenumbers/"
 
@@ -86,6 +86,7 @@ def download_svhn(
     """
     if split not in OFFICIAL_ARCHIVES:
         raise InputError(f"{split!r}: no such split; choose {', '.join(OFFICIAL_ARCHIVES)}.")
+    require_http(base_url)
     target, archive, part = (out / f"{split}{ending}" for ending in ("", ".tar.gz", ".tar.gz.part"))
     if (target / "digitStruct.mat").is_file():
         return target

@@ -26,21 +26,29 @@ class BrokenConnectionError(Exception):
     """The transfer ended early, in a way that another attempt may mend."""
 
 
+def require_http(url: str) -> None:
+    """Refuse addresses of another scheme, such as file:.
+
+    Raises:
+        InputError: neither http nor https.
+    """
+    if urlsplit(url).scheme not in ("http", "https"):
+        raise InputError(f"{url}: not an http or https address; check the address.")
+
+
 def fetch(url: str, part: Path, size: int | None, progress: Progress) -> None:
     """Fetch `url` into `part`, after whose last byte an interrupted transfer goes on.
 
     Args:
-        url: an http or https address.
+        url: an address that has passed `require_http`.
         part: the file to write or continue; it stays when the transfer is broken off.
         size: the number of bytes to expect, where it is known beforehand.
         progress: shows the transfer.
 
     Raises:
-        InputError: another scheme, an answer that no further attempt can change, a size that
+        InputError: an answer that no further attempt can change, a size that
             differs from the server's, or a connection that stays broken.
     """
-    if urlsplit(url).scheme not in ("http", "https"):
-        raise InputError(f"{url}: not an http or https address; check the address.")
     task = progress.add_task(part.name.removesuffix(".part"), total=size)
     failures, furthest = 0, _length(part)
     while True:
@@ -91,7 +99,7 @@ def _attempt(url: str, part: Path, size: int | None, progress: Progress, task: T
 
 def _open(url: str, start: int) -> HTTPResponse | None:
     """The answer from byte `start`, or None where the server's file is not longer than that."""
-    # Only http and https come here; see `fetch`.
+    # Only http and https come here; see `require_http`.
     request = Request(url, headers={"Range": f"bytes={start}-"} if start else {})  # noqa: S310
     try:
         return cast(HTTPResponse, urlopen(request, timeout=TIMEOUT_S))  # noqa: S310

@@ -54,7 +54,7 @@ def weights_file(spec: str) -> Path:
         InputError: there is no such weights file.
     """
     path = Path(spec)
-    if path.is_dir():
+    if spec and path.is_dir():
         if not (path / BEST).is_file():
             raise InputError(f"{spec} is no finished run (it has no {BEST}).")
         return path / BEST

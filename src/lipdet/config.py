@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import dataclasses
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Literal, get_args
 
 from lipdet.errors import InputError
 
 DIGITS = tuple("0123456789")
 IMAGE_SIZE = 74
+
+Optimizer = Literal["adamw", "sgd"]
+Precision = Literal["auto", "bf16", "float32"]
 
 
 @dataclass(frozen=True)
@@ -55,13 +58,13 @@ class TrainConfig:
     epochs: int = 10
     epoch_pictures: int = 0
     batch_size: int = 64
-    optimizer: Literal["adamw", "sgd"] = "adamw"
+    optimizer: Optimizer = "adamw"
     learning_rate: float = 3e-3
     weight_decay: float = 1e-2
     warmup: float = 0.1
     gradient_clip: float = 10.0
     ema_decay: float = 0.998
-    precision: Literal["auto", "bf16", "float32"] = "auto"
+    precision: Precision = "auto"
     augment: bool = True
     validation_share: float = 0.05
     validation_limit: int = 256
@@ -74,14 +77,25 @@ class TrainConfig:
     def __post_init__(self) -> None:
         """Refuse settings that cannot work, before anything is written."""
         for name in ("epochs", "batch_size", "learning_rate", "gradient_clip", "validate_every"):
-            if getattr(self, name) <= 0:
+            if not getattr(self, name) > 0:
                 raise InputError(f"{name} must be positive, not {getattr(self, name)}.")
-        for name in ("epoch_pictures", "weight_decay", "validation_limit", "seed", "threads"):
-            if getattr(self, name) < 0:
+        for name in (
+            "epoch_pictures",
+            "weight_decay",
+            "validation_limit",
+            "checkpoint_seconds",
+            "seed",
+            "threads",
+        ):
+            if not getattr(self, name) >= 0:
                 raise InputError(f"{name} must not be negative, but is {getattr(self, name)}.")
         for name in ("warmup", "ema_decay", "validation_share"):
             if not 0 <= getattr(self, name) < 1:
                 raise InputError(f"{name} must lie in [0, 1), not {getattr(self, name)}.")
+        for name, kind in (("optimizer", Optimizer), ("precision", Precision)):
+            if getattr(self, name) not in get_args(kind):
+                choices = ", ".join(get_args(kind))
+                raise InputError(f"{name} must be one of {choices}, not {getattr(self, name)}.")
 
 
 @dataclass(frozen=True)

@@ -14,9 +14,9 @@ import math
 import signal
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -34,9 +34,10 @@ from lipdet.evaluate.run import detect_pack
 from lipdet.hardware import computes_in_bf16, keep_freed_memory, training_device
 from lipdet.images.augment import augment
 from lipdet.images.batches import Mixture, Part, split
+from lipdet.images.pack import Pack
 from lipdet.images.spec import open_data
 from lipdet.progress import console, progress_bar
-from lipdet.train_log import Stopwatch, TrainLog
+from lipdet.train_log import Stopwatch, TrainLog, check_tensorboard
 from lipdet.train_state import STATE, TrainState
 from lipdet.versions import versions
 
@@ -54,7 +55,7 @@ class Job:
 
     Attributes:
         preset: name of the preset it came from.
-        detector: what to build.
+        detector: what to build; its classes become those of the data.
         train: how to train it.
         data: SPECs of the training data.
         weights: relative share of each SPEC in an epoch.
@@ -65,6 +66,10 @@ class Job:
     train: TrainConfig
     data: tuple[str, ...]
     weights: tuple[float, ...]
+
+    def with_classes(self, class_names: tuple[str, ...]) -> Job:
+        """The same job for the classes that its data turn out to have."""
+        return replace(self, detector=replace(self.detector, class_names=class_names))
 
     def as_dict(self) -> dict[str, Any]:
         """Plain values for json."""
@@ -118,10 +123,14 @@ def train(job: Job, run: Path, resume: bool = False) -> Path:
     """
     if run.exists() and not resume:
         raise InputError(f"{run} exists already; choose another --out, or add --resume.")
+    if job.train.tensorboard:
+        check_tensorboard()
     keep_freed_memory()
     if job.train.threads:
         torch.set_num_threads(job.train.threads)
-    training, validation = training_data(job)
+    packs = open_packs(job)
+    job = job.with_classes(packs[0].class_names)
+    training, validation = training_data(job.train, job.weights, packs)
     trainer = Trainer(job, run, training, validation)
     run.mkdir(parents=True, exist_ok=True)
     if (run / STATE).exists():
@@ -135,28 +144,34 @@ def train(job: Job, run: Path, resume: bool = False) -> Path:
     return run / BEST
 
 
-def training_data(job: Job) -> tuple[Mixture, list[Part]]:
-    """Open the packs of a job and cut them into a training mixture and validation parts."""
-    config = job.train
-    packs = [open_data(spec, "train", job.detector.image_size, config.seed) for spec in job.data]
-    for pack in packs:
-        if pack.class_names != job.detector.class_names:
+def open_packs(job: Job) -> list[Pack]:
+    """The packs of a job; all must have the same classes."""
+    packs = [open_data(spec, "train", job.detector.image_size, job.train.seed) for spec in job.data]
+    for pack in packs[1:]:
+        if pack.class_names != packs[0].class_names:
             raise InputError(
-                f"{pack.name} has the classes {', '.join(pack.class_names)}, the detector "
-                f"{', '.join(job.detector.class_names)}; all data must have the detector's."
+                f"{pack.name} has the classes {', '.join(pack.class_names)}, but {packs[0].name} "
+                f"has {', '.join(packs[0].class_names)}; data sets that are mixed must agree."
             )
+    return packs
+
+
+def training_data(
+    config: TrainConfig, weights: Sequence[float], packs: Sequence[Pack]
+) -> tuple[Mixture, list[Part]]:
+    """Cut packs into a training mixture and validation parts."""
     halves = [
         split(pack, config.validation_share, config.validation_limit, config.seed) for pack in packs
     ]
     training = [part for part, _ in halves]
-    pictures = config.epoch_pictures or sum(len(part.indices) for part in training)
+    sizes = [len(part.indices) for part in training]
+    pictures = config.epoch_pictures or sum(sizes)
     if pictures < config.batch_size:
         raise InputError(
             f"An epoch of {pictures} pictures is smaller than a batch of {config.batch_size}; "
             "give more data or a smaller --batch_size."
         )
-    weights = job.weights or tuple(float(len(part.indices)) for part in training)
-    mixture = Mixture(training, weights, pictures, config.batch_size, config.seed)
+    mixture = Mixture(training, weights or sizes, pictures, config.batch_size, config.seed)
     return mixture, [part for _, part in halves]
 
 

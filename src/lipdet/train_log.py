@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import time
 from collections import defaultdict
@@ -26,12 +27,12 @@ class TrainLog:
     """
 
     def __init__(self, run: Path, step: int, tensorboard: bool) -> None:
+        self._events = _event_writer(run) if tensorboard else None
         path = run / LOG
         lines = path.read_text().splitlines() if path.exists() else []
         kept = [line for line in lines if _step(line) <= step]
         path.write_text("".join(line + "\n" for line in kept))
         self._file = path.open("a")
-        self._events = _event_writer(run) if tensorboard else None
 
     def write(self, step: int, **values: Any) -> None:
         """Add one entry."""
@@ -63,13 +64,18 @@ def _step(line: str) -> float:
         return float("inf")  # a line cut off by the end of the process
 
 
-def _event_writer(run: Path) -> Any:
-    try:
-        from torch.utils.tensorboard import SummaryWriter
-    except ImportError:
+def check_tensorboard() -> None:
+    """Raise an InputError where TensorBoard is not installed."""
+    if importlib.util.find_spec("tensorboard") is None:
         raise InputError(
             "tensorboard is not installed; pip install 'lipdet[tensorboard]', or leave it off."
-        ) from None
+        )
+
+
+def _event_writer(run: Path) -> Any:
+    # Imported where it is asked for: it is an extra, and slow to load.
+    from torch.utils.tensorboard import SummaryWriter
+
     return SummaryWriter(run)
 
 

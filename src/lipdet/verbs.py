@@ -26,7 +26,7 @@ from lipdet.images.source import load_rgb
 from lipdet.images.spec import open_data, read_source
 from lipdet.report.overlay import draw_detections
 from lipdet.report.table import classes_table, results_table
-from lipdet.train import Job, train
+from lipdet.train import JOB, Job, load_job, train
 from lipdet.types import Detections
 
 
@@ -124,8 +124,23 @@ def run_train(
             f"not {' '.join(map(str, weights))}."
         )
     job = Job(preset, PRESETS[preset].detector, settings, tuple(data), tuple(weights))
+    if resume and (out / JOB).exists():
+        job = _resumed(job, load_job(out), out)
     best = train(job, out, resume)
     print(f"Weights: {best}\nEvaluate them: lipdet eval {out} --data rendered:1000")
+
+
+def _resumed(asked: Job, stored: Job, out: Path) -> Job:
+    """The stored job, unless other options than its own were given."""
+    asked = asked.with_classes(stored.detector.class_names)
+    naive = PRESETS["naive"]
+    nothing_asked = Job("naive", naive.detector, naive.train, ("rendered",), ())
+    if asked not in (stored, nothing_asked.with_classes(stored.detector.class_names)):
+        raise InputError(
+            f"{out} was started with other options; leave them out (its {JOB} holds them), or "
+            "choose another --out."
+        )
+    return stored
 
 
 def run_eval(

@@ -238,7 +238,7 @@ def test_every_default_box_starts_as_background(training: bool) -> None:
     detector = build_detector(DetectorConfig()).train(training)
     scores = detector(torch.rand(4, 3, 74, 74)).logits.softmax(dim=2)
     # By hand: e⁵ / (e⁵ + 10) = 0.94 where the other logits are 0.
-    assert scores[:, :, 0].mean() == pytest.approx(0.93, abs=0.02)
+    assert scores[:, :, 0].mean().item() == pytest.approx(0.93, abs=0.02)
     assert (scores.argmax(dim=2) == 0).float().mean() > 0.999
 
 

@@ -32,7 +32,7 @@ def tinier_ssd(config: DetectorConfig) -> SSD:
     logits = len(config.class_names) + 1
     heads = [
         Head(
-            classification=_conv_bn(channels, len(RATIOS) * logits),
+            classification=_classifier(channels, logits),
             localisation=_conv_bn(channels, len(RATIOS) * 4),
             logits=logits,
         )
@@ -46,8 +46,6 @@ def tinier_ssd(config: DetectorConfig) -> SSD:
         coding=BoxCoding(),
     )
     detector.apply(_initialise)
-    for head in heads:
-        _expect_background(head.classification[-1], logits)
     return detector
 
 
@@ -98,13 +96,17 @@ def _initialise(module: nn.Module) -> None:
         nn.init.zeros_(module.bias)  # type: ignore[arg-type]  # every convolution here has one
 
 
-def _expect_background(normalisation: nn.BatchNorm2d, logits: int) -> None:
-    """Let every default box start as background.
+def _classifier(channels: int, logits: int) -> nn.Sequential:
+    """Class logits that start with every default box as background.
 
-    Nearly all of them are; the normalisation would otherwise start at even odds, and its bias
-    needs thousands of small steps to get there. The idea is the prior of RetinaNet (Lin et al.,
-    2017, §4.1).
+    Nearly all boxes are; the normalisation would otherwise start at even odds, and its bias needs
+    thousands of small steps to get there. The idea is the prior of RetinaNet (Lin et al., 2017,
+    §4.1).
     """
+    layers = _conv_bn(channels, len(RATIOS) * logits)
+    normalisation = layers[-1]
+    assert isinstance(normalisation, nn.BatchNorm2d)
     nn.init.constant_(normalisation.weight, 0.3)
     with torch.no_grad():
         normalisation.bias[::logits] = BACKGROUND_LOGIT
+    return layers

@@ -1,0 +1,195 @@
+"""Lipschitz constants of single operations that have no weights.
+
+Each function takes the input (1, ...) of the operation and then the operation's own arguments, as
+the function of `torch.nn.functional` takes them, and returns an upper bound of its constant in the
+L2 norm. THEORY §2 states the rules.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from lipdet.certificate.operator_norm import SLACK, UnknownLipschitz, matrix_norm_bound
+
+Size = int | Sequence[int]
+# Pooling and interpolation weights are applied as float32 numbers.
+_FLOAT32_SLACK = 1.0 + 1e-6
+
+
+def one(x: Tensor, *_: object, **__: object) -> float:
+    """Bound what moves, drops or reflects entries, or has slopes of at most 1: constant 1."""
+    return 1.0
+
+
+def leaky_relu(x: Tensor, negative_slope: float = 0.01, inplace: bool = False) -> float:
+    """Bound by the larger slope."""
+    gain = max(1.0, abs(negative_slope))
+    if inplace and gain > 1:
+        raise UnknownLipschitz("working in place, it changes what other branches were bounded on")
+    return gain
+
+
+def sigmoid(x: Tensor) -> float:
+    """Return the largest slope, at 0."""
+    return 0.25
+
+
+def softmax(x: Tensor, *_: object, **__: object) -> float:
+    """Bound the Jacobian diag(p) − ppᵀ: Gershgorin's rows are p(1 − p) + p·Σ others ≤ 1/2."""
+    return 0.5
+
+
+def dropout(x: Tensor, p: float = 0.5, training: bool = True, inplace: bool = False) -> float:
+    """Bound dropout in eval mode, an identity.
+
+    Raises:
+        UnknownLipschitz: in training mode, where it is random.
+    """
+    if training:
+        raise UnknownLipschitz("it is in training mode; call eval() first")
+    return 1.0
+
+
+def pad(x: Tensor, pad: Sequence[int], mode: str = "constant", value: float | None = None) -> float:
+    """Bound padding with a constant, or cropping.
+
+    Raises:
+        UnknownLipschitz: the padding repeats pixels.
+    """
+    if mode != "constant":
+        raise UnknownLipschitz(f'padding mode "{mode}" repeats pixels')
+    return 1.0
+
+
+def max_pool(
+    x: Tensor,
+    kernel_size: Size,
+    stride: Size | None = None,
+    padding: Size = 0,
+    dilation: Size = 1,
+    ceil_mode: bool = False,
+    return_indices: bool = False,
+) -> float:
+    """Bound max pooling by √(⌈k1/s1⌉⌈k2/s2⌉), and by 1 where windows do not overlap.
+
+    An output moves by at most the largest move in its window, hence the sum of squares by at most
+    the number of windows that hold an entry, ⌈k/s⌉ per axis whatever the padding: windows start s
+    apart. 3×3 windows at stride 2 attain 2.
+
+    Raises:
+        UnknownLipschitz: dilated windows, or indices wanted, which jump.
+    """
+    if as_pair(dilation) != (1, 1) or return_indices:
+        raise UnknownLipschitz("max pooling with dilation or return_indices has no rule")
+    window = as_pair(kernel_size)
+    steps = as_pair(stride) if stride else window
+    return math.sqrt(math.prod(math.ceil(k / s) for k, s in zip(window, steps, strict=True)))
+
+
+def avg_pool(
+    x: Tensor,
+    kernel_size: Size,
+    stride: Size | None = None,
+    padding: Size = 0,
+    ceil_mode: bool = False,
+    count_include_pad: bool = True,
+    divisor_override: int | None = None,
+) -> float:
+    """Return the norm of average pooling at this image size: the product of those of the two axes.
+
+    The divisor is a product over the axes too, so the map is a Kronecker product. 1/√(k1 k2) for
+    stride = kernel_size without padding; above 1 where border windows are divided by fewer pixels.
+
+    Raises:
+        UnknownLipschitz: the divisor is overridden.
+    """
+    if divisor_override is not None:
+        raise UnknownLipschitz("average pooling with divisor_override has no rule")
+    window, pads = as_pair(kernel_size), as_pair(padding)
+    steps = as_pair(stride) if stride else window
+
+    def along(axis: int) -> Callable[[Tensor], Tensor]:
+        arguments = window[axis], steps[axis], pads[axis], ceil_mode, count_include_pad
+        return lambda lines: functional.avg_pool1d(lines, *arguments)
+
+    return _separable_norm(x, along)
+
+
+def interpolate(
+    x: Tensor,
+    size: Size | None = None,
+    scale_factor: float | Sequence[float] | None = None,
+    mode: str = "nearest",
+    align_corners: bool | None = None,
+    recompute_scale_factor: bool | None = None,
+    antialias: bool = False,
+) -> float:
+    """Return the norm of nearest or bilinear resizing at this image size, axis by axis.
+
+    Nearest up-sampling by an integer s × s repeats each pixel s² times and has norm s.
+
+    Raises:
+        UnknownLipschitz: another mode, or antialiasing.
+    """
+    modes = {"nearest": "nearest", "nearest-exact": "nearest-exact", "bilinear": "linear"}
+    if mode not in modes or antialias or recompute_scale_factor or x.ndim != 4:
+        raise UnknownLipschitz(f'resizing in mode "{mode}" with these options has no rule')
+
+    def along(axis: int) -> Callable[[Tensor], Tensor]:
+        return lambda lines: functional.interpolate(
+            lines,
+            _of_axis(size, axis),
+            _of_axis(scale_factor, axis),
+            mode=modes[mode],
+            align_corners=align_corners,
+        )
+
+    return _separable_norm(x, along)
+
+
+def _separable_norm(x: Tensor, along: Callable[[int], Callable[[Tensor], Tensor]]) -> float:
+    """Multiply the norms of a linear map along the two last axes of x, each by its dense matrix."""
+    norm = _FLOAT32_SLACK
+    for axis, length in enumerate(x.shape[-2:]):
+        lines = torch.eye(length, dtype=x.dtype, device=x.device).unsqueeze(1)
+        norm *= matrix_norm_bound(along(axis)(lines).squeeze(1))
+    return norm
+
+
+def scale(factor: object, x: Tensor, y: Tensor) -> float:
+    """Bound a product y of x and a constant number or tensor, of which x has the full shape.
+
+    Raises:
+        UnknownLipschitz: x is repeated to a larger shape, or a factor is not finite.
+    """
+    check_same_shape(x, y)
+    largest = float(torch.as_tensor(factor).double().abs().max())
+    if not math.isfinite(largest):
+        raise UnknownLipschitz("a factor is not finite")
+    return largest * SLACK
+
+
+def check_same_shape(x: Tensor, y: Tensor) -> None:
+    """Refuse broadcasting of an input x to the shape of an output y.
+
+    Raises:
+        UnknownLipschitz: the shapes differ.
+    """
+    if x.shape != y.shape:
+        raise UnknownLipschitz(f"broadcasting {tuple(x.shape)} to {tuple(y.shape)} repeats entries")
+
+
+def as_pair(value: Size) -> tuple[int, int]:
+    """Return (height, width) for a number or a sequence of one or two."""
+    values = (value,) if isinstance(value, int) else tuple(value)
+    return values[0], values[-1]
+
+
+def _of_axis(value: Any, axis: int) -> Any:
+    return value[axis] if isinstance(value, Sequence) else value

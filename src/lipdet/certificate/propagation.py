@@ -1,0 +1,206 @@
+"""Carry Lipschitz bounds through a traced network: one bound for the map to each intermediate.
+
+Notable choices:
+- Layers with constructed weights are folded first: what is bounded is the plain kernel that runs,
+  whatever its construction promises.
+- The graph runs on a real input of the wanted size, so that rules see shapes and constants, and its
+  outputs are compared with the module's: what tracing cannot see is an error.
+- A bound of a list of tensors holds for all of them together, and so for each.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, fx, nn
+from torch.fx.node import map_arg
+from torch.nn.utils import parametrize
+from torch.utils._pytree import tree_flatten
+
+from lipdet.certificate.function_rules import Bounded, bound_call, describes
+from lipdet.certificate.module_rules import (
+    batch_norm_factors,
+    conv_gain,
+    find_rule,
+    uses_batch_statistics,
+)
+from lipdet.certificate.operator_norm import UnknownLipschitz
+from lipdet.errors import InputError
+from lipdet.layers import fold
+
+
+@dataclass
+class Propagation:
+    """Bounds of the maps from the input to every node of a network's graph.
+
+    Attributes:
+        network: the folded network as a graph.
+        bounds: for each node that depends on the input, the bound of the map to it.
+        shapes: the shape of each tensor among them, with a batch axis of 1.
+        fused: for each BatchNorm that follows a convolution, that convolution. The two are bounded
+            as one kernel, which is tighter, and have the same bound.
+    """
+
+    network: fx.GraphModule
+    bounds: dict[fx.Node, float] = field(default_factory=dict)
+    shapes: dict[fx.Node, torch.Size] = field(default_factory=dict)
+    fused: dict[fx.Node, fx.Node] = field(default_factory=dict)
+
+    @property
+    def outputs(self) -> Any:
+        """What the network returns, with nodes in place of tensors."""
+        return self.network.graph.output_node().args[0]
+
+    def gain(self, node: fx.Node) -> float | None:
+        """Return the constant of a node's own operation, or None if it has several inputs."""
+        start = self.fused.get(node, node)
+        sources = [source for source in start.all_input_nodes if source in self.bounds]
+        if len(sources) != 1 or not self.bounds[sources[0]]:
+            return None
+        return self.bounds[node] / self.bounds[sources[0]]
+
+
+@torch.no_grad()
+def propagate(module: nn.Module, input_shape: Sequence[int]) -> Propagation:
+    """Bound every intermediate of a module for inputs of one shape.
+
+    Args:
+        module: a module with one tensor as input, as it is used: in eval mode.
+        input_shape: shape of one input without the batch axis.
+
+    Raises:
+        UnknownLipschitz: an operation has no rule; its name and the reason are in the message.
+        InputError: the module cannot process this shape.
+    """
+    module = fold(module)
+    x = _example(module, input_shape)
+    try:
+        expected = module(x.clone())
+    except (RuntimeError, ValueError) as error:
+        raise InputError(
+            f"The network does not accept inputs {tuple(input_shape)}: {error}"
+        ) from error
+    tracer = _Tracer()
+    if tracer.is_leaf_module(module, ""):
+        module = nn.Sequential(module)
+    try:
+        graph = tracer.trace(module)
+    except (fx.proxy.TraceError, TypeError, RuntimeError) as error:
+        kind = type(module).__name__
+        raise UnknownLipschitz(f"{kind} cannot be traced to a graph: {error}") from error
+    result = Propagation(fx.GraphModule(tracer.root, graph))
+    found = _Bounding(result).run(x.clone())
+    if not _agree(expected, found):
+        raise UnknownLipschitz(
+            f"The graph of {type(module).__name__} computes something else than the module: it is "
+            "random, changes a tensor in place, or depends on values in a way tracing cannot see."
+        )
+    return result
+
+
+def describe(node: fx.Node, network: nn.Module) -> tuple[str, str]:
+    """Return the path of the module that a node belongs to, and the class or function it runs."""
+    if node.op == "call_module":
+        path = str(node.target)
+        return path, type(network.get_submodule(path)).__name__
+    stack = list(node.meta.get("nn_module_stack", {}).values())
+    path = str(stack[-1][0]) if stack else ""
+    return path, getattr(node.target, "__name__", str(node.target))
+
+
+class _Tracer(fx.Tracer):
+    """Traces into the user's modules, and stops at those of torch and those with a rule."""
+
+    def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
+        return find_rule(m) is not None or super().is_leaf_module(m, module_qualified_name)
+
+
+class _Bounding(fx.Interpreter):
+    """Runs a graph and bounds each node as it is computed."""
+
+    def __init__(self, result: Propagation) -> None:
+        super().__init__(result.network, garbage_collect_values=False)
+        self.extra_traceback = False
+        self.result = result
+        self.bounds = result.bounds
+
+    def run_node(self, n: fx.Node) -> Any:
+        arguments, _ = self.fetch_args_kwargs_from_env(n)
+        y = super().run_node(n)
+        if isinstance(y, Tensor):
+            self.result.shapes[n] = y.shape
+        depends = any(source in self.bounds for source in n.all_input_nodes)
+        if n.op == "placeholder":
+            self.bounds[n] = 1.0
+        elif n.op != "output" and depends and not describes(n.target, arguments):
+            try:
+                self.bounds[n] = self._bound(n, y)
+                if not math.isfinite(self.bounds[n]):
+                    raise UnknownLipschitz("the bound leaves the range of float64")
+            except UnknownLipschitz as error:
+                path, kind = describe(n, self.result.network)
+                where = f' at "{path}"' if path else ""
+                reason = str(error).rstrip(".")
+                raise UnknownLipschitz(f"No Lipschitz bound for {kind}{where}: {reason}.") from None
+        return y
+
+    def _bound(self, node: fx.Node, y: Any) -> float:
+        arguments = map_arg(node.args, self._with_bound)
+        options = map_arg(node.kwargs, self._with_bound)
+        if node.op != "call_module":
+            return bound_call(node.target, arguments, options, y)
+        if len(arguments) != 1 or options or not isinstance(arguments[0], Bounded):
+            raise UnknownLipschitz("it is called with more than one input")
+        module = self._module(node)
+        assert module is not None
+        if module._forward_hooks or module._forward_pre_hooks:
+            raise UnknownLipschitz("it has forward hooks, which may change what it computes")
+        if module.training and parametrize.is_parametrized(module):
+            raise UnknownLipschitz("its weights change with every use; call eval() first")
+        rule = find_rule(module)
+        if rule is None:
+            raise UnknownLipschitz("it has no rule")
+        x = arguments[0]
+        if node in self.result.fused:
+            return float(x.bound)
+        norm = self._norm_behind(node)
+        if norm is None:
+            return x.bound * rule(module, x.value, y)
+        assert isinstance(module, nn.Conv2d)
+        return x.bound * conv_gain(module, x.value, y, batch_norm_factors(norm))
+
+    def _norm_behind(self, node: fx.Node) -> nn.BatchNorm2d | None:
+        """Return the BatchNorm that alone uses a convolution, noting that they are one kernel."""
+        if not isinstance(self._module(node), nn.Conv2d) or len(node.users) != 1:
+            return None
+        (user,) = node.users
+        norm = self._module(user)
+        if not isinstance(norm, nn.BatchNorm2d) or find_rule(norm) is None:
+            return None
+        if uses_batch_statistics(norm):  # Its own rule refuses it by name.
+            return None
+        self.result.fused[user] = node
+        return norm
+
+    def _module(self, node: fx.Node) -> nn.Module | None:
+        is_call = node.op == "call_module"
+        return self.result.network.get_submodule(str(node.target)) if is_call else None
+
+    def _with_bound(self, node: fx.Node) -> Any:
+        value = self.env[node]
+        return Bounded(value, self.bounds[node]) if node in self.bounds else value
+
+
+def _example(module: nn.Module, shape: Sequence[int]) -> Tensor:
+    x = torch.rand((1, *shape), generator=torch.Generator().manual_seed(0))
+    weight = next(module.parameters(), None)
+    return x if weight is None else x.to(weight)
+
+
+def _agree(expected: object, found: object) -> bool:
+    pairs = zip(tree_flatten(expected)[0], tree_flatten(found)[0], strict=True)
+    return all(torch.allclose(a, b, 1e-4, 1e-6, equal_nan=True) for a, b in pairs)

@@ -1,0 +1,126 @@
+"""Overlays, tables and the page show what the results say."""
+
+from __future__ import annotations
+
+import html.parser
+import io
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+from rich.console import Console
+
+from lipdet.report.overlay import COLOURS, SMALLEST_SIDE, contact_sheet, draw_detections
+from lipdet.report.page import Figure, write_page
+from lipdet.report.table import classes_table, percent, results_table
+from lipdet.types import Detections
+
+
+def detections(*boxes: tuple[float, float, float, float]) -> Detections:
+    return Detections(
+        boxes=torch.tensor(boxes).reshape(-1, 4),
+        labels=torch.arange(len(boxes)),
+        scores=torch.full((len(boxes),), 0.5, dtype=torch.float64),
+    )
+
+
+def result(ap50: float = 0.78125) -> dict[str, Any]:
+    return {
+        "weights": "naive <1>",
+        "parameters": 337968,
+        "data": {"name": "rendered", "hash": "x", "images": 1234, "objects": 5678, "skipped": 0},
+        "clean": {
+            "ap50": ap50,
+            "ap": 0.25,
+            "per_class": {"7": {"ap50": 1.0, "ap": 0.5}, "8": {"ap50": None, "ap": None}},
+        },
+    }
+
+
+def text_of(table: object) -> str:
+    console = Console(width=200, record=True, file=io.StringIO())
+    console.print(table)
+    return console.export_text()
+
+
+def test_overlay_enlarges_small_pictures_and_draws_the_box_where_it_is() -> None:
+    image = Image.new("RGB", (74, 74), "black")
+    drawn = draw_detections(image, detections((20, 30, 40, 60)), ("0",))
+    assert min(drawn.size) >= SMALLEST_SIDE
+    scale = drawn.width // 74
+    pixels = np.asarray(drawn)
+    colour = np.array([int(COLOURS[0][i : i + 2], 16) for i in (1, 3, 5)])
+    on_box = (pixels == colour).all(axis=2)
+    # The right and lower border carry no text.
+    assert on_box[35 * scale : 55 * scale, 40 * scale - 1].all()
+    assert on_box[60 * scale - 1, 22 * scale : 38 * scale].all()
+    assert not on_box[:, : 20 * scale].any()
+
+
+def test_overlay_without_detections_is_the_picture() -> None:
+    image = Image.fromarray(np.random.default_rng(0).integers(0, 256, (400, 300, 3), np.uint8))
+    assert np.array_equal(np.asarray(draw_detections(image, detections(), ())), np.asarray(image))
+
+
+def test_overlay_of_a_box_without_area() -> None:
+    draw_detections(Image.new("RGB", (300, 300)), detections((0, 0, 0, 0)), ("0",))
+
+
+def test_contact_sheet_holds_every_picture() -> None:
+    pictures = [Image.new("RGB", (10, 20), colour) for colour in ("red", "lime", "blue")]
+    sheet = contact_sheet(pictures, columns=2)
+    assert sheet.size == (24, 44)
+    assert [sheet.getpixel(at) for at in ((0, 0), (14, 0), (0, 24))] == [
+        (255, 0, 0),
+        (0, 255, 0),
+        (0, 0, 255),
+    ]
+
+
+def test_tables_show_percent() -> None:
+    shown = text_of(results_table([result()]))
+    # 0.78125 is 78.1 percent.
+    assert "78.1" in shown
+    assert "1,234" in shown
+    by_class = text_of(classes_table(result()))
+    assert "100.0" in by_class
+    assert percent(None) == "–"
+    assert "–" in by_class
+
+
+class Collector(html.parser.HTMLParser):
+    def __init__(self) -> None:
+        super().__init__()
+        self.cells: list[str] = []
+        self.sources: list[str] = []
+        self.alternatives: list[str | None] = []
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        values = dict(attrs)
+        if tag == "img":
+            self.sources.append(values["src"] or "")
+            self.alternatives.append(values.get("alt"))
+        if tag == "td":
+            self.cells.append("")
+        assert not {"href", "srcset"} & set(values)
+
+    def handle_data(self, data: str) -> None:
+        if self.cells:
+            self.cells[-1] += data
+
+
+def test_page_is_self_contained_and_escapes(tmp_path: Path) -> None:
+    page = tmp_path / "index.html"
+    figure = Figure(Image.new("RGB", (5, 5)), 'boxes & "quotes"')
+    write_page(page, "Title <b>", [result()], [figure])
+    text = page.read_text(encoding="utf-8")
+    assert "<b>" not in text
+    seen = Collector()
+    seen.feed(text)
+    assert seen.cells[0] == "naive <1>"
+    assert seen.cells[4] == "78.1"
+    assert seen.alternatives == ['boxes & "quotes"']
+    assert all(source.startswith("data:image/png;base64,") for source in seen.sources)
+    assert "http" not in text

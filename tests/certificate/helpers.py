@@ -1,0 +1,57 @@
+"""Dense operators and Jacobians in float64: the truth that bounds are held against."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+
+from lipdet.layers import fold
+
+
+def jacobian_norm(network: nn.Module, shape: Sequence[int], points: int = 1) -> float:
+    """Return the largest norm of the Jacobian over random points, by SVD.
+
+    The Lipschitz constant itself for affine networks, a lower bound of it for all others.
+    """
+    network = fold(network).double()
+
+    def flat(x: Tensor) -> Tensor:
+        return torch.as_tensor(network(x.unsqueeze(0))).flatten()
+
+    norms = []
+    for _ in range(points):
+        x = torch.randn(*shape, dtype=torch.float64)
+        matrix = torch.func.jacrev(flat)(x).detach().flatten(1)
+        norms.append(float(torch.linalg.matrix_norm(matrix, 2)))
+    return max(norms)
+
+
+def conv(kernel: Tensor, **options: object) -> nn.Conv2d:
+    """Return a convolution without bias with this kernel."""
+    groups = int(str(options.get("groups", 1)))
+    layer = nn.Conv2d(
+        kernel.shape[1] * groups, kernel.shape[0], tuple(kernel.shape[2:]), bias=False, **options
+    )
+    layer.weight.data = kernel.clone()
+    return layer
+
+
+def response_norm(kernel: Tensor, points: int = 64) -> float:
+    """Return the largest singular value of a kernel's frequency response on a fine FFT grid."""
+    response = torch.fft.fft2(kernel.double(), s=(points, points)).permute(2, 3, 0, 1)
+    return float(torch.linalg.svdvals(response).max())
+
+
+def randomised(network: nn.Module) -> nn.Module:
+    """Return a copy with random BatchNorm statistics and factors, in eval mode."""
+    network = copy.deepcopy(network).eval()
+    for module in network.modules():
+        if isinstance(module, nn.BatchNorm1d | nn.BatchNorm2d):
+            assert module.running_var is not None
+            module.running_var.uniform_(0.1, 2.0)
+            if module.affine:
+                nn.init.uniform_(module.weight, -2.0, 2.0)
+    return network

@@ -1,0 +1,214 @@
+"""Operator-norm bounds are never below the dense truth, and near it; what is no bound is shown."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+from hypothesis import assume, given, settings
+from hypothesis import strategies as st
+from torch import nn
+
+from lipdet.certificate.operator_norm import (
+    UnknownLipschitz,
+    circular_norm_bound,
+    conv_norm_bound,
+    gram_norm_bound,
+    matrix_norm_bound,
+    sampled_norm_bound,
+)
+from tests.certificate.helpers import conv, jacobian_norm, response_norm
+
+TINY = 1 + 1e-8
+pairs = st.tuples(st.integers(1, 3), st.integers(1, 3))
+
+
+@settings(max_examples=200, deadline=None, derandomize=True)
+@given(
+    channels=st.tuples(st.integers(1, 3), st.integers(1, 3)),
+    groups=st.integers(1, 2),
+    kernel_size=pairs,
+    stride=pairs,
+    dilation=st.tuples(st.integers(1, 2), st.integers(1, 2)),
+    padding=st.tuples(st.integers(0, 4), st.integers(0, 4)),
+    size=st.tuples(st.integers(3, 7), st.integers(3, 7)),
+    circular=st.booleans(),
+    seed=st.integers(0, 999),
+)
+def test_conv_bound_is_above_the_dense_norm(
+    channels: tuple[int, int],
+    groups: int,
+    kernel_size: tuple[int, int],
+    stride: tuple[int, int],
+    dilation: tuple[int, int],
+    padding: tuple[int, int],
+    size: tuple[int, int],
+    circular: bool,
+    seed: int,
+) -> None:
+    axes = list(zip(size, kernel_size, dilation, padding, strict=True))
+    assume(all(n + 2 * p > d * (k - 1) for n, k, d, p in axes))
+    assume(not circular or all(p <= n for n, _, _, p in axes))
+    torch.manual_seed(seed)
+    kernel = torch.randn(groups * channels[0], channels[1], *kernel_size)
+    mode = "circular" if circular else "zeros"
+    layer = conv(
+        kernel, stride=stride, padding=padding, dilation=dilation, groups=groups, padding_mode=mode
+    )
+    # Oracle: SVD of the dense operator.
+    shape = (groups * channels[1], *size)
+    truth = jacobian_norm(layer, shape)
+    arguments = stride, dilation, groups
+    if circular:
+        height, width = layer(torch.zeros(1, *shape)).shape[-2:]
+        assert truth <= circular_norm_bound(kernel, *arguments, size, (height, width))
+    else:
+        bound = conv_norm_bound(kernel, *arguments, size)
+        assert truth <= bound <= conv_norm_bound(kernel, *arguments) * TINY
+
+
+@pytest.mark.parametrize(
+    ("size", "stride"), [((4, 6), 1), ((4, 6), 2), ((3, 3), 1), ((3, 3), 3), ((2, 5), 1)]
+)
+def test_circular_bound_is_exact(size: tuple[int, int], stride: int) -> None:
+    torch.manual_seed(0)
+    # A kernel larger than the image, which wraps around: 5 > 2.
+    layer = conv(torch.randn(3, 2, 5, 5), stride=stride, padding=2, padding_mode="circular")
+    height, width = layer(torch.zeros(1, 2, *size)).shape[-2:]
+    bound = circular_norm_bound(layer.weight, (stride, stride), (1, 1), 1, size, (height, width))
+    # Oracle: SVD of the dense operator.
+    assert bound == pytest.approx(jacobian_norm(layer, (2, *size)), rel=1e-8)
+
+
+def test_circular_outputs_that_repeat_are_counted() -> None:
+    # A 1×1 kernel with padding 1 on one pixel gives 9 copies of it: norm 3.
+    layer = conv(torch.ones(1, 1, 1, 1), padding=1, padding_mode="circular")
+    assert jacobian_norm(layer, (1, 1, 1)) == pytest.approx(3)
+    assert circular_norm_bound(layer.weight, (1, 1), (1, 1), 1, (1, 1), (3, 3)) == pytest.approx(3)
+
+
+@pytest.mark.parametrize("shape", [(1, 1, 3, 3), (4, 4, 3, 3), (2, 4, 1, 5), (4, 1, 2, 2)])
+def test_gram_iteration_is_within_two_percent_at_eight_steps(shape: tuple[int, ...]) -> None:
+    torch.manual_seed(sum(shape))
+    kernel = torch.randn(*shape)
+    # Oracle: the largest sample of the frequency response on a 128 × 128 grid.
+    truth = response_norm(kernel, 128)
+    bounds = [gram_norm_bound(kernel, steps) for steps in (1, 2, 4, 8)]
+    assert truth <= bounds[-1] <= 1.02 * truth
+    assert bounds == sorted(bounds, reverse=True)
+    assert truth <= sampled_norm_bound(kernel) <= 1.02 * truth
+
+
+def test_one_zero_padded_conv_is_within_two_percent() -> None:
+    torch.manual_seed(0)
+    kernel = torch.randn(2, 1, 3, 3)
+    # Oracle: SVD of the dense operator on 24 × 24 pixels.
+    truth = jacobian_norm(conv(kernel, padding=1), (1, 24, 24))
+    for bound in (
+        conv_norm_bound(kernel),
+        conv_norm_bound(kernel, image_size=(24, 24)),
+        gram_norm_bound(kernel, 8),
+    ):
+        assert truth <= bound <= 1.02 * truth
+
+
+def test_orthogonal_kernels_have_bound_one() -> None:
+    # Oracle: [P, I − P] for a projector P is orthogonal on every image (Li et al. 2019).
+    basis = torch.linalg.qr(torch.randn(4, 2, dtype=torch.float64)).Q
+    projector = basis @ basis.T
+    kernel = torch.stack([projector, torch.eye(4) - projector], dim=-1)[:, :, None]
+    for bound in (
+        conv_norm_bound(kernel),
+        gram_norm_bound(kernel, 1),
+        conv_norm_bound(kernel, image_size=(5, 6)),
+    ):
+        assert 1 <= bound <= 1 + 1e-6
+
+
+def test_grids_too_large_for_exact_samples_fall_back(monkeypatch: pytest.MonkeyPatch) -> None:
+    torch.manual_seed(0)
+    kernel = torch.randn(3, 3, 3, 3)
+    exact = conv_norm_bound(kernel, image_size=(20, 20))
+    monkeypatch.setattr("lipdet.certificate.operator_norm._MOST_EIGEN_WORK", 0)
+    fallback = conv_norm_bound(kernel, image_size=(20, 20))
+    assert exact < fallback <= 1.02 * response_norm(kernel)
+
+
+@pytest.mark.parametrize("scale", [1e-30, 1e-20, 1e20, 1e30])
+def test_extreme_weights_scale_the_bound(scale: float) -> None:
+    torch.manual_seed(0)
+    kernel = torch.randn(2, 3, 3, 3)
+    for bound in (
+        conv_norm_bound,
+        gram_norm_bound,
+        sampled_norm_bound,
+        lambda k: conv_norm_bound(k, (2, 1), image_size=(5, 6)),
+        lambda k: circular_norm_bound(k, (1, 1), (1, 1), 1, (4, 4), (4, 4)),
+        lambda k: matrix_norm_bound(k.flatten(1)),
+    ):
+        # Oracle: norms are homogeneous; float32 rounds each entry to 6e-8.
+        assert bound(kernel * scale) == pytest.approx(scale * bound(kernel), rel=1e-6)
+        assert bound(torch.zeros_like(kernel)) == 0.0
+
+
+@pytest.mark.parametrize("entry", [math.nan, math.inf])
+def test_weights_that_are_not_finite_are_refused(entry: float) -> None:
+    kernel = torch.ones(2, 2, 3, 3)
+    kernel[0, 1, 2, 0] = entry
+    for bound in (conv_norm_bound, gram_norm_bound, sampled_norm_bound):
+        with pytest.raises(UnknownLipschitz, match="not all finite"):
+            bound(kernel)
+    with pytest.raises(UnknownLipschitz, match="not all finite"):
+        matrix_norm_bound(kernel.flatten(1))
+
+
+def test_reshaped_spectral_norm_is_no_bound() -> None:
+    # The counter-example of THEORY §2 in its extreme: equal taps add up, 9 against √9.
+    kernel = torch.ones(1, 1, 3, 3)
+    reshaped = float(torch.linalg.matrix_norm(kernel.flatten(1), 2))
+    truth = jacobian_norm(conv(kernel, padding=1), (1, 8, 8))
+    assert reshaped == pytest.approx(3)
+    assert truth > 2.5 * reshaped
+    assert truth <= conv_norm_bound(kernel, image_size=(8, 8))
+
+
+def test_torch_spectral_norm_of_a_conv_is_no_bound() -> None:
+    torch.manual_seed(0)
+    layer = nn.Conv2d(4, 4, 3, padding=1, bias=False)
+    nn.init.uniform_(layer.weight)
+    layer = nn.utils.parametrizations.spectral_norm(layer, n_power_iterations=50).eval()
+    # It promises norm 1; the oracle is the dense operator.
+    assert jacobian_norm(conv(layer.weight.detach(), padding=1), (4, 8, 8)) > 2
+
+
+def test_groups_take_the_maximum() -> None:
+    torch.manual_seed(0)
+    kernel = torch.randn(4, 2, 3, 3)
+    groups = [response_norm(part) for part in kernel.chunk(2)]
+    truth = jacobian_norm(conv(kernel, padding=1, groups=2), (4, 8, 8))
+    bound = conv_norm_bound(kernel, groups=2)
+    assert max(groups) == pytest.approx(bound, rel=0.02)
+    assert truth <= bound < math.prod(groups)
+
+
+def test_aol_with_truncated_lags_is_no_bound() -> None:
+    # Row sums over the central 3 × 3 ("same") lags of 5 × 5 that a kernel of ones has: the full sum
+    # is 81 = 9², the truncated one (3 + 2 + 2)² = 49, below the truth.
+    kernel = torch.ones(1, 1, 3, 3)
+    lags = nn.functional.conv2d(kernel, kernel, padding=1).abs()
+    truncated = math.sqrt(float(lags.sum()))
+    truth = jacobian_norm(conv(kernel, padding=1), (1, 16, 16))
+    assert truncated == pytest.approx(7)
+    assert truncated < truth <= gram_norm_bound(kernel, 1) == pytest.approx(9)
+
+
+@pytest.mark.parametrize("mode", ["reflect", "replicate"])
+def test_padding_that_repeats_pixels_exceeds_the_zero_padded_bound(mode: str) -> None:
+    # Why those modes are refused: a shift by one pixel on either axis copies a row and a column,
+    # norm 2, where zeros or wrapped pixels would have norm 1. Oracle: the dense operator.
+    kernel = torch.zeros(1, 1, 3, 3)
+    kernel[0, 0, 0, 0] = 1
+    truth = jacobian_norm(conv(kernel, padding=1, padding_mode=mode), (1, 3, 3))
+    assert truth == pytest.approx(2)
+    assert conv_norm_bound(kernel) < 1.02

@@ -23,11 +23,13 @@ class DetectorConfig:
         architecture: name of the builder.
         class_names: the classes, background not counted.
         image_size: side of the square input in pixels.
+        width: channels of the body; 0 where the architecture has its own.
     """
 
     architecture: str = "tinier-ssd"
     class_names: tuple[str, ...] = DIGITS
     image_size: int = IMAGE_SIZE
+    width: int = 0
 
 
 @dataclass(frozen=True)
@@ -106,7 +108,25 @@ class Preset:
     train: TrainConfig = field(default_factory=TrainConfig)
 
 
-PRESETS = {"naive": Preset()}
+# About 7 million parameters as in the reference experiment, and a width for two CPU cores.
+SLL_WIDTH, SLL_SMALL_WIDTH = 240, 48
+
+
+def _sll(architecture: str, width: int) -> Preset:
+    return Preset(DetectorConfig(architecture, width=width), TrainConfig(learning_rate=1e-3))
+
+
+PRESETS = {
+    "naive": Preset(),
+    **{
+        name: _sll(architecture, width)
+        for architecture in ("sll-spectral", "sll-conv", "sll-l2")
+        for name, width in (
+            (architecture, SLL_WIDTH),
+            (f"{architecture}-small", SLL_SMALL_WIDTH),
+        )
+    },
+}
 
 
 def as_plain(config: DetectorConfig | TrainConfig) -> dict[str, object]:

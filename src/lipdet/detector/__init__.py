@@ -3,10 +3,14 @@
 from collections.abc import Callable
 
 from lipdet.config import DetectorConfig
+from lipdet.detector.sll_ssd import EDGES, sll_ssd
 from lipdet.detector.ssd import SSD
 from lipdet.detector.tinier_ssd import tinier_ssd
 
-ARCHITECTURES: dict[str, Callable[[DetectorConfig], SSD]] = {"tinier-ssd": tinier_ssd}
+ARCHITECTURES: dict[str, Callable[[DetectorConfig], SSD]] = {
+    "tinier-ssd": tinier_ssd,
+    **dict.fromkeys(EDGES, sll_ssd),
+}
 
 __all__ = ["SSD", "build_detector"]
 

@@ -1,0 +1,107 @@
+"""Detection in whole photographs: the search covers them, finds numbers and frames them."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from lipdet.checkpoint import load_detector
+from lipdet.detect import (
+    SMALLEST_SQUARE,
+    _merge,
+    _numbers,
+    detect_in_photograph,
+    detect_in_region,
+    search_squares,
+)
+from lipdet.errors import InputError
+from lipdet.images.crop import Region
+from lipdet.images.render import rendered
+from lipdet.types import Detections
+
+SIDE = 148
+
+
+def photograph(index: int, left: int, top: int) -> tuple[Image.Image, np.ndarray, list[int]]:
+    """A rendered number pasted into a larger plain picture, with its boxes and labels there."""
+    pixels, boxes, labels = rendered("test", index, size=SIDE)
+    colour = tuple(int(value) for value in np.median(pixels.reshape(-1, 3), axis=0))
+    canvas = Image.new("RGB", (480, 360), colour)
+    canvas.paste(Image.fromarray(pixels), (left, top))
+    return canvas, boxes + np.array([left, top] * 2), labels.tolist()
+
+
+def test_numbers_are_found_wherever_they_are() -> None:
+    detector = load_detector("naive").detector
+    found_digits = digits = read_numbers = 0
+    for index in range(8):
+        picture, boxes, labels = photograph(index, left=20 + 40 * index, top=200 - 20 * index)
+        found = detect_in_photograph(detector, picture).detections
+        read = found["labels"][found["boxes"][:, 0].argsort()].tolist()
+        read_numbers += read == [labels[place] for place in boxes[:, 0].argsort()]
+        digits += len(labels)
+        for box, label in zip(boxes, labels, strict=True):
+            centres = (found["boxes"][:, :2] + found["boxes"][:, 2:]).numpy() / 2
+            inside = (centres > box[:2]).all(axis=1) & (centres < box[2:]).all(axis=1)
+            found_digits += bool((inside & (found["labels"].numpy() == label)).any())
+    # The renderer knows the truth; some of its pictures are unreadable by design.
+    assert found_digits >= 0.7 * digits
+    assert read_numbers >= 4
+
+
+def test_a_picture_without_a_number() -> None:
+    detector = load_detector("naive").detector
+    found = detect_in_photograph(detector, Image.new("RGB", (300, 200), "gray"))
+    assert len(found.detections["boxes"]) == 0
+    assert found.detections["scores"].shape == (0,)
+    assert found.regions == ()
+
+
+@pytest.mark.parametrize("size", [(1, 1), (3, 500), (500, 3), (40, 40)])
+def test_pictures_of_odd_sizes(size: tuple[int, int]) -> None:
+    detector = load_detector("naive").detector
+    boxes = detect_in_photograph(detector, Image.new("RGB", size)).detections["boxes"]
+    assert boxes.shape[1] == 4
+
+
+@pytest.mark.parametrize("size", [(300, 200), (64, 512), (33, 90)])
+def test_squares_cover_the_picture_at_every_size(size: tuple[int, int]) -> None:
+    squares = search_squares(*size)[1:]
+    sides = [round(square.right - square.left, 6) for square in squares]
+    for side in set(sides):
+        level = [square for square, own in zip(squares, sides, strict=True) if own == side]
+        assert side >= SMALLEST_SQUARE
+        for x, y in ((0.5, 0.5), (size[0] - 0.5, size[1] - 0.5), (size[0] / 2, size[1] / 2)):
+            assert any(s.left <= x <= s.right and s.top <= y <= s.bottom for s in level)
+
+
+def test_boxes_side_by_side_are_one_number() -> None:
+    boxes = np.array(
+        [[50, 10, 60, 30], [10, 10, 20, 30], [22, 11, 32, 31], [10, 80, 20, 100], [62, 5, 70, 12]],
+        np.float32,
+    )
+    groups = {tuple(group[:, 0].tolist()) for group in _numbers(boxes)}
+    # 10 and 22 at one height; 50 is further than one digit's height; the last is too small.
+    assert groups == {(10.0, 22.0, 50.0), (10.0,), (62.0,)}
+
+
+def test_of_overlapping_readings_the_best_remains() -> None:
+    def one(label: int, score: float) -> Detections:
+        return Detections(
+            boxes=torch.tensor([[0.0, 0.0, 10.0, 10.0]]),
+            labels=torch.tensor([label]),
+            scores=torch.tensor([score], dtype=torch.float64),
+        )
+
+    merged = _merge([one(1, 0.6), one(7, 0.9)])
+    assert merged["labels"].tolist() == [7]
+
+
+def test_region_is_checked() -> None:
+    detector = load_detector("naive").detector
+    image = Image.new("RGB", (50, 40))
+    for region in (Region(10, 10, 10, 20), Region(0, 0, 51, 40), Region(-1, 0, 5, 5)):
+        with pytest.raises(InputError, match="crop"):
+            detect_in_region(detector, image, region)

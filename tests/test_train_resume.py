@@ -1,0 +1,106 @@
+"""A training that is killed or interrupted ends with the very bits of one that was not."""
+
+from __future__ import annotations
+
+import json
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from lipdet.checkpoint import read_tensors
+from lipdet.config import DetectorConfig, TrainConfig
+from lipdet.errors import InputError
+from lipdet.images.pack import Pack
+from lipdet.train import JOB, Job, load_job, train
+from lipdet.train_state import STATE
+from tests.test_train import assert_same_files, entries
+
+# 60 pictures to train on, 24 of them in each of two epochs.
+STEPS_PER_EPOCH, STEPS = 6, 12
+SETTINGS = TrainConfig(
+    epochs=2,
+    epoch_pictures=24,
+    batch_size=4,
+    learning_rate=0.01,
+    precision="float32",
+    validation_share=0.07,
+    checkpoint_seconds=0.0,
+    threads=2,
+)
+PROGRAM = """
+import sys
+from pathlib import Path
+from lipdet.train import load_job, train
+
+run = Path(sys.argv[1])
+try:
+    train(load_job(run), run, resume=True)
+except KeyboardInterrupt:
+    sys.exit(130)
+"""
+
+
+def step_of(run: Path) -> int:
+    """Steps done according to the last checkpoint; the file is replaced atomically."""
+    try:
+        step = read_tensors(run / STATE)[1]["step"]
+    except InputError:
+        return 0
+    assert isinstance(step, int)
+    return step
+
+
+def stopped(run: Path, step: int, number: int) -> int:
+    """Train in another process, send it a signal once `step` is done; return its exit status."""
+    process = subprocess.Popen([sys.executable, "-c", PROGRAM, str(run)])
+    try:
+        deadline = time.monotonic() + 500
+        while step_of(run) < step:
+            assert process.poll() is None, "the training ended by itself"
+            assert time.monotonic() < deadline, "the training is stuck"
+            time.sleep(0.01)
+        process.send_signal(number)
+        return process.wait(500)
+    finally:
+        process.kill()
+        process.wait()
+
+
+@pytest.fixture(scope="module")
+def job(house_numbers: Pack) -> Job:
+    return Job("naive", DetectorConfig(), SETTINGS, (str(house_numbers.folder),), ())
+
+
+@pytest.fixture(scope="module")
+def uninterrupted(job: Job, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    run = tmp_path_factory.mktemp("straight") / "run"
+    train(job, run)
+    return run
+
+
+def test_killed_and_interrupted(job: Job, uninterrupted: Path, tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    run.mkdir()
+    (run / JOB).write_text(json.dumps(job.as_dict()))
+
+    assert stopped(run, 2, signal.SIGKILL) == -signal.SIGKILL
+    killed_at = step_of(run)
+    assert 2 <= killed_at < STEPS_PER_EPOCH, "the kill came too late to fall into the epoch"
+
+    # Ctrl-C in the second epoch of the resumed run: it ends in order and keeps its last step.
+    assert stopped(run, STEPS_PER_EPOCH + 2, signal.SIGINT) == 130
+    interrupted_at = step_of(run)
+    assert STEPS_PER_EPOCH < interrupted_at < STEPS
+    assert not list(run.glob(".*"))
+
+    train(load_job(run), run, resume=True)
+    assert step_of(run) == STEPS
+    # Oracle: the same training in one go; every tensor of both files, bit for bit.
+    assert_same_files(uninterrupted, run)
+    validations = [entry for entry in entries(uninterrupted) if "validation_ap50" in entry]
+    assert [entry["step"] for entry in validations] == [STEPS_PER_EPOCH, STEPS]
+    assert [entry for entry in entries(run) if "validation_ap50" in entry] == validations

@@ -48,6 +48,18 @@ def test_autocast_leaves_the_weight_alone(build: object) -> None:
 
 
 @pytest.mark.parametrize("build", BUILDERS)
+def test_gradients_are_finite_even_from_zero_weights(build: object) -> None:
+    torch.manual_seed(0)
+    layer: ConstructedWeight = build()  # type: ignore[operator]
+    for reset in (nn.init.normal_, nn.init.zeros_):
+        for parameter in layer.parameters():
+            reset(parameter)
+        layer.zero_grad()
+        layer(torch.randn(2, 4, 5, 5)).square().sum().backward()
+        assert all(p.grad is not None and p.grad.isfinite().all() for p in layer.parameters())
+
+
+@pytest.mark.parametrize("build", BUILDERS)
 def test_compiles_without_graph_breaks(build: object) -> None:
     # Oracle: the same layer in eager mode.
     torch.compiler.reset()

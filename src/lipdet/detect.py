@@ -15,7 +15,6 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from PIL import Image
-from torchvision.ops import box_iou
 
 from lipdet.boxes import DISPLAY_SELECTION, Selection
 from lipdet.detector import SSD
@@ -27,11 +26,12 @@ from lipdet.types import Detections
 # The coarse pass accepts only what is surely a digit, and the fine pass decides.
 COARSE = Selection(score_floor=0.5, nms_iou=0.3, top_k=20)
 SCALE_STEP = 2**0.5
-SMALLEST_SQUARE = 32
+SMALLEST_SQUARE = 40
 OVERLAP = 0.5
 MARGIN = 1.2
+MOST_COVERED = 0.5
 # A larger photograph is searched at this size; its numbers are still larger than a square.
-SEARCHED_SIDE = 512
+SEARCHED_SIDE = 384
 
 
 @dataclass(frozen=True)
@@ -123,9 +123,10 @@ def _in_photograph(found: Detections, region: Region, image: Image.Image, size: 
 
 
 def _merge(parts: list[Detections]) -> Detections:
-    """All detections, of those that overlap only the best; best first.
+    """All detections, of those that cover each other only the best; best first.
 
-    Two squares may read one digit differently, so classes compete here.
+    Two squares may read one digit differently, or a part of it as another, so classes compete and
+    the overlap is relative to the smaller box.
     """
     if not parts:
         return Detections(
@@ -137,11 +138,20 @@ def _merge(parts: list[Detections]) -> Detections:
     labels = torch.cat([part["labels"] for part in parts])
     scores = torch.cat([part["scores"] for part in parts])
     kept: list[int] = []
-    overlaps = box_iou(boxes, boxes)
+    covered = _covered_share(boxes)
     for index in scores.argsort(descending=True, stable=True).tolist():
-        if not kept or overlaps[index, kept].max() <= DISPLAY_SELECTION.nms_iou:
+        if not kept or covered[index, kept].max() <= MOST_COVERED:
             kept.append(index)
     return Detections(boxes=boxes[kept], labels=labels[kept], scores=scores[kept])
+
+
+def _covered_share(boxes: torch.Tensor) -> torch.Tensor:
+    """Intersection of each pair of boxes (N, N) as a share of the smaller one."""
+    areas = (boxes[:, 2:] - boxes[:, :2]).prod(dim=1)
+    corner = torch.maximum(boxes[:, None, :2], boxes[:, :2])
+    opposite = torch.minimum(boxes[:, None, 2:], boxes[:, 2:])
+    shared = (opposite - corner).clamp(min=0).prod(dim=2)
+    return shared / torch.minimum(areas[:, None], areas).clamp(min=1e-9)
 
 
 def _numbers(boxes: NDArray[np.float32]) -> list[NDArray[np.float32]]:

@@ -14,7 +14,7 @@ COLOURS = (
     "#d55e00", "#cc79a7", "#ffffff", "#bbbbbb", "#777777",
 )  # fmt: skip
 SMALLEST_SIDE = 296
-LABEL_HEIGHT = 14
+LABEL_HEIGHT = 22
 
 
 def draw_detections(
@@ -30,7 +30,7 @@ def draw_detections(
     scale = max(1, -(-SMALLEST_SIDE // min(image.size)))
     canvas = image.resize((image.width * scale, image.height * scale), Image.Resampling.BICUBIC)
     pen = ImageDraw.Draw(canvas)
-    font = ImageFont.load_default(LABEL_HEIGHT - 2)
+    font = ImageFont.load_default(LABEL_HEIGHT - 4)
     # The best detection is drawn last, on top.
     for box, label, score in reversed(
         list(

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 import operator
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -98,7 +98,9 @@ def _larger_or_smaller(y: Tensor, a: Any, b: Any) -> float:
     return math.hypot(*_terms(y, a, b))
 
 
-def _concatenation(y: Tensor, tensors: Iterable[Any], dim: int = 0) -> float:
+def _concatenation(y: Tensor, tensors: Any, dim: int = 0) -> float:
+    if isinstance(tensors, Bounded):
+        return tensors.bound
     return math.hypot(*(part.bound for part in tensors if isinstance(part, Bounded)))
 
 

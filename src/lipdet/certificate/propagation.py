@@ -202,5 +202,7 @@ def _example(module: nn.Module, shape: Sequence[int]) -> Tensor:
 
 
 def _agree(expected: object, found: object) -> bool:
-    pairs = zip(tree_flatten(expected)[0], tree_flatten(found)[0], strict=True)
-    return all(torch.allclose(a, b, 1e-4, 1e-6, equal_nan=True) for a, b in pairs)
+    return all(
+        torch.allclose(a, b, 1e-4, 1e-6, equal_nan=True) if isinstance(a, Tensor) else a == b
+        for a, b in zip(tree_flatten(expected)[0], tree_flatten(found)[0], strict=True)
+    )

@@ -1,0 +1,236 @@
+"""Bounds of whole networks: never below the truth, tight rules attained, the unknown refused."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor, nn
+from torch.nn import functional
+
+from lipdet.certificate import UnknownLipschitz, lipschitz_bound
+from lipdet.errors import InputError
+from lipdet.layers import BCOPConv2d, CPLBlock, FoldedResidual, MaxMin, SLLBlock, fold
+from tests.certificate.helpers import conv, jacobian_norm, randomised
+from tests.certificate.networks import BUILDERS, FUNCTIONS, Branches, Functions, random_network
+
+
+class Apply(nn.Module):
+    """A function as a module."""
+
+    def __init__(self, function: Callable[[Tensor], object]) -> None:
+        super().__init__()
+        self.function = function
+
+    def forward(self, x: Tensor) -> object:
+        return self.function(x)
+
+
+@settings(max_examples=550, deadline=None, derandomize=True)
+@given(
+    kinds=st.lists(st.sampled_from(sorted(BUILDERS)), min_size=1, max_size=4),
+    seed=st.integers(0, 2**32 - 1),
+)
+def test_random_networks_are_never_above_their_bound(kinds: list[str], seed: int) -> None:
+    network, shape = random_network(kinds, seed)
+    # Oracle: SVD of Jacobians, the truth for affine networks and a lower bound for others.
+    assert jacobian_norm(network, shape, points=2) <= lipschitz_bound(network, shape)
+
+
+@pytest.mark.parametrize("kind", sorted(BUILDERS))
+def test_every_builder_gives_layers_that_are_bounded(kind: str) -> None:
+    networks = [random_network([kind], seed) for seed in range(8)]
+    used = [(network, shape) for network, shape in networks if len(network)]  # type: ignore[arg-type]
+    assert used
+    for network, shape in used:
+        assert jacobian_norm(network, shape, points=2) <= lipschitz_bound(network, shape)
+
+
+@pytest.mark.parametrize("number", range(FUNCTIONS))
+def test_every_chain_of_functions_is_bounded(number: int) -> None:
+    torch.manual_seed(number)
+    network = Functions(number)
+    assert jacobian_norm(network, (2, 5, 6), points=5) <= lipschitz_bound(network, (2, 5, 6))
+
+
+@pytest.mark.parametrize(
+    ("layer", "constant"),
+    [
+        (nn.MaxPool2d(3, 2), 2.0),  # attained: THEORY §2
+        (nn.MaxPool2d(2), 1.0),
+        (nn.MaxPool2d(3, 2, padding=1, ceil_mode=True), 2.0),
+        (nn.MaxPool2d((3, 2), (1, 1)), math.sqrt(6)),
+        (nn.AvgPool2d(2), 0.5),  # 1/√(2·2)
+        (nn.AvgPool2d((3, 1)), 1 / math.sqrt(3)),
+        (nn.Upsample(scale_factor=3), 3.0),  # s for integer s × s
+        (nn.Upsample(scale_factor=(2, 1)), math.sqrt(2)),
+        (nn.LeakyReLU(0.1), 1.0),
+        (nn.LeakyReLU(-3.0), 3.0),
+        (nn.Sigmoid(), 0.25),
+        (nn.Softmax(dim=1), 0.5),
+        (MaxMin(), 1.0),
+        (nn.ZeroPad2d((1, -2, 3, 0)), 1.0),
+        (Apply(lambda x: 2 * x - 1), 2.0),
+        (Apply(lambda x: 3 - x / 4), 0.25),
+        (Apply(lambda x: x + x), 2.0),
+        (Apply(lambda x: torch.cat([x, x, x], 1)), math.sqrt(3)),
+        (Apply(lambda x: (x, [x, 1.0], {"x": x})), math.sqrt(3)),
+        (Apply(lambda x: x.shape[1] * x.chunk(2, 1)[0]), 2.0),
+    ],
+)
+def test_rules(layer: nn.Module, constant: float) -> None:
+    assert lipschitz_bound(layer.eval(), (2, 6, 6)) == pytest.approx(constant, rel=2e-6)
+
+
+def test_overlapping_max_pool_attains_its_bound() -> None:
+    # One bright pixel is the maximum of four 3×3 windows at stride 2.
+    pixel = torch.zeros(1, 1, 7, 7)
+    pixel[0, 0, 2, 2] = 1.0
+    assert float(nn.MaxPool2d(3, 2)(pixel).norm()) == 2.0
+
+
+def test_average_pool_at_the_border_can_exceed_one() -> None:
+    # Border windows are divided by fewer pixels: THEORY's "otherwise up to 1" does not cover this.
+    layer = nn.AvgPool2d(3, 1, padding=1, count_include_pad=False)
+    truth = jacobian_norm(layer, (1, 5, 5))
+    assert truth > 1.01
+    assert truth <= lipschitz_bound(layer, (1, 5, 5)) <= truth * (1 + 1e-5)
+
+
+def test_batch_norm_behind_a_conv_is_fused() -> None:
+    torch.manual_seed(0)
+    network = randomised(nn.Sequential(nn.Conv2d(4, 4, 1), nn.BatchNorm2d(4)))
+    # Oracle: a 1×1 kernel acts on each pixel, so the dense norm is that of one matrix.
+    truth = jacobian_norm(network, (4, 2, 2))
+    assert lipschitz_bound(network, (4, 2, 2)) == pytest.approx(truth, rel=1e-6)
+
+
+@pytest.mark.parametrize("kind", [SLLBlock, CPLBlock])
+def test_residual_blocks_have_bound_one(kind: type[nn.Module]) -> None:
+    torch.manual_seed(0)
+    block = kind(4)
+    assert 1 <= lipschitz_bound(block, (4, 6, 6)) <= 1 + 1e-6
+    assert 1 <= lipschitz_bound(fold(block), (4, 6, 6)) <= 1 + 1e-6
+
+
+def test_a_residual_block_that_breaks_its_theorem_is_seen() -> None:
+    torch.manual_seed(0)
+    kernel = torch.randn(4, 4, 3, 3)
+    twice = 2 * kernel.flip(2, 3).transpose(0, 1)
+    block = FoldedResidual(kernel, twice, None)
+    # ‖V‖ is far above 1: the bound says so instead of trusting the name.
+    assert 10 < jacobian_norm(block, (4, 6, 6), 5) <= lipschitz_bound(block, (4, 6, 6))
+    with pytest.raises(UnknownLipschitz, match="not twice the transpose"):
+        lipschitz_bound(FoldedResidual(kernel, 1.01 * twice, None), (4, 6, 6))
+
+
+def test_a_chain_of_orthogonal_layers_has_bound_one() -> None:
+    torch.manual_seed(0)
+    layers = [BCOPConv2d(4, 4, 3, padding=1), MaxMin(), BCOPConv2d(4, 8, 2, 2), MaxMin()]
+    assert 0.9 < lipschitz_bound(nn.Sequential(*layers), (4, 6, 6)) <= 1 + 1e-5
+
+
+@pytest.mark.parametrize("scale", [0.0, 1e-20, 1e20])
+def test_extreme_weights(scale: float) -> None:
+    torch.manual_seed(0)
+    kernel = torch.randn(2, 2, 3, 3)
+    plain = lipschitz_bound(conv(kernel, padding=1), (2, 5, 5))
+    layers = conv(kernel * scale, padding=1), nn.ReLU(), conv(kernel * scale, padding=1)
+    bound = lipschitz_bound(nn.Sequential(*layers), (2, 5, 5))
+    assert bound == pytest.approx((plain * scale) ** 2, rel=1e-6)
+
+
+class Aliased(nn.Module):
+    """Changes in place what another branch still reads."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = x
+        x += 3 * x
+        return x + y
+
+
+class Noisy(nn.Module):
+    def forward(self, x: Tensor) -> Tensor:
+        return x * torch.rand(3, 1, 1)
+
+
+class Centred(nn.Conv2d):
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(x - x.mean())
+
+
+def _hooked() -> nn.Module:
+    layer = nn.Conv2d(3, 3, 1)
+    layer.register_forward_hook(lambda module, arguments, y: 5 * y)
+    return layer
+
+
+def _not_finite() -> nn.Module:
+    return nn.Sequential(nn.Conv2d(3, 3, 1), conv(torch.full((3, 3, 1, 1), math.nan)))
+
+
+UNKNOWN = {
+    "layer norm": (lambda: nn.Sequential(nn.ReLU(), nn.LayerNorm(6)), r'LayerNorm at "1": it has'),
+    "adaptive": (lambda: nn.Sequential(nn.AdaptiveAvgPool2d(2)), 'AdaptiveAvgPool2d at "0"'),
+    "reflect": (lambda: nn.Conv2d(3, 3, 3, padding=1, padding_mode="reflect"), "repeats pixels"),
+    "replicate": (lambda: nn.Conv2d(3, 3, 3, padding=1, padding_mode="replicate"), "repeats"),
+    "pad": (lambda: Apply(lambda x: functional.pad(x, (1,) * 4, mode="circular")), "repeats"),
+    "batch norm": (lambda: nn.Sequential(nn.Conv2d(3, 3, 1), nn.BatchNorm2d(3)), r"Norm2d.*eval"),
+    "no statistics": (lambda: nn.BatchNorm2d(3, track_running_stats=False).eval(), "batch statis"),
+    "dropout": (lambda: nn.Sequential(nn.Dropout()), r'Dropout at "0".*eval'),
+    "dropout function": (lambda: Apply(functional.dropout), "dropout.*eval"),
+    "hook": (_hooked, "forward hooks"),
+    "spectral": (lambda: nn.utils.parametrizations.spectral_norm(nn.Linear(6, 6)), "every use"),
+    "nan": (_not_finite, r'Conv2d at "1": The weights are not all finite'),
+    "subclass": (lambda: nn.Sequential(Centred(3, 3, 1)), 'mean at "0"'),
+    "square": (lambda: Apply(lambda x: x * x), "product of two maps"),
+    "power": (lambda: Apply(lambda x: x**2), "pow"),
+    "quotient": (lambda: Apply(lambda x: 1 / x), "dividing by"),
+    "zero divisor": (lambda: Apply(lambda x: x / 0), "not finite"),
+    "broadcast": (lambda: Apply(lambda x: x + x[:, :1]), "broadcasting"),
+    "broadcast factor": (lambda: Apply(lambda x: x[:, :1] * torch.ones(4, 1, 1)), "broadcasting"),
+    "repeats": (lambda: Apply(lambda x: x[:, [0, 0]]), "may repeat"),
+    "in place": (lambda: Apply(lambda x: x.mul_(3)), "mul_"),
+    "steep in place": (lambda: nn.LeakyReLU(2.0, inplace=True), "working in place"),
+    "aliased": (Aliased, "computes something else|cannot be traced|iadd"),
+    "random": (Noisy, "computes something else"),
+    "branch on values": (lambda: Apply(lambda x: x if x.sum() > 0 else 2 * x), "cannot be traced"),
+    "indices": (lambda: Apply(lambda x: functional.max_pool2d(x, 2, return_indices=True)), "max_p"),
+    "type": (lambda: Apply(lambda x: x.view(torch.int32)), "types of numbers"),
+    "argument": (lambda: Apply(lambda x: torch.add(x, x, alpha=3)), "does not cover"),
+    "dilated pool": (lambda: nn.MaxPool2d(2, dilation=2), "dilation"),
+    "trained up": (lambda: nn.Upsample(scale_factor=2, mode="bicubic"), "bicubic"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("make", UNKNOWN.values(), ids=UNKNOWN.keys())
+def test_what_has_no_rule_is_refused_by_name(make: tuple[Callable[[], nn.Module], str]) -> None:
+    build, message = make
+    with pytest.raises(UnknownLipschitz, match=message):
+        lipschitz_bound(build(), (3, 6, 6))
+
+
+def test_a_wrong_shape_is_bad_input() -> None:
+    with pytest.raises(InputError, match=r"does not accept inputs of \(2, 6, 6\)|\(2, 6, 6\)"):
+        lipschitz_bound(nn.Conv2d(3, 3, 1), (2, 6, 6))
+
+
+def test_branches_of_one_input() -> None:
+    # Oracle: ‖[I; −I/4 slope; I]‖ with the sigmoid's slope 1/4 at 0: √(1 + 1/16 + 1).
+    network = Branches(nn.Identity(), nn.Sigmoid())
+    assert lipschitz_bound(network, (2, 4, 4)) == pytest.approx(math.sqrt(2 + 1 / 16))
+
+
+def test_the_module_is_left_as_it_is() -> None:
+    network = nn.Sequential(BCOPConv2d(2, 2, 3, padding=1), nn.ReLU(inplace=True))
+    before = {name: value.clone() for name, value in network.state_dict().items()}
+    state = torch.random.get_rng_state()
+    lipschitz_bound(network, (2, 4, 4))
+    assert isinstance(network[0], BCOPConv2d)
+    assert torch.equal(torch.random.get_rng_state(), state)
+    for name, value in network.state_dict().items():
+        assert torch.equal(value, before[name])

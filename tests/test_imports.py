@@ -38,9 +38,10 @@ ALLOWED: dict[str, set[str]] = {
     | {"attack", "boxes", "certificate", "checkpoint", "config", "detector", "images"}
     | {"progress", "types", "versions"},
     "detect": BASE | {"boxes", "config", "detector", "evaluate", "images", "types"},
+    "job": BASE | {"config"},
     "train_log": BASE,
     "train_state": BASE | {"checkpoint", "config", "detector"},
-    "train": BASE | TRAINING | {"hardware", "progress", "train_log", "train_state"},
+    "train": BASE | TRAINING | {"hardware", "job", "progress", "train_log", "train_state"},
 }
 # These stand at the end of the way and may import all before them; nothing before imports them.
 LAST = {"report", "demo"}

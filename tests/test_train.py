@@ -24,15 +24,8 @@ from lipdet.errors import InputError
 from lipdet.evaluate.average_precision import AveragePrecision
 from lipdet.images.pack import Pack, PackedPicture, write_pack
 from lipdet.images.prepare import pack_rendered
-from lipdet.train import (
-    Job,
-    NonFiniteLossError,
-    Trainer,
-    load_job,
-    open_packs,
-    train,
-    training_data,
-)
+from lipdet.job import Job, load_job
+from lipdet.train import NonFiniteLossError, Trainer, open_packs, train, training_data
 from lipdet.train_log import LOG, TrainLog
 from lipdet.train_state import STATE, TrainState
 

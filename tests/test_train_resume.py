@@ -15,7 +15,8 @@ from lipdet.checkpoint import read_tensors
 from lipdet.config import DetectorConfig, TrainConfig
 from lipdet.errors import InputError
 from lipdet.images.pack import Pack
-from lipdet.train import JOB, Job, load_job, train
+from lipdet.job import JOB, Job, load_job
+from lipdet.train import train
 from lipdet.train_state import STATE
 from tests.test_train import assert_same_files, entries
 

@@ -19,10 +19,11 @@ from lipdet.config import PRESETS
 from lipdet.evaluate.run import detect_pack, evaluate
 from lipdet.images.pack import Pack
 from lipdet.images.spec import open_data
+from lipdet.job import Job
 from lipdet.report.overlay import contact_sheet, draw_detections
 from lipdet.report.page import Figure, write_page
 from lipdet.report.table import results_table
-from lipdet.train import Job, train
+from lipdet.train import train
 
 TRAINING = "rendered:4000"
 EPOCHS = 5

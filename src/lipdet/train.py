@@ -9,22 +9,19 @@ Notable choices:
 
 from __future__ import annotations
 
-import json
 import math
 import signal
 import threading
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 import torch
 
 from lipdet.boxes import AP_SELECTION
 from lipdet.checkpoint import BEST, save_detector
-from lipdet.config import DetectorConfig, TrainConfig, as_plain
+from lipdet.config import TrainConfig
 from lipdet.detector import build_detector
 from lipdet.detector.matching import PaddedTargets, pad_targets
 from lipdet.detector.multibox import MultiboxLoss, multibox_loss
@@ -36,73 +33,17 @@ from lipdet.images.augment import augment
 from lipdet.images.batches import Mixture, Part, split
 from lipdet.images.pack import Pack
 from lipdet.images.spec import open_data
+from lipdet.job import Job, save_job
 from lipdet.progress import console, progress_bar
 from lipdet.train_log import Stopwatch, TrainLog, check_tensorboard
 from lipdet.train_state import STATE, TrainState
 from lipdet.versions import versions
 
 LOG_EVERY = 20
-JOB = "run.json"
 
 
 class NonFiniteLossError(Exception):
     """The loss or its gradient is not a number; the message names the step."""
-
-
-@dataclass(frozen=True)
-class Job:
-    """What is trained, on what, and how; stored as `run.json` in the run folder.
-
-    Attributes:
-        preset: name of the preset it came from.
-        detector: what to build; its classes become those of the data.
-        train: how to train it.
-        data: SPECs of the training data.
-        weights: relative share of each SPEC in an epoch.
-    """
-
-    preset: str
-    detector: DetectorConfig
-    train: TrainConfig
-    data: tuple[str, ...]
-    weights: tuple[float, ...]
-
-    def with_classes(self, class_names: tuple[str, ...]) -> Job:
-        """The same job for the classes that its data turn out to have."""
-        return replace(self, detector=replace(self.detector, class_names=class_names))
-
-    def as_dict(self) -> dict[str, Any]:
-        """Plain values for json."""
-        return {
-            "preset": self.preset,
-            "detector": as_plain(self.detector),
-            "train": as_plain(self.train),
-            "data": list(self.data),
-            "weights": list(self.weights),
-        }
-
-
-def load_job(run: Path) -> Job:
-    """The job of an interrupted run.
-
-    Raises:
-        InputError: the folder holds no run that could go on.
-    """
-    try:
-        stored = json.loads((run / JOB).read_text())
-        detector = stored["detector"]
-        return Job(
-            stored["preset"],
-            DetectorConfig(**{**detector, "class_names": tuple(detector["class_names"])}),
-            TrainConfig(**stored["train"]),
-            tuple(stored["data"]),
-            tuple(stored["weights"]),
-        )
-    except (OSError, ValueError, KeyError, TypeError):
-        raise InputError(
-            f"{run} holds no run to resume (its {JOB} is missing or damaged); start it without "
-            "--resume."
-        ) from None
 
 
 def train(job: Job, run: Path, resume: bool = False) -> Path:
@@ -135,7 +76,7 @@ def train(job: Job, run: Path, resume: bool = False) -> Path:
     run.mkdir(parents=True, exist_ok=True)
     if (run / STATE).exists():
         trainer.state.restore(run, trainer.provenance)
-    (run / JOB).write_text(json.dumps(job.as_dict(), indent=1))
+    save_job(job, run)
     with (
         TrainLog(run, trainer.state.step, job.train.tensorboard) as log,
         _interruption() as interrupted,

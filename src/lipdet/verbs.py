@@ -24,9 +24,10 @@ from lipdet.images.prepare import Crop, pack_rendered, pack_source
 from lipdet.images.render import STREAMS
 from lipdet.images.source import load_rgb
 from lipdet.images.spec import open_data, read_source
+from lipdet.job import JOB, Job, load_job
 from lipdet.report.overlay import draw_detections
 from lipdet.report.table import classes_table, results_table
-from lipdet.train import JOB, Job, load_job, train
+from lipdet.train import train
 from lipdet.types import Detections
 
 

@@ -153,10 +153,19 @@ def write_pack(
         }
         (unfinished / "meta.json").write_text(json.dumps(meta, indent=1))
         unfinished.chmod(0o755)
-        unfinished.rename(folder)
+        _move(unfinished, folder)
     finally:
         shutil.rmtree(unfinished, ignore_errors=True)
     return open_pack(folder)
+
+
+def _move(unfinished: Path, folder: Path) -> None:
+    try:
+        unfinished.rename(folder)
+    except OSError:
+        # Another process may have finished the same pack first; then there is nothing to do.
+        if not folder.exists():
+            raise
 
 
 def _fill(folder: Path, pictures: Iterable[PackedPicture], count: int, size: int) -> None:

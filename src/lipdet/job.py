@@ -1,0 +1,76 @@
+"""What is trained, on what and how; stored in the run folder, so that the run can go on."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from lipdet.config import DetectorConfig, TrainConfig, as_plain
+from lipdet.errors import InputError
+
+JOB = "run.json"
+
+
+@dataclass(frozen=True)
+class Job:
+    """What is trained, on what, and how; stored as `run.json` in the run folder.
+
+    Attributes:
+        preset: name of the preset it came from.
+        detector: what to build; its classes become those of the data.
+        train: how to train it.
+        data: SPECs of the training data.
+        weights: relative share of each SPEC in an epoch.
+    """
+
+    preset: str
+    detector: DetectorConfig
+    train: TrainConfig
+    data: tuple[str, ...]
+    weights: tuple[float, ...]
+
+    def with_classes(self, class_names: tuple[str, ...]) -> Job:
+        """The same job for the classes that its data turn out to have."""
+        return replace(self, detector=replace(self.detector, class_names=class_names))
+
+    def as_dict(self) -> dict[str, Any]:
+        """Plain values for json."""
+        return {
+            "preset": self.preset,
+            "detector": as_plain(self.detector),
+            "train": as_plain(self.train),
+            "data": list(self.data),
+            "weights": list(self.weights),
+        }
+
+
+def save_job(job: Job, run: Path) -> None:
+    """Write the job into a run folder, atomically."""
+    unfinished = run / f".{JOB}.unfinished"
+    unfinished.write_text(json.dumps(job.as_dict(), indent=1))
+    unfinished.replace(run / JOB)
+
+
+def load_job(run: Path) -> Job:
+    """The job of an interrupted run.
+
+    Raises:
+        InputError: the folder holds no run that could go on.
+    """
+    try:
+        stored = json.loads((run / JOB).read_text())
+        detector = stored["detector"]
+        return Job(
+            stored["preset"],
+            DetectorConfig(**{**detector, "class_names": tuple(detector["class_names"])}),
+            TrainConfig(**stored["train"]),
+            tuple(stored["data"]),
+            tuple(stored["weights"]),
+        )
+    except (OSError, ValueError, KeyError, TypeError):
+        raise InputError(
+            f"{run} holds no run to resume (its {JOB} is missing or damaged); start it without "
+            "--resume."
+        ) from None

@@ -1,0 +1,84 @@
+"""The Lipschitz profile and its figure."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+
+import pytest
+import torch
+from PIL import Image
+from torch import Tensor
+from torch.autograd.functional import jacobian
+
+from lipdet.certificate.outputs import output_bounds
+from lipdet.certificate.profile import layer_profile
+from lipdet.layers import fold
+from lipdet.report.lipschitz import plot_profile
+from tests.certificate.detectors import small_detector
+
+
+def test_rows_follow_the_paths_to_the_heads() -> None:
+    detector = small_detector()
+    rows = layer_profile(detector)
+    assert [(row.name, row.kind, row.heads) for row in rows] == [
+        ("normalize", "mul", (0, 1)),
+        ("backbone.first.0", "Conv2d + BatchNorm2d", (0, 1)),
+        ("backbone.first.2", "ReLU", (0, 1)),
+        ("backbone.second.0", "Conv2d", (1,)),
+        ("backbone.second.1", "MaxMin", (1,)),
+        ("heads.0.classification.0", "Conv2d + BatchNorm2d", (0,)),
+        ("heads.0.localisation.0", "Conv2d + BatchNorm2d", (0,)),
+        ("heads.1.classification", "Conv2d", (1,)),
+        ("heads.1.localisation", "Conv2d", (1,)),
+    ]
+    assert all(row.observed is None for row in rows)
+    assert rows[0].constant == pytest.approx(2.0)
+    # On a chain the constants multiply to the cumulative one.
+    products = [math.prod(float(row.constant or 0) for row in rows[: n + 1]) for n in range(5)]
+    assert products == pytest.approx([row.cumulative for row in rows[:5]])
+    bounds = output_bounds(detector)
+    assert (rows[2].cumulative, rows[4].cumulative) == pytest.approx(bounds.features)
+    assert math.hypot(*(row.cumulative for row in rows[5:])) == pytest.approx(bounds.joint)
+
+
+def test_observed_values_are_close_lower_bounds_of_the_jacobian_norm() -> None:
+    detector = small_detector()
+    images = torch.rand(2, 3, 8, 8)
+    rows = layer_profile(detector, images)
+    for row in rows:
+        assert row.observed is not None
+        assert 0 < row.observed <= row.cumulative * (1 + 1e-5)  # float32
+    assert rows[0].observed == pytest.approx(2.0)
+    # Oracle: SVD of the dense Jacobian of the first level at each image.
+    plain = fold(detector)
+
+    def features(image: Tensor) -> Tensor:
+        return plain.backbone(plain.normalize(image))[0].flatten()  # type: ignore[operator]
+
+    exact = max(
+        float(torch.linalg.matrix_norm(jacobian(features, image[None]).flatten(1), 2))
+        for image in images
+    )
+    assert 0.8 * exact <= (rows[2].observed or 0.0) <= exact * (1 + 1e-5)
+
+
+def test_more_images_never_lower_what_is_observed() -> None:
+    detector = small_detector()
+    images = torch.rand(3, 3, 8, 8)
+    one, all_three = layer_profile(detector, images[:1]), layer_profile(detector, images)
+    first = [row.observed or 0.0 for row in one]
+    # The same generator gives the first image the same start.
+    for row, value in zip(all_three, first, strict=True):
+        assert (row.observed or 0.0) >= value * (1 - 1e-4)
+
+
+@pytest.mark.parametrize("with_images", [True, False])
+def test_figure(tmp_path: Path, with_images: bool) -> None:
+    rows = layer_profile(small_detector(), torch.rand(1, 3, 8, 8) if with_images else None)
+    file = tmp_path / "profile.png"
+    plot_profile(rows, file)
+    with Image.open(file) as image:
+        colours = {colour for _, colour in image.convert("RGB").getcolors(2**20) or []}
+    assert (0x00, 0x72, 0xB2) in colours
+    assert ((0xD5, 0x5E, 0x00) in colours) == with_images

@@ -288,6 +288,20 @@ def test_train_eval_detect(
     assert entry["regions"] == [[10, 5, 60, 55]]
 
 
+def test_lipschitz(capsys: pytest.CaptureFixture[str], weights: Path, tmp_path: Path) -> None:
+    plot, json_file = tmp_path / "profile.svg", tmp_path / "profile.json"
+    words = ["lipschitz", str(weights), "--data", "rendered:1", "--plot", str(plot)]
+    status, out, err = run(capsys, *words, "--json", str(json_file))
+    assert status == 0, err
+    assert "bound so far" in out
+    assert plot.read_text().lstrip().startswith("<?xml")
+    result = json.loads(json_file.read_text())
+    assert result["observed_on"]["images"] == 1
+    for layer in result["layers"]:
+        assert 0 < layer["observed"] <= layer["cumulative"]
+    assert result["joint"] >= max(result["largest_logit"], result["largest_offset"])
+
+
 def test_prepare_and_info(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
     folder = tmp_path / "svhn"
     folder.mkdir()

@@ -89,6 +89,7 @@ def build_parser(preset_name: str = "naive") -> Parser:
     commands.add_subcommand("train", _train_parser(preset_name), help="train a detector")
     commands.add_subcommand("eval", _eval_parser(), help="average precision on a data set")
     commands.add_subcommand("detect", _detect_parser(), help="find digits in pictures")
+    commands.add_subcommand("lipschitz", _lipschitz_parser(), help="bound a detector's constants")
     commands.add_subcommand("demo", _demo_parser(), help="the whole road in a few minutes")
     return parser
 
@@ -190,6 +191,16 @@ def _detect_parser() -> Parser:
     parser.add_argument("detector", help=DETECTOR_HELP)
     parser.add_argument("images", nargs="+", type=Path, help="picture files")
     parser.add_function_arguments(verbs.run_detect, skip={"detector", "images"})
+    return parser
+
+
+def _lipschitz_parser() -> Parser:
+    parser = _verb(
+        "Bound a detector's Lipschitz constants in [0, 1] pixel units, layer by layer.",
+        "lipdet lipschitz naive --plot profile.png",
+    )
+    parser.add_argument("detector", help=DETECTOR_HELP)
+    parser.add_function_arguments(verbs.run_lipschitz, skip={"detector"})
     return parser
 
 

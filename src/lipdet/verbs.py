@@ -7,9 +7,12 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import torch
 from PIL import Image
 from rich.console import Console
 
+from lipdet.certificate.outputs import output_bounds
+from lipdet.certificate.profile import layer_profile
 from lipdet.checkpoint import load_detector
 from lipdet.config import IMAGE_SIZE, PRESETS, TrainConfig
 from lipdet.demo import demo
@@ -25,10 +28,14 @@ from lipdet.images.render import STREAMS
 from lipdet.images.source import load_rgb
 from lipdet.images.spec import open_data, read_source
 from lipdet.job import JOB, Job, load_job
+from lipdet.report.lipschitz import bounds_table, plot_profile, profile_json, profile_table
 from lipdet.report.overlay import draw_detections
 from lipdet.report.table import classes_table, results_table
 from lipdet.train import train
 from lipdet.types import Detections
+
+# Power iteration takes one pass per layer and iteration for each picture.
+MOST_OBSERVED = 16
 
 
 def data_render(
@@ -229,6 +236,37 @@ def _as_dict(image: Image.Image, found: Found, names: Sequence[str]) -> dict[str
 def _left_to_right(found: Detections) -> list[int]:
     labels: list[int] = found["labels"][found["boxes"][:, 0].argsort()].tolist()
     return labels
+
+
+def run_lipschitz(
+    detector: str,
+    data: str = "rendered:4",
+    plot: Path | None = None,
+    json: Path | None = None,  # the option is called --json
+) -> None:
+    """Bound a detector's Lipschitz constants, layer by layer and output by output.
+
+    Args:
+        detector: DETECTOR.
+        data: SPEC of a few pictures at which the constants are also observed, from below.
+        plot: file for the figure; its ending chooses the format.
+        json: file for the result; `-` prints it instead of the tables.
+    """
+    loaded = load_detector(detector)
+    model = loaded.detector
+    pack = open_data(data, "test", model.config.image_size).head(MOST_OBSERVED)
+    images = torch.from_numpy(pack.images[:].copy()).permute(0, 3, 1, 2).float() / 255
+    rows, bounds = layer_profile(model, images), output_bounds(model)
+    if plot is not None:
+        plot_profile(rows, plot)
+    if json == Path("-"):
+        print(_json(profile_json(loaded.name, pack, rows, bounds)))
+        return
+    if json is not None:
+        json.write_text(_json(profile_json(loaded.name, pack, rows, bounds)) + "\n")
+    console = Console()
+    console.print(profile_table(loaded.name, rows))
+    console.print(bounds_table(bounds))
 
 
 def run_demo(out: Path = Path("demo"), seed: int = 0) -> None:

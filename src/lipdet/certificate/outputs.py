@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from dataclasses import dataclass
 
@@ -23,12 +24,14 @@ class OutputBounds:
 
     Attributes:
         features: per level, of the map to the feature map that its head reads.
+        anchors: per level, the rows of its default boxes.
         logits: (A, K) float64, of each class logit of each default box.
         offsets: (A, 4) float64, of each box offset of each default box.
         joint: of the map to all outputs together.
     """
 
     features: tuple[float, ...]
+    anchors: tuple[slice, ...]
     logits: Tensor
     offsets: Tensor
     joint: float
@@ -87,7 +90,9 @@ def bounds_of_outputs(detector: SSD, propagation: Propagation) -> OutputBounds:
         norms = _output_norms(head.localisation, f"{name}.localisation", size)
         offsets.append(bound * _per_box(norms, 4))
     joint = math.hypot(*(bounds[maps] for level in levels for maps in level[1:])) * SLACK
-    return OutputBounds(features, torch.cat(logits), torch.cat(offsets), joint)
+    ends = list(itertools.accumulate(map(len, logits), initial=0))
+    anchors = tuple(slice(*pair) for pair in itertools.pairwise(ends))
+    return OutputBounds(features, anchors, torch.cat(logits), torch.cat(offsets), joint)
 
 
 def _output_norms(head: nn.Module, name: str, size: tuple[int, int]) -> Tensor:

@@ -1,14 +1,20 @@
-"""Figure of a Lipschitz profile: certified bound against observed constant, layer by layer."""
+"""A Lipschitz profile as figure, tables and json: certified bound beside observed constant."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
+from rich.table import Table
 
+from lipdet.certificate.outputs import OutputBounds
 from lipdet.certificate.profile import LayerRow
+from lipdet.images.pack import Pack
+from lipdet.versions import versions
 
 # Okabe & Ito's blue and vermilion, told apart with every colour vision; markers differ too.
 _BOUND, _OBSERVED = "#0072B2", "#D55E00"
@@ -24,14 +30,12 @@ def plot_profile(rows: Sequence[LayerRow], file: Path) -> None:
     figure = Figure(figsize=(max(6.0, 0.22 * len(rows)), 5.0), layout="constrained")
     FigureCanvasAgg(figure)
     axes = figure.add_subplot()
-    for head in sorted({head for row in rows for head in row.heads}):
-        path = [index for index, row in enumerate(rows) if head in row.heads]
-        bounds = [rows[index].cumulative for index in path]
-        axes.plot(path, bounds, color=_BOUND, marker="o", markersize=3, linewidth=1)
-        seen = [row.observed for row in rows if head in row.heads]
-        observed = [value for value in seen if value is not None]
-        if len(observed) == len(path):
-            axes.plot(path, observed, color=_OBSERVED, marker="x", markersize=4, linewidth=1)
+    for line in _branches(rows):
+        bounds = [rows[index].cumulative for index in line]
+        axes.plot(line, bounds, color=_BOUND, marker="o", markersize=3, linewidth=1)
+        observed = [value for index in line if (value := rows[index].observed) is not None]
+        if observed:
+            axes.plot(line, observed, color=_OBSERVED, marker="x", markersize=4, linewidth=1)
     axes.plot([], [], color=_BOUND, marker="o", markersize=3, label="certified upper bound")
     if any(row.observed is not None for row in rows):
         axes.plot([], [], color=_OBSERVED, marker="x", label="observed at images (lower bound)")
@@ -41,3 +45,57 @@ def plot_profile(rows: Sequence[LayerRow], file: Path) -> None:
     axes.grid(axis="y", alpha=0.3)
     axes.legend()
     figure.savefig(file, dpi=150)
+
+
+def _branches(rows: Sequence[LayerRow]) -> list[list[int]]:
+    """Rows to join by a line: to each head's logits, and from its features to its offsets."""
+    lines = []
+    for head in sorted({head for row in rows for head in row.heads}):
+        *body, logits, offsets = (index for index, row in enumerate(rows) if head in row.heads)
+        lines += [[*body, logits], [*body[-1:], offsets]]
+    return lines
+
+
+def profile_table(name: str, rows: Sequence[LayerRow]) -> Table:
+    """The layers with their own constant, the bound up to their end, and what was observed."""
+    table = Table(title=f"Lipschitz constants of {name}, from the image in [0, 1], L2")
+    table.add_column("layer", overflow="fold")
+    table.add_column("kind", overflow="fold")
+    for column in ("bound alone", "bound so far", "observed ≥"):
+        table.add_column(column, justify="right")
+    for row in rows:
+        values = (row.constant, row.cumulative, row.observed)
+        table.add_row(row.name, row.kind, *(_number(value) for value in values))
+    return table
+
+
+def bounds_table(bounds: OutputBounds) -> Table:
+    """The outputs of each feature map: the largest bound of a single logit and offset."""
+    table = Table(title=f"Outputs; all together: {_number(bounds.joint)}")
+    for column in ("feature map", "features", "any logit", "any offset"):
+        table.add_column(column, justify="right")
+    logits, offsets = bounds.logits.amax(dim=1), bounds.offsets.amax(dim=1)
+    for level, (features, anchors) in enumerate(zip(bounds.features, bounds.anchors, strict=True)):
+        values = (features, logits[anchors].max().item(), offsets[anchors].max().item())
+        table.add_row(str(level), *(_number(value) for value in values))
+    return table
+
+
+def profile_json(
+    name: str, pack: Pack, rows: Sequence[LayerRow], bounds: OutputBounds
+) -> dict[str, Any]:
+    """What `lipdet lipschitz --json` writes; docs/json.md describes it."""
+    return {
+        "weights": name,
+        "observed_on": pack.describe(),
+        "versions": versions(),
+        "joint": bounds.joint,
+        "features": list(bounds.features),
+        "largest_logit": bounds.logits.max().item(),
+        "largest_offset": bounds.offsets.max().item(),
+        "layers": [asdict(row) for row in rows],
+    }
+
+
+def _number(value: float | None) -> str:
+    return "–" if value is None else f"{value:.4g}"

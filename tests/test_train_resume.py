@@ -35,7 +35,8 @@ SETTINGS = TrainConfig(
 PROGRAM = """
 import sys
 from pathlib import Path
-from lipdet.train import load_job, train
+from lipdet.job import load_job
+from lipdet.train import train
 
 run = Path(sys.argv[1])
 try:

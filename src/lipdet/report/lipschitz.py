@@ -21,7 +21,7 @@ _BOUND, _OBSERVED = "#0072B2", "#D55E00"
 
 
 def plot_profile(rows: Sequence[LayerRow], file: Path) -> None:
-    """Plot the cumulative constants through the backbone to each head, on a logarithmic scale.
+    """Plot the cumulative constants along the path to each head, on a logarithmic scale.
 
     Args:
         rows: from `layer_profile`.
@@ -39,29 +39,6 @@ def plot_profile(rows: Sequence[LayerRow], file: Path) -> None:
     axes.plot([], [], color=_BOUND, marker="o", markersize=3, label="certified upper bound")
     if any(row.observed is not None for row in rows):
         axes.plot([], [], color=_OBSERVED, marker="x", label="observed at images (lower bound)")
-    axes.set_yscale("log")
-    axes.set_ylabel("Lipschitz constant from the image, L2")
-    axes.set_xticks(range(len(rows)), [row.name for row in rows], rotation=90, fontsize=6)
-    axes.grid(axis="y", alpha=0.3)
-    axes.legend()
-    figure.savefig(file, dpi=150)
-
-
-def _branches(rows: Sequence[LayerRow]) -> list[list[int]]:
-    """Rows to join by a line: to each head's logits, and from its features to its offsets."""
-    lines = []
-    # Lines join the layers of the backbone; the outputs of the heads branch off and stand alone.
-    backbone = [index for index, row in enumerate(rows) if not row.name.startswith("heads.")]
-    outputs = [index for index, row in enumerate(rows) if row.name.startswith("heads.")]
-    bounds = [row.cumulative for row in rows]
-    series = [(bounds, _BOUND, "o", "certified upper bound")]
-    observed = [row.observed for row in rows if row.observed is not None]
-    if len(observed) == len(rows):
-        series.append((observed, _OBSERVED, "x", "observed at images (lower bound)"))
-    for values, colour, marker, label in series:
-        for places, line, name in ((backbone, "-", label), (outputs, "", None)):
-            heights = [values[index] for index in places]
-            axes.plot(places, heights, line, color=colour, marker=marker, markersize=4, label=name)
     axes.set_yscale("log")
     axes.set_ylabel("Lipschitz constant from the image, L2")
     axes.set_xticks(range(len(rows)), [row.name for row in rows], rotation=90, fontsize=6)

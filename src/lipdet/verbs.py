@@ -135,7 +135,7 @@ def run_train(
     if resume and (out / JOB).exists():
         job = _resumed(job, load_job(out), out)
     best = train(job, out, resume)
-    print(f"Weights: {best}\nEvaluate them: lipdet eval {out} --data rendered:1000")
+    print(f"Weights: {best}\nEvaluate them: lipdet eval {out} --data SPEC")
 
 
 def _resumed(asked: Job, stored: Job, out: Path) -> Job:

@@ -193,6 +193,8 @@ UNKNOWN = {
     "zero divisor": (lambda: Apply(lambda x: x / 0), "not finite"),
     "broadcast": (lambda: Apply(lambda x: x + x[:, :1]), "broadcasting"),
     "broadcast factor": (lambda: Apply(lambda x: x[:, :1] * torch.ones(4, 1, 1)), "broadcasting"),
+    "limits": (lambda: Apply(lambda x: x[:, :1].clamp(torch.ones(3, 1, 1))), "clamping to tensors"),
+    "overlap": (lambda: Apply(lambda x: x.tensor_split((2, 1), 1)), "tensor_split"),
     "repeats": (lambda: Apply(lambda x: x[:, [0, 0]]), "may repeat"),
     "in place": (lambda: Apply(lambda x: x.mul_(3)), "mul_"),
     "steep in place": (lambda: nn.LeakyReLU(2.0, inplace=True), "working in place"),

@@ -130,12 +130,13 @@ def _spellings(*names: str) -> list[object]:
 _ISOMETRIES = (
     *("view", "reshape", "flatten", "unflatten", "permute", "transpose", "movedim", "squeeze"),
     *("unsqueeze", "contiguous", "clone", "flip", "roll", "pixel_shuffle", "pixel_unshuffle"),
-    *("channel_shuffle", "narrow", "select", "chunk", "split", "tensor_split", "unbind"),
+    *("channel_shuffle", "narrow", "select", "chunk", "split", "unbind"),
 )
-_SLOPES_TO_ONE = ("relu", "relu6", "hardtanh", "tanh", "abs", "clamp", "clip", "neg")
+_SLOPES_TO_ONE = ("relu", "relu6", "hardtanh", "tanh", "abs", "neg")
 
 _GAINS: dict[object, Gain] = {
     **dict.fromkeys(_spellings(*_ISOMETRIES, *_SLOPES_TO_ONE), gains.one),
+    **dict.fromkeys(_spellings("clamp", "clip"), gains.clamp),
     **dict.fromkeys(_spellings("sigmoid"), gains.sigmoid),
     **dict.fromkeys(_spellings("softmax"), gains.softmax),
     **dict.fromkeys(_spellings("leaky_relu"), gains.leaky_relu),

@@ -97,6 +97,12 @@ def check_mistake(capsys: pytest.CaptureFixture[str], *words: str, names: str) -
         (["eval", "imaginary", "--data", "rendered:1"], "imaginary"),
         (["data", "info", "svhn:nowhere"], "nowhere"),
         (["data", "info", "coco:nowhere.json"], "nowhere.json"),
+        (["data", "info", "rendered:3", "--image_size", "0"], "--image_size"),
+        (["data", "info", "rendered:99999999999999999999"], "rendered:99999999999999999999"),
+        (["data", "render", "--image_size", "100000000", "--out", "x"], "--image_size"),
+        (["eval", "naive", "--data", "rendered:1", "--limit", "0"], "--limit"),
+        (["eval", "naive", "--data", "rendered:1", "--json", "no/x.json"], "no/x.json"),
+        (["lipschitz", "naive", "--plot", "profile.xyz"], "profile.xyz"),
         (["data", "render", "--count", "0", "--out", "x"], "--count"),
         (["data", "render", "--stream", "dev", "--out", "x"], "dev"),
         (["data", "prepare", "rendered:5", "--out", "x"], "rendered:5"),
@@ -153,6 +159,15 @@ def test_no_picture(
         out = tmp_path / "out"
         check_mistake(capsys, "detect", str(weights), str(path), "--out", str(out), names=path.name)
         assert not out.exists()
+
+
+def test_places_that_cannot_be_written(
+    capsys: pytest.CaptureFixture[str], weights: Path, tmp_path: Path, photograph: Path
+) -> None:
+    words = ["detect", str(weights), str(photograph), "--out", str(photograph)]
+    check_mistake(capsys, *words, names="photo.png")
+    words = ["data", "render", "--count", "1", "--out", str(photograph / "pack")]
+    check_mistake(capsys, *words, names="photo.png")
 
 
 @pytest.mark.parametrize("crop", ["1,2,3", "a,b,c,d", "10,10,5,20", "0,0,500,20", "nan,0,9,9"])

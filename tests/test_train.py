@@ -416,3 +416,15 @@ def test_the_log_forgets_what_was_lost(tmp_path: Path) -> None:
         {"step": 2, "loss": 1.0},
         {"step": 3, "loss": 0.5},
     ]
+
+
+def test_speed_counts_only_the_steps_since_validation(
+    house_numbers: Pack, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(train_module, "LOG_EVERY", 3)
+    monkeypatch.setattr(train_module.Stopwatch, "take", lambda self: (2.0, {}))
+    run = tmp_path / "run"
+    train(job_on(house_numbers), run)
+    [entry] = [entry for entry in entries(run) if "loss" in entry]
+    # Step 3 is the first after the validation at step 2: four pictures in two seconds.
+    assert (entry["step"], entry["images_per_second"]) == (3, 2.0)

@@ -41,14 +41,17 @@ def main(arguments: Sequence[str] | None = None) -> None:
         _run(_parse(words))
     except InputError as error:
         fail(str(error), 2)
-    except NonFiniteLossError as error:
-        fail(str(error), 1)
-    except KeyboardInterrupt:
-        fail("Interrupted; finished work and checkpoints are kept.", 130)
     except BrokenPipeError:
         # The reader of our output has gone; Python would complain once more at exit.
         sys.stdout = None
         sys.exit(0)
+    except OSError as error:
+        # What is read is checked where it is read; what is left are places to write to.
+        fail(f"{error.filename}: {error.strerror}; choose another place.", 2)
+    except NonFiniteLossError as error:
+        fail(str(error), 1)
+    except KeyboardInterrupt:
+        fail("Interrupted; finished work and checkpoints are kept.", 130)
 
 
 def fail(sentence: str, status: int) -> NoReturn:

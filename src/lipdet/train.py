@@ -131,7 +131,7 @@ class Trainer:
         self.bf16 = self.config.precision == "bf16" or (
             self.config.precision == "auto" and computes_in_bf16(self.device)
         )
-        self.watch = Stopwatch()
+        self.watch, self.watched_from = Stopwatch(), 0
         self.provenance = {
             "training": job.as_dict(),
             "training_data": [part.pack.describe() for part in training.parts],
@@ -142,6 +142,7 @@ class Trainer:
         """Take all steps that are left, with validation after epochs and regular checkpoints."""
         per_epoch = self.training.batches_per_epoch
         saved = time.monotonic()
+        self.restart_watch()
         with progress_bar() as bar:
             task = bar.add_task("Training", total=self.total_steps, completed=self.state.step)
             while self.state.step < self.total_steps:
@@ -214,7 +215,8 @@ class Trainer:
 
     def log_step(self, log: TrainLog, epoch: int, loss: MultiboxLoss, norm: float) -> None:
         """Write the last step's figures and the loop's speed since the last entry."""
-        seconds, shares = self.watch.take()
+        steps = self.state.step - self.watched_from
+        seconds, shares = self.restart_watch()
         log.write(
             self.state.step,
             epoch=epoch,
@@ -223,7 +225,7 @@ class Trainer:
             localisation=loss.localisation.item(),
             gradient_norm=norm,
             learning_rate=self.state.optimizer.param_groups[0]["lr"],
-            images_per_second=round(LOG_EVERY * self.config.batch_size / seconds, 1),
+            images_per_second=round(steps * self.config.batch_size / seconds, 1),
             **{f"share_{name}": share for name, share in shares.items()},
         )
 
@@ -243,7 +245,12 @@ class Trainer:
             info = {**self.provenance, "epoch": epoch + 1, "validation_ap50": score}
             averaged = self.state.averaged
             save_detector(self.run / BEST, averaged, self.job.detector, info)
-        self.watch.take()
+        self.restart_watch()
+
+    def restart_watch(self) -> tuple[float, dict[str, float]]:
+        """Seconds and shares since the watch was started, which it is anew."""
+        self.watched_from = self.state.step
+        return self.watch.take()
 
     def validate(self) -> AveragePrecision | None:
         """AP of the averaged weights on all held-out pictures together; None without any."""

@@ -31,7 +31,9 @@ class TrainLog:
         path = run / LOG
         lines = path.read_text().splitlines() if path.exists() else []
         kept = [line for line in lines if _step(line) <= step]
-        path.write_text("".join(line + "\n" for line in kept))
+        unfinished = path.with_name(f".{LOG}.unfinished")
+        unfinished.write_text("".join(line + "\n" for line in kept))
+        unfinished.replace(path)
         self._file = path.open("a")
 
     def write(self, step: int, **values: Any) -> None:

@@ -76,7 +76,8 @@ class TrainState:
             if info.get(key) != provenance[key]:
                 raise InputError(
                     f"{run / STATE} was written by a training with other settings or data "
-                    f"({key} differs); resume it with its own, or choose another --out."
+                    f"({key} differs); resume it with its own, choose another --out, or remove "
+                    "the folder."
                 )
         load_state(self.detector, _without("detector.", tensors), run / STATE)
         load_state(self.average, _without("average.", tensors), run / STATE)

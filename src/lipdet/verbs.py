@@ -34,8 +34,10 @@ from lipdet.report.table import classes_table, results_table
 from lipdet.train import train
 from lipdet.types import Detections
 
+LARGEST_IMAGE = 4_096
 # Power iteration takes one pass per layer and iteration for each picture.
 MOST_OBSERVED = 16
+PLOT_FORMATS = ("png", "svg", "pdf")
 
 
 def data_render(
@@ -55,7 +57,7 @@ def data_render(
         image_size: side of the pictures in pixels.
     """
     _positive("--count", count)
-    _positive("--image_size", image_size)
+    _image_size(image_size)
     if stream not in STREAMS:
         raise InputError(f"--stream {stream!r} is unknown; choose one of: {', '.join(STREAMS)}.")
     _print_pack(pack_rendered(out, stream, count, image_size, seed).describe(), out)
@@ -81,7 +83,7 @@ def data_prepare(
         image_size: side of the squares in pixels.
     """
     _positive("--crops", crops)
-    _positive("--image_size", image_size)
+    _image_size(image_size)
     pack = pack_source(read_source(spec), out, crop, image_size, seed, crops)
     _print_pack(pack.describe(), out)
     for entry in pack.meta["skipped"]:
@@ -107,6 +109,7 @@ def data_info(spec: str, image_size: int = IMAGE_SIZE) -> None:
         spec: any SPEC, as it would be evaluated.
         image_size: side of the pictures in pixels.
     """
+    _image_size(image_size)
     folder = Path(spec)
     pack = open_pack(folder) if folder.is_dir() else open_data(spec, "test", image_size)
     counts = {
@@ -167,10 +170,12 @@ def run_eval(
         seed: of crops and rendered pictures.
         json: file for the result; `-` prints it instead of the tables.
     """
+    if limit is not None:
+        _positive("--limit", limit)
+    _writable(json)
     loaded = load_detector(detector)
     pack = open_data(data, "test", loaded.detector.config.image_size, seed)
     if limit is not None:
-        _positive("--limit", limit)
         pack = pack.head(limit)
     result = evaluate(loaded, pack, seed)
     if json == Path("-"):
@@ -192,6 +197,8 @@ def run_detect(detector: str, images: Sequence[Path], out: Path, crop: str | Non
         out: folder for NAME.png and detections.json.
         crop: LEFT,TOP,RIGHT,BOTTOM in pixels: look only there, and do not search.
     """
+    if out.exists() and not out.is_dir():
+        raise InputError(f"{out} is a file; --out needs a folder.")
     loaded = load_detector(detector)
     model, names = loaded.detector, loaded.detector.config.class_names
     region = _region(crop) if crop else None
@@ -252,6 +259,10 @@ def run_lipschitz(
         plot: file for the figure; its ending chooses the format.
         json: file for the result; `-` prints it instead of the tables.
     """
+    _writable(json)
+    _writable(plot)
+    if plot is not None and plot.suffix[1:].lower() not in PLOT_FORMATS:
+        raise InputError(f"--plot {plot}: its ending must be one of: {', '.join(PLOT_FORMATS)}.")
     loaded = load_detector(detector)
     model = loaded.detector
     pack = open_data(data, "test", model.config.image_size).head(MOST_OBSERVED)
@@ -294,6 +305,17 @@ def _distinct(paths: Sequence[Path]) -> list[str]:
         stem if stems.count(stem) == 1 else f"{stem}-{index + 1}"
         for index, stem in enumerate(stems)
     ]
+
+
+def _writable(file: Path | None) -> None:
+    """Refuse a file that cannot be written, before the work is done."""
+    if file is not None and file != Path("-") and (file.is_dir() or not file.parent.is_dir()):
+        raise InputError(f"{file} cannot be written; name a file in a folder that exists.")
+
+
+def _image_size(pixels: int) -> None:
+    if not 0 < pixels <= LARGEST_IMAGE:
+        raise InputError(f"--image_size must lie between 1 and {LARGEST_IMAGE}, not {pixels}.")
 
 
 def _positive(option: str, value: int) -> None:

@@ -172,3 +172,12 @@ def test_written_form_is_read_by_pycocotools(
     assert coco.getAnnIds(imgIds=[1]) == []
     (box,) = coco.loadAnns(coco.getAnnIds(imgIds=[2], catIds=[3]))
     assert (box["bbox"], box["area"], box["iscrowd"]) == ([1.5, 2.0, 3.0, 4.0], 12.0, 0)
+
+
+@pytest.mark.parametrize("names", [[], ["cat", "dog", "cat"]])
+def test_categories_need_names_of_their_own(tmp_path: Path, names: list[str]) -> None:
+    root = copy.deepcopy(SMALL)
+    root["annotations"] = []
+    root["categories"] = [{"id": index, "name": name} for index, name in enumerate(names)]
+    with pytest.raises(InputError, match=r"instances\.json: needs at least one category"):
+        read_coco(write(tmp_path, root))

@@ -65,6 +65,7 @@ def average_precision(
     # (IoU thresholds, recalls, classes); -1 marks a class without objects.
     precision = evaluation.eval["precision"][:, :, :, 0, -1]
     per_class = {name: _class_ap(precision[:, :, index]) for index, name in enumerate(class_names)}
+    assert len(per_class) == len(class_names), "two classes share a name"
     known = [entry for entry in per_class.values() if entry.ap50 is not None]
     return AveragePrecision(
         ap50=float(np.mean([entry.ap50 for entry in known])) if known else 0.0,

@@ -18,10 +18,9 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image
 
 from lipdet.errors import InputError
-from lipdet.images.source import AnnotatedPicture, Skipped, Source, clip_boxes
+from lipdet.images.source import AnnotatedPicture, Skipped, Source, clip_boxes, picture_size
 from lipdet.types import Target
 
 
@@ -46,6 +45,8 @@ def read_coco(file: Path) -> Source:
     annotations = _by_id(file, root, "annotations")
     class_index = {category_id: index for index, category_id in enumerate(sorted(categories))}
     names = tuple(_string(file, "category", categories[i], "name") for i in class_index)
+    if not names or len(set(names)) < len(names):
+        raise InputError(f"{file}: needs at least one category, and a name of its own for each.")
 
     boxes: dict[int, list[NDArray[np.float32]]] = defaultdict(list)
     labels: dict[int, list[int]] = defaultdict(list)
@@ -199,11 +200,7 @@ def _picture_path(file: Path, image: dict[str, Any]) -> Path:
         raise InputError(
             f"{file}: image {image['id']} is neither {tried[0]} nor {tried[1]}; add the picture."
         )
-    try:
-        with Image.open(path) as picture:
-            actual = picture.size
-    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-        raise InputError(f"{path}: cannot be read as a picture ({error}).") from None
+    actual = picture_size(path)
     if actual != (stated := _size(file, image)):
         raise InputError(
             f"{file}: image {image['id']} is stated as {stated[0]}x{stated[1]}, but {path} is "

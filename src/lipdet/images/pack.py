@@ -206,6 +206,8 @@ def open_pack(folder: Path) -> Pack:
         raise _damaged(folder, str(error)) from None
     if _hash(arrays) != meta["hash"]:
         raise _damaged(folder, "its hash differs")
+    if len(arrays["labels"]) and arrays["labels"].max() >= len(meta["class_names"]):
+        raise _damaged(folder, "it has labels without a class name")
     return Pack(folder, **arrays, meta=meta)
 
 

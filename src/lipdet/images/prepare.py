@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Literal
 
 import numpy as np
-from PIL import Image
 
 from lipdet.config import DIGITS
 from lipdet.images.crop import (
@@ -20,7 +19,7 @@ from lipdet.images.crop import (
 )
 from lipdet.images.pack import Pack, PackedPicture, write_pack
 from lipdet.images.render import rendered
-from lipdet.images.source import AnnotatedPicture, Skipped, Source, load_rgb
+from lipdet.images.source import AnnotatedPicture, Skipped, Source, load_rgb, picture_size
 from lipdet.progress import track
 
 Crop = Literal["reference", "jitter", "full"]
@@ -70,7 +69,7 @@ def pack_source(
 def _regions(
     picture: AnnotatedPicture, crop: Crop, crops: int, rng: np.random.Generator
 ) -> list[Region]:
-    width, height = _dimensions(picture.path)
+    width, height = picture_size(picture.path)
     draw: dict[Crop, Callable[[], Region | None]] = {
         "reference": lambda: reference_region(picture.boxes, width, height, rng),
         "jitter": lambda: jittered_region(picture.boxes, rng) if len(picture.boxes) else None,
@@ -78,15 +77,6 @@ def _regions(
     }
     drawn = [draw[crop]() for _ in range(crops)]
     return [region for region in drawn if region is not None]
-
-
-def _dimensions(path: Path) -> tuple[int, int]:
-    try:
-        with Image.open(path) as image:
-            return image.size
-    except OSError:
-        # Unreadable: reading it in full raises the error that names the file.
-        return load_rgb(path).size
 
 
 def _cut_all(

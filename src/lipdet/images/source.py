@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image, UnidentifiedImageError
+from PIL import ExifTags, Image, ImageOps
 
 from lipdet.errors import InputError
 
@@ -47,17 +48,35 @@ class Source:
 
 
 def load_rgb(path: Path) -> Image.Image:
-    """Read a picture file as 8-bit RGB.
+    """Read a picture file as 8-bit RGB, turned upright as its EXIF orientation says.
 
     Raises:
-        InputError: the file is missing, truncated or not a picture.
+        InputError: the file is missing, truncated, too large or not a picture.
     """
+    with _readable(path), Image.open(path) as image:
+        return ImageOps.exif_transpose(image).convert("RGB")
+
+
+def picture_size(path: Path) -> tuple[int, int]:
+    """Width and height of the picture that `load_rgb` returns, from its header alone.
+
+    Raises:
+        InputError: the file is missing, too large or not a picture.
+    """
+    with _readable(path), Image.open(path) as image:
+        width, height = image.size
+        sideways = image.getexif().get(ExifTags.Base.Orientation, 1) >= 5
+        return (height, width) if sideways else (width, height)
+
+
+@contextmanager
+def _readable(path: Path) -> Iterator[None]:
+    """Say in one sentence why a picture cannot be read."""
     try:
-        with Image.open(path) as image:
-            return image.convert("RGB")
+        yield
     except FileNotFoundError:
         raise InputError(f"{path}: no such picture; check the path.") from None
-    except (UnidentifiedImageError, OSError, SyntaxError, ValueError) as error:
+    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
         raise InputError(f"{path}: cannot be read as a picture ({error}).") from None
 
 

@@ -22,6 +22,7 @@ from lipdet.images.svhn import read_svhn
 
 Purpose = Literal["train", "test"]
 RENDERED_DEFAULT = {"train": 10_000, "test": 1_000}
+MOST_RENDERED = 10_000_000
 TRAINING_CROPS = 8
 FORMS = "rendered, rendered:N, svhn:FOLDER, coco:FILE.json, or the folder of a pack"
 
@@ -69,7 +70,7 @@ def open_data(spec: str, purpose: Purpose, size: int, seed: int = 0) -> Pack:
         if pack.images.shape[1] != size:
             raise InputError(
                 f"{spec} holds pictures of {pack.images.shape[1]} pixels, the detector takes "
-                f"{size}; prepare them with --image-size {size}."
+                f"{size}; prepare them with --image_size {size}."
             )
         return pack
     raise InputError(f"--data {spec!r} is not understood or does not exist; give {FORMS}.")
@@ -122,6 +123,8 @@ def _cached(stem: str, choices: dict[str, object], make: Callable[[Path], Pack])
 def _count(spec: str, text: str, default: int) -> int:
     if not text:
         return default
-    if not text.isdecimal() or int(text) == 0:
-        raise InputError(f"--data {spec!r}: the number of pictures must be a positive integer.")
+    if not text.isdecimal() or not 0 < int(text) <= MOST_RENDERED:
+        raise InputError(
+            f"--data {spec!r}: the number of pictures must lie between 1 and {MOST_RENDERED}."
+        )
     return int(text)

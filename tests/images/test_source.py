@@ -1,0 +1,46 @@
+"""Pictures are read upright, and refused in one sentence."""
+
+from __future__ import annotations
+
+import warnings
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import ExifTags, Image
+
+from lipdet.errors import InputError
+from lipdet.images.source import load_rgb, picture_size
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_pictures_are_turned_upright(orientation: int, tmp_path: Path) -> None:
+    # The way back of each orientation, from the EXIF specification (tag 0x0112).
+    undo = {
+        1: lambda pixels: pixels,
+        2: lambda pixels: pixels[:, ::-1],
+        3: lambda pixels: pixels[::-1, ::-1],
+        4: lambda pixels: pixels[::-1],
+        5: lambda pixels: pixels.transpose(1, 0, 2),
+        6: lambda pixels: np.rot90(pixels, -1),
+        7: lambda pixels: pixels[::-1, ::-1].transpose(1, 0, 2),
+        8: lambda pixels: np.rot90(pixels, 1),
+    }
+    stored = np.random.default_rng(0).integers(0, 256, (4, 7, 3), dtype=np.uint8)
+    exif = Image.Exif()
+    exif[ExifTags.Base.Orientation] = orientation
+    path = tmp_path / "phone.png"
+    Image.fromarray(stored).save(path, exif=exif)
+    upright = undo[orientation](stored)
+    assert np.array_equal(np.asarray(load_rgb(path)), upright)
+    assert picture_size(path) == (upright.shape[1], upright.shape[0])
+
+
+def test_too_large_a_picture(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "huge.png"
+    Image.new("1", (100, 100)).save(path)
+    # Pillow refuses at twice this many pixels.
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 4_000)
+    for read in (load_rgb, picture_size):
+        with warnings.catch_warnings(), pytest.raises(InputError, match=r"huge\.png"):
+            read(path)

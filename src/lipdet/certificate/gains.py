@@ -186,12 +186,14 @@ def scale(factor: object, x: Tensor, y: Tensor) -> float:
     return largest * SLACK
 
 
-def check_same_shape(x: Tensor, y: Tensor) -> None:
+def check_same_shape(x: object, y: object) -> None:
     """Refuse broadcasting of an input x to the shape of an output y.
 
     Raises:
-        UnknownLipschitz: the shapes differ.
+        UnknownLipschitz: the shapes differ, or lists are joined or repeated.
     """
+    if not isinstance(x, Tensor) or not isinstance(y, Tensor):
+        raise UnknownLipschitz("joining or repeating lists of tensors may repeat entries")
     if x.shape != y.shape:
         raise UnknownLipschitz(f"broadcasting {tuple(x.shape)} to {tuple(y.shape)} repeats entries")
 

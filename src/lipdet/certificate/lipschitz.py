@@ -12,6 +12,7 @@ from lipdet.certificate.operator_norm import SLACK
 from lipdet.certificate.outputs import output_bounds
 from lipdet.certificate.propagation import propagate
 from lipdet.detector.ssd import SSD
+from lipdet.errors import InputError
 
 
 def lipschitz_bound(module: nn.Module, input_shape: Sequence[int]) -> float:
@@ -33,12 +34,19 @@ def lipschitz_bound(module: nn.Module, input_shape: Sequence[int]) -> float:
         InputError: the module cannot process this shape.
     """
     if isinstance(module, SSD):
+        size = module.config.image_size
+        if tuple(input_shape) != (3, size, size):
+            raise InputError(
+                f"The detector does not accept inputs {tuple(input_shape)}: it takes "
+                f"{(3, size, size)}."
+            )
         return output_bounds(module).joint
     propagation = propagate(module, input_shape)
     parts: list[float] = []
 
     def collect(node: fx.Node) -> fx.Node:
-        parts.append(propagation.bounds.get(node, 0.0))
+        if node not in propagation.fixed:
+            parts.append(propagation.bounds[node])
         return node
 
     map_arg(propagation.outputs, collect)

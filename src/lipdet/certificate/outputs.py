@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import itertools
 import math
 from dataclasses import dataclass
@@ -13,9 +14,10 @@ from torch.nn import functional
 from lipdet.certificate.gains import as_pair
 from lipdet.certificate.module_rules import batch_norm_factors, find_rule
 from lipdet.certificate.operator_norm import SLACK, UnknownLipschitz
-from lipdet.certificate.propagation import Propagation, propagate
+from lipdet.certificate.propagation import Propagation, agree, example, propagate
 from lipdet.detector.ssd import SSD, Head
 from lipdet.layers import fold
+from lipdet.layers.fold import has_forward_hooks
 
 
 @dataclass(frozen=True)
@@ -70,9 +72,46 @@ def output_bounds(detector: SSD) -> OutputBounds:
 
 
 def propagate_detector(detector: SSD) -> Propagation:
-    """Bound every intermediate of a detector, for its own image size."""
+    """Bound every intermediate of a detector, for its own image size.
+
+    Raises:
+        UnknownLipschitz: a layer has no rule, or the detector or a head computes something else
+            than `SSD` and `Head` do.
+    """
+    _check_plain(detector, SSD, "the detector")
+    for index, head in enumerate(detector.heads):
+        _check_plain(head, Head, f"heads.{index}")
     size = detector.config.image_size
-    return propagate(FeaturesAndHeads(detector), (3, size, size))
+    parts = FeaturesAndHeads(detector)
+    propagation = propagate(parts, (3, size, size))
+    _check_parts(detector, parts)
+    return propagation
+
+
+def _check_plain(module: nn.Module, kind: type[nn.Module], name: str) -> None:
+    """Refuse a part whose forward method is not that of its kind."""
+    same = type(module).forward is kind.forward and "forward" not in vars(module)
+    if not same or has_forward_hooks(module):
+        raise UnknownLipschitz(
+            f'No Lipschitz bounds for "{name}": it has forward hooks, or another forward method '
+            f"than {kind.__name__}."
+        )
+
+
+@torch.no_grad()
+def _check_parts(detector: SSD, parts: FeaturesAndHeads) -> None:
+    """Compare the parts with the whole at one image."""
+    size = detector.config.image_size
+    image = example(detector, (3, size, size))
+    # In copies, since a module that is not in eval mode may change as it runs.
+    raw = copy.deepcopy(detector)(image.clone())
+    levels = copy.deepcopy(parts)(image.clone())
+    heads = [head for head in detector.heads if isinstance(head, Head)]
+    pairs = list(zip(heads, levels, strict=True))
+    logits = torch.cat([_per_box(maps, head.logits) for head, (_, maps, _) in pairs])
+    offsets = torch.cat([_per_box(maps, 4) for _, (_, _, maps) in pairs])
+    if not agree([raw.logits[0], raw.offsets[0]], [logits, offsets]):
+        raise UnknownLipschitz("The detector computes something else than its parts show.")
 
 
 def bounds_of_outputs(detector: SSD, propagation: Propagation) -> OutputBounds:
@@ -111,6 +150,8 @@ def _as_convolution(head: nn.Module, name: str) -> tuple[nn.Conv2d, Tensor]:
     conv = layers[0]
     norms = [layer for layer in layers[1:] if isinstance(layer, nn.BatchNorm2d)]
     plain = all(find_rule(layer) is not None for layer in layers)
+    if isinstance(head, nn.Sequential):
+        _check_plain(head, nn.Sequential, name)
     if (
         not isinstance(conv, nn.Conv2d)
         or not plain

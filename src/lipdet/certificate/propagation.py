@@ -4,12 +4,14 @@ Notable choices:
 - Layers with constructed weights are folded first: what is bounded is the plain kernel that runs,
   whatever its construction promises.
 - The graph runs on a real input of the wanted size, so that rules see shapes and constants, and its
-  outputs are compared with the module's: what tracing cannot see is an error.
+  outputs are compared with those of the module before folding: what folding would change or tracing
+  cannot see is an error.
 - A bound of a list of tensors holds for all of them together, and so for each.
 """
 
 from __future__ import annotations
 
+import copy
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -31,6 +33,7 @@ from lipdet.certificate.module_rules import (
 from lipdet.certificate.operator_norm import UnknownLipschitz
 from lipdet.errors import InputError
 from lipdet.layers import fold
+from lipdet.layers.fold import has_forward_hooks
 
 
 @dataclass
@@ -40,6 +43,7 @@ class Propagation:
     Attributes:
         network: the folded network as a graph.
         bounds: for each node that depends on the input, the bound of the map to it.
+        fixed: all other nodes: constants, and shapes and types, which no perturbation changes.
         shapes: the shape of each tensor among them, with a batch axis of 1.
         fused: for each BatchNorm that follows a convolution, that convolution. The two are bounded
             as one kernel, which is tighter, and have the same bound.
@@ -47,6 +51,7 @@ class Propagation:
 
     network: fx.GraphModule
     bounds: dict[fx.Node, float] = field(default_factory=dict)
+    fixed: set[fx.Node] = field(default_factory=set)
     shapes: dict[fx.Node, torch.Size] = field(default_factory=dict)
     fused: dict[fx.Node, fx.Node] = field(default_factory=dict)
 
@@ -76,14 +81,23 @@ def propagate(module: nn.Module, input_shape: Sequence[int]) -> Propagation:
         UnknownLipschitz: an operation has no rule; its name and the reason are in the message.
         InputError: the module cannot process this shape.
     """
-    module = fold(module)
-    x = _example(module, input_shape)
+    if has_forward_hooks(module) or "forward" in vars(module):
+        raise UnknownLipschitz(
+            f"No Lipschitz bound for {type(module).__name__}: its forward hooks or its own "
+            "forward method would be missing in its graph."
+        )
+    x = example(module, input_shape)
     try:
-        expected = module(x.clone())
+        # In a copy, since a module that is not in eval mode may change as it runs.
+        expected = copy.deepcopy(module)(x.clone())
     except (RuntimeError, ValueError) as error:
         raise InputError(
             f"The network does not accept inputs {tuple(input_shape)}: {error}"
         ) from error
+    try:
+        module = fold(module)
+    except ValueError as error:
+        raise UnknownLipschitz(str(error)) from error
     tracer = _Tracer()
     if tracer.is_leaf_module(module, ""):
         module = nn.Sequential(module)
@@ -94,7 +108,7 @@ def propagate(module: nn.Module, input_shape: Sequence[int]) -> Propagation:
         raise UnknownLipschitz(f"{kind} cannot be traced to a graph: {error}") from error
     result = Propagation(fx.GraphModule(tracer.root, graph))
     found = _Bounding(result).run(x.clone())
-    if not _agree(expected, found):
+    if not agree(expected, found):
         raise UnknownLipschitz(
             f"The graph of {type(module).__name__} computes something else than the module: it is "
             "random, changes a tensor in place, or depends on values in a way tracing cannot see."
@@ -136,7 +150,9 @@ class _Bounding(fx.Interpreter):
         depends = any(source in self.bounds for source in n.all_input_nodes)
         if n.op == "placeholder":
             self.bounds[n] = 1.0
-        elif n.op != "output" and depends and not describes(n.target, arguments):
+        elif not depends or (n.op != "call_module" and describes(n.target, arguments)):
+            self.result.fixed.add(n)
+        elif n.op != "output":
             try:
                 self.bounds[n] = self._bound(n, y)
                 if not math.isfinite(self.bounds[n]):
@@ -157,7 +173,7 @@ class _Bounding(fx.Interpreter):
             raise UnknownLipschitz("it is called with more than one input")
         module = self._module(node)
         assert module is not None
-        if module._forward_hooks or module._forward_pre_hooks:
+        if any(map(has_forward_hooks, module.modules())):
             raise UnknownLipschitz("it has forward hooks, which may change what it computes")
         if module.training and parametrize.is_parametrized(module):
             raise UnknownLipschitz("its weights change with every use; call eval() first")
@@ -195,14 +211,21 @@ class _Bounding(fx.Interpreter):
         return Bounded(value, self.bounds[node]) if node in self.bounds else value
 
 
-def _example(module: nn.Module, shape: Sequence[int]) -> Tensor:
+def example(module: nn.Module, shape: Sequence[int]) -> Tensor:
+    """Return a random input (1, *shape) of the module's own dtype, in [0, 1]."""
     x = torch.rand((1, *shape), generator=torch.Generator().manual_seed(0))
     weight = next(module.parameters(), None)
     return x if weight is None else x.to(weight)
 
 
-def _agree(expected: object, found: object) -> bool:
-    return all(
-        torch.allclose(a, b, 1e-4, 1e-6, equal_nan=True) if isinstance(a, Tensor) else a == b
-        for a, b in zip(tree_flatten(expected)[0], tree_flatten(found)[0], strict=True)
-    )
+def agree(expected: object, found: object) -> bool:
+    """Whether two nests of outputs are equal up to the rounding of float32."""
+    first, second = tree_flatten(expected)[0], tree_flatten(found)[0]
+    return len(first) == len(second) and all(map(_close, first, second))
+
+
+def _close(a: object, b: object) -> bool:
+    if isinstance(a, Tensor) and isinstance(b, Tensor):
+        same = a.shape == b.shape and a.dtype == b.dtype
+        return same and torch.allclose(a, b, 1e-4, 1e-6, equal_nan=True)
+    return not isinstance(a, Tensor) and not isinstance(b, Tensor) and bool(a == b)

@@ -8,11 +8,13 @@ from pathlib import Path
 import pytest
 import torch
 from PIL import Image
-from torch import Tensor
+from torch import Tensor, nn
 from torch.autograd.functional import jacobian
 
+from lipdet.certificate import lipschitz_bound
 from lipdet.certificate.outputs import output_bounds
 from lipdet.certificate.profile import layer_profile
+from lipdet.errors import InputError
 from lipdet.layers import fold
 from lipdet.report.lipschitz import plot_profile
 from tests.certificate.detectors import small_detector
@@ -73,6 +75,32 @@ def test_more_images_never_lower_what_is_observed() -> None:
         assert (row.observed or 0.0) >= value * (1 - 1e-4)
 
 
+def test_any_network_has_a_profile() -> None:
+    torch.manual_seed(0)
+    network = nn.Sequential(nn.Linear(5, 4), nn.ReLU(), nn.Linear(4, 3)).eval()
+    rows = layer_profile(network, input_shape=(5,))
+    assert [(row.name, row.kind) for row in rows] == [
+        ("0", "Linear"),
+        ("1", "ReLU"),
+        ("2", "Linear"),
+    ]
+    assert {row.heads for row in rows} == {()}
+    first, _, last = (row.constant for row in rows)
+    # Oracle: SVD of the two matrices.
+    norms = [float(torch.linalg.matrix_norm(network[i].weight.detach(), 2)) for i in (0, 2)]
+    assert [first, last] == pytest.approx(norms, rel=1e-6)
+    assert rows[-1].cumulative == pytest.approx(lipschitz_bound(network, (5,)))
+    observed = layer_profile(network, torch.randn(3, 5))
+    assert observed[0].observed == pytest.approx(norms[0], rel=0.05)
+
+
+def test_a_profile_needs_a_shape_that_fits() -> None:
+    with pytest.raises(InputError, match="needs input_shape"):
+        layer_profile(nn.ReLU())
+    with pytest.raises(InputError, match=r"\(3, 8, 8\)"):
+        layer_profile(small_detector(), input_shape=(3, 16, 16))
+
+
 @pytest.mark.parametrize("with_images", [True, False])
 def test_figure(tmp_path: Path, with_images: bool) -> None:
     rows = layer_profile(small_detector(), torch.rand(1, 3, 8, 8) if with_images else None)
@@ -82,3 +110,13 @@ def test_figure(tmp_path: Path, with_images: bool) -> None:
         colours = {colour for _, colour in image.convert("RGB").getcolors(2**20) or []}
     assert (0x00, 0x72, 0xB2) in colours
     assert ((0xD5, 0x5E, 0x00) in colours) == with_images
+
+
+def test_figure_of_a_network_without_heads(tmp_path: Path) -> None:
+    network = nn.Sequential(nn.Linear(5, 4), nn.ReLU(), nn.Linear(4, 3)).eval()
+    file = tmp_path / "profile.png"
+    plot_profile(layer_profile(network, input_shape=(5,)), file)
+    with Image.open(file) as image:
+        colours = {colour: n for n, colour in image.convert("RGB").getcolors(2**20) or []}
+    # A line across the figure has far more pixels than the three markers and the legend.
+    assert colours[0x00, 0x72, 0xB2] > 600

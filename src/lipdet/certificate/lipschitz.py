@@ -9,10 +9,9 @@ from torch import fx, nn
 from torch.fx.node import map_arg
 
 from lipdet.certificate.operator_norm import SLACK
-from lipdet.certificate.outputs import output_bounds
+from lipdet.certificate.outputs import bounds_of_outputs, propagate_detector
 from lipdet.certificate.propagation import propagate
 from lipdet.detector.ssd import SSD
-from lipdet.errors import InputError
 
 
 def lipschitz_bound(module: nn.Module, input_shape: Sequence[int]) -> float:
@@ -34,13 +33,7 @@ def lipschitz_bound(module: nn.Module, input_shape: Sequence[int]) -> float:
         InputError: the module cannot process this shape.
     """
     if isinstance(module, SSD):
-        size = module.config.image_size
-        if tuple(input_shape) != (3, size, size):
-            raise InputError(
-                f"The detector does not accept inputs {tuple(input_shape)}: it takes "
-                f"{(3, size, size)}."
-            )
-        return output_bounds(module).joint
+        return bounds_of_outputs(module, propagate_detector(module, input_shape)).joint
     propagation = propagate(module, input_shape)
     parts: list[float] = []
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import itertools
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -16,6 +17,7 @@ from lipdet.certificate.module_rules import batch_norm_factors, find_rule
 from lipdet.certificate.operator_norm import SLACK, UnknownLipschitz
 from lipdet.certificate.propagation import Propagation, agree, example, propagate
 from lipdet.detector.ssd import SSD, Head
+from lipdet.errors import InputError
 from lipdet.layers import fold
 from lipdet.layers.fold import has_forward_hooks
 
@@ -71,17 +73,26 @@ def output_bounds(detector: SSD) -> OutputBounds:
     return bounds_of_outputs(detector, propagate_detector(detector))
 
 
-def propagate_detector(detector: SSD) -> Propagation:
+def propagate_detector(detector: SSD, input_shape: Sequence[int] | None = None) -> Propagation:
     """Bound every intermediate of a detector, for its own image size.
 
+    Args:
+        detector: in eval mode.
+        input_shape: the shape that the caller expects, (3, H, W).
+
     Raises:
+        InputError: the caller expects another image size.
         UnknownLipschitz: a layer has no rule, or the detector or a head computes something else
             than `SSD` and `Head` do.
     """
+    size = detector.config.image_size
+    if input_shape is not None and tuple(input_shape) != (3, size, size):
+        raise InputError(
+            f"The detector does not accept inputs {tuple(input_shape)}: it takes {(3, size, size)}."
+        )
     _check_plain(detector, SSD, "the detector")
     for index, head in enumerate(detector.heads):
         _check_plain(head, Head, f"heads.{index}")
-    size = detector.config.image_size
     parts = FeaturesAndHeads(detector)
     propagation = propagate(parts, (3, size, size))
     _check_parts(detector, parts)

@@ -1,4 +1,4 @@
-"""Where a detector's Lipschitz bound comes from: layer by layer, beside what is observed.
+"""Where a network's Lipschitz bound comes from: layer by layer, beside what is observed.
 
 Notable choices:
 - The bound multiplies worst cases of layers that are never all attained by one image. The observed
@@ -8,31 +8,33 @@ Notable choices:
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor, fx
+from torch import Tensor, fx, nn
 
 from lipdet.certificate.outputs import propagate_detector
-from lipdet.certificate.propagation import Propagation, describe
+from lipdet.certificate.propagation import Propagation, describe, propagate
 from lipdet.detector.ssd import SSD
+from lipdet.errors import InputError
 
 _ITERATIONS = 6
 
 
 @dataclass(frozen=True)
 class LayerRow:
-    """One layer of a detector.
+    """One layer of a network.
 
     Attributes:
-        name: path in the detector; of a BatchNorm fused with its convolution, the convolution's.
+        name: path in the network; of a BatchNorm fused with its convolution, the convolution's.
         kind: class or function.
         constant: certified upper bound of the layer alone; None where several maps meet.
         cumulative: certified upper bound from the image to the end of this layer.
         observed: lower bound of that constant: the largest singular value of the Jacobian over the
             given images, as found by power iteration; None without images.
-        heads: the indices of the heads to which a path leads through this layer.
+        heads: the indices of the heads to which a path leads through this layer; none where the
+            network is no detector.
     """
 
     name: str
@@ -43,20 +45,31 @@ class LayerRow:
     heads: tuple[int, ...]
 
 
-def layer_profile(detector: SSD, images: Tensor | None = None) -> list[LayerRow]:
-    """List the layers of a detector in the order of computation, with their constants.
+def layer_profile(
+    model: nn.Module,
+    images: Tensor | None = None,
+    input_shape: Sequence[int] | None = None,
+) -> list[LayerRow]:
+    """List the layers of a network in the order of computation, with their constants.
 
-    The rows with h in `heads` are the path to head h; the last two of them are its outputs.
+    Of a detector, the rows with h in `heads` are the path to head h; the last two of them are its
+    outputs.
 
     Args:
-        detector: in eval mode.
-        images: (B, 3, H, W) in [0, 1], B ≥ 1, at the detector's size, for the observed values.
+        model: in eval mode.
+        images: (B, *input_shape), B ≥ 1, for the observed values; of a detector, in [0, 1].
+        input_shape: of one input without the batch axis. If absent, that of the images, and of a
+            detector its own.
 
     Raises:
         UnknownLipschitz: a layer has no rule.
+        InputError: the model cannot process this shape, or no shape is given.
     """
-    propagation = propagate_detector(detector)
-    paths = [_ancestors(level[1:]) for level in propagation.outputs]
+    if input_shape is None and images is not None:
+        input_shape = images.shape[1:]
+    propagation = _propagate(model, input_shape)
+    levels = propagation.outputs if isinstance(model, SSD) else ()
+    paths = [_ancestors(level[1:]) for level in levels]
     directions = None if images is None else _random_directions(images)
     rows = []
     for node in _layers(propagation):
@@ -71,6 +84,14 @@ def layer_profile(detector: SSD, images: Tensor | None = None) -> list[LayerRow]
         constant = propagation.gain(node)
         rows.append(LayerRow(name, kind, constant, propagation.bounds[node], observed, heads))
     return rows
+
+
+def _propagate(model: nn.Module, input_shape: Sequence[int] | None) -> Propagation:
+    if isinstance(model, SSD):
+        return propagate_detector(model, input_shape)
+    if input_shape is None:
+        raise InputError("A profile of a network that is no detector needs input_shape or images.")
+    return propagate(model, input_shape)
 
 
 def _layers(propagation: Propagation) -> list[fx.Node]:
@@ -121,7 +142,7 @@ def _observe(
     Args:
         network: the map from images to one layer's output.
         images: where the Jacobian is taken.
-        directions: (B, 3, H, W) unit starts: those of the layer before are good ones.
+        directions: unit starts, shaped as the images: those of the layer before are good ones.
 
     Returns:
         The largest value over the images, and the directions that were found.
@@ -137,14 +158,18 @@ def _observe(
         norms = pulled.flatten(1).norm(dim=1)
         largest = max(largest, float(norms.max()))
         # A direction that is lost in a flat region stays for the other paths.
-        directions = torch.where((norms > 0)[:, None, None, None], _unit(pulled), directions)
+        directions = torch.where(_per_image(norms > 0, x), _unit(pulled), directions)
     return largest, directions
 
 
 def _unit(x: Tensor) -> Tensor:
     """Divide each image's tensor by its norm."""
-    norms = x.flatten(1).norm(dim=1).clamp_min(1e-30).reshape(-1, *[1] * (x.ndim - 1))
-    return torch.div(x, norms)
+    return torch.div(x, _per_image(x.flatten(1).norm(dim=1).clamp_min(1e-30), x))
+
+
+def _per_image(values: Tensor, x: Tensor) -> Tensor:
+    """Shape one value (B,) per image to be broadcast with x (B, ...)."""
+    return values.reshape(-1, *[1] * (x.ndim - 1))
 
 
 def _random_directions(images: Tensor) -> Tensor:

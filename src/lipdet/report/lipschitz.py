@@ -48,7 +48,12 @@ def plot_profile(rows: Sequence[LayerRow], file: Path) -> None:
 
 
 def _branches(rows: Sequence[LayerRow]) -> list[list[int]]:
-    """Rows to join by a line: to each head's logits, and from its features to its offsets."""
+    """Rows to join by a line: to each head's logits, and from its features to its offsets.
+
+    All rows in their order where there are no heads.
+    """
+    if not any(row.heads for row in rows):
+        return [list(range(len(rows)))]
     lines = []
     for head in sorted({head for row in rows for head in row.heads}):
         *body, logits, offsets = (index for index, row in enumerate(rows) if head in row.heads)

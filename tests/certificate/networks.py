@@ -101,7 +101,7 @@ def _conv(rng: random.Random, shape: Shape) -> nn.Module:
         rng.randint(0, 2),
         rng.randint(1, 2),
         groups,
-        padding_mode=rng.choice(["zeros", "circular"]),
+        padding_mode=rng.choice(["zeros", "circular", "reflect", "replicate"]),
     )
 
 

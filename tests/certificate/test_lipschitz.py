@@ -15,19 +15,8 @@ from torch.nn import functional
 from lipdet.certificate import UnknownLipschitz, lipschitz_bound
 from lipdet.errors import InputError
 from lipdet.layers import BCOPConv2d, CPLBlock, FoldedResidual, MaxMin, SLLBlock, fold
-from tests.certificate.helpers import conv, jacobian_norm, randomised
+from tests.certificate.helpers import Apply, conv, jacobian_norm, randomised
 from tests.certificate.networks import BUILDERS, FUNCTIONS, Branches, Functions, random_network
-
-
-class Apply(nn.Module):
-    """A function as a module."""
-
-    def __init__(self, function: Callable[[Tensor], object]) -> None:
-        super().__init__()
-        self.function = function
-
-    def forward(self, x: Tensor) -> object:
-        return self.function(x)
 
 
 @settings(max_examples=550, deadline=None, derandomize=True)
@@ -176,9 +165,7 @@ def _not_finite() -> nn.Module:
 UNKNOWN = {
     "layer norm": (lambda: nn.Sequential(nn.ReLU(), nn.LayerNorm(6)), r'LayerNorm at "1": it has'),
     "adaptive": (lambda: nn.Sequential(nn.AdaptiveAvgPool2d(2)), 'AdaptiveAvgPool2d at "0"'),
-    "reflect": (lambda: nn.Conv2d(3, 3, 3, padding=1, padding_mode="reflect"), "repeats pixels"),
-    "replicate": (lambda: nn.Conv2d(3, 3, 3, padding=1, padding_mode="replicate"), "repeats"),
-    "pad": (lambda: Apply(lambda x: functional.pad(x, (1,) * 4, mode="circular")), "repeats"),
+    "pad": (lambda: Apply(lambda x: functional.pad(x, (1,) * 6, mode="circular")), "width only"),
     "batch norm": (lambda: nn.Sequential(nn.Conv2d(3, 3, 1), nn.BatchNorm2d(3)), r"Norm2d.*eval"),
     "no statistics": (lambda: nn.BatchNorm2d(3, track_running_stats=False).eval(), "batch statis"),
     "dropout": (lambda: nn.Sequential(nn.Dropout()), r'Dropout at "0".*eval'),

@@ -14,7 +14,7 @@ from lipdet.errors import InputError
 from lipdet.layers import AOLConv2d, BCOPConv2d, FoldedResidual, SLLBlock, fold
 from lipdet.types import RawOutput
 from tests.certificate.detectors import small_detector
-from tests.certificate.helpers import jacobian_norm
+from tests.certificate.helpers import Apply, jacobian_norm
 
 
 class Named(nn.Module):
@@ -185,17 +185,6 @@ REPEATING: dict[str, Callable[[Tensor], object]] = {
     "joined lists": lambda x: torch.cat(x.chunk(2, 1) + x.chunk(2, 1), 1),
     "repeated list": lambda x: torch.cat(x.chunk(2, 1) * 2, 1),
 }
-
-
-class Apply(nn.Module):
-    """A function as a module."""
-
-    def __init__(self, function: Callable[[Tensor], object]) -> None:
-        super().__init__()
-        self.function = function
-
-    def forward(self, x: Tensor) -> object:
-        return self.function(x)
 
 
 @pytest.mark.parametrize("function", REPEATING.values(), ids=REPEATING.keys())

@@ -68,14 +68,23 @@ def dropout(x: Tensor, p: float = 0.5, training: bool = True, inplace: bool = Fa
 
 
 def pad(x: Tensor, pad: Sequence[int], mode: str = "constant", value: float | None = None) -> float:
-    """Bound padding with a constant, or cropping.
+    """Return the norm of padding or cropping: 1 with a constant, more where pixels are repeated.
+
+    The other modes pad one axis after the other, so the map is a Kronecker product.
 
     Raises:
-        UnknownLipschitz: the padding repeats pixels.
+        UnknownLipschitz: pixels are repeated along other axes than height and width.
     """
-    if mode != "constant":
-        raise UnknownLipschitz(f'padding mode "{mode}" repeats pixels')
-    return 1.0
+    if mode == "constant":
+        return 1.0
+    if x.ndim != 4 or len(pad) != 4:
+        raise UnknownLipschitz(f'padding mode "{mode}" has a rule for height and width only')
+
+    def along(axis: int) -> Callable[[Tensor], Tensor]:
+        sides = list(pad[:2] if axis else pad[2:])
+        return lambda lines: functional.pad(lines, sides, mode)
+
+    return _separable_norm(x, along)
 
 
 def max_pool(

@@ -48,7 +48,7 @@ def conv_gain(conv: nn.Conv2d, x: Tensor, y: Tensor, factors: Tensor | None = No
     """Bound a convolution x ↦ y, its output channels multiplied by `factors` (c_out,) if given.
 
     Raises:
-        UnknownLipschitz: the padding repeats pixels, or a weight is not finite.
+        UnknownLipschitz: it is another convolution than torch's, or a weight is not finite.
     """
     if type(conv)._conv_forward is not nn.Conv2d._conv_forward:
         raise UnknownLipschitz("it changes how nn.Conv2d computes")
@@ -62,7 +62,11 @@ def conv_gain(conv: nn.Conv2d, x: Tensor, y: Tensor, factors: Tensor | None = No
     if conv.padding_mode == "circular":
         output = as_pair(y.shape[-2:])
         return circular_norm_bound(kernel, stride, dilation, conv.groups, size, output)
-    raise UnknownLipschitz(f'padding mode "{conv.padding_mode}" repeats pixels')
+    # The amounts that nn.Conv2d itself hands to functional.pad.
+    sides = conv._reversed_padding_repeated_twice
+    padded = size[0] + sides[2] + sides[3], size[1] + sides[0] + sides[1]
+    unpadded_norm = conv_norm_bound(kernel, stride, dilation, conv.groups, padded)
+    return gains.pad(x, sides, conv.padding_mode) * unpadded_norm
 
 
 def batch_norm_factors(norm: nn.BatchNorm1d | nn.BatchNorm2d) -> Tensor:
@@ -134,6 +138,14 @@ def _leaky_relu(module: nn.Module, x: Tensor, y: Tensor) -> float:
     return gains.leaky_relu(x, module.negative_slope, module.inplace)
 
 
+def _pad(mode: str) -> Rule:
+    def rule(module: nn.Module, x: Tensor, y: Tensor) -> float:
+        assert isinstance(module, nn.ReflectionPad2d | nn.ReplicationPad2d | nn.CircularPad2d)
+        return gains.pad(x, module.padding, mode)
+
+    return rule
+
+
 def _max_pool(module: nn.Module, x: Tensor, y: Tensor) -> float:
     assert isinstance(module, nn.MaxPool2d)
     return gains.max_pool(
@@ -187,5 +199,8 @@ _RULES: dict[type[nn.Module], Rule] = {
     # Averages of disjoint windows times √(k1 k2) have orthonormal rows.
     **dict.fromkeys((MaxMin, Abs, Householder, ScaledAvgPool2d), _one),
     **dict.fromkeys((SpaceToDepth, ZeroPadChannels, DropChannels), _one),
+    nn.ReflectionPad2d: _pad("reflect"),
+    nn.ReplicationPad2d: _pad("replicate"),
+    nn.CircularPad2d: _pad("circular"),
     FoldedResidual: _residual,
 }

@@ -17,6 +17,7 @@ from torch import Tensor, fx, nn
 from lipdet.certificate.outputs import propagate_detector
 from lipdet.certificate.propagation import Propagation, describe, propagate
 from lipdet.detector.ssd import SSD
+from lipdet.progress import track
 from lipdet.errors import InputError
 
 _ITERATIONS = 6
@@ -72,7 +73,7 @@ def layer_profile(
     paths = [_ancestors(level[1:]) for level in levels]
     directions = None if images is None else _random_directions(images)
     rows = []
-    for node in _layers(propagation):
+    for node in track(_layers(propagation), "Bounding and observing layers"):
         observed = None
         if images is not None and directions is not None:
             observed, directions = _observe(_up_to(propagation.network, node), images, directions)

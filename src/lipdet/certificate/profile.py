@@ -17,8 +17,8 @@ from torch import Tensor, fx, nn
 from lipdet.certificate.outputs import propagate_detector
 from lipdet.certificate.propagation import Propagation, describe, propagate
 from lipdet.detector.ssd import SSD
-from lipdet.progress import track
 from lipdet.errors import InputError
+from lipdet.progress import track
 
 _ITERATIONS = 6
 

@@ -23,7 +23,9 @@ def numbered_pack(folder: Path, count: int, mark: int, crops: int = 1) -> Pack:
         n = index % 3
         boxes = np.tile(np.array([[0, 0, 1 + index, 4]], np.float32), (n, 1))
         pictures.append(PackedPicture(image, boxes, np.full(n, index), index // crops))
-    return write_pack(folder, pictures, count, 4, ("x",), {"name": f"pack {mark}"})
+    return write_pack(
+        folder, pictures, count, 4, tuple(map(str, range(count))), {"name": f"pack {mark}"}
+    )
 
 
 @pytest.fixture

@@ -222,3 +222,11 @@ def test_nothing_is_left_when_writing_fails(tmp_path: Path, error: type[BaseExce
     with pytest.raises(error, match="the third picture"):
         write_pack(tmp_path / "pack", broken(), 6, SIZE, CLASSES, {"name": "x"})
     assert os.listdir(tmp_path) == []
+
+
+def test_labels_without_a_class_name_are_refused(tmp_path: Path) -> None:
+    image = np.zeros((4, 4, 3), np.uint8)
+    boxes = np.array([[0, 0, 2, 2]], np.float32)
+    picture = PackedPicture(image, boxes, np.array([1]), 0)
+    with pytest.raises(InputError, match="labels without a class name"):
+        write_pack(tmp_path / "pack", [picture], 1, 4, ("only",), {"name": "x"})

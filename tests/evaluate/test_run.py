@@ -69,8 +69,6 @@ def test_a_detector_that_is_right_for_one_class(tmp_path: Path) -> None:
     # By hand: of the classes 0 and 1 one is always found, the other always taken for a 2.
     pack = pack_of(tmp_path / "pack", [0, 2, 0, 2], [0, 1, 0, 1])
     assert clean_ap(Reader(), pack).ap50 == pytest.approx(0.5)
-    assert clean_ap(Reader(), pack, [0, 2]).ap50 == pytest.approx(1)
-    assert clean_ap(Reader(), pack, [1, 3]).ap50 == 0
 
 
 def test_detections_come_in_the_order_asked_for(pack: Pack) -> None:

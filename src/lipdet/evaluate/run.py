@@ -56,9 +56,9 @@ def evaluate(loaded: LoadedDetector, pack: Pack, seed: int) -> dict[str, Any]:
     }
 
 
-def clean_ap(detector: SSD, pack: Pack, indices: Sequence[int] | None = None) -> AveragePrecision:
-    """AP on the pictures of a pack, or on those of the given indices."""
-    chosen = range(len(pack)) if indices is None else indices
+def clean_ap(detector: SSD, pack: Pack) -> AveragePrecision:
+    """AP on the pictures of a pack."""
+    chosen = range(len(pack))
     found = detect_pack(detector, pack, chosen, AP_SELECTION)
     return average_precision([pack.target(index) for index in chosen], found, pack.class_names)
 

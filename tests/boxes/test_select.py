@@ -8,18 +8,30 @@ import pytest
 import torch
 from torch import Tensor
 
-from lipdet.boxes import AP_SELECTION, DISPLAY_SELECTION, BoxCoding, Selection, select_detections
-from lipdet.boxes.scores import softmax_candidates
+from lipdet.boxes import (
+    AP_SELECTION,
+    DISPLAY_SELECTION,
+    BoxCoding,
+    Decoder,
+    Selection,
+    SigmoidScores,
+    SoftmaxScores,
+    select_detections,
+)
 from lipdet.types import Detections, RawOutput
 
 SIZE = 74
-CODING = BoxCoding()
+SOFTMAX = SoftmaxScores()
+
+
+def decoder(boxes: Tensor) -> Decoder:
+    return Decoder(boxes, BoxCoding(), SOFTMAX, SIZE)
 
 
 def select(logits: Tensor, boxes: Tensor, selection: Selection) -> Detections:
     """Detections of one image whose default boxes are `boxes` (A, 4) cx, cy, w, h themselves."""
     raw = RawOutput(logits[None], torch.zeros(1, len(boxes), 4))
-    [found] = select_detections(raw, boxes, CODING, SIZE, selection)
+    [found] = select_detections(raw, decoder(boxes), selection)
     return found
 
 
@@ -109,14 +121,14 @@ def test_one_anchor_may_become_several_classes() -> None:
 def test_the_floor_is_strict() -> None:
     # By hand: two equal logits give 0.5 exactly in float32 and float64.
     logits = torch.zeros(1, 2)
-    assert len(softmax_candidates(logits, 0.5).anchors) == 0
-    assert len(softmax_candidates(logits, 0.4999).anchors) == 1
+    assert len(SOFTMAX.candidates(logits, 0.5).anchors) == 0
+    assert len(SOFTMAX.candidates(logits, 0.4999).anchors) == 1
 
 
 @pytest.mark.parametrize("seed", range(5))
 def test_candidates_equal_a_loop(seed: int) -> None:
     logits, _ = random_case(seed)
-    candidates = softmax_candidates(logits, 0.1)
+    candidates = SOFTMAX.candidates(logits, 0.1)
     # Oracle: softmax by definition, in float64.
     expected = {
         (anchor, label): log_odds(row, label + 1)
@@ -185,6 +197,28 @@ def test_no_candidates() -> None:
     }
 
 
+def test_softmax_log_odds_stay_apart_and_have_gradients_where_they_saturate() -> None:
+    logits = torch.tensor([[0.0, 18, -5], [0, 30, -5], [4, 4, 4]], requires_grad=True)
+    found = SOFTMAX.log_odds(logits)
+    # Oracle: the definition in float64.
+    expected = [[log_odds(row, label) for label in (1, 2)] for row in logits.tolist()]
+    torch.testing.assert_close(found, torch.tensor(expected), rtol=1e-6, atol=1e-6)
+    found[:, 0].sum().backward()
+    assert logits.grad is not None
+    # z_c minus a log-sum-exp of the others: the class's own derivative is 1 wherever it stands.
+    assert logits.grad[:, 1].tolist() == [1, 1, 1]
+    torch.testing.assert_close(logits.grad.sum(dim=1), torch.zeros(3), rtol=0, atol=1e-6)
+
+
+def test_one_vs_all_scores_are_sigmoids_at_a_temperature() -> None:
+    scores = SigmoidScores(temperature=10.0)
+    candidates = scores.candidates(torch.tensor([[0.1, -0.1], [0.3, 0.0]]), 0.5)
+    # By hand: only positive logits exceed a probability of one half.
+    assert candidates.anchors.tolist() == [0, 1]
+    assert candidates.labels.tolist() == [0, 0]
+    torch.testing.assert_close(candidates.log_odds, torch.tensor([1.0, 3.0]))
+
+
 def test_boxes_are_clipped_to_the_image_before_nms() -> None:
     # Two boxes that differ outside the image only are one box inside: the better one remains.
     logits = torch.tensor([[0.0, 3], [0, 2]])
@@ -197,7 +231,7 @@ def test_each_image_of_a_batch_is_selected_by_itself() -> None:
     cases = [random_case(seed) for seed in (1, 2)]
     boxes = cases[0][1]
     raw = RawOutput(torch.stack([logits for logits, _ in cases]), torch.zeros(2, len(boxes), 4))
-    together = select_detections(raw, boxes, CODING, SIZE, AP_SELECTION)
+    together = select_detections(raw, decoder(boxes), AP_SELECTION)
     for (logits, _), found in zip(cases, together, strict=True):
         alone = select(logits, boxes, AP_SELECTION)
         assert all(torch.equal(found[name], alone[name]) for name in ("boxes", "labels", "scores"))

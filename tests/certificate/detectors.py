@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from lipdet.boxes.coding import BoxCoding
+from lipdet.boxes import BoxCoding, SoftmaxScores
 from lipdet.config import DetectorConfig
 from lipdet.detector.ssd import SSD, Head
 from lipdet.layers import BCOPConv2d, MaxMin, UnitNormConv2d
@@ -43,7 +43,7 @@ def small_detector() -> SSD:
         Head(UnitNormConv2d(4, logits, 3, padding=1), nn.Conv2d(4, offsets, 1), CLASSES + 1),
     ]
     config = DetectorConfig(class_names=("a", "b"), image_size=8)
-    detector = SSD(config, TwoLevels(), heads, torch.rand(40, 4), BoxCoding())
+    detector = SSD(config, TwoLevels(), heads, torch.rand(40, 4), BoxCoding(), SoftmaxScores())
     changed = randomised(detector)
     assert isinstance(changed, SSD)
     return changed

@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from lipdet.boxes import AP_SELECTION, BoxCoding, Selection
+from lipdet.boxes import AP_SELECTION, BoxCoding, Selection, SoftmaxScores
 from lipdet.checkpoint import LoadedDetector
 from lipdet.config import DetectorConfig
 from lipdet.detector import SSD, build_detector
@@ -27,7 +27,8 @@ class Reader(SSD):
     """Finds one box, of the class that the first pixel's red value names; none at 255."""
 
     def __init__(self) -> None:
-        super().__init__(CONFIG, nn.Identity(), [], torch.tensor([[32.0, 36, 24, 32]]), BoxCoding())
+        boxes = torch.tensor([[32.0, 36, 24, 32]])
+        super().__init__(CONFIG, nn.Identity(), [], boxes, BoxCoding(), SoftmaxScores())
 
     def forward(self, images: Tensor) -> RawOutput:
         labels = (images[:, 0, 0, 0] * 255).round().long()

@@ -1,6 +1,23 @@
 """From raw outputs to detections: box coding, scores, per-class NMS, top-k."""
 
 from lipdet.boxes.coding import BoxCoding
-from lipdet.boxes.select import AP_SELECTION, DISPLAY_SELECTION, Selection, select_detections
+from lipdet.boxes.scores import Scores, SigmoidScores, SoftmaxScores
+from lipdet.boxes.select import (
+    AP_SELECTION,
+    DISPLAY_SELECTION,
+    Decoder,
+    Selection,
+    select_detections,
+)
 
-__all__ = ["AP_SELECTION", "DISPLAY_SELECTION", "BoxCoding", "Selection", "select_detections"]
+__all__ = [
+    "AP_SELECTION",
+    "DISPLAY_SELECTION",
+    "BoxCoding",
+    "Decoder",
+    "Scores",
+    "Selection",
+    "SigmoidScores",
+    "SoftmaxScores",
+    "select_detections",
+]

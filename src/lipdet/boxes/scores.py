@@ -7,6 +7,8 @@ ranked on log-odds and probabilities are for display (THEORY §5).
 from __future__ import annotations
 
 import math
+from abc import ABC, abstractmethod
+from dataclasses import dataclass
 from typing import NamedTuple
 
 import torch
@@ -27,17 +29,58 @@ class Candidates(NamedTuple):
     log_odds: Tensor
 
 
-def softmax_candidates(logits: Tensor, score_floor: float) -> Candidates:
-    """Every (anchor, class) whose softmax probability exceeds the floor (multi-label decoding).
+class Scores(ABC):
+    """How class logits become scores; a score is `sigmoid(log_odds)`."""
 
-    Args:
-        logits: (A, classes + 1) of one image, background first.
-        score_floor: probability in (0, 1).
+    @abstractmethod
+    def log_odds(self, logits: Tensor) -> Tensor:
+        """Logits (..., K) to log-odds (..., classes); differentiable, in the precision given."""
+
+    def candidates(self, logits: Tensor, score_floor: float) -> Candidates:
+        """Every (anchor, class) whose score exceeds the floor (multi-label decoding).
+
+        Args:
+            logits: (A, K) of one image.
+            score_floor: probability in (0, 1).
+        """
+        log_odds = self.log_odds(logits.float())
+        anchors, labels = torch.nonzero(log_odds > logit(score_floor), as_tuple=True)
+        return Candidates(anchors, labels, log_odds[anchors, labels])
+
+
+@dataclass(frozen=True)
+class SoftmaxScores(Scores):
+    """Softmax over K = classes + 1 logits, background first."""
+
+    def log_odds(self, logits: Tensor) -> Tensor:
+        """The class's logit minus the log-sum-exp of all others, background included.
+
+        The log-sum-exp is taken anew where the class is the largest; elsewhere the others hold the
+        largest, and its own share is subtracted from the sum without cancellation.
+        """
+        largest, winners = logits.max(dim=-1, keepdim=True)
+        shares = torch.exp(logits - largest)
+        others = (shares.sum(dim=-1, keepdim=True) - shares).clamp(min=1.0).log() + largest
+        without_winner = logits.scatter(-1, winners, -math.inf).logsumexp(dim=-1, keepdim=True)
+        return (logits - others.scatter(-1, winners, without_winner))[..., 1:]
+
+
+@dataclass(frozen=True)
+class SigmoidScores(Scores):
+    """One-vs-all: K = classes logits, each with a sigmoid of its own at a common temperature.
+
+    Attributes:
+        temperature: what logits are multiplied by. It changes what scores look like, not their
+            order, and stands outside of every Lipschitz constant of logits.
     """
-    logits = logits.float()
-    log_probabilities = logits.log_softmax(dim=-1)[:, 1:]
-    anchors, labels = torch.nonzero(log_probabilities > math.log(score_floor), as_tuple=True)
-    rows = logits[anchors]
-    own = labels.unsqueeze(1) + 1
-    rivals = rows.scatter(1, own, -math.inf).logsumexp(dim=1)
-    return Candidates(anchors, labels, rows.gather(1, own).squeeze(1) - rivals)
+
+    temperature: float
+
+    def log_odds(self, logits: Tensor) -> Tensor:
+        """Temperature times logit."""
+        return self.temperature * logits
+
+
+def logit(probability: float) -> float:
+    """The log-odds of a probability in (0, 1)."""
+    return math.log(probability) - math.log1p(-probability)

@@ -9,14 +9,36 @@ Notable choices:
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 from torchvision.ops import nms
 
 from lipdet.boxes.coding import BoxCoding
-from lipdet.boxes.scores import softmax_candidates
+from lipdet.boxes.scores import Scores
 from lipdet.types import Detections, RawOutput
+
+
+class Decoder(NamedTuple):
+    """What turns the raw output of one detector into scored boxes.
+
+    Attributes:
+        default_boxes: (A, 4) cx, cy, w, h in pixels, in the order of the raw output.
+        coding: how offsets relate to default boxes.
+        scores: how logits become scores.
+        image_size: side of the square input in pixels; boxes are clipped to it.
+    """
+
+    default_boxes: Tensor
+    coding: BoxCoding
+    scores: Scores
+    image_size: int
+
+    def boxes(self, offsets: Tensor) -> Tensor:
+        """Offsets (..., A, 4) to boxes (..., A, 4), xyxy pixels inside the image, in float32."""
+        decoded = self.coding.decode(offsets.float(), self.default_boxes)
+        return decoded.clamp(0, self.image_size)
 
 
 @dataclass(frozen=True)
@@ -40,34 +62,25 @@ DISPLAY_SELECTION = Selection(score_floor=0.2, nms_iou=0.3, top_k=20)
 AP_SELECTION = Selection(score_floor=0.01, nms_iou=0.3, top_k=100)
 
 
-def select_detections(
-    raw: RawOutput,
-    default_boxes: Tensor,
-    coding: BoxCoding,
-    image_size: int,
-    selection: Selection,
-) -> list[Detections]:
+def select_detections(raw: RawOutput, decoder: Decoder, selection: Selection) -> list[Detections]:
     """Detections of each image of a batch, best first.
 
     Args:
-        raw: logits (B, A, classes + 1), offsets (B, A, 4).
-        default_boxes: (A, 4) cx, cy, w, h in pixels.
-        coding: how offsets become boxes.
-        image_size: side of the square input in pixels; boxes are clipped to it.
+        raw: logits (B, A, K), offsets (B, A, 4).
+        decoder: of the detector that the raw output comes from.
         selection: score floor, NMS threshold, top-k.
 
     Returns:
         B dictionaries; boxes in pixels of the network's input.
     """
-    boxes = coding.decode(raw.offsets.float(), default_boxes).clamp(0, image_size)
     return [
-        _select_one(logits, image_boxes, selection)
-        for logits, image_boxes in zip(raw.logits, boxes, strict=True)
+        _select_one(logits, image_boxes, decoder.scores, selection)
+        for logits, image_boxes in zip(raw.logits, decoder.boxes(raw.offsets), strict=True)
     ]
 
 
-def _select_one(logits: Tensor, boxes: Tensor, selection: Selection) -> Detections:
-    candidates = softmax_candidates(logits, selection.score_floor)
+def _select_one(logits: Tensor, boxes: Tensor, scores: Scores, selection: Selection) -> Detections:
+    candidates = scores.candidates(logits, selection.score_floor)
     kept = [
         members[
             nms(boxes[candidates.anchors[members]], candidates.log_odds[members], selection.nms_iou)

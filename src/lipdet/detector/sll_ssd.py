@@ -18,7 +18,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor, nn
 
-from lipdet.boxes.coding import BoxCoding
+from lipdet.boxes import BoxCoding, SoftmaxScores
 from lipdet.config import DetectorConfig
 from lipdet.detector.default_boxes import default_boxes
 from lipdet.detector.ssd import SSD, Head
@@ -52,6 +52,7 @@ def sll_ssd(config: DetectorConfig) -> SSD:
         heads=heads,
         default_boxes=default_boxes(LEVELS, config.image_size),
         coding=BoxCoding(),
+        scores=SoftmaxScores(),
     )
 
 

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from lipdet.boxes.coding import BoxCoding
+from lipdet.boxes import BoxCoding, Decoder, Scores
 from lipdet.config import DetectorConfig
 from lipdet.types import RawOutput
 
@@ -47,6 +47,7 @@ class SSD(nn.Module):
     Attributes:
         config: what the detector was built from.
         coding: how offsets relate to default boxes.
+        scores: how logits become scores.
         default_boxes: (A, 4) cx, cy, w, h in pixels, in the order of the raw output.
     """
 
@@ -59,18 +60,25 @@ class SSD(nn.Module):
         heads: Sequence[Head],
         default_boxes: Tensor,
         coding: BoxCoding,
+        scores: Scores,
     ) -> None:
         super().__init__()
         self.config = config
         self.coding = coding
+        self.scores = scores
         self.normalize = Normalize()
         self.backbone = backbone
         self.heads = nn.ModuleList(heads)
         # Not persistent: the configuration determines them.
         self.register_buffer("default_boxes", default_boxes, persistent=False)
 
+    @property
+    def decoder(self) -> Decoder:
+        """What turns this detector's raw output into boxes, on its device."""
+        return Decoder(self.default_boxes, self.coding, self.scores, self.config.image_size)
+
     def forward(self, images: Tensor) -> RawOutput:
-        """Images (B, 3, H, W) in [0, 1] to logits (B, A, classes + 1) and offsets (B, A, 4)."""
+        """Images (B, 3, H, W) in [0, 1] to logits (B, A, K) and offsets (B, A, 4)."""
         features = self.backbone(self.normalize(images))
         outputs = [head(level) for head, level in zip(self.heads, features, strict=True)]
         return RawOutput(

@@ -11,7 +11,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from lipdet.boxes.coding import BoxCoding
+from lipdet.boxes import BoxCoding, SoftmaxScores
 from lipdet.config import DetectorConfig
 from lipdet.detector.default_boxes import DefaultBoxLevel, default_boxes
 from lipdet.detector.ssd import SSD, Head
@@ -44,6 +44,7 @@ def tinier_ssd(config: DetectorConfig) -> SSD:
         heads=heads,
         default_boxes=default_boxes(LEVELS, config.image_size),
         coding=BoxCoding(),
+        scores=SoftmaxScores(),
     )
     detector.apply(_initialise)
     return detector

@@ -91,13 +91,7 @@ def detect_batch(detector: SSD, images: torch.Tensor, selection: Selection) -> l
     detector.eval()
     device = detector.default_boxes.device
     pixels = images.to(device).permute(0, 3, 1, 2).float() / 255
-    found = select_detections(
-        detector(pixels),
-        detector.default_boxes,
-        detector.coding,
-        detector.config.image_size,
-        selection,
-    )
+    found = select_detections(detector(pixels), detector.decoder, selection)
     detector.train(was_training)
     return [
         Detections(boxes=one["boxes"].cpu(), labels=one["labels"].cpu(), scores=one["scores"].cpu())

@@ -45,11 +45,11 @@ ALLOWED: dict[str, set[str]] = {
 }
 # These stand at the end of the way and may import all before them; nothing before imports them.
 LAST = {"report", "demo"}
-COMMAND_LINE = {"verbs", "cli", "__main__"}
+COMMAND_LINE = {"commands", "cli", "__main__"}
 IMPORTERS = {
     "report": LAST | COMMAND_LINE,
     "demo": COMMAND_LINE,
-    "verbs": {"cli"},
+    "commands": {"cli"},
     "cli": {"__main__"},
     "__main__": set(),
 }

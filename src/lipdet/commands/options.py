@@ -1,0 +1,86 @@
+"""What all verbs share: the parser, the words of their help, and checks of what users give."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import NamedTuple, NoReturn
+
+from jsonargparse import ArgumentParser
+
+from lipdet.errors import InputError
+
+PROGRAM = "lipdet"
+SPEC_HELP = "rendered, rendered:N, svhn:FOLDER, coco:FILE.json, or the folder of a pack"
+DETECTOR_HELP = "name of packaged weights, a run folder, or a weights file"
+LARGEST_IMAGE = 4_096
+
+
+class Parser(ArgumentParser):
+    """A parser that states a mistake in one sentence, with a hint where one is due."""
+
+    def error(self, message: str, ex: Exception | None = None) -> NoReturn:
+        """Print the sentence on stderr and exit with status 2."""
+        program = self.prog.replace("[options] ", "")
+        fail(f"{' '.join(message.split())} (see `{program} --help`)", 2)
+
+
+class Verb(NamedTuple):
+    """One verb: a line of help, its parser, and the function that takes the parsed options."""
+
+    help: str
+    parser: Callable[[], Parser]
+    run: Callable[..., None]
+
+
+def verb_parser(summary: str, example: str) -> Parser:
+    """A parser with an example in its help, which also reads its options from YAML."""
+    parser = Parser(description=f"{summary}\n\nexample: {example}")
+    parser.add_argument("--config", action="config", help="YAML file with options of this verb")
+    return parser
+
+
+def fail(sentence: str, status: int) -> NoReturn:
+    """Print a sentence on stderr and exit."""
+    print(f"{PROGRAM}: {sentence}", file=sys.stderr)
+    sys.exit(status)
+
+
+def as_json(value: object) -> str:
+    """The text of a json file."""
+    return json.dumps(value, indent=1)
+
+
+def distinct_stems(paths: Sequence[Path]) -> list[str]:
+    """File stems, numbered where two pictures share one."""
+    stems = [path.stem for path in paths]
+    return [
+        stem if stems.count(stem) == 1 else f"{stem}-{index + 1}"
+        for index, stem in enumerate(stems)
+    ]
+
+
+def check_writable(file: Path | None) -> None:
+    """Refuse a file that cannot be written, before the work is done."""
+    if file is not None and file != Path("-") and (file.is_dir() or not file.parent.is_dir()):
+        raise InputError(f"{file} cannot be written; name a file in a folder that exists.")
+
+
+def check_folder(out: Path) -> None:
+    """Refuse a file where a folder is needed."""
+    if out.exists() and not out.is_dir():
+        raise InputError(f"{out} is a file; --out needs a folder.")
+
+
+def check_image_size(pixels: int) -> None:
+    """Refuse a side that no picture has."""
+    if not 0 < pixels <= LARGEST_IMAGE:
+        raise InputError(f"--image_size must lie between 1 and {LARGEST_IMAGE}, not {pixels}.")
+
+
+def check_positive(option: str, value: int) -> None:
+    """Refuse a number below one."""
+    if value <= 0:
+        raise InputError(f"{option} must be positive, not {value}.")

@@ -1,0 +1,77 @@
+"""`lipdet train`: train a preset on any mixture of data sets."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from lipdet.commands.options import SPEC_HELP, Parser, Verb, verb_parser
+from lipdet.config import PRESETS, TrainConfig, as_plain
+from lipdet.errors import InputError
+from lipdet.job import JOB, Job, load_job
+from lipdet.train import train
+
+
+def parser(preset_name: str = "naive") -> Parser:
+    """Options whose defaults are those of a preset."""
+    parser = verb_parser(
+        "Train a detector; the run folder can be evaluated, used and resumed.",
+        "lipdet train --preset naive --data svhn:SVHN/train rendered:10000 --weights 2 1 "
+        "--out runs/first",
+    )
+    parser.add_argument("--preset", choices=tuple(PRESETS), default="naive", help="what to train")
+    parser.add_argument("--data", nargs="+", default=["rendered"], metavar="SPEC", help=SPEC_HELP)
+    parser.add_argument(
+        "--weights",
+        nargs="+",
+        type=float,
+        default=[],
+        metavar="SHARE",
+        help="relative share of each SPEC in an epoch (default: by their number of pictures)",
+    )
+    parser.add_argument("--out", type=Path, required=True, help="the run folder")
+    parser.add_argument(
+        "--resume", action="store_true", help="go on from the run folder's last checkpoint"
+    )
+    parser.add_class_arguments(TrainConfig)
+    parser.set_defaults(as_plain(PRESETS[preset_name].train))
+    return parser
+
+
+def run(
+    preset: str,
+    data: Sequence[str],
+    weights: Sequence[float],
+    out: Path,
+    resume: bool,
+    **settings: Any,
+) -> None:
+    """Train a preset and say where its weights are."""
+    if weights and (len(weights) != len(data) or min(weights) <= 0):
+        raise InputError(
+            f"--weights needs one positive number for each of the {len(data)} data sets, "
+            f"not {' '.join(map(str, weights))}."
+        )
+    detector = PRESETS[preset].detector
+    job = Job(preset, detector, TrainConfig(**settings), tuple(data), tuple(weights))
+    if resume and (out / JOB).exists():
+        job = _resumed(job, load_job(out), out)
+    best = train(job, out, resume)
+    print(f"Weights: {best}\nEvaluate them: lipdet eval {out} --data SPEC")
+
+
+def _resumed(asked: Job, stored: Job, out: Path) -> Job:
+    """The stored job, unless other options than its own were given."""
+    asked = asked.with_classes(stored.detector.class_names)
+    naive = PRESETS["naive"]
+    nothing_asked = Job("naive", naive.detector, naive.train, ("rendered",), ())
+    if asked not in (stored, nothing_asked.with_classes(stored.detector.class_names)):
+        raise InputError(
+            f"{out} was started with other options; leave them out (its {JOB} holds them), or "
+            "choose another --out."
+        )
+    return stored
+
+
+VERB = Verb("train a detector", parser, run)

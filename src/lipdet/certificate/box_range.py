@@ -1,0 +1,83 @@
+"""All boxes that uncertain offsets can decode to, as intervals of centres, sides and corners.
+
+Notable choices:
+- Decoding is increasing in each offset on its own (THEORY §4), so the ends of an interval of
+  offsets decode to the ends of an interval of centres and sides, and nothing is lost.
+- The intervals are widened by what a decode in float32 can be off by (about 1e-4 pixels), so that
+  they hold for the boxes that the detector computes and not only for those of real arithmetic.
+"""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from lipdet.boxes.coding import BoxCoding
+
+# A corner of a box that is decoded in float32 from given offsets lies within these many roundings
+# u = 2⁻²⁴ of the real one: the centre t·v·d + c costs 3u|t·v·d| + u|centre|, half a side
+# exp(t·v)·d/2 with exp within 2 ulp and |x|eˣ ≤ 4.2 eˣ + 0.4 costs 17u·side/2 + 16u·d, their sum
+# u(|centre| + side/2). All of it is below 16u(|centre| + |c| + side + d).
+_ROUNDING = 2.0**-20
+
+
+class BoxRange(NamedTuple):
+    """Intervals of centre and sides, each coordinate free of the others.
+
+    Attributes:
+        low: (..., 4) float64 smallest cx, cy, w, h in pixels; w, h ≥ 0.
+        high: (..., 4) float64 largest.
+    """
+
+    low: Tensor
+    high: Tensor
+
+    def at(self, index: Any) -> BoxRange:
+        """Index both ends alike, over the leading dimensions: a mask, indices, `(..., None)`."""
+        return BoxRange(self.low[index], self.high[index])
+
+
+def box_range(
+    offsets: Tensor, radius: Tensor, default_boxes: Tensor, coding: BoxCoding
+) -> BoxRange:
+    """All boxes that offsets within `radius` of `offsets` decode to, before clipping.
+
+    Args:
+        offsets: (..., A, 4) t_x, t_y, t_w, t_h.
+        radius: (..., A, 4) the largest change of each, ≥ 0; broadcasts against `offsets`.
+        default_boxes: (A, 4) cx, cy, w, h in pixels.
+        coding: how offsets become boxes.
+    """
+    default_boxes, offsets, radius = default_boxes.double(), offsets.double(), radius.double()
+    low = _centers_and_sides(coding.decode(offsets - radius, default_boxes))
+    high = _centers_and_sides(coding.decode(offsets + radius, default_boxes))
+    largest = torch.maximum(low.abs(), high.abs()) + default_boxes.abs()
+    error = _ROUNDING * (largest[..., :2] + largest[..., 2:])
+    error = torch.cat([error, 2 * error], dim=-1)
+    low, high = low - error, high + error
+    return BoxRange(torch.cat([low[..., :2], low[..., 2:].clamp_min(0)], dim=-1), high)
+
+
+def corner_range(boxes: BoxRange, size: float | None = None) -> tuple[Tensor, Tensor]:
+    """The intervals of x1, y1, x2, y2: two tensors (..., 4), smallest and largest.
+
+    Args:
+        boxes: intervals of centres and sides.
+        size: if given, of the corners after clipping to [0, size].
+    """
+    (low, high), near = boxes, slice(0, 2)
+    far = slice(2, 4)
+    smallest = [low[..., near] - high[..., far] / 2, low[..., near] + low[..., far] / 2]
+    largest = [high[..., near] - low[..., far] / 2, high[..., near] + high[..., far] / 2]
+    ends = torch.cat(smallest, dim=-1), torch.cat(largest, dim=-1)
+    if size is None:
+        return ends
+    return ends[0].clamp(0, size), ends[1].clamp(0, size)
+
+
+def _centers_and_sides(boxes: Tensor) -> Tensor:
+    """Corners (..., 4) xyxy as cx, cy, w, h."""
+    centers = (boxes[..., :2] + boxes[..., 2:]) / 2
+    return torch.cat([centers, boxes[..., 2:] - boxes[..., :2]], dim=-1)

@@ -96,6 +96,32 @@ def test_coco(coco_file: Path, purpose: spec.Purpose) -> None:
     assert pack.target(0)["boxes"].tolist() == [[6, 18, 16, 30]]
 
 
+def test_yolo(tmp_path: Path) -> None:
+    for name in ("images", "labels"):
+        (tmp_path / name).mkdir()
+    Image.new("RGB", (30, 20), (9, 9, 9)).save(tmp_path / "images" / "a.png")
+    (tmp_path / "labels" / "a.txt").write_text("0 0.5 0.5 0.2 0.2")
+    (tmp_path / "data.yaml").write_text("names: [meter]")
+    pack = open_data(f"yolo:{tmp_path}", "train", 60)
+    assert (pack.class_names, pack.meta["crop"]) == (("meter",), "full")
+    # By hand: 12 8 18 12 in a square of 30 that begins 5 above, twice as large.
+    np.testing.assert_allclose(pack.target(0)["boxes"].numpy(), [[24, 26, 36, 34]], rtol=1e-6)
+
+
+def test_voc(tmp_path: Path) -> None:
+    for name in ("Annotations", "JPEGImages"):
+        (tmp_path / name).mkdir()
+    Image.new("RGB", (30, 20), (9, 9, 9)).save(tmp_path / "JPEGImages" / "a.png")
+    (tmp_path / "Annotations" / "a.xml").write_text(
+        "<annotation><filename>a.png</filename><object><name>meter</name><bndbox><xmin>4</xmin>"
+        "<ymin>5</ymin><xmax>8</xmax><ymax>10</ymax></bndbox></object></annotation>"
+    )
+    pack = open_data(f"voc:{tmp_path}", "test", 60)
+    assert (pack.class_names, pack.meta["crop"]) == (("meter",), "full")
+    # The box of `test_coco`, its first pixel counted as 1.
+    assert pack.target(0)["boxes"].tolist() == [[6, 18, 16, 30]]
+
+
 def test_a_pack(tmp_path: Path) -> None:
     pack = pack_rendered(tmp_path / "own", "test", 3, 74, seed=9)
     assert open_data(str(tmp_path / "own"), "train", 74).hash == pack.hash
@@ -166,9 +192,13 @@ def test_where_the_cache_is(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> 
         ("svhn", "is not understood"),
         ("svhn:", "is not understood"),
         ("coco:", "is not understood"),
+        ("yolo:", "is not understood"),
+        ("voc:", "is not understood"),
         ("imagenet:/data", "imagenet:/data.*is not understood"),
         ("svhn:/nothing/here", "/nothing/here: no such folder"),
         ("coco:/nothing/here.json", "/nothing/here.json: no such file"),
+        ("yolo:/nothing/here", "/nothing/here: no such folder"),
+        ("voc:/nothing/here", "/nothing/here: .* holds no Annotations/"),
         ("/proc/self/status", "is not understood"),
         ("/proc/self", "is no pack"),
     ],

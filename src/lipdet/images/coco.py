@@ -20,7 +20,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lipdet.errors import InputError
-from lipdet.images.source import AnnotatedPicture, Skipped, Source, clip_boxes, picture_size
+from lipdet.images.source import AnnotatedPicture, Skipped, Source, box_inside, picture_size
 from lipdet.types import Target
 
 
@@ -179,16 +179,13 @@ def _box(file: Path, annotation: dict[str, Any], image: dict[str, Any]) -> NDArr
         x, y, w, h = np.array(annotation.get("bbox"), np.float64)
     except (TypeError, ValueError):
         raise InputError(f"{where} needs a `bbox` of four numbers [x, y, width, height].") from None
-    corners = np.array([[x, y, x + w, y + h]])
-    with np.errstate(over="ignore"):  # beyond float32 is infinite, which clipping puts right
-        boxes, has_area = clip_boxes(corners.astype(np.float32), width, height)
-    if not (has_area[0] and np.isfinite(corners).all()):
+    box = box_inside((x, y, x + w, y + h), width, height)
+    if box is None:
         raise InputError(
             f"{where} has the box [{x:g}, {y:g}, {w:g}, {h:g}], which has no area inside the "
             f"{width}x{height} image; correct or remove it."
         )
-    clipped: NDArray[np.float32] = boxes[0]
-    return clipped
+    return box
 
 
 def _picture_path(file: Path, image: dict[str, Any]) -> Path:

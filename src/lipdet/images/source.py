@@ -89,3 +89,44 @@ def clip_boxes(
     clipped[:, 1::2] = clipped[:, 1::2].clip(0, height)
     has_area = (clipped[:, 2] > clipped[:, 0]) & (clipped[:, 3] > clipped[:, 1])
     return clipped, has_area
+
+
+def box_inside(corners: Sequence[float], width: int, height: int) -> NDArray[np.float32] | None:
+    """One xyxy box clipped to a picture, (4,); None if it is not finite or has no area left."""
+    exact = np.array([corners], np.float64)
+    with np.errstate(over="ignore"):  # beyond float32 is infinite, which clipping puts right
+        boxes, has_area = clip_boxes(exact.astype(np.float32), width, height)
+    return boxes[0] if has_area[0] and np.isfinite(exact).all() else None
+
+
+def read_text(file: Path) -> str:
+    """Read a UTF-8 text file.
+
+    Raises:
+        InputError: it cannot be read.
+    """
+    try:
+        return file.read_text(encoding="utf-8-sig")
+    except (OSError, ValueError) as error:
+        raise InputError(f"{file}: cannot be read as text ({error}).") from None
+
+
+def read_names(file: Path) -> tuple[str, ...]:
+    """Class names, one per line, in the order of their labels.
+
+    Raises:
+        InputError: as `check_names`, or the file cannot be read.
+    """
+    lines = read_text(file).rstrip().splitlines()
+    return check_names(file, tuple(line.strip() for line in lines))
+
+
+def check_names(file: Path, names: tuple[str, ...]) -> tuple[str, ...]:
+    """The names as they are.
+
+    Raises:
+        InputError: there is none, or one is empty or not unique.
+    """
+    if not names or "" in names or len(set(names)) < len(names):
+        raise InputError(f"{file}: needs at least one class, and a name of its own for each.")
+    return names

@@ -1,4 +1,4 @@
-"""The `--data SPEC` of every verb: `rendered[:N]`, `svhn:FOLDER`, `coco:FILE.json`, or a pack.
+"""The `--data SPEC` of every verb: `rendered[:N]`, an annotation format and its path, or a pack.
 
 What has to be cut or rendered first is packed once into the user's cache, under a name made of
 everything that determines its bytes.
@@ -19,20 +19,29 @@ from lipdet.images.pack import Pack, open_pack
 from lipdet.images.prepare import Crop, pack_rendered, pack_source
 from lipdet.images.source import Source
 from lipdet.images.svhn import read_svhn
+from lipdet.images.voc import read_voc
+from lipdet.images.yolo import read_yolo
 
 Purpose = Literal["train", "test"]
 RENDERED_DEFAULT = {"train": 10_000, "test": 1_000}
 MOST_RENDERED = 10_000_000
 TRAINING_CROPS = 8
-FORMS = "rendered, rendered:N, svhn:FOLDER, coco:FILE.json, or the folder of a pack"
+READERS: dict[str, Callable[[Path], Source]] = {
+    "svhn": read_svhn,
+    "coco": read_coco,
+    "yolo": read_yolo,
+    "voc": read_voc,
+}
+SOURCES = "svhn:FOLDER, coco:FILE.json, yolo:FOLDER, voc:FOLDER"
+FORMS = f"rendered, rendered:N, {SOURCES}, or the folder of a pack"
 
 
 def open_data(spec: str, purpose: Purpose, size: int, seed: int = 0) -> Pack:
     """The pack that a SPEC means.
 
     For training, `svhn:` yields eight jittered crops of each picture and `rendered` the train
-    stream; for testing, one reference crop of each and the test stream. `coco:` keeps whole
-    pictures, letter-boxed. `lipdet data prepare` makes packs with other choices.
+    stream; for testing, one reference crop of each and the test stream. The other formats keep
+    whole pictures, letter-boxed. `lipdet data prepare` makes packs with other choices.
 
     Args:
         spec: see the module's first line.
@@ -51,7 +60,7 @@ def open_data(spec: str, purpose: Purpose, size: int, seed: int = 0) -> Pack:
             {"count": count, "stream": purpose, "size": size, "seed": seed},
             lambda folder: pack_rendered(folder, purpose, count, size, seed),
         )
-    if kind in ("svhn", "coco") and rest:
+    if kind in READERS and rest:
         source = read_source(spec)
         crop, crops = default_crop(kind, purpose)
         return _cached(
@@ -77,20 +86,18 @@ def open_data(spec: str, purpose: Purpose, size: int, seed: int = 0) -> Pack:
 
 
 def read_source(spec: str) -> Source:
-    """The annotated pictures of `svhn:FOLDER` or `coco:FILE.json`."""
+    """The annotated pictures of a format and its path."""
     kind, _, path = spec.partition(":")
-    if kind == "svhn" and path:
-        return read_svhn(Path(path))
-    if kind == "coco" and path:
-        return read_coco(Path(path))
-    raise InputError(f"{spec!r} names no annotated pictures; give svhn:FOLDER or coco:FILE.json.")
+    if kind in READERS and path:
+        return READERS[kind](Path(path))
+    raise InputError(f"{spec!r} names no annotated pictures; give one of: {SOURCES}.")
 
 
 def default_crop(kind: str, purpose: Purpose) -> tuple[Crop, int]:
     """How a kind of source is cut, and how often, when nothing else is asked for."""
-    if kind == "coco":
-        return "full", 1
-    return ("jitter", TRAINING_CROPS) if purpose == "train" else ("reference", 1)
+    if kind == "svhn":
+        return ("jitter", TRAINING_CROPS) if purpose == "train" else ("reference", 1)
+    return "full", 1
 
 
 def cache_folder() -> Path:

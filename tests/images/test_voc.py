@@ -1,0 +1,203 @@
+"""Pascal VOC in and out. Expected values are written by hand unless a comment names an oracle."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from xml.etree import ElementTree
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from torchvision.datasets import VOCDetection
+
+from lipdet.errors import InputError
+from lipdet.images.voc import read_voc, voc_xml
+from lipdet.types import Target
+
+# The form of the official files: parts with boxes of their own, a difficult object.
+FIRST = """<annotation>
+  <folder>VOC2007</folder>
+  <filename>a.jpg</filename>
+  <size><width>40</width><height>20</height><depth>3</depth></size>
+  <object>
+    <name>person</name>
+    <difficult>0</difficult>
+    <bndbox><xmin>1</xmin><ymin>1</ymin><xmax>40</xmax><ymax>20</ymax></bndbox>
+    <part><name>head</name>
+      <bndbox><xmin>3</xmin><ymin>3</ymin><xmax>5</xmax><ymax>5</ymax></bndbox></part>
+  </object>
+  <object>
+    <name> cat </name>
+    <bndbox><xmin>36</xmin><ymin>0</ymin><xmax>60.5</xmax><ymax>3.5</ymax></bndbox>
+  </object>
+  <object>
+    <name>dog</name>
+    <difficult>1</difficult>
+    <bndbox><xmin>2</xmin><ymin>2</ymin><xmax>9</xmax><ymax>9</ymax></bndbox>
+  </object>
+</annotation>
+"""
+SECOND = "<annotation><filename>b.png</filename></annotation>"
+
+
+def write(folder: Path, first: str = FIRST) -> Path:
+    for name in ("Annotations", "JPEGImages", "ImageSets/Main"):
+        (folder / name).mkdir(parents=True, exist_ok=True)
+    Image.new("RGB", (40, 20)).save(folder / "JPEGImages" / "a.jpg")
+    Image.new("RGB", (30, 30)).save(folder / "JPEGImages" / "b.png")
+    (folder / "Annotations" / "a.xml").write_text(first)
+    (folder / "Annotations" / "b.xml").write_text(SECOND)
+    (folder / "ImageSets" / "Main" / "train.txt").write_text("b\n")
+    (folder / "ImageSets" / "Main" / "both.txt").write_text("b  1\na -1\n")
+    return folder
+
+
+def test_reads_boxes_classes_and_difficult_objects(tmp_path: Path) -> None:
+    source = read_voc(write(tmp_path / "set"))
+    assert source.name == "voc:set"
+    assert source.class_names == ("cat", "dog", "person")  # of all objects, sorted
+    a, b = source.pictures
+    assert (a.path, b.path) == tuple(
+        tmp_path / "set" / "JPEGImages" / n for n in ("a.jpg", "b.png")
+    )
+    # Pixels 1 to 40 are all of the width; the second box overhangs on three sides.
+    np.testing.assert_array_equal(a.boxes, [[0, 0, 40, 20], [35, 0, 40, 3.5]])
+    assert a.labels.tolist() == [2, 0]
+    assert (a.boxes.dtype, a.labels.dtype) == (np.float32, np.int64)
+    assert (b.boxes.shape, b.labels.shape) == ((0, 4), (0,))
+    assert [(s.name, s.reason) for s in source.skipped] == [
+        ("a.jpg", "1 difficult objects left out")
+    ]
+
+
+def test_a_split_keeps_the_classes_of_the_whole(tmp_path: Path) -> None:
+    lists = write(tmp_path / "set") / "ImageSets" / "Main"
+    train, both = read_voc(lists / "train.txt"), read_voc(lists / "both.txt")
+    assert train.name == "voc:set/train"
+    assert [p.path.name for p in train.pictures] == ["b.png"]
+    assert [p.path.name for p in both.pictures] == ["b.png", "a.jpg"]
+    assert train.class_names == both.class_names == ("cat", "dog", "person")
+
+
+def test_a_list_of_classes_decides(tmp_path: Path) -> None:
+    (write(tmp_path) / "classes.txt").write_text("person\ncow\ndog\ncat\n")
+    source = read_voc(tmp_path)
+    assert source.class_names == ("person", "cow", "dog", "cat")
+    assert source.pictures[0].labels.tolist() == [0, 3]
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "line", "message"),
+    [
+        ("<annotation>", "<annotations>", 21, "is no xml"),
+        ("<filename>a.jpg", "<filename>z.jpg", 3, "its <filename> .*z.jpg does not exist"),
+        ("<filename>a.jpg</filename>", "", 1, "its <filename> .* does not exist"),
+        ("<width>40", "<width>20", 4, r"stated as 20x20, but .*a\.jpg is 40x20"),
+        ("<height>20</height>", "", 4, r"stated as 40x, but"),
+        ("<name>person</name>", "", 5, "<name> '' is none of the classes"),
+        ("<xmin>1</xmin>", "", 8, "needs a <bndbox> of four numbers"),
+        ("<xmin>1<", "<xmin>one<", 8, "needs a <bndbox> of four numbers"),
+        ("bndbox", "robndbox", 5, "needs a <bndbox> of four numbers"),
+        ("<xmin>1<", "<xmin>nan<", 8, "box nan 1 40 20 has no area"),
+        ("<xmax>40<", "<xmax>inf<", 8, "box 1 1 inf 20 has no area"),
+        ("<xmin>1<", "<xmin>41<", 8, "box 41 1 40 20 has no area inside the 40x20"),
+        ("<annotation>", '<!DOCTYPE a [<!ENTITY x "y">]><annotation>', 1, "document type"),
+        ("<annotation>", '<!DOCTYPE a SYSTEM "file:///etc/passwd">\n<annotation>', 1, "document"),
+        ("VOC2007", "&bomb;", 2, "is no xml"),
+    ],
+)
+def test_bad_entries_are_named(tmp_path: Path, old: str, new: str, line: int, message: str) -> None:
+    assert old in FIRST
+    write(tmp_path, FIRST.replace(old, new))
+    with pytest.raises(InputError, match=message) as error:
+        read_voc(tmp_path)
+    file = tmp_path / "Annotations" / "a.xml"
+    assert str(error.value).startswith(f"{file}, line {line}: ")
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("", "line 1: is no xml"),
+        (FIRST[:200], "is no xml"),
+        ("not xml", "line 1: is no xml"),
+        ("<html></html>", "line 1: holds <html> where Pascal VOC has <annotation>"),
+        ('<?xml version="1.0" encoding="klingon"?><a/>', "no xml|cannot be read"),
+        ("<annotation>" * 100_000, "line 1: is no xml"),
+    ],
+)
+def test_malformed_files(tmp_path: Path, text: str, message: str) -> None:
+    write(tmp_path, text)
+    with pytest.raises(InputError, match=message):
+        read_voc(tmp_path)
+
+
+def test_a_class_outside_the_list(tmp_path: Path) -> None:
+    (write(tmp_path) / "classes.txt").write_text("person\n")
+    with pytest.raises(InputError, match=r"a\.xml, line 12: the object's <name> 'cat' is none"):
+        read_voc(tmp_path)
+    (tmp_path / "classes.txt").write_text("person\n\ncat\n")
+    with pytest.raises(InputError, match=r"classes\.txt: needs at least one class"):
+        read_voc(tmp_path)
+
+
+def test_missing_parts_are_named(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="holds no Annotations/ and JPEGImages/"):
+        read_voc(tmp_path / "nowhere")
+    (tmp_path / "x.txt").touch()
+    with pytest.raises(InputError, match="holds no Annotations/ and JPEGImages/"):
+        read_voc(tmp_path / "x.txt")
+    lists = write(tmp_path) / "ImageSets" / "Main"
+    (lists / "train.txt").write_text("b\n\nq\n")
+    with pytest.raises(InputError, match=r"train\.txt, line 3: .*q\.xml does not exist"):
+        read_voc(lists / "train.txt")
+    (lists / "train.txt").write_text("")
+    with pytest.raises(InputError, match="names no annotation"):
+        read_voc(lists / "train.txt")
+    (tmp_path / "Annotations" / "a.xml").write_text(SECOND)
+    with pytest.raises(InputError, match=r"no annotation names a class; add a classes\.txt"):
+        read_voc(tmp_path)
+
+
+def test_an_unreadable_picture_is_named(tmp_path: Path) -> None:
+    (write(tmp_path) / "JPEGImages" / "a.jpg").write_bytes(b"no picture")
+    with pytest.raises(InputError, match=r"a\.jpg: cannot be read as a picture"):
+        read_voc(tmp_path)
+
+
+def drawn() -> Target:
+    rng = np.random.default_rng(0)
+    corners = np.sort(rng.uniform(0, 1, (50, 2, 2)), axis=1).reshape(50, 4)
+    boxes = torch.tensor(corners * [641, 479, 641, 479], dtype=torch.float32)
+    boxes[0] = torch.tensor([0, 0, 641, 479])
+    return Target(boxes=boxes, labels=torch.arange(50) % 3)
+
+
+def test_round_trip(tmp_path: Path) -> None:
+    """What is written reads back to the last bit."""
+    target, names = drawn(), ("a < b", "cat & dog", "ünï")
+    write(tmp_path)
+    Image.new("RGB", (641, 479)).save(tmp_path / "JPEGImages" / "x & y.png")
+    (tmp_path / "Annotations" / "a.xml").write_text(
+        voc_xml("x & y.png", 641, 479, target, names), encoding="utf-8"
+    )
+    source = read_voc(tmp_path)
+    assert source.class_names == names
+    assert source.pictures[0].path.name == "x & y.png"
+    np.testing.assert_array_equal(source.pictures[0].boxes, target["boxes"].numpy())
+    np.testing.assert_array_equal(source.pictures[0].labels, target["labels"].numpy())
+
+
+def test_written_form_is_read_by_torchvision() -> None:
+    # Oracle: torchvision's reader of the format.
+    root = ElementTree.fromstring(voc_xml("x.png", 641, 479, drawn(), ("p", "q", "r")))
+    annotation = VOCDetection.parse_voc_xml(root)["annotation"]
+    assert annotation["filename"] == "x.png"
+    assert annotation["size"] == {"width": "641", "height": "479", "depth": "3"}
+    assert len(annotation["object"]) == 50
+    whole = annotation["object"][0]
+    assert whole["name"] == "p"
+    # Pixels count from 1, the last one included.
+    assert whole["bndbox"] == {"xmin": "1", "ymin": "1", "xmax": "641", "ymax": "479"}

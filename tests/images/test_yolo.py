@@ -1,0 +1,194 @@
+"""YOLO folders in and out. Expected values are written by hand unless a comment says otherwise."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from lipdet.errors import InputError
+from lipdet.images.source import Source
+from lipdet.images.yolo import read_yolo, yolo_text, yolo_yaml
+from lipdet.types import Target
+
+LABELS = {"a.txt": "1 0.5 0.5 0.5 0.2\n\n0 0.95 0.1 0.2 0.1\n", "b.txt": ""}
+NAMES = "names:\n  0: cat\n  1: no\nnc: 2\n"
+
+
+def write(
+    root: Path, pictures: str = "images", labels: str = "labels", names: str = "data.yaml"
+) -> Path:
+    """Three pictures of 40 × 20, the last without a label file."""
+    for place in (pictures, labels):
+        (root / place).mkdir(parents=True, exist_ok=True)
+    for picture in ("a.png", "b.JPG", "c.png"):
+        Image.new("RGB", (40, 20)).save(root / pictures / picture)
+    for file, text in LABELS.items():
+        (root / labels / file).write_text(text)
+    (root / names).parent.mkdir(parents=True, exist_ok=True)
+    (root / names).write_text(NAMES if names.endswith("yaml") else "cat\nno\n")
+    return root
+
+
+def check(source: Source) -> None:
+    assert source.class_names == ("cat", "no")  # a word, though YAML reads `no` as false
+    assert [p.path.name for p in source.pictures] == ["a.png", "b.JPG", "c.png"]
+    first, *others = source.pictures
+    # Centre 20, 10 and size 20, 4; centre 38, 2 and size 8, 2 overhangs the right by 2.
+    np.testing.assert_allclose(first.boxes, [[10, 8, 30, 12], [34, 1, 40, 3]], rtol=1e-6)
+    assert first.labels.tolist() == [1, 0]
+    assert (first.boxes.dtype, first.labels.dtype) == (np.float32, np.int64)
+    assert [picture.boxes.shape for picture in others] == [(0, 4), (0, 4)]
+
+
+@pytest.mark.parametrize(
+    ("pictures", "labels", "names", "named"),
+    [
+        # One folder; Ultralytics' own layout; the layout of many exports; labels beside.
+        ("images", "labels", "data.yaml", "."),
+        ("images", "labels", "labels/classes.txt", "."),
+        ("images/train", "labels/train", "data.yaml", "images/train"),
+        ("images/train", "labels/train", "dataset.yaml", "images/train"),
+        ("train/images", "train/labels", "data.yaml", "train"),
+        ("train/images", "train/labels", "data.yaml", "train/images"),
+        ("set", "set", "set/classes.txt", "set"),
+        ("images/set", "images/set", "images/classes.txt", "images/set"),
+    ],
+)
+def test_layouts(tmp_path: Path, pictures: str, labels: str, names: str, named: str) -> None:
+    source = read_yolo(write(tmp_path, pictures, labels, names) / named)
+    check(source)
+    assert source.name == f"yolo:{(tmp_path / named).resolve().name}"
+    assert not source.skipped
+
+
+def test_a_relative_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    write(tmp_path, "images/train", "labels/train")
+    monkeypatch.chdir(tmp_path / "images" / "train")
+    check(read_yolo(Path(".")))
+
+
+def test_names_in_other_forms(tmp_path: Path) -> None:
+    write(tmp_path)
+    for text in ("names: [cat, no]", "\ufeffnames:\n- cat\n- 'no'\n", "names: {0: cat, 1: no}"):
+        (tmp_path / "data.yaml").write_text(text, encoding="utf-8")
+        check(read_yolo(tmp_path))
+
+
+def test_labels_of_a_lost_picture_are_listed(tmp_path: Path) -> None:
+    (write(tmp_path) / "images" / "a.png").unlink()
+    source = read_yolo(tmp_path)
+    assert [p.path.name for p in source.pictures] == ["b.JPG", "c.png"]
+    assert [(s.name, s.reason) for s in source.skipped] == [("a.txt", "labels without a picture")]
+
+
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [
+        ("0 0.5 0.5 0.5", "needs the five numbers"),
+        ("0 0.1 0.1 0.9 0.1 0.9 0.9", "needs the five numbers"),
+        ("cat 0.5 0.5 0.5 0.5", "needs the five numbers .* not 'cat 0.5"),
+        ("2 0.5 0.5 0.5 0.5", "class 2 is none of the 2 classes"),
+        ("-1 0.5 0.5 0.5 0.5", "class -1 is none"),
+        ("0.5 0.5 0.5 0.5 0.5", "class 0.5 is none"),
+        ("nan 0.5 0.5 0.5 0.5", "class nan is none"),
+        ("0 20 10 20 4", "must be fractions .* not 20 10 20 4; divide pixels"),
+        ("0 0.5 0.5 -0.5 0.5", "must be fractions"),
+        ("0 0.5 nan 0.5 0.5", "must be fractions"),
+        ("0 0.5 0.5 0 0.5", "no area inside"),
+        ("0 1.005 0.5 0.005 0.5", "no area inside"),
+    ],
+)
+def test_a_bad_line_is_named(tmp_path: Path, line: str, message: str) -> None:
+    write(tmp_path)
+    file = tmp_path / "labels" / "c.txt"
+    file.write_text(f"0 0.5 0.5 0.5 0.5\n\n{line}\n")
+    with pytest.raises(InputError, match=message) as error:
+        read_yolo(tmp_path)
+    assert str(error.value).startswith(f"{file}, line 3: ")
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("", "data.yaml: has no `names`"),
+        ("a list", "data.yaml: has no `names`"),
+        ("nc: 2\nnames:\n  0: a\n  2: b\n", "line 4: the numbers .* not 2"),
+        ("nc: 3\nnames: [a, b]", "line 1: nc is 3, but there are 2 names"),
+        ("path: .\nnames: cat", "line 2: `names` must be a list"),
+        ("names:\n- a\n- [b]\n", "line 3: a class name must be one word"),
+        ("names: [a, a]", "needs at least one class, and a name of its own"),
+        ("names: []", "needs at least one class"),
+        ("names: [a,\nb", "line 2: is no YAML"),
+        ("names: [a]\n? [x]\n: 1\n---\nnames: [b]", "line 4: is no YAML"),
+        ("names: \x00", "is no YAML"),
+        ("[" * 100_000, "is no YAML"),
+    ],
+)
+def test_bad_names_are_named(tmp_path: Path, text: str, message: str) -> None:
+    (write(tmp_path) / "data.yaml").write_text(text)
+    with pytest.raises(InputError, match=message) as error:
+        read_yolo(tmp_path)
+    assert str(error.value).startswith(str(tmp_path / "data.yaml"))
+    assert "\n" not in str(error.value)
+
+
+def test_missing_parts_are_named(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="nowhere: no such folder"):
+        read_yolo(tmp_path / "nowhere")
+    with pytest.raises(InputError, match="holds no pictures; it needs images/ and labels/"):
+        read_yolo(tmp_path)
+    root = write(tmp_path / "one")
+    (root / "data.yaml").unlink()
+    with pytest.raises(InputError, match=r"have no names; add a data\.yaml"):
+        read_yolo(root)
+    for file in LABELS:
+        (root / "labels" / file).unlink()
+    with pytest.raises(InputError, match="labels holds no txt file"):
+        read_yolo(root)
+
+
+def test_a_folder_of_splits_asks_for_one(tmp_path: Path) -> None:
+    write(tmp_path / "x", "images/train", "labels/train")
+    with pytest.raises(InputError, match=r"name one split: .*/x/images/train\.$"):
+        read_yolo(tmp_path / "x")
+    write(tmp_path / "y", "train/images", "train/labels")
+    write(tmp_path / "y", "valid/images", "valid/labels")
+    with pytest.raises(InputError, match=r"name one split: .*/y/train or .*/y/valid\.$"):
+        read_yolo(tmp_path / "y")
+
+
+@pytest.mark.parametrize("damage", [b"\xff\xfe\x00\xd8", b"\x00\x01"])
+def test_binary_labels(tmp_path: Path, damage: bytes) -> None:
+    (write(tmp_path) / "labels" / "a.txt").write_bytes(damage)
+    with pytest.raises(InputError, match=r"a\.txt(: cannot be read as text|, line 1)"):
+        read_yolo(tmp_path)
+
+
+def test_an_unreadable_picture_is_named(tmp_path: Path) -> None:
+    (write(tmp_path) / "images" / "a.png").write_bytes(b"no picture")
+    with pytest.raises(InputError, match=r"a\.png: cannot be read as a picture"):
+        read_yolo(tmp_path)
+
+
+def test_round_trip(tmp_path: Path) -> None:
+    """What is written reads back to the last bit."""
+    rng = np.random.default_rng(0)
+    names = ("no", "1", "ünï: #", "null")
+    width, height = 641, 479
+    corners = np.sort(rng.uniform(0, 1, (50, 2, 2)), axis=1).reshape(50, 4)
+    boxes = torch.tensor(corners * [width, height, width, height], dtype=torch.float32)
+    target = Target(boxes=boxes, labels=torch.arange(50) % 4)
+    (tmp_path / "images").mkdir()
+    (tmp_path / "labels").mkdir()
+    Image.new("RGB", (width, height)).save(tmp_path / "images" / "x.png")
+    (tmp_path / "labels" / "x.txt").write_text(yolo_text(width, height, target))
+    (tmp_path / "data.yaml").write_text(yolo_yaml(names), encoding="utf-8")
+    source = read_yolo(tmp_path)
+    assert source.class_names == names
+    np.testing.assert_array_equal(source.pictures[0].boxes, boxes.numpy())
+    np.testing.assert_array_equal(source.pictures[0].labels, target["labels"].numpy())

@@ -39,6 +39,8 @@ def test_every_output_is_within_its_constant() -> None:
         # Oracle: the norm of a row of the Jacobian is the local constant of that output.
         assert (logits.norm(dim=2) <= bounds.logits).all()
         assert (offsets.norm(dim=2) <= bounds.offsets).all()
+        of_four = torch.linalg.matrix_norm(offsets, 2)
+        assert (of_four <= bounds.offsets_joint).all()
         joint = torch.linalg.matrix_norm(torch.cat([logits, offsets], 1).flatten(0, 1), 2)
         assert joint <= bounds.joint
         highest = max(highest, float((logits.norm(dim=2) / bounds.logits).max()))
@@ -50,6 +52,19 @@ def test_unit_norm_heads_have_the_constant_of_their_features() -> None:
     # Level 2 has 2 × 2 cells: 3 × 3 filters of unit norm see at most 2 × 2 of their taps.
     assert (bounds.logits[32:] < bounds.features[1]).all()
     assert bounds.features[1] == pytest.approx(bounds.features[0], rel=1e-6)  # orthogonal layer
+
+
+def test_constants_of_four_offsets_together() -> None:
+    detector = small_detector()
+    head = detector.heads[1].localisation
+    assert isinstance(head, nn.Conv2d)
+    # Oracle: a 1 × 1 filter is a matrix, whose norm torch finds by SVD.
+    filters = head.weight.detach().double().reshape(2, 4, 4)
+    wanted = torch.linalg.svdvals(filters)[:, 0].repeat(4)
+    bounds = output_bounds(detector)
+    found = bounds.offsets_joint[32:] / bounds.features[1]
+    torch.testing.assert_close(found, wanted, rtol=1e-8, atol=0)
+    assert (bounds.offsets_joint < bounds.offsets.norm(dim=1)).all()
 
 
 def test_constants_of_the_taps_inside_the_map() -> None:

@@ -10,16 +10,13 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor, fx, nn
-from torch.nn import functional
 
 from lipdet.certificate.gains import as_pair
-from lipdet.certificate.module_rules import batch_norm_factors, find_rule
+from lipdet.certificate.heads import HeadConvolution, check_plain, head_convolution
 from lipdet.certificate.operator_norm import SLACK, UnknownLipschitz
 from lipdet.certificate.propagation import Propagation, agree, example, propagate
 from lipdet.detector.ssd import SSD, Head
 from lipdet.errors import InputError
-from lipdet.layers import fold
-from lipdet.layers.fold import has_forward_hooks
 
 
 @dataclass(frozen=True)
@@ -31,6 +28,7 @@ class OutputBounds:
         anchors: per level, the rows of its default boxes.
         logits: (A, K) float64, of each class logit of each default box.
         offsets: (A, 4) float64, of each box offset of each default box.
+        offsets_joint: (A,) float64, of the map to the four offsets of a default box together.
         joint: of the map to all outputs together.
     """
 
@@ -38,6 +36,7 @@ class OutputBounds:
     anchors: tuple[slice, ...]
     logits: Tensor
     offsets: Tensor
+    offsets_joint: Tensor
     joint: float
 
 
@@ -65,7 +64,8 @@ def output_bounds(detector: SSD) -> OutputBounds:
 
     A logit or offset is a linear functional of one patch of features, so its constant is at most
     (bound of the features) × ‖filter‖_F (THEORY §1), with BatchNorm folded into the filter and only
-    those taps counted that fall inside the feature map at its position.
+    those taps counted that fall inside the feature map at its position. For the four offsets of a
+    default box together, the largest singular value of their filters takes the place of ‖filter‖_F.
 
     Raises:
         UnknownLipschitz: a layer has no rule, or a head is no convolution with optional BatchNorm.
@@ -90,23 +90,13 @@ def propagate_detector(detector: SSD, input_shape: Sequence[int] | None = None) 
         raise InputError(
             f"The detector does not accept inputs {tuple(input_shape)}: it takes {(3, size, size)}."
         )
-    _check_plain(detector, SSD, "the detector")
+    check_plain(detector, SSD, "the detector")
     for index, head in enumerate(detector.heads):
-        _check_plain(head, Head, f"heads.{index}")
+        check_plain(head, Head, f"heads.{index}")
     parts = FeaturesAndHeads(detector)
     propagation = propagate(parts, (3, size, size))
     _check_parts(detector, parts)
     return propagation
-
-
-def _check_plain(module: nn.Module, kind: type[nn.Module], name: str) -> None:
-    """Refuse a part whose forward method is not that of its kind."""
-    same = type(module).forward is kind.forward and "forward" not in vars(module)
-    if not same or has_forward_hooks(module):
-        raise UnknownLipschitz(
-            f'No Lipschitz bounds for "{name}": it has forward hooks, or another forward method '
-            f"than {kind.__name__}."
-        )
 
 
 @torch.no_grad()
@@ -130,56 +120,41 @@ def bounds_of_outputs(detector: SSD, propagation: Propagation) -> OutputBounds:
     bounds = propagation.bounds
     levels: list[tuple[fx.Node, fx.Node, fx.Node]] = propagation.outputs
     features = tuple(bounds[level] * SLACK for level, _, _ in levels)
-    sizes = [as_pair(propagation.shapes[level][-2:]) for level, _, _ in levels]
-    logits, offsets = [], []
-    for index, (size, bound) in enumerate(zip(sizes, features, strict=True)):
-        head, name = fold(detector.heads[index]), f"heads.{index}"
-        assert isinstance(head, Head)
-        norms = _output_norms(head.classification, f"{name}.classification", size)
-        logits.append(bound * _per_box(norms, head.logits))
-        norms = _output_norms(head.localisation, f"{name}.localisation", size)
-        offsets.append(bound * _per_box(norms, 4))
+    logits, offsets, offsets_joint = [], [], []
+    classifications, localisations = head_convolutions(detector, propagation)
+    for bound, classification, localisation in zip(
+        features, classifications, localisations, strict=True
+    ):
+        logits.append(bound * classification.norms())
+        offsets.append(bound * localisation.norms())
+        largest = torch.linalg.eigvalsh(localisation.gram())[:, -1].clamp_min(0).sqrt()
+        offsets_joint.append(bound * largest * SLACK)
     joint = math.hypot(*(bounds[maps] for level in levels for maps in level[1:])) * SLACK
     ends = list(itertools.accumulate(map(len, logits), initial=0))
     anchors = tuple(slice(*pair) for pair in itertools.pairwise(ends))
-    return OutputBounds(features, anchors, torch.cat(logits), torch.cat(offsets), joint)
+    return OutputBounds(
+        features, anchors, torch.cat(logits), torch.cat(offsets), torch.cat(offsets_joint), joint
+    )
 
 
-def _output_norms(head: nn.Module, name: str, size: tuple[int, int]) -> Tensor:
-    """Return ‖taps inside the map‖_F (1, c_out, h, w) of a head's filters at each position."""
-    conv, factors = _as_convolution(head, name)
-    squares = (conv.weight.detach().double() * factors[:, None, None, None]).square()
-    taps = squares.sum(dim=1, keepdim=True)
-    inside = taps.new_ones(1, 1, *size)
-    sums = functional.conv2d(inside, taps, None, conv.stride, conv.padding, conv.dilation)
-    return sums.sqrt() * SLACK
+def head_convolutions(
+    detector: SSD, propagation: Propagation
+) -> tuple[list[HeadConvolution], list[HeadConvolution]]:
+    """Return the classification and the localisation of each level.
 
-
-def _as_convolution(head: nn.Module, name: str) -> tuple[nn.Conv2d, Tensor]:
-    """Return a head's convolution and what its BatchNorm multiplies the outputs by."""
-    layers = list(head) if isinstance(head, nn.Sequential) else [head]
-    conv = layers[0]
-    norms = [layer for layer in layers[1:] if isinstance(layer, nn.BatchNorm2d)]
-    plain = all(find_rule(layer) is not None for layer in layers)
-    if isinstance(head, nn.Sequential):
-        _check_plain(head, nn.Sequential, name)
-    if (
-        not isinstance(conv, nn.Conv2d)
-        or not plain
-        or len(layers) > 2
-        or len(norms) != len(layers) - 1
-    ):
-        raise UnknownLipschitz(
-            f'No Lipschitz bounds for the outputs of "{name}": it must be a convolution, with a '
-            "BatchNorm2d behind it or without."
+    Raises:
+        UnknownLipschitz: a head is no convolution with optional BatchNorm.
+    """
+    classifications, localisations = [], []
+    for index, (level, _, _) in enumerate(propagation.outputs):
+        head, name = detector.heads[index], f"heads.{index}"
+        assert isinstance(head, Head)
+        size = as_pair(propagation.shapes[level][-2:])
+        classifications.append(
+            head_convolution(head.classification, f"{name}.classification", head.logits, size)
         )
-    if conv.padding_mode != "zeros" or conv.groups != 1:
-        raise UnknownLipschitz(
-            f'No Lipschitz bounds for the outputs of "{name}": its convolution must have zero '
-            "padding, since a patch must hold each feature at most once, and one group."
-        )
-    ones = torch.ones(conv.out_channels, dtype=torch.float64, device=conv.weight.device)
-    return conv, ones * batch_norm_factors(norms[0]) if norms else ones
+        localisations.append(head_convolution(head.localisation, f"{name}.localisation", 4, size))
+    return classifications, localisations
 
 
 def _per_box(maps: Tensor, values: int) -> Tensor:

@@ -1,0 +1,132 @@
+"""The convolutions of a detector's heads, as the linear maps that they are.
+
+Channels are ordered as in `RawOutput`: default box by default box, and value by value within one.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from lipdet.certificate.gains import as_pair
+from lipdet.certificate.module_rules import batch_norm_factors, find_rule
+from lipdet.certificate.operator_norm import SLACK, Pair, UnknownLipschitz, conv_norm_bound
+from lipdet.layers import fold
+from lipdet.layers.fold import has_forward_hooks
+
+
+@dataclass(frozen=True)
+class HeadConvolution:
+    """A convolution with zero padding, and its BatchNorm folded into it.
+
+    Attributes:
+        kernel: (boxes, values, c_in, k1, k2) float64.
+        stride: steps between patches.
+        padding: zeros at each side.
+        dilation: steps between taps.
+        size: (height, width) of the features.
+    """
+
+    kernel: Tensor
+    stride: Pair
+    padding: Pair
+    dilation: Pair
+    size: Pair
+
+    @property
+    def columns(self) -> int:
+        """The width of the output map."""
+        reach = self.dilation[1] * (self.kernel.shape[-1] - 1) + 1
+        return (self.size[1] + 2 * self.padding[1] - reach) // self.stride[1] + 1
+
+    def over_positions(self, taps: Tensor) -> Tensor:
+        """Sum what each tap contributes over the taps that fall inside the features.
+
+        Args:
+            taps: (boxes, ..., k1, k2).
+
+        Returns:
+            (h · w · boxes, ...), one row per default box.
+        """
+        inside = taps.new_ones(1, 1, *self.size)
+        flat = taps.reshape(-1, 1, *taps.shape[-2:])
+        maps = functional.conv2d(inside, flat, None, self.stride, self.padding, self.dilation)
+        rows = maps[0].permute(1, 2, 0)
+        return rows.reshape(-1, *taps.shape[1:-2])
+
+    def norms(self) -> Tensor:
+        """‖filter‖_F of each output where it stands, (A, values)."""
+        return self.over_positions(self.kernel.square().sum(dim=2)).sqrt() * SLACK
+
+    def gram(self) -> Tensor:
+        """Inner products of the filters of one default box where it stands, (A, values, values)."""
+        taps = torch.einsum("bvikl,bwikl->bvwkl", self.kernel, self.kernel)
+        return self.over_positions(taps)
+
+    def norm_bound(self, kernel: Tensor) -> float:
+        """Bound the norm of this convolution with other filters (c_out, c_in, k1, k2)."""
+        return conv_norm_bound(kernel, self.stride, self.dilation, image_size=self.size)
+
+
+def head_convolution(head: nn.Module, name: str, values: int, size: Pair) -> HeadConvolution:
+    """Read a head, folded, as one convolution.
+
+    Args:
+        head: a convolution, with a BatchNorm2d behind it or without.
+        name: what messages call it.
+        values: outputs of each default box.
+        size: (height, width) of the features it reads.
+
+    Raises:
+        UnknownLipschitz: it is something else.
+    """
+    head = fold(head)
+    layers = list(head) if isinstance(head, nn.Sequential) else [head]
+    conv = layers[0]
+    norms = [layer for layer in layers[1:] if isinstance(layer, nn.BatchNorm2d)]
+    plain = all(find_rule(layer) is not None for layer in layers)
+    if isinstance(head, nn.Sequential):
+        check_plain(head, nn.Sequential, name)
+    if (
+        not isinstance(conv, nn.Conv2d)
+        or not plain
+        or len(layers) > 2
+        or len(norms) != len(layers) - 1
+    ):
+        raise UnknownLipschitz(
+            f'No Lipschitz bounds for the outputs of "{name}": it must be a convolution, with a '
+            "BatchNorm2d behind it or without."
+        )
+    if conv.padding_mode != "zeros" or conv.groups != 1 or isinstance(conv.padding, str):
+        raise UnknownLipschitz(
+            f'No Lipschitz bounds for the outputs of "{name}": its convolution must have zero '
+            "padding, given in numbers, since a patch must hold each feature at most once, and "
+            "one group."
+        )
+    kernel = conv.weight.detach().double()
+    for norm in norms:
+        kernel = kernel * batch_norm_factors(norm)[:, None, None, None]
+    return HeadConvolution(
+        kernel.reshape(-1, values, *kernel.shape[1:]),
+        as_pair(conv.stride),
+        as_pair(conv.padding),
+        as_pair(conv.dilation),
+        size,
+    )
+
+
+def check_plain(module: nn.Module, kind: type[nn.Module], name: str) -> None:
+    """Refuse a part whose forward method is not that of its kind.
+
+    Raises:
+        UnknownLipschitz: with `name` in its message.
+    """
+    same = type(module).forward is kind.forward and "forward" not in vars(module)
+    if not same or has_forward_hooks(module):
+        raise UnknownLipschitz(
+            f'No Lipschitz bounds for "{name}": it has forward hooks, or another forward method '
+            f"than {kind.__name__}."
+        )

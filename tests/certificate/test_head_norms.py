@@ -1,0 +1,130 @@
+"""Constants of several outputs at once, against dense Jacobians of the same detector."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from lipdet.certificate.head_norms import (
+    PairwiseLogits,
+    _SharedTaps,
+    collective_class_constants,
+    margin_constants,
+)
+from lipdet.certificate.heads import HeadConvolution, head_convolution
+from lipdet.certificate.outputs import bounds_of_outputs, propagate_detector
+from lipdet.certificate.propagation import Propagation
+from lipdet.detector import SSD
+from lipdet.layers import fold
+from tests.certificate.detectors import small_detector
+
+
+@pytest.fixture(scope="module")
+def detector() -> SSD:
+    return small_detector()
+
+
+@pytest.fixture(scope="module")
+def propagation(detector: SSD) -> Propagation:
+    return propagate_detector(detector)
+
+
+@pytest.fixture(scope="module")
+def rows(detector: SSD) -> Tensor:
+    """The rows of the heads' classification maps: (40, 3, features), level by level.
+
+    Oracle: autograd through the heads themselves, with each level's features as its own input.
+    """
+    heads = fold(nn.ModuleList(detector.heads)).double()
+    assert isinstance(heads, nn.ModuleList)
+    dense = torch.zeros(40, 3, 64 + 16, dtype=torch.float64)
+    dense[:32, :, :64] = _matrix(lambda x: heads[0](x).logits[0], (4, 4, 4))
+    dense[32:, :, 64:] = _matrix(lambda x: heads[1](x).logits[0], (4, 2, 2))
+    return dense
+
+
+def _matrix(linear: Callable[[Tensor], Tensor], shape: tuple[int, ...]) -> Tensor:
+    """The matrix of an affine map of inputs (1, *shape) to (n, values), as (n, values, inputs)."""
+    zeros = torch.zeros(1, *shape, dtype=torch.float64)
+    matrix: Tensor = torch.func.jacrev(linear)(zeros)
+    return matrix.detach().flatten(2)
+
+
+def test_differences_of_logits_of_one_class(
+    detector: SSD, propagation: Propagation, rows: Tensor
+) -> None:
+    bounds = bounds_of_outputs(detector, propagation)
+    pairs = torch.tensor(list(itertools.product(range(40), range(40), range(3))))
+    a, b, labels = pairs.T
+    found = PairwiseLogits(detector, propagation, bounds).constants(a, b, labels)
+    first, second = bounds.features
+    scales = torch.where(torch.arange(40) < 32, first, second).double()
+    same = (a < 32) == (b < 32)
+    dense = scales[a] * (rows[b, labels] - rows[a, labels]).norm(dim=1)
+    assert (found[same] >= dense[same]).all()
+    # Cancellation costs √1e-9 of the larger norm, and only where the difference is small.
+    torch.testing.assert_close(found[same], dense[same], rtol=1e-6, atol=1e-4 * float(dense.max()))
+    # Two levels: their features move in ways of their own.
+    apart = scales[a] * rows[a, labels].norm(dim=1) + scales[b] * rows[b, labels].norm(dim=1)
+    torch.testing.assert_close(found[~same], apart[~same], rtol=1e-6, atol=0)
+
+
+def test_margins_of_softmax_logits(detector: SSD, propagation: Propagation, rows: Tensor) -> None:
+    bounds = bounds_of_outputs(detector, propagation)
+    found = margin_constants(detector, propagation, bounds)
+    first, second = bounds.features
+    scales = torch.where(torch.arange(40) < 32, first, second).double()[:, None, None]
+    dense = scales * (rows[:, :, None] - rows[:, None]).norm(dim=-1)
+    assert (found >= dense).all()
+    torch.testing.assert_close(found, dense, rtol=1e-5, atol=1e-5 * float(dense.max()))
+
+
+def test_all_logits_of_a_class(detector: SSD, propagation: Propagation, rows: Tensor) -> None:
+    bounds = bounds_of_outputs(detector, propagation)
+    found = collective_class_constants(detector, propagation, bounds)
+    # Oracle: norms of the dense matrices of each level.
+    levels = [
+        bound * torch.linalg.matrix_norm(part.transpose(0, 1), 2)
+        for bound, part in zip(bounds.features, (rows[:32], rows[32:]), strict=True)
+    ]
+    dense = torch.stack(levels).norm(dim=0)
+    assert (found >= dense).all()
+    torch.testing.assert_close(found, dense, rtol=1e-6, atol=0)
+    # Far below what single outputs add up to.
+    assert (found < 0.7 * bounds.logits.norm(dim=0)).all()
+
+
+def test_large_maps_have_the_bound_of_a_convolution(
+    detector: SSD, propagation: Propagation, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    bounds = bounds_of_outputs(detector, propagation)
+    exact = collective_class_constants(detector, propagation, bounds)
+    monkeypatch.setattr("lipdet.certificate.head_norms._MOST_DENSE_ROWS", 0)
+    found = collective_class_constants(detector, propagation, bounds)
+    assert (found > exact).all()
+    # The convolution acts on a larger map, with more taps inside: it is no tight bound at 2 × 2.
+    assert (found < 1.7 * exact).all()
+
+
+@pytest.mark.parametrize(
+    ("stride", "padding", "dilation"), [(1, 1, 1), (2, 1, 1), (1, 2, 2), (2, 0, 3), (3, 2, 2)]
+)
+def test_inner_products_where_the_filters_stand(stride: int, padding: int, dilation: int) -> None:
+    torch.manual_seed(0)
+    layer = nn.Conv2d(3, 4, (3, 2), stride, padding=padding, dilation=dilation).double()
+    conv = head_convolution(layer, "head", 2, (9, 7))
+    matrix = _matrix(lambda x: layer(x)[0].permute(1, 2, 0).reshape(-1, 2), (3, 9, 7))
+    torch.testing.assert_close(conv.gram(), matrix @ matrix.mT)
+    torch.testing.assert_close(conv.norms(), matrix.norm(dim=-1))
+    found = _products(conv, len(matrix))
+    wanted = torch.einsum("avf,bvf->abv", matrix, matrix)
+    torch.testing.assert_close(found, wanted.flatten())
+
+
+def _products(conv: HeadConvolution, boxes: int) -> Tensor:
+    pairs = torch.tensor(list(itertools.product(range(boxes), range(boxes), range(2))))
+    return _SharedTaps(conv).products(*pairs.T)

@@ -21,7 +21,7 @@ from lipdet.images.download import OFFICIAL, download_svhn
 from lipdet.images.pack import open_pack
 from lipdet.images.prepare import Crop, pack_rendered, pack_source
 from lipdet.images.render import STREAMS
-from lipdet.images.spec import open_data, read_source
+from lipdet.images.spec import SOURCES, default_crop, open_data, read_source
 
 
 def parser() -> Parser:
@@ -44,7 +44,7 @@ def add_actions(data: Parser) -> None:
         "Cut annotated pictures into squares and pack them.",
         "lipdet data prepare svhn:SVHN/train --crop jitter --crops 8 --out packs/train",
     )
-    action.add_argument("spec", help="svhn:FOLDER or coco:FILE.json")
+    action.add_argument("spec", help=f"one of {SOURCES}")
     action.add_function_arguments(prepare, skip={"spec"})
     actions.add_subcommand("prepare", action, help="cut and pack annotated pictures")
 
@@ -100,7 +100,7 @@ def render(
 def prepare(
     spec: str,
     out: Path,
-    crop: Crop = "reference",
+    crop: Crop | None = None,
     crops: int = 1,
     seed: int = 0,
     image_size: int = IMAGE_SIZE,
@@ -108,17 +108,20 @@ def prepare(
     """Cut annotated pictures into squares and pack them.
 
     Args:
-        spec: svhn:FOLDER or coco:FILE.json.
+        spec: annotated pictures, as FORMAT:PATH.
         out: folder of the new pack.
         crop: reference (the published experiment's, for evaluation), jitter (for training) or
-            full (whole pictures, letter-boxed).
+            full (whole pictures, letter-boxed); by default reference for svhn: and full for the
+            other formats.
         crops: squares per picture.
         seed: of the random choices.
         image_size: side of the squares in pixels.
     """
     check_positive("--crops", crops)
     check_image_size(image_size)
-    pack = pack_source(read_source(spec), out, crop, image_size, seed, crops)
+    source = read_source(spec)
+    chosen = crop or default_crop(spec.partition(":")[0], "test")[0]
+    pack = pack_source(source, out, chosen, image_size, seed, crops)
     _print_pack(pack.describe(), out)
     for entry in pack.meta["skipped"]:
         print(f"  skipped {entry['name']}: {entry['reason']}")

@@ -11,9 +11,10 @@ from typing import NamedTuple, NoReturn
 from jsonargparse import ArgumentParser
 
 from lipdet.errors import InputError
+from lipdet.images.spec import FORMS
 
 PROGRAM = "lipdet"
-SPEC_HELP = "rendered, rendered:N, svhn:FOLDER, coco:FILE.json, or the folder of a pack"
+SPEC_HELP = FORMS
 DETECTOR_HELP = "name of packaged weights, a run folder, or a weights file"
 LARGEST_IMAGE = 4_096
 

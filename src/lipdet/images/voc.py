@@ -5,7 +5,7 @@ A folder holds Annotations/*.xml and JPEGImages/, and may hold ImageSets/Main/SP
 Notable choices:
 - Coordinates are VOC's: pixels count from 1 and xmax, ymax are the last ones inside. A box is
   therefore [xmin - 1, ymin - 1, xmax, ymax] here; xmin = 1, xmax = width is the whole width. Tools
-  that count from 0 lose up to one pixel at the left and the top.
+  that count from 0 give boxes one pixel too large at the left and the top.
 - The format has no list of classes: they are the lines of FOLDER/classes.txt, or else all names in
   Annotations (of every split), sorted.
 - Objects marked `difficult` are left out and counted in `skipped`, as VOC's own measure does.

@@ -1,0 +1,30 @@
+"""Attacks that deserve the name: projected gradients and random search on detectors."""
+
+from lipdet.attack.climb import climb
+from lipdet.attack.damage import damage, recall
+from lipdet.attack.gradient import attack_batch, attack_images
+from lipdet.attack.objectives import OBJECTIVES
+from lipdet.attack.outcome import Outcome, attack_and_detect, detect, look, worst_of
+from lipdet.attack.settings import NAMED_EPSILONS, AttackSettings, check_epsilon, parse_epsilon
+from lipdet.attack.square import square_attack
+from lipdet.attack.torchvision_models import attack_torchvision
+
+__all__ = [
+    "NAMED_EPSILONS",
+    "OBJECTIVES",
+    "AttackSettings",
+    "Outcome",
+    "attack_and_detect",
+    "attack_batch",
+    "attack_images",
+    "attack_torchvision",
+    "check_epsilon",
+    "climb",
+    "damage",
+    "detect",
+    "look",
+    "parse_epsilon",
+    "recall",
+    "square_attack",
+    "worst_of",
+]

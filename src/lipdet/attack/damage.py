@@ -1,0 +1,53 @@
+"""How much an attack has damaged the detections of one image.
+
+AP is a measure of a whole data set and has no share that belongs to one image (THEORY §8), so
+images are compared by a measure of their own: the scores of false positives minus the scores of
+true positives. Both lower AP, and an attack that only hides objects can be compared with one that
+only invents them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+from torchvision.ops import box_iou
+
+from lipdet.types import Detections, Target
+
+MATCHING_IOU = 0.5
+
+
+def damage(found: Detections, target: Target) -> float:
+    """Sum of the scores of false positives minus that of true positives.
+
+    Between minus the number of objects and the number of detections.
+    """
+    right = true_positives(found, target)
+    scores = found["scores"].double()
+    return float(scores[~right].sum() - scores[right].sum())
+
+
+def true_positives(found: Detections, target: Target) -> Tensor:
+    """Which detections (N,), best first, are right at IoU 0.5, matched greedily as COCO does."""
+    right = torch.zeros(len(found["labels"]), dtype=torch.bool)
+    if len(right) == 0 or len(target["labels"]) == 0:
+        return right
+    overlap = box_iou(found["boxes"].float(), target["boxes"].float())
+    overlap[found["labels"].unsqueeze(1) != target["labels"]] = 0
+    for index, row in enumerate(overlap):
+        best = int(row.argmax())
+        if row[best] >= MATCHING_IOU:
+            right[index] = True
+            overlap[:, best] = 0
+    return right
+
+
+def recall(found: Sequence[Detections], targets: Sequence[Target], score: float) -> float:
+    """Share of all objects that have a right detection with a score above `score`; 0 if none."""
+    hits = sum(
+        int((true_positives(one, target) & (one["scores"] > score)).sum())
+        for one, target in zip(found, targets, strict=True)
+    )
+    return hits / max(1, sum(len(target["labels"]) for target in targets))

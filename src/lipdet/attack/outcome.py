@@ -1,0 +1,86 @@
+"""Attack, then look: what the detector finds in the attacked images, and the worst of several.
+
+The gradient may come from another detector than the one that looks: that is a transferred attack.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from lipdet.attack.climb import OnStep
+from lipdet.attack.damage import damage
+from lipdet.attack.gradient import attack_batch, frozen
+from lipdet.attack.settings import AttackSettings
+from lipdet.boxes import AP_SELECTION, Selection, select_detections
+from lipdet.detector import SSD
+from lipdet.types import Detections, Target
+
+
+class Outcome(NamedTuple):
+    """What became of B images.
+
+    Attributes:
+        images: (B, 3, S, S) attacked, in [0, 1].
+        detections: on the attacked images, on the CPU.
+        damage: `lipdet.attack.damage.damage` of each.
+    """
+
+    images: Tensor
+    detections: list[Detections]
+    damage: list[float]
+
+
+def attack_and_detect(
+    detector: SSD,
+    images: Tensor,
+    targets: Sequence[Target],
+    settings: AttackSettings,
+    indices: Sequence[int] | None = None,
+    on_step: OnStep | None = None,
+    source: SSD | None = None,
+) -> Outcome:
+    """Attack a batch and detect in the result; see `attack_batch` for the arguments.
+
+    Args:
+        detector: looks at the attacked images.
+        images: (B, 3, S, S) in [0, 1].
+        targets: the objects.
+        settings: of the attack.
+        indices: number of each image in its data set.
+        on_step: told about every step.
+        source: detector whose gradient is used, if another one.
+    """
+    attacked = attack_batch(source or detector, images, targets, settings, indices, on_step)
+    return look(detector, attacked, targets)
+
+
+def look(detector: SSD, images: Tensor, targets: Sequence[Target]) -> Outcome:
+    """Detections and damage on images as they are."""
+    detections = detect(detector, images)
+    damages = [damage(one, target) for one, target in zip(detections, targets, strict=True)]
+    return Outcome(images, detections, damages)
+
+
+def detect(detector: SSD, images: Tensor, selection: Selection = AP_SELECTION) -> list[Detections]:
+    """Detections (on the CPU) on images (B, 3, S, S) in [0, 1], in eval mode."""
+    with frozen(detector), torch.no_grad():
+        found = select_detections(detector(images), detector.decoder, selection)
+    return [
+        Detections(boxes=one["boxes"].cpu(), labels=one["labels"].cpu(), scores=one["scores"].cpu())
+        for one in found
+    ]
+
+
+def worst_of(candidates: Sequence[Outcome]) -> Outcome:
+    """Of each image the candidate with the largest damage, the first where equal."""
+    columns = range(len(candidates[0].damage))
+    choice = [max(range(len(candidates)), key=lambda c: candidates[c].damage[i]) for i in columns]
+    return Outcome(
+        torch.stack([candidates[c].images[i] for i, c in enumerate(choice)]),
+        [candidates[c].detections[i] for i, c in enumerate(choice)],
+        [candidates[c].damage[i] for i, c in enumerate(choice)],
+    )

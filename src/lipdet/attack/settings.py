@@ -1,0 +1,84 @@
+"""What an attack is asked to do, with the published setting under a name of its own."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Literal, get_args
+
+from lipdet.attack.objectives import OBJECTIVES
+from lipdet.errors import InputError
+
+Norm = Literal["l2", "linf"]
+ScheduleName = Literal["pgd", "apgd"]
+
+# The reference experiment attacks by L2 PGD with a radius of 0.5 and does not say in which unit.
+# Its preprocessing maps pixels to [-1, 1], where 0.5 is 0.25 here; docs/attacks.md has the reasons.
+NAMED_EPSILONS = {"reference-minus1-1": 0.25, "reference-0-1": 0.5}
+
+
+@dataclass(frozen=True)
+class AttackSettings:
+    """One attack; with these, an image and its index, the result is determined.
+
+    Attributes:
+        epsilon: radius in [0, 1] pixel units at the network's input size.
+        objective: what is raised, a name in `OBJECTIVES`.
+        schedule: pgd or apgd.
+        norm: l2 or linf.
+        steps: gradients per start.
+        restarts: random starts; the best result counts.
+        seed: of the random starts.
+    """
+
+    epsilon: float
+    objective: str = "multibox"
+    schedule: ScheduleName = "pgd"
+    norm: Norm = "l2"
+    steps: int = 50
+    restarts: int = 1
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        """Refuse what cannot be done, before anything is computed."""
+        check_epsilon(self.epsilon)
+        for name in ("steps", "restarts"):
+            if not getattr(self, name) >= 1:
+                raise InputError(f"{name} must be at least 1, not {getattr(self, name)}.")
+        if self.seed < 0:
+            raise InputError(f"seed must not be negative, but is {self.seed}.")
+        choices = {
+            "objective": tuple(OBJECTIVES),
+            "schedule": get_args(ScheduleName),
+            "norm": get_args(Norm),
+        }
+        for name, known in choices.items():
+            if getattr(self, name) not in known:
+                raise InputError(
+                    f"{name} {getattr(self, name)!r} is unknown; choose one of: {', '.join(known)}."
+                )
+
+
+def check_epsilon(epsilon: float) -> None:
+    """Refuse a radius that is no number or negative."""
+    if not (math.isfinite(epsilon) and epsilon >= 0):
+        raise InputError(f"epsilon must be a number of at least 0, not {epsilon}.")
+
+
+def parse_epsilon(text: str) -> float:
+    """A radius as a user writes it: a number, or the name of a published setting.
+
+    Raises:
+        InputError: it is neither, or negative, infinite or not a number.
+    """
+    if text in NAMED_EPSILONS:
+        return NAMED_EPSILONS[text]
+    try:
+        epsilon = float(text)
+    except ValueError:
+        raise InputError(
+            f"--epsilon {text!r}: give a radius in [0, 1] pixel units or one of: "
+            f"{', '.join(NAMED_EPSILONS)}."
+        ) from None
+    check_epsilon(epsilon)
+    return epsilon

@@ -1,0 +1,122 @@
+"""Lowest IoU with a known box where the four offsets lie in a ball (THEORY §4, §6 tightening 3).
+
+Four offsets whose map from the features has norm ‖W₄‖ move in a ball of radius ε·L·‖W₄‖, of which
+the intervals of `BoxRange` see the corners, where all four are at their worst together.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor
+
+from lipdet.boxes.coding import MAX_LOG_RATIO, BoxCoding
+from lipdet.certificate.box_range import box_range
+
+# More of either is tighter and slower. These allow balls of 1.44 times the radius that the box
+# around them could have, in the mean over random boxes; the limit of many is 1.52.
+SHELLS = 12
+TANGENTS = 6
+# Each takes 10 KB while it is computed.
+_AT_ONCE = 4096
+
+
+def min_iou_in_ball(
+    offsets: Tensor, radius: Tensor, default_boxes: Tensor, coding: BoxCoding, fixed: Tensor
+) -> Tensor:
+    """A lower bound of the IoU of a box with a known one, over a ball of offsets; not clipped.
+
+    *Proof.* Split the offsets into (t_x, t_w) and (t_y, t_h). Their squared distances from the
+    middle add up to at most r², so for some k they are at most r²·k/n and r²·(1 − (k−1)/n): the
+    ball is covered by n products of two discs. IoU is not quasi-concave in all four offsets, but in
+    centre and side along one axis with the other fixed (`iou_bounds`), so over a product of two
+    polygons its least value is at a pair of vertices. A disc of radius ρ decodes to
+    {|c| ≤ √(ρ² − (ln s / v)²)} with v the size variance (c and s in terms of the middle's), which
+    is convex while v·ρ ≤ 3√3/2: tangents at any of its points make a polygon around it. Of two
+    vertices that mirror each other in c, only the one farther from the known box is needed.
+    Clamping a side to the largest ratio moves it towards the middle, if that is below.
+
+    Where v·ρ is larger, or the middle is clamped, the bound is 0. Take the larger of this and of
+    `min_iou_fixed`: both hold.
+
+    Args:
+        offsets: (P, 4).
+        radius: (P,) of the ball, ≥ 0.
+        default_boxes: (P, 4) cx, cy, w, h in pixels.
+        coding: how offsets become boxes.
+        fixed: (P, 4) xyxy pixels.
+
+    Returns:
+        (P,) float64.
+    """
+    columns = zip(
+        *(tensor.double().split(_AT_ONCE) for tensor in (offsets, radius, default_boxes, fixed)),
+        strict=True,
+    )
+    return torch.cat([_lowest(coding, *rows) for rows in columns])
+
+
+def _lowest(
+    coding: BoxCoding, offsets: Tensor, radius: Tensor, default_boxes: Tensor, fixed: Tensor
+) -> Tensor:
+    radius = _grown_by_rounding(offsets, radius, default_boxes, coding)
+    convex = coding.size_variance * radius <= 1.5 * math.sqrt(3)
+    free = (coding.size_variance * offsets[:, 2:] <= MAX_LOG_RATIO).all(dim=1)
+    radius = torch.where(convex & free, radius, 0)
+    shares = torch.arange(SHELLS + 1).to(radius) / SHELLS
+    discs = radius[:, None] * shares[1:].sqrt(), radius[:, None] * (1 - shares[:-1]).sqrt()
+    boxes = coding.decode(offsets, default_boxes)
+    centers, sides = (boxes[:, :2] + boxes[:, 2:]) / 2, boxes[:, 2:] - boxes[:, :2]
+    fixed_centers, fixed_sides = (fixed[:, :2] + fixed[:, 2:]) / 2, fixed[:, 2:] - fixed[:, :2]
+    axes = []
+    for axis, radii in enumerate(discs):
+        shifts, ratios = _polygons(radii, coding.size_variance)
+        apart = (fixed_centers - centers)[:, axis].abs()[:, None, None]
+        apart = apart + shifts * (coding.center_variance * default_boxes[:, axis + 2, None, None])
+        side, known = ratios * sides[:, axis, None, None], fixed_sides[:, axis, None, None]
+        overlap = torch.minimum(torch.minimum(side, known), (side + known) / 2 - apart)
+        # What this axis contributes to (w·h + |g|) / (I_x·I_y) = 1 / IoU + 1.
+        both = torch.stack([side, known.expand_as(side)], dim=-1)
+        axes.append(both / overlap.clamp_min(1e-100).unsqueeze(-1))
+    highest = (axes[0] @ axes[1].mT).flatten(1).amax(dim=1)
+    return torch.where(convex & free, 1 / (highest - 1), 0)
+
+
+def _polygons(radii: Tensor, variance: float) -> tuple[Tensor, Tensor]:
+    """Return polygons around discs of offsets of one axis, in terms of decoded centres and sides.
+
+    Args:
+        radii: (P, shells).
+        variance: by which offsets of sides are multiplied.
+
+    Returns:
+        Vertices of the half with centres moved forwards, (P, shells, TANGENTS) each: shifts of the
+        centre as offsets, and ratios of the side to that of the disc's middle.
+    """
+    angles = torch.linspace(-math.pi / 2, math.pi / 2, TANGENTS + 1).to(radii)
+    radii = radii.unsqueeze(-1)
+    shifts, ratios = radii * angles.cos(), torch.exp(variance * radii * angles.sin())
+    # The tangent at (c, s) is {(c', s') : a·c' + b·s' = a·c + b·s}.
+    a, b = variance * angles.cos() * ratios, angles.sin().expand_as(ratios)
+    level = a * shifts + b * ratios
+    first, second = slice(None, -1), slice(1, None)
+    scale = a[..., first] * b[..., second] - a[..., second] * b[..., first]
+    shift = level[..., first] * b[..., second] - level[..., second] * b[..., first]
+    ratio = a[..., first] * level[..., second] - a[..., second] * level[..., first]
+    return shift / scale, ratio / scale
+
+
+def _grown_by_rounding(
+    offsets: Tensor, radius: Tensor, default_boxes: Tensor, coding: BoxCoding
+) -> Tensor:
+    """Return a radius with which a real decode reaches what a decode in float32 can.
+
+    `box_range` says how far sides can be off, and centres half as far; here both become offsets.
+    """
+    around = box_range(offsets, radius.unsqueeze(-1), default_boxes, coding)
+    exact = coding.decode(offsets + radius.unsqueeze(-1), default_boxes)
+    error = around.high[:, 2:] - (exact[:, 2:] - exact[:, :2])
+    centers = error / 2 / (coding.center_variance * default_boxes[:, 2:])
+    sides = error / around.low[:, 2:].clamp_min(1e-300) / coding.size_variance
+    return radius + torch.cat([centers, sides], dim=1).square().sum(dim=1).sqrt()

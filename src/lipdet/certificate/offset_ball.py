@@ -51,7 +51,7 @@ def min_iou_in_ball(
         (P,) float64.
     """
     columns = zip(
-        *(tensor.double().split(_AT_ONCE) for tensor in (offsets, radius, default_boxes, fixed)),
+        *(torch.split(x.double(), _AT_ONCE) for x in (offsets, radius, default_boxes, fixed)),
         strict=True,
     )
     return torch.cat([_lowest(coding, *rows) for rows in columns])

@@ -1,7 +1,7 @@
 """Attacks that deserve the name: projected gradients and random search on detectors."""
 
-from lipdet.attack.climb import climb
-from lipdet.attack.damage import damage, recall
+from lipdet.attack.loop import climb
+from lipdet.attack.damage import recall
 from lipdet.attack.gradient import attack_batch, attack_images
 from lipdet.attack.objectives import OBJECTIVES
 from lipdet.attack.outcome import Outcome, attack_and_detect, detect, look, worst_of
@@ -20,7 +20,6 @@ __all__ = [
     "attack_torchvision",
     "check_epsilon",
     "climb",
-    "damage",
     "detect",
     "look",
     "parse_epsilon",

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from lipdet.attack.balls import BALLS, Ball
-from lipdet.attack.climb import Objective, OnStep, climb
+from lipdet.attack.loop import Objective, OnStep, climb
 from lipdet.attack.objectives import OBJECTIVES
 from lipdet.attack.scene import scene_of
 from lipdet.attack.schedules import SCHEDULES, Iterates

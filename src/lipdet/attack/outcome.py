@@ -11,7 +11,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from lipdet.attack.climb import OnStep
+from lipdet.attack.loop import OnStep
 from lipdet.attack.damage import damage
 from lipdet.attack.gradient import attack_batch, frozen
 from lipdet.attack.settings import AttackSettings

@@ -1,7 +1,7 @@
 """Which iterate comes next: PGD with steps planned in advance, APGD with steps that adapt.
 
 A schedule is made once per climb and remembers what it needs per image; the loop is in
-`lipdet.attack.climb`.
+`lipdet.attack.loop`.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from torch import Tensor
 from lipdet.attack.balls import Ball, per_image
 
 # PGD's first step as a share of the radius; the steps fall linearly to zero.
-FIRST_STEP = 0.5
+FIRST_STEP = 1.0
 
 
 class Iterates(NamedTuple):

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from lipdet.attack.balls import L2Ball
-from lipdet.attack.climb import Objective
+from lipdet.attack.loop import Objective
 
 FIRST_SHARE = 0.1  # of the image's area that the first windows cover
 # Fractions of the queries after which the share is halved.

@@ -16,7 +16,7 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor, nn
 
-from lipdet.attack.climb import Objective, OnStep
+from lipdet.attack.loop import Objective, OnStep
 from lipdet.attack.gradient import attack_images, frozen
 from lipdet.attack.settings import AttackSettings
 from lipdet.errors import InputError

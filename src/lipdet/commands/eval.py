@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 from rich.console import Console
 
+from lipdet.attack import AttackSettings
+from lipdet.attack.settings import Norm
 from lipdet.checkpoint import load_detector
+from lipdet.commands.attack_options import EPSILON_HELP, parse_epsilons
 from lipdet.commands.options import (
     DETECTOR_HELP,
     SPEC_HELP,
@@ -17,19 +21,24 @@ from lipdet.commands.options import (
     check_writable,
     verb_parser,
 )
+from lipdet.errors import InputError
+from lipdet.evaluate.attacked import AttackName, Campaign
 from lipdet.evaluate.run import evaluate
 from lipdet.images.spec import open_data
+from lipdet.report.attacks import attacked_table
 from lipdet.report.table import classes_table, results_table
 
 
 def parser() -> Parser:
     """Options of `run`."""
     parser = verb_parser(
-        "Measure average precision on a data set.", "lipdet eval naive --data svhn:SVHN/test"
+        "Measure average precision on a data set, clean and under attack.",
+        "lipdet eval naive --data svhn:SVHN/test --epsilon 0.25 0.5 --attack worst",
     )
     parser.add_argument("detector", help=DETECTOR_HELP)
     parser.add_argument("--data", required=True, metavar="SPEC", help=SPEC_HELP)
-    parser.add_function_arguments(run, skip={"detector", "data"})
+    parser.add_argument("--epsilon", nargs="+", default=[], metavar="E", help=EPSILON_HELP)
+    parser.add_function_arguments(run, skip={"detector", "data", "epsilon"})
     return parser
 
 
@@ -38,6 +47,13 @@ def run(
     data: str,
     limit: int | None = None,
     seed: int = 0,
+    epsilon: Sequence[str] = (),
+    attack: AttackName | None = None,
+    objective: str = "multibox",
+    norm: Norm = "l2",
+    steps: int = 50,
+    restarts: int = 1,
+    state: Path | None = None,
     json: Path | None = None,  # the option is called --json
 ) -> None:
     """Measure average precision.
@@ -46,17 +62,34 @@ def run(
         detector: DETECTOR.
         data: SPEC.
         limit: only the first so many pictures.
-        seed: of crops and rendered pictures.
+        seed: of crops, rendered pictures and random starts of attacks.
+        epsilon: radii.
+        attack: also measure under this attack; worst runs every objective and reports the lowest.
+        objective: what pgd and apgd raise: multibox, classification, localisation, vanish,
+            mislabel or fabricate.
+        norm: of the perturbation, l2 or linf.
+        steps: gradients of an attack per start.
+        restarts: random starts of an attack.
+        state: folder that keeps finished parts of the attacks, for going on after an interruption.
         json: file for the result; `-` prints it instead of the tables.
     """
     if limit is not None:
         check_positive("--limit", limit)
     check_writable(json)
+    campaign = None
+    if attack is not None:
+        epsilons = parse_epsilons(epsilon)
+        settings = AttackSettings(
+            epsilons[0], objective, norm=norm, steps=steps, restarts=restarts, seed=seed
+        )
+        campaign = Campaign(attack, epsilons, settings, state)
+    elif epsilon:
+        raise InputError("--epsilon is a radius of attacks: say which, such as --attack worst.")
     loaded = load_detector(detector)
     pack = open_data(data, "test", loaded.detector.config.image_size, seed)
     if limit is not None:
         pack = pack.head(limit)
-    result = evaluate(loaded, pack, seed)
+    result = evaluate(loaded, pack, seed, campaign)
     if json == Path("-"):
         print(as_json(result))
         return
@@ -65,6 +98,8 @@ def run(
     console = Console()
     console.print(results_table([result]))
     console.print(classes_table(result))
+    if result["attacked"]:
+        console.print(attacked_table(result))
 
 
 VERB = Verb("average precision on a data set", parser, run)

@@ -12,6 +12,7 @@ from lipdet.boxes import AP_SELECTION, Selection, select_detections
 from lipdet.checkpoint import LoadedDetector
 from lipdet.detector import SSD
 from lipdet.errors import InputError
+from lipdet.evaluate.attacked import Campaign, attacked_results
 from lipdet.evaluate.average_precision import AveragePrecision, average_precision
 from lipdet.images.pack import Pack
 from lipdet.progress import track
@@ -21,13 +22,16 @@ from lipdet.versions import versions
 BATCH_SIZE = 64
 
 
-def evaluate(loaded: LoadedDetector, pack: Pack, seed: int) -> dict[str, Any]:
-    """Clean AP of a detector with everything that is needed to repeat the measurement.
+def evaluate(
+    loaded: LoadedDetector, pack: Pack, seed: int, campaign: Campaign | None = None
+) -> dict[str, Any]:
+    """AP of a detector, clean and under attack, with all that is needed to repeat it.
 
     Args:
         loaded: a detector.
         pack: pictures of the detector's input size.
         seed: the one that the pack was made with; recorded.
+        campaign: the attacks to run, if any.
 
     Returns:
         The json object that docs/json.md describes; AP values are fractions.
@@ -43,6 +47,7 @@ def evaluate(loaded: LoadedDetector, pack: Pack, seed: int) -> dict[str, Any]:
         )
     started = time.monotonic()
     clean = clean_ap(detector, pack)
+    attacked = attacked_results(detector, pack, campaign) if campaign else []
     return {
         "weights": loaded.name,
         "parameters": sum(parameter.numel() for parameter in detector.parameters()),
@@ -51,7 +56,7 @@ def evaluate(loaded: LoadedDetector, pack: Pack, seed: int) -> dict[str, Any]:
         "versions": versions(),
         "seconds": round(time.monotonic() - started, 3),
         "clean": clean.as_dict(),
-        "attacked": [],
+        "attacked": attacked,
         "certified": [],
     }
 

@@ -1,0 +1,173 @@
+"""AP under attack over a data set: resumable, and independent of how the pictures are batched.
+
+Notable choices:
+- `worst` runs every objective and keeps, per image, the result with the largest damage. AP is a
+  measure of the whole set, so this composite need not have the lowest AP; each figure of `worst` is
+  the lowest of the composite and of every single objective.
+- A chunk of pictures that is done is a file in the state folder, under the hash of everything that
+  determines it; nothing is rewritten, and an interrupted run loses one chunk at most.
+- Attacked pictures are judged as they are, in float32; rounding to 8 bits would change them.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+
+from lipdet.attack import OBJECTIVES, AttackSettings, attack_and_detect, recall
+from lipdet.boxes import DISPLAY_SELECTION
+from lipdet.detector import SSD
+from lipdet.evaluate.attack_state import Found, attack_key, read_chunk, write_chunk
+from lipdet.evaluate.average_precision import average_precision
+from lipdet.images.pack import Pack
+from lipdet.progress import track
+
+AttackName = Literal["pgd", "apgd", "worst"]
+CHUNK = 32
+# Of the recall that is reported beside AP: what a user is shown.
+RECALL_SCORE = DISPLAY_SELECTION.score_floor
+
+
+@dataclass(frozen=True)
+class Campaign:
+    """The attacks of one evaluation.
+
+    Attributes:
+        attack: pgd or apgd with the objective of `settings`, or worst: PGD with every objective.
+        epsilons: radii, in [0, 1] pixel units at the network's input size.
+        settings: everything else; its epsilon and schedule are replaced.
+        state: folder for finished chunks, or None to keep none.
+    """
+
+    attack: AttackName
+    epsilons: tuple[float, ...]
+    settings: AttackSettings
+    state: Path | None = None
+
+    def singles(self, epsilon: float) -> list[AttackSettings]:
+        """The single attacks at one radius."""
+        schedule: Literal["pgd", "apgd"] = "apgd" if self.attack == "apgd" else "pgd"
+        chosen = replace(self.settings, epsilon=epsilon, schedule=schedule)
+        if self.attack != "worst":
+            return [chosen]
+        return [replace(chosen, objective=name) for name in OBJECTIVES]
+
+
+def attacked_results(detector: SSD, pack: Pack, campaign: Campaign) -> list[dict[str, Any]]:
+    """One entry per radius, as docs/json.md describes it."""
+    prepared = prepare(detector)
+    return [_entry(prepared, pack, campaign, epsilon) for epsilon in campaign.epsilons]
+
+
+def attack_pack(
+    detector: SSD,
+    pack: Pack,
+    settings: AttackSettings,
+    state: Path | None = None,
+    source: SSD | None = None,
+) -> Found:
+    """Attack every picture of a pack.
+
+    Args:
+        detector: looks at the attacked pictures; `prepare` makes it faster.
+        pack: pictures of the detector's input size.
+        settings: of one attack.
+        state: folder in which finished chunks are kept and looked for.
+        source: detector whose gradient is used, if another one.
+    """
+    folder = state and state / attack_key(detector, pack, settings, source)
+    starts = range(0, len(pack), CHUNK)
+    label = f"{settings.schedule} {settings.objective} ε={settings.epsilon:g}"
+    parts = [
+        _chunk(detector, pack, settings, source, start, folder) for start in track(starts, label)
+    ]
+    return Found(
+        [one for part in parts for one in part.detections],
+        [value for part in parts for value in part.damage],
+    )
+
+
+def prepare(detector: SSD) -> SSD:
+    """A frozen copy of a detector in eval mode, in the memory layout that is fastest."""
+    prepared = copy.deepcopy(detector).eval().requires_grad_(False)
+    return prepared.to(memory_format=torch.channels_last)
+
+
+def pictures(pack: Pack, start: int, stop: int, device: torch.device) -> Tensor:
+    """Pictures of a pack as a batch (B, 3, S, S) in [0, 1]."""
+    pixels = torch.from_numpy(pack.images[start:stop].copy()).to(device)
+    images: Tensor = pixels.permute(0, 3, 1, 2).float() / 255
+    return images
+
+
+def measure(found: Found, pack: Pack) -> dict[str, float]:
+    """`ap50`, `ap` and `recall` of detections on a pack."""
+    targets = [pack.target(index) for index in range(len(pack))]
+    precision = average_precision(targets, found.detections, pack.class_names)
+    return {
+        "ap50": precision.ap50,
+        "ap": precision.ap,
+        "recall": recall(found.detections, targets, RECALL_SCORE),
+    }
+
+
+def worst(candidates: Sequence[Found]) -> Found:
+    """Of each picture the candidate with the largest damage, the first where equal."""
+    best = [
+        max(candidates, key=lambda one: one.damage[index])
+        for index in range(len(candidates[0].damage))
+    ]
+    return Found(
+        [one.detections[index] for index, one in enumerate(best)],
+        [one.damage[index] for index, one in enumerate(best)],
+    )
+
+
+def _entry(detector: SSD, pack: Pack, campaign: Campaign, epsilon: float) -> dict[str, Any]:
+    singles = campaign.singles(epsilon)
+    found = [attack_pack(detector, pack, single, campaign.state) for single in singles]
+    figures = {
+        single.objective: measure(one, pack) for single, one in zip(singles, found, strict=True)
+    }
+    entry: dict[str, Any] = {
+        "epsilon": epsilon,
+        "attack": campaign.attack,
+        "norm": singles[0].norm,
+        "steps": singles[0].steps,
+        "restarts": singles[0].restarts,
+        "seed": singles[0].seed,
+        "recall_score": RECALL_SCORE,
+    }
+    if campaign.attack != "worst":
+        return {**entry, "objective": singles[0].objective, **figures[singles[0].objective]}
+    composite = measure(worst(found), pack)
+    lowest = {
+        name: min(composite[name], *(one[name] for one in figures.values())) for name in composite
+    }
+    return {**entry, **lowest, "composite": composite, "objectives": figures}
+
+
+def _chunk(
+    detector: SSD,
+    pack: Pack,
+    settings: AttackSettings,
+    source: SSD | None,
+    start: int,
+    folder: Path | None,
+) -> Found:
+    file = folder and folder / f"{start:08d}.safetensors"
+    if file and file.is_file():
+        return read_chunk(file)
+    indices = range(start, min(start + CHUNK, len(pack)))
+    images = pictures(pack, start, indices.stop, detector.default_boxes.device)
+    targets = [pack.target(index) for index in indices]
+    outcome = attack_and_detect(detector, images, targets, settings, indices, source=source)
+    if file:
+        write_chunk(file, outcome)
+    return Found(outcome.detections, outcome.damage)

@@ -1,0 +1,217 @@
+"""Which objects of a batch are certified: the five conditions together (THEORY §5)."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from lipdet.boxes.scores import logit
+from lipdet.boxes.select import Selection
+from lipdet.certificate.candidates import Candidates, expand, in_parts
+from lipdet.certificate.conditions import (
+    clears_floor,
+    fits,
+    kept_fit,
+    outscores,
+    stays_on,
+    strays_to,
+    suppresses,
+)
+from lipdet.certificate.cover import Entries
+from lipdet.certificate.tightenings import ALL, Tightenings
+from lipdet.certificate.truths import Truths
+
+# COCO counts so many detections of a class per image.
+MAX_DETECTIONS = 100
+RIVALS_AT_ONCE = 400_000
+
+# How far the difference of two log-odds of one image and class can move, from the indices of both
+# candidates, (P,) each.
+PairReach = Callable[[Tensor, Tensor], Tensor]
+
+
+class Certifiers(NamedTuple):
+    """Candidates that satisfy conditions 1 and 2 for an object, and what limits them; (P,) each.
+
+    Attributes:
+        truth: index of the object.
+        low: lowest log-odds of the candidate: the object is certified up to it.
+        box: IoU threshold up to which the candidate matches its object (condition 2).
+        kept: the same for it and all that can suppress it (condition 3), so at most `box`.
+        fits: whether no truncation can reach it (condition 4).
+        alone: IoU threshold above which no other object can be matched instead (condition 5).
+    """
+
+    truth: Tensor
+    low: Tensor
+    box: Tensor
+    kept: Tensor
+    fits: Tensor
+    alone: Tensor
+
+    def certify(self, iou: float) -> Tensor:
+        """Which certifiers vouch for their object at this IoU threshold, (P,) bool."""
+        return (self.kept >= iou) & self.fits & (self.alone < iou)
+
+
+def certifiers(
+    candidates: Candidates,
+    truths: Truths,
+    selection: Selection,
+    size: int,
+    lowest_iou: float,
+    entries: Entries | None = None,
+    pair_reach: PairReach | None = None,
+    tightenings: Tightenings = ALL,
+) -> Certifiers:
+    """Check all five conditions for each object and each candidate that may vouch for it.
+
+    Args:
+        candidates: all that can exceed the floor of `selection`.
+        truths: objects; those without area or not inside the image get no certifier.
+        selection: what the detector does with its candidates.
+        size: of the image, in pixels.
+        lowest_iou: the lowest IoU threshold of interest.
+        entries: bounds on kept boxes, for the second form of condition 4.
+        pair_reach: for the second fact of condition 3.
+        tightenings: which sharpenings are used.
+    """
+    truth, own = _matching_candidates(candidates, truths, selection, size, lowest_iou)
+    group, low = candidates.group[own], candidates.low[own]
+    box = stays_on(candidates.boxes.at(own), truths.box[truth])
+    ahead = candidates.reaching(group, low)
+    reach = pair_reach if tightenings.pairwise else None
+    certifier, rival = _suppressors(candidates, own, ahead, selection.nms_iou, size, reach)
+    rival_box = stays_on(candidates.boxes.at(rival), truths.box[truth[certifier]])
+    kept = box.scatter_reduce(0, certifier, rival_box, "amin")
+    image = group // candidates.classes
+    # The certifier itself is among those that reach its lowest score.
+    others = candidates.reaching_in_image(image, low) - 1
+    fit = fits(others, ahead - 1, selection.top_k, MAX_DETECTIONS)
+    if entries is not None and tightenings.counted_cliques:
+        fit |= _kept_fit(entries, candidates.classes, group, low, selection.top_k)
+    vouching = torch.cat([torch.arange(len(own)), certifier])
+    boxes = torch.cat([own, rival])
+    alone = _strays(
+        candidates, truths, truth, vouching, boxes, torch.cat([box, rival_box]), size,
+        tightenings.relaxed_match,
+    )  # fmt: skip
+    return Certifiers(truth, low, box, kept, fit, alone)
+
+
+def certified_up_to(found: Certifiers, truths: int, ious: Sequence[float]) -> Tensor:
+    """The highest log-odds at which each object is certified, (truths, IoU thresholds); or −∞."""
+    columns = [
+        torch.full((truths,), -torch.inf, dtype=torch.float64).scatter_reduce(
+            0, found.truth[vouch], found.low[vouch], "amax"
+        )
+        for iou in ious
+        for vouch in [found.certify(iou)]
+    ]
+    return torch.stack(columns, dim=1)
+
+
+def _matching_candidates(
+    candidates: Candidates, truths: Truths, selection: Selection, size: int, iou: float
+) -> tuple[Tensor, Tensor]:
+    """Pairs of objects and candidates of their class with conditions 1 and 2: indices (P,)."""
+    group = truths.image * candidates.classes + truths.label
+    truth, own = expand(candidates.starts(group), candidates.members(group))
+    valid = can_be_certified(truths.box, size)[truth]
+    passed = valid & clears_floor(candidates.low[own], logit(selection.score_floor))
+    truth, own = truth[passed], own[passed]
+    passed = stays_on(candidates.boxes.at(own), truths.box[truth]) >= iou
+    return truth[passed], own[passed]
+
+
+def can_be_certified(boxes: Tensor, size: int) -> Tensor:
+    """Whether objects (G, 4) have an area and lie inside the image."""
+    has_area = (boxes[:, 2:] > boxes[:, :2]).all(dim=1)
+    return has_area & (boxes >= 0).all(dim=1) & (boxes <= size).all(dim=1)
+
+
+def _suppressors(
+    candidates: Candidates,
+    own: Tensor,
+    ahead: Tensor,
+    nms_iou: float,
+    size: int,
+    pair_reach: PairReach | None,
+) -> tuple[Tensor, Tensor]:
+    """Pairs of a certifier and a candidate that can suppress it: indices into `own` and of all.
+
+    Args:
+        candidates: all.
+        own: (P,) the certifiers among them.
+        ahead: (P,) how many of the group, from its start, can reach the certifier's lowest score.
+        nms_iou: η.
+        size: of the image.
+        pair_reach: how far differences of two log-odds can move.
+    """
+    starts = candidates.starts(candidates.group[own])
+    parts = []
+    # As many certifiers at once as have RIVALS_AT_ONCE rivals, for bounded memory.
+    for rows in in_parts(ahead, RIVALS_AT_ONCE):
+        row, rival = expand(starts[rows], ahead[rows])
+        row, mine = rows[row], own[rows[row]]
+        passed = rival != mine
+        row, rival, mine = row[passed], rival[passed], mine[passed]
+        passed = suppresses(candidates.boxes.at(mine), candidates.boxes.at(rival), nms_iou, size)
+        row, rival, mine = row[passed], rival[passed], mine[passed]
+        passed = _outscores(candidates, rival, mine, pair_reach)
+        parts.append((row[passed], rival[passed]))
+    return torch.cat([row for row, _ in parts]), torch.cat([rival for _, rival in parts])
+
+
+def _outscores(
+    candidates: Candidates, rival: Tensor, own: Tensor, pair_reach: PairReach | None
+) -> Tensor:
+    high, low = candidates.high[rival], candidates.low[own]
+    if pair_reach is None:
+        return outscores(high, low)
+    difference = candidates.log_odds[rival] - candidates.log_odds[own]
+    slack = candidates.slack[rival] + candidates.slack[own]
+    return outscores(high, low, difference, pair_reach(own, rival) + slack)
+
+
+def _kept_fit(entries: Entries, classes: int, group: Tensor, low: Tensor, top_k: int) -> Tensor:
+    """The second form of condition 4, summed over the classes of the image."""
+    image = (group // classes)[:, None] * classes
+    groups = image + torch.arange(classes)
+    kept = entries.reaching(groups.flatten(), low.repeat_interleave(classes))
+    in_class = entries.reaching(group, low)
+    return kept_fit(kept.reshape(-1, classes).sum(dim=1), in_class, top_k, MAX_DETECTIONS)
+
+
+def _strays(
+    candidates: Candidates,
+    truths: Truths,
+    truth: Tensor,
+    vouching: Tensor,
+    boxes: Tensor,
+    own: Tensor,
+    size: int,
+    relaxed: bool,
+) -> Tensor:
+    """Condition 5 for all boxes that may vouch and all other objects: thresholds (certifiers,).
+
+    Args:
+        candidates: all.
+        truths: all objects.
+        truth: (P,) the object of each certifier.
+        vouching: (Q,) index of a certifier.
+        boxes: (Q,) index of the certifier's candidate, or of one of its suppressors.
+        own: (Q,) up to which threshold it matches the certifier's object.
+        size: of the image.
+        relaxed: whether the relaxation is used.
+    """
+    objects = truth[vouching]
+    pair, rival = expand(truths.rival_starts[objects], truths.rival_counts[objects])
+    reached = strays_to(
+        candidates.boxes.at(boxes[pair]), truths.rivals[rival], own[pair], size, relaxed
+    )
+    none = torch.full((len(truth),), -1.0, dtype=torch.float64)
+    return none.scatter_reduce(0, vouching[pair], reached, "amax")

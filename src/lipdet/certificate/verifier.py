@@ -1,0 +1,100 @@
+"""All that certificates of one detector need, and the certificate of a batch in one call."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from torch import Tensor
+
+from lipdet.boxes.scores import SigmoidScores
+from lipdet.boxes.select import Decoder, Selection
+from lipdet.certificate.candidates import Candidates, find_candidates
+from lipdet.certificate.certify import MAX_DETECTIONS, Certifiers, PairReach, certifiers
+from lipdet.certificate.cover import Entries, detection_entries
+from lipdet.certificate.head_norms import PairwiseLogits
+from lipdet.certificate.outputs import OutputBounds
+from lipdet.certificate.tightenings import ALL, Tightenings
+from lipdet.certificate.truths import Truths
+from lipdet.types import RawOutput
+
+
+@dataclass(frozen=True)
+class Verifier:
+    """What is known of a detector, and what it does with its outputs.
+
+    Attributes:
+        bounds: constants of single outputs.
+        decoder: of the detector, on the CPU.
+        selection: floor, NMS threshold and top-k for which certificates hold.
+        rounding: how far any output of a forward pass may lie from real arithmetic.
+        collective: (C,) of all logits of a class together; None if unknown.
+        pairwise: of differences of two logits of a class; None if unknown.
+        tightenings: which sharpenings are used.
+    """
+
+    bounds: OutputBounds
+    decoder: Decoder
+    selection: Selection
+    rounding: float = 0.0
+    collective: Tensor | None = None
+    pairwise: PairwiseLogits | None = None
+    tightenings: Tightenings = ALL
+
+    def candidates(self, raw: RawOutput, epsilon: float | Tensor) -> Candidates:
+        """What can exceed the floor in a batch, at one ε or at that of each image (B,)."""
+        return find_candidates(
+            raw, self.bounds, self.decoder, self.selection.score_floor, epsilon, self.rounding
+        )
+
+    def entries(self, candidates: Candidates, epsilon: Tensor) -> Entries:
+        """Bounds on the detections of each image and class; `epsilon` (B,)."""
+        budget = None
+        if self.collective is not None and self.tightenings.collective:
+            budget = (self._factor * epsilon[:, None] * self.collective).flatten()
+        limit = min(self.selection.top_k, MAX_DETECTIONS) + 1
+        return detection_entries(
+            candidates, self.selection.nms_iou, self.decoder.image_size, limit, budget
+        )
+
+    def certifiers(
+        self,
+        candidates: Candidates,
+        truths: Truths,
+        epsilon: Tensor,
+        lowest_iou: float,
+        entries: Entries | None = None,
+    ) -> Certifiers:
+        """The candidates that may vouch for objects, with how far they do; `epsilon` (B,)."""
+        return certifiers(
+            candidates,
+            truths,
+            self.selection,
+            self.decoder.image_size,
+            lowest_iou,
+            entries,
+            self._pair_reach(candidates, epsilon),
+            self.tightenings,
+        )
+
+    def _pair_reach(self, candidates: Candidates, epsilon: Tensor) -> PairReach | None:
+        pairwise = self.pairwise
+        if pairwise is None or not self.tightenings.pairwise:
+            return None
+
+        def reach(own: Tensor, rival: Tensor) -> Tensor:
+            image, label = self._place(candidates, own)
+            anchors = candidates.anchor[own], candidates.anchor[rival]
+            return self._factor * epsilon[image] * pairwise.constants(*anchors, label)
+
+        return reach
+
+    @staticmethod
+    def _place(candidates: Candidates, index: Tensor) -> tuple[Tensor, Tensor]:
+        group = candidates.group[index]
+        return group // candidates.classes, group % candidates.classes
+
+    @property
+    def _factor(self) -> float:
+        scores = self.decoder.scores
+        assert isinstance(scores, SigmoidScores), "collective and pairwise constants are one-vs-all"
+        return scores.temperature

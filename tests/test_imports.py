@@ -38,6 +38,8 @@ ALLOWED: dict[str, set[str]] = {
     | {"attack", "boxes", "certificate", "checkpoint", "config", "detector", "images"}
     | {"progress", "types", "versions"},
     "detect": BASE | {"boxes", "config", "detector", "evaluate", "images", "types"},
+    "export": BASE
+    | {"boxes", "certificate", "checkpoint", "config", "detector", "layers", "types", "versions"},
     "job": BASE | {"config"},
     "train_log": BASE,
     "train_state": BASE | {"checkpoint", "config", "detector"},

@@ -13,7 +13,7 @@ from pathlib import Path
 from jsonargparse import Namespace
 
 from lipdet import __version__
-from lipdet.commands import data, demo, detect, eval, lipschitz, train
+from lipdet.commands import attack, data, demo, detect, eval, export, lipschitz, train
 from lipdet.commands.options import PROGRAM, Parser, fail
 from lipdet.errors import InputError
 from lipdet.train import NonFiniteLossError
@@ -24,6 +24,8 @@ VERBS = {
     "eval": eval.VERB,
     "detect": detect.VERB,
     "lipschitz": lipschitz.VERB,
+    "attack": attack.VERB,
+    "export": export.VERB,
     "demo": demo.VERB,
 }
 

@@ -1,0 +1,1 @@
+"""Detectors as files for other programs: folded, self-describing, and checked against torch."""

@@ -1,0 +1,92 @@
+"""An exported ONNX model as a detector: the network runs in ONNX Runtime, the rest in lipdet."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from lipdet.boxes import Decoder
+from lipdet.errors import InputError
+from lipdet.export.metadata import KEY, read_decoder
+from lipdet.export.network import RAW
+from lipdet.types import RawOutput
+
+
+class OnnxNetwork:
+    """Images to raw output, computed by ONNX Runtime on the CPU; torch only carries the arrays.
+
+    Attributes:
+        decoder: what turns the raw output into boxes.
+        metadata: what the model says about itself.
+    """
+
+    def __init__(self, model: bytes, threads: int = 0) -> None:
+        """Open a model.
+
+        Args:
+            model: the content of the file.
+            threads: of one run; 0 leaves the choice to ONNX Runtime.
+
+        Raises:
+            ImportError: ONNX Runtime is not installed.
+            KeyError, RuntimeError, TypeError, ValueError: no model that lipdet exported.
+        """
+        # Not needed by the rest of the package.
+        import onnxruntime
+
+        settings = onnxruntime.SessionOptions()
+        settings.intra_op_num_threads = threads
+        # Its warnings concern the exporter, not the user.
+        settings.log_severity_level = 3
+        self._session = onnxruntime.InferenceSession(
+            model, settings, providers=["CPUExecutionProvider"]
+        )
+        stored = self._session.get_modelmeta().custom_metadata_map
+        self.metadata: dict[str, Any] = json.loads(stored[KEY])
+        self.decoder: Decoder = read_decoder(self.metadata)
+
+    def __call__(self, images: Tensor) -> RawOutput:
+        """Images (B, 3, S, S) in [0, 1] to logits (B, A, K) and offsets (B, A, 4)."""
+        logits, offsets = self.run(images, RAW)
+        return RawOutput(logits, offsets)
+
+    def run(self, images: Tensor, names: tuple[str, ...]) -> list[Tensor]:
+        """The outputs of these names."""
+        found = self._session.run(list(names), {"images": images.cpu().float().numpy()})
+        return [torch.from_numpy(array) for array in found]
+
+
+@dataclass(frozen=True)
+class LoadedModel:
+    """An exported model and its class names."""
+
+    name: str
+    detector: OnnxNetwork
+    class_names: tuple[str, ...]
+
+
+def load_onnx(path: Path) -> LoadedModel:
+    """Open a file that `lipdet export --format onnx` wrote.
+
+    Raises:
+        InputError: it is missing, no such file, or ONNX Runtime is not installed.
+    """
+    try:
+        network = OnnxNetwork(path.read_bytes())
+        names = tuple(network.metadata["detector"]["class_names"])
+    except ImportError:
+        raise InputError(
+            f"{path} needs ONNX Runtime; install it with: pip install 'lipdet[onnx]'."
+        ) from None
+    except FileNotFoundError:
+        raise InputError(f"{path}: no such file; `lipdet export` writes one.") from None
+    # ONNX Runtime has many exceptions of its own, all of them direct children of Exception.
+    except Exception as error:
+        reason = " ".join(str(error).split())[:120]
+        raise InputError(f"{path} is no model that lipdet exported ({reason}).") from None
+    return LoadedModel(str(path), network, names)

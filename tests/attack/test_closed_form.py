@@ -157,4 +157,4 @@ def test_clipping_to_pixel_values_is_respected_and_used() -> None:
     free = torch.where(-one[0, 0] > 0, -one[0, 0], 0)
     gain = float(((attacked - black).flatten() * -one[0, 0]).sum())
     assert gain >= SHARE * EPSILON * float(free.norm())
-    assert np.isclose(float((attacked - black).norm()), EPSILON, rtol=1e-4)
+    assert np.isclose(float((attacked - black).norm()), EPSILON, rtol=1e-3)

@@ -1,10 +1,17 @@
 """Attacks that deserve the name: projected gradients and random search on detectors."""
 
-from lipdet.attack.loop import climb
 from lipdet.attack.damage import recall
 from lipdet.attack.gradient import attack_batch, attack_images
+from lipdet.attack.loop import climb
 from lipdet.attack.objectives import OBJECTIVES
-from lipdet.attack.outcome import Outcome, attack_and_detect, detect, look, worst_of
+from lipdet.attack.outcome import (
+    Outcome,
+    attack_and_detect,
+    attack_unlabelled,
+    detect,
+    look,
+    worst_of,
+)
 from lipdet.attack.settings import NAMED_EPSILONS, AttackSettings, check_epsilon, parse_epsilon
 from lipdet.attack.square import square_attack
 from lipdet.attack.torchvision_models import attack_torchvision
@@ -18,6 +25,7 @@ __all__ = [
     "attack_batch",
     "attack_images",
     "attack_torchvision",
+    "attack_unlabelled",
     "check_epsilon",
     "climb",
     "detect",

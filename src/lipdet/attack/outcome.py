@@ -11,11 +11,11 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from lipdet.attack.loop import OnStep
 from lipdet.attack.damage import damage
 from lipdet.attack.gradient import attack_batch, frozen
+from lipdet.attack.loop import OnStep
 from lipdet.attack.settings import AttackSettings
-from lipdet.boxes import AP_SELECTION, Selection, select_detections
+from lipdet.boxes import AP_SELECTION, DISPLAY_SELECTION, Selection, select_detections
 from lipdet.detector import SSD
 from lipdet.types import Detections, Target
 
@@ -58,9 +58,40 @@ def attack_and_detect(
     return look(detector, attacked, targets)
 
 
-def look(detector: SSD, images: Tensor, targets: Sequence[Target]) -> Outcome:
+def attack_unlabelled(
+    detector: SSD,
+    images: Tensor,
+    attacks: Sequence[AttackSettings],
+    on_step: OnStep | None = None,
+) -> tuple[Outcome, Outcome]:
+    """Attack images without annotation: what the detector shows on them is taken for the truth.
+
+    Args:
+        detector: attacks and looks.
+        images: (B, 3, S, S) in [0, 1].
+        attacks: the worst of them counts, per image.
+        on_step: told about every step of every attack.
+
+    Returns:
+        What is shown on the clean images, and on the attacked ones.
+    """
+    shown = detect(detector, images, DISPLAY_SELECTION)
+    targets = [Target(boxes=one["boxes"], labels=one["labels"]) for one in shown]
+    attacked = [attack_batch(detector, images, targets, one, on_step=on_step) for one in attacks]
+    clean, *outcomes = (
+        look(detector, batch, targets, DISPLAY_SELECTION) for batch in [images, *attacked]
+    )
+    return clean, worst_of(outcomes)
+
+
+def look(
+    detector: SSD,
+    images: Tensor,
+    targets: Sequence[Target],
+    selection: Selection = AP_SELECTION,
+) -> Outcome:
     """Detections and damage on images as they are."""
-    detections = detect(detector, images)
+    detections = detect(detector, images, selection)
     damages = [damage(one, target) for one, target in zip(detections, targets, strict=True)]
     return Outcome(images, detections, damages)
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal, get_args
 
 from lipdet.attack.objectives import OBJECTIVES
@@ -11,6 +11,7 @@ from lipdet.errors import InputError
 
 Norm = Literal["l2", "linf"]
 ScheduleName = Literal["pgd", "apgd"]
+AttackName = Literal["pgd", "apgd", "worst"]
 
 # The reference experiment attacks by L2 PGD with a radius of 0.5 and does not say in which unit.
 # Its preprocessing maps pixels to [-1, 1], where 0.5 is 0.25 here; docs/attacks.md has the reasons.
@@ -57,6 +58,13 @@ class AttackSettings:
                 raise InputError(
                     f"{name} {getattr(self, name)!r} is unknown; choose one of: {', '.join(known)}."
                 )
+
+
+def single_attacks(attack: AttackName, settings: AttackSettings) -> list[AttackSettings]:
+    """The attacks behind a name: pgd or apgd with the objective given, or PGD with every one."""
+    if attack != "worst":
+        return [replace(settings, schedule=attack)]
+    return [replace(settings, schedule="pgd", objective=name) for name in OBJECTIVES]
 
 
 def check_epsilon(epsilon: float) -> None:

@@ -16,8 +16,8 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor, nn
 
-from lipdet.attack.loop import Objective, OnStep
 from lipdet.attack.gradient import attack_images, frozen
+from lipdet.attack.loop import Objective, OnStep
 from lipdet.attack.settings import AttackSettings
 from lipdet.errors import InputError
 from lipdet.types import Target

@@ -8,7 +8,7 @@ from pathlib import Path
 from rich.console import Console
 
 from lipdet.attack import AttackSettings
-from lipdet.attack.settings import Norm
+from lipdet.attack.settings import AttackName, Norm
 from lipdet.checkpoint import load_detector
 from lipdet.commands.attack_options import EPSILON_HELP, parse_epsilons
 from lipdet.commands.options import (
@@ -22,7 +22,7 @@ from lipdet.commands.options import (
     verb_parser,
 )
 from lipdet.errors import InputError
-from lipdet.evaluate.attacked import AttackName, Campaign
+from lipdet.evaluate.attacked import Campaign
 from lipdet.evaluate.run import evaluate
 from lipdet.images.spec import open_data
 from lipdet.report.attacks import attacked_table

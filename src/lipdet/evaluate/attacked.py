@@ -15,12 +15,13 @@ import copy
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from lipdet.attack import OBJECTIVES, AttackSettings, attack_and_detect, recall
+from lipdet.attack import AttackSettings, attack_and_detect, recall
+from lipdet.attack.settings import AttackName, single_attacks
 from lipdet.boxes import DISPLAY_SELECTION
 from lipdet.detector import SSD
 from lipdet.evaluate.attack_state import Found, attack_key, read_chunk, write_chunk
@@ -28,7 +29,6 @@ from lipdet.evaluate.average_precision import average_precision
 from lipdet.images.pack import Pack
 from lipdet.progress import track
 
-AttackName = Literal["pgd", "apgd", "worst"]
 CHUNK = 32
 # Of the recall that is reported beside AP: what a user is shown.
 RECALL_SCORE = DISPLAY_SELECTION.score_floor
@@ -41,7 +41,7 @@ class Campaign:
     Attributes:
         attack: pgd or apgd with the objective of `settings`, or worst: PGD with every objective.
         epsilons: radii, in [0, 1] pixel units at the network's input size.
-        settings: everything else; its epsilon and schedule are replaced.
+        settings: everything else; its epsilon and schedule do not matter.
         state: folder for finished chunks, or None to keep none.
     """
 
@@ -49,14 +49,6 @@ class Campaign:
     epsilons: tuple[float, ...]
     settings: AttackSettings
     state: Path | None = None
-
-    def singles(self, epsilon: float) -> list[AttackSettings]:
-        """The single attacks at one radius."""
-        schedule: Literal["pgd", "apgd"] = "apgd" if self.attack == "apgd" else "pgd"
-        chosen = replace(self.settings, epsilon=epsilon, schedule=schedule)
-        if self.attack != "worst":
-            return [chosen]
-        return [replace(chosen, objective=name) for name in OBJECTIVES]
 
 
 def attacked_results(detector: SSD, pack: Pack, campaign: Campaign) -> list[dict[str, Any]]:
@@ -130,7 +122,7 @@ def worst(candidates: Sequence[Found]) -> Found:
 
 
 def _entry(detector: SSD, pack: Pack, campaign: Campaign, epsilon: float) -> dict[str, Any]:
-    singles = campaign.singles(epsilon)
+    singles = single_attacks(campaign.attack, replace(campaign.settings, epsilon=epsilon))
     found = [attack_pack(detector, pack, single, campaign.state) for single in singles]
     figures = {
         single.objective: measure(one, pack) for single, one in zip(singles, found, strict=True)

@@ -1,0 +1,141 @@
+"""`lipdet attack`: attack single pictures and show what became of them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from lipdet.attack import AttackSettings, attack_unlabelled
+from lipdet.attack.settings import AttackName, Norm, single_attacks
+from lipdet.checkpoint import load_detector
+from lipdet.commands.attack_options import EPSILON_HELP, parse_epsilons
+from lipdet.commands.options import (
+    DETECTOR_HELP,
+    Parser,
+    Verb,
+    as_json,
+    check_folder,
+    distinct_stems,
+    verb_parser,
+)
+from lipdet.images.crop import Region, cut, full_region, out_of_region
+from lipdet.images.source import load_rgb
+from lipdet.progress import progress_bar
+from lipdet.report.attacks import attack_panel
+from lipdet.types import Detections
+from lipdet.versions import versions
+
+
+def parser() -> Parser:
+    """Options of `run`."""
+    parser = verb_parser(
+        "Attack pictures: change them by at most epsilon so that the detector errs.",
+        "lipdet attack naive door.jpg --epsilon 0.5 --out attacked",
+    )
+    parser.add_argument("detector", help=DETECTOR_HELP)
+    parser.add_argument("images", nargs="+", type=Path, help="picture files")
+    parser.add_argument("--epsilon", nargs=1, default=[], metavar="E", help=EPSILON_HELP)
+    parser.add_function_arguments(run, skip={"detector", "images", "epsilon"})
+    return parser
+
+
+def run(
+    detector: str,
+    images: Sequence[Path],
+    epsilon: Sequence[str],
+    out: Path,
+    attack: AttackName = "worst",
+    objective: str = "multibox",
+    norm: Norm = "l2",
+    steps: int = 50,
+    restarts: int = 1,
+    seed: int = 0,
+) -> None:
+    """Attack each whole picture, letter-boxed to the network's input.
+
+    Args:
+        detector: DETECTOR.
+        images: picture files.
+        epsilon: radius.
+        out: folder for a panel NAME.png of each picture and one attack.json for all.
+        attack: pgd or apgd with one objective, or worst: PGD with every objective.
+        objective: what pgd and apgd raise: multibox, classification, localisation, vanish,
+            mislabel or fabricate.
+        norm: of the perturbation, l2 or linf.
+        steps: gradients per start.
+        restarts: random starts.
+        seed: of the random starts.
+    """
+    [radius] = parse_epsilons(epsilon)
+    settings = AttackSettings(
+        radius, objective, norm=norm, steps=steps, restarts=restarts, seed=seed
+    )
+    check_folder(out)
+    loaded = load_detector(detector)
+    model, names = loaded.detector, loaded.detector.config.class_names
+    photographs = [load_rgb(path) for path in images]
+    regions = [full_region(photograph.width, photograph.height) for photograph in photographs]
+    size = model.config.image_size
+    cuts = [cut(one, region, size) for one, region in zip(photographs, regions, strict=True)]
+    clean = torch.from_numpy(np.stack(cuts)).permute(0, 3, 1, 2).float() / 255
+    singles = single_attacks(attack, settings)
+    with progress_bar() as bar:
+        task = bar.add_task("Attacking", total=len(singles) * len(images) * restarts * (steps + 1))
+        before, after = attack_unlabelled(
+            model, clean, singles, lambda step, places, values: bar.advance(task, len(places))
+        )
+    out.mkdir(parents=True, exist_ok=True)
+    entries = []
+    for index, (path, stem) in enumerate(zip(images, distinct_stems(images), strict=True)):
+        found = (before.detections[index], after.detections[index])
+        panel = attack_panel(before.images[index], after.images[index], found, names)
+        panel.save(out / f"{stem}.png")
+        change = (after.images[index] - before.images[index]).double()
+        photograph, region = photographs[index], regions[index]
+        entries.append(
+            {
+                "image": str(path),
+                "width": photograph.width,
+                "height": photograph.height,
+                "region": list(region),
+                "distance": {"l2": float(change.norm()), "linf": float(change.abs().max())},
+                "clean": _as_list(found[0], region, size, names),
+                "attacked": _as_list(found[1], region, size, names),
+            }
+        )
+        print(f"{path}: {_text(found[0], names)} → {_text(found[1], names)}")
+    result = {
+        "weights": loaded.name,
+        "epsilon": radius,
+        "attack": attack,
+        "norm": norm,
+        "objectives": [single.objective for single in singles],
+        "steps": steps,
+        "restarts": restarts,
+        "seed": seed,
+        "versions": versions(),
+        "pictures": entries,
+    }
+    (out / "attack.json").write_text(as_json(result) + "\n")
+    print(f"Panels and attack.json: {out}")
+
+
+def _as_list(
+    found: Detections, region: Region, size: int, names: Sequence[str]
+) -> list[dict[str, Any]]:
+    """Detections with boxes in pixels of the picture."""
+    boxes = out_of_region(found["boxes"].numpy(), region, size).tolist()
+    rows = zip(boxes, found["labels"].tolist(), found["scores"].tolist(), strict=True)
+    return [{"box": box, "label": names[label], "score": score} for box, label, score in rows]
+
+
+def _text(found: Detections, names: Sequence[str]) -> str:
+    order = found["boxes"][:, 0].argsort()
+    return " ".join(names[label] for label in found["labels"][order].tolist()) or "nothing"
+
+
+VERB = Verb("change pictures so that the detector errs", parser, run)

@@ -20,6 +20,7 @@ Notable choices:
 
 from __future__ import annotations
 
+import functools
 import itertools
 from typing import NamedTuple
 
@@ -30,28 +31,45 @@ from lipdet.certificate.box_range import BoxRange, corner_range
 
 
 class _Vertex(NamedTuple):
-    """What one axis contributes: the overlap and both boxes' sides, each (...)."""
+    """What one axis contributes: both boxes' sides in units of their overlap; ∞ if there is none.
 
-    overlap: Tensor
-    side_a: Tensor
-    side_b: Tensor
+    1 / IoU + 1 = (w_a·h_a + w_b·h_b) / (I_x·I_y) is the product of `a` of both axes plus that of
+    `b`.
+    """
+
+    a: Tensor
+    b: Tensor
 
 
-def min_iou_fixed(boxes: BoxRange, fixed: Tensor) -> Tensor:
-    """The lowest IoU of an uncertain box, not clipped, with a known one; exact.
+def min_iou_fixed(boxes: BoxRange, fixed: Tensor, size: float | None = None) -> Tensor:
+    """The lowest IoU of an uncertain box with a known one; exact, up to float64.
 
-    Where `fixed` lies in the image, this is a lower bound for the clipped box too: clipping takes
-    away only what lies outside `fixed`.
+    Where `fixed` lies in the image, the result without `size` is a lower bound for the clipped box
+    too, since clipping takes away only what lies outside `fixed`; with `size` it is the least.
 
     Args:
         boxes: (..., 4).
         fixed: (..., 4) xyxy pixels.
+        size: side of the image to which the uncertain box is clipped; None if it is not.
 
     Returns:
         (...) float64.
     """
     known = _known(fixed)
-    return _least(*(_vertices_of_centers(boxes, known, axis) for axis in (0, 1)))
+    lowest = _least(*(_vertices_of_centers(boxes, known, axis) for axis in (0, 1)))
+    if size is None:
+        return lowest
+    reaches = _reaches_border(boxes, size).any(dim=-1).expand(lowest.shape)
+    some, one = _where(reaches, boxes, known)
+    corners, _ = corner_range(one)
+    axes = [
+        [
+            _vertex(*ends, corners[:, axis], corners[:, axis + 2])
+            for ends in _points_after_clipping(some, axis, size)
+        ]
+        for axis in (0, 1)
+    ]
+    return lowest.masked_scatter(reaches, _least(*axes))
 
 
 def min_iou_pair(a: BoxRange, b: BoxRange, size: float | None) -> Tensor:
@@ -68,21 +86,48 @@ def min_iou_pair(a: BoxRange, b: BoxRange, size: float | None) -> Tensor:
     Returns:
         (...) float64.
     """
+    lowest = _least(*(_vertices_of_centers(a, b, axis) for axis in (0, 1)))
     if size is None:
-        return _least(*(_vertices_of_centers(a, b, axis) for axis in (0, 1)))
-    corners = (corner_range(a, size), corner_range(b, size))
+        return lowest
     reaches = _reaches_border(a, size) | _reaches_border(b, size)
+    some = reaches.any(dim=-1)
+    (a, b), reaches = _where(some, a, b), reaches[some]
+    corners = corner_range(a, size), corner_range(b, size)
     axes = []
     for axis in (0, 1):
-        inner = _vertices_of_centers(a, b, axis)
         outer = _vertices_of_corners(*corners, axis)
+        inner = _vertices_of_centers(a, b, axis)
         axes.append(
             [
-                _Vertex(*(torch.where(reaches[..., axis], x, y) for x, y in zip(o, i, strict=True)))
+                _Vertex(*(torch.where(reaches[:, axis], x, y) for x, y in zip(o, i, strict=True)))
                 for o, i in zip(outer, inner, strict=True)
             ]
         )
-    return _least(*axes)
+    return lowest.masked_scatter(some, _least(*axes))
+
+
+def min_iou_pair_clipped(a: BoxRange, b: BoxRange, size: float) -> Tensor:
+    """The lowest IoU of two uncertain boxes that are clipped to the image; exact, and slow.
+
+    The argument for one box (`_points_after_clipping`) holds for each of two: overlap is concave in
+    both, and each one's clipped side bends where that one meets the border.
+
+    Args:
+        a: (P, 4).
+        b: (P, 4).
+        size: side of the image.
+
+    Returns:
+        (P,) float64.
+    """
+    axes = []
+    for axis in (0, 1):
+        pairs = itertools.product(*(_points_after_clipping(r, axis, size) for r in (a, b)))
+        vertices = [_vertex(*x, *y) for x, y in pairs]
+        axes.append(torch.stack([torch.stack(vertex, dim=-1) for vertex in vertices], dim=-2))
+    # Without ∞, of which a matrix product makes NaN in a sum of one term as well.
+    highest = (axes[0].clamp(max=1e100) @ axes[1].clamp(max=1e100).mT).flatten(-2).amax(dim=-1)
+    return 1 / (highest - 1)
 
 
 def max_iou_fixed(boxes: BoxRange, fixed: Tensor, size: float | None) -> Tensor:
@@ -135,6 +180,11 @@ def _known(boxes: Tensor) -> BoxRange:
     return BoxRange(*[torch.cat([centers, sides], dim=-1)] * 2)
 
 
+def _where(mask: Tensor, *ranges: BoxRange) -> list[BoxRange]:
+    """Ranges that broadcast to the shape of a mask, at its true places: (P, 4) each."""
+    return [BoxRange(*(x.expand(*mask.shape, 4)[mask] for x in each)) for each in ranges]
+
+
 def _vertices_of_centers(a: BoxRange, b: BoxRange, axis: int) -> list[_Vertex]:
     """Every combination of sides, with the centres as far apart as they can be."""
     apart = torch.maximum(
@@ -142,11 +192,7 @@ def _vertices_of_centers(a: BoxRange, b: BoxRange, axis: int) -> list[_Vertex]:
     )
     sides = [(r.low[..., axis + 2], r.high[..., axis + 2]) for r in (a, b)]
     return [
-        _Vertex(
-            torch.minimum(torch.minimum(x, y), (x + y) / 2 - apart).clamp_min(0),
-            x,
-            y,
-        )
+        _ratios(torch.minimum(torch.minimum(x, y), (x + y) / 2 - apart), x, y)
         for x, y in itertools.product(*sides)
     ]
 
@@ -156,19 +202,52 @@ def _vertices_of_corners(
 ) -> list[_Vertex]:
     """Both ways of moving the two first corners apart, times both of the two second ones.
 
-    A combination may have a corner beyond its opposite; its overlap is 0 then, as it is for a real
-    box on the way there.
+    A combination may have a corner beyond its opposite; it has no overlap then, as some real box on
+    the way there has none.
     """
     starts = [(x[..., axis], y[..., axis]) for x, y in ((a[0], b[1]), (a[1], b[0]))]
     ends = [(x[..., axis + 2], y[..., axis + 2]) for x, y in ((a[0], b[1]), (a[1], b[0]))]
     return [
-        _Vertex(
-            (torch.minimum(end_a, end_b) - torch.maximum(start_a, start_b)).clamp_min(0),
-            end_a - start_a,
-            end_b - start_b,
-        )
+        _vertex(start_a, end_a, start_b, end_b)
         for (start_a, start_b), (end_a, end_b) in itertools.product(starts, ends)
     ]
+
+
+def _points_after_clipping(boxes: BoxRange, axis: int, size: float) -> list[tuple[Tensor, Tensor]]:
+    """The pairs of clipped corners along one axis that decide, whatever the other box.
+
+    The clipped side is linear in centre c and side s but for bends, where c − s/2 = 0 and where
+    c + s/2 = size. Within each part the argument for vertices holds, so the least IoU is at a
+    vertex of a part: one of the range, an end of a bend, or where the bends cross. There the box is
+    the whole image, as it is at the longer end of either bend.
+    """
+    centers = boxes.low[..., axis], boxes.high[..., axis]
+    sides = boxes.low[..., axis + 2], boxes.high[..., axis + 2]
+    points = [(c - s / 2, c + s / 2) for c in centers for s in sides]
+    # Along a bend the box runs from a border over any side that both intervals allow.
+    to_first = 2 * centers[0], 2 * centers[1]
+    to_last = 2 * (size - centers[1]), 2 * (size - centers[0])
+    for (least, most), at_first in ((to_first, True), (to_last, False)):
+        shortest, longest = torch.maximum(least, sides[0]), torch.minimum(most, sides[1])
+        for side in (shortest, longest):
+            zero = torch.zeros_like(side)
+            ends = (zero, side) if at_first else (size - side, zero + size)
+            # Where there is no bend, a vertex stands in.
+            pairs = zip(ends, points[0], strict=True)
+            x1, x2 = (torch.where(shortest <= longest, x, y) for x, y in pairs)
+            points.append((x1, x2))
+    return [(x1.clamp(0, size), x2.clamp(0, size)) for x1, x2 in points]
+
+
+def _vertex(start_a: Tensor, end_a: Tensor, start_b: Tensor, end_b: Tensor) -> _Vertex:
+    overlap = torch.minimum(end_a, end_b) - torch.maximum(start_a, start_b)
+    return _ratios(overlap, end_a - start_a, end_b - start_b)
+
+
+def _ratios(overlap: Tensor, side_a: Tensor, side_b: Tensor) -> _Vertex:
+    # Lengths below any of interest keep 0/0 out; they only lower the IoU.
+    scale = overlap.clamp_min(1e-100).reciprocal()
+    return _Vertex(side_a.clamp_min(1e-50) * scale, side_b.clamp_min(1e-50) * scale)
 
 
 def _reaches_border(boxes: BoxRange, size: float) -> Tensor:
@@ -179,24 +258,13 @@ def _reaches_border(boxes: BoxRange, size: float) -> Tensor:
 
 def _least(along_x: list[_Vertex], along_y: list[_Vertex]) -> Tensor:
     """The lowest IoU over all combinations of a vertex of each axis."""
-    found = [
-        _ratio(x.overlap * y.overlap, x.side_a * y.side_a + x.side_b * y.side_b)
-        for x, y in itertools.product(along_x, along_y)
-    ]
-    lowest = found[0]
-    for iou in found[1:]:
-        lowest = torch.minimum(lowest, iou)
-    return lowest
+    pairs = itertools.product(along_x, along_y)
+    return 1 / (functools.reduce(torch.maximum, (x.a * y.a + x.b * y.b for x, y in pairs)) - 1)
 
 
 def _iou(a: Tensor, b: Tensor) -> Tensor:
-    """IoU of boxes (..., 4) xyxy, one by one."""
+    """IoU of boxes (..., 4) xyxy, one by one; 0 where the union is empty."""
     ends = torch.minimum(a[..., 2:], b[..., 2:])
-    overlap = (ends - torch.maximum(a[..., :2], b[..., :2])).clamp_min(0)
+    overlap = (ends - torch.maximum(a[..., :2], b[..., :2])).clamp_min(0).prod(dim=-1)
     areas = (a[..., 2:] - a[..., :2]).prod(dim=-1) + (b[..., 2:] - b[..., :2]).prod(dim=-1)
-    return _ratio(overlap.prod(dim=-1), areas)
-
-
-def _ratio(intersection: Tensor, areas: Tensor) -> Tensor:
-    """Intersection over union of known areas, 0 where the union is empty."""
-    return intersection / (areas - intersection).clamp_min(1e-300)
+    return overlap / (areas - overlap).clamp_min(1e-300)

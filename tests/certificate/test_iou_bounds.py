@@ -1,0 +1,202 @@
+"""Lowest and highest IoU of uncertain boxes, against a dense search over the boxes themselves.
+
+LIPDET_IOU_CASES and LIPDET_IOU_SAMPLES make the search as long as one likes.
+"""
+
+from __future__ import annotations
+
+import os
+
+import pytest
+import torch
+from torch import Tensor
+from torchvision.ops import nms
+
+from lipdet.boxes import BoxCoding
+from lipdet.certificate.box_range import BoxRange, box_range, corner_range
+from lipdet.certificate.iou_bounds import (
+    max_iou_fixed,
+    max_iou_pair,
+    min_iou_fixed,
+    min_iou_pair,
+    min_iou_pair_clipped,
+)
+from tests.certificate.dense_search import KINDS, SIZE, random_ranges, search
+
+# Over all kinds, clipped and not, one and two uncertain boxes. The bar is 3,000 and 10⁵ samples;
+# that takes ten minutes and is run by hand.
+CASES = int(os.environ.get("LIPDET_IOU_CASES", "560"))
+SAMPLES = int(os.environ.get("LIPDET_IOU_SAMPLES", "6000"))
+# What float64 can be off by.
+ROUNDING = 1e-12
+AT_ONCE = 20
+ROUNDS = -(-CASES // (4 * len(KINDS) * AT_ONCE))
+
+
+def xyxy(boxes: Tensor) -> Tensor:
+    half_sides = boxes[..., 2:] / 2
+    return torch.cat([boxes[..., :2] - half_sides, boxes[..., :2] + half_sides], dim=-1)
+
+
+def iou(a: Tensor, b: Tensor, size: float | None) -> Tensor:
+    """IoU of boxes cx, cy, w, h; 0 where torchvision has 0/0."""
+    a, b = xyxy(a), xyxy(b)
+    if size is not None:
+        a, b = a.clamp(0, size), b.clamp(0, size)
+    overlap = torch.minimum(a[..., 2:], b[..., 2:]) - torch.maximum(a[..., :2], b[..., :2])
+    both = overlap.clamp_min(0).prod(dim=-1)
+    union = (a[..., 2:] - a[..., :2]).prod(dim=-1) + (b[..., 2:] - b[..., :2]).prod(dim=-1) - both
+    return (both / union).nan_to_num(0)
+
+
+def point(boxes: Tensor) -> BoxRange:
+    """Known boxes xyxy as ranges."""
+    centers = (boxes[..., :2] + boxes[..., 2:]) / 2
+    centered = torch.cat([centers, boxes[..., 2:] - boxes[..., :2]], dim=-1)
+    return BoxRange(centered, centered)
+
+
+@pytest.mark.parametrize("size", [None, SIZE])
+@pytest.mark.parametrize("kind", KINDS)
+def test_bounds_with_a_known_box(kind: str, size: float | None) -> None:
+    generator = torch.Generator().manual_seed(KINDS.index(kind))
+    for _ in range(ROUNDS):
+        known = xyxy(random_ranges("anywhere", AT_ONCE, generator).low).clamp(0, SIZE)
+        ranges = random_ranges(kind, AT_ONCE, generator, near=point(known))
+        lowest, highest = search(
+            lambda a, b: iou(a, b, size), [ranges, point(known)], SAMPLES, generator
+        )
+        found = min_iou_fixed(ranges, known, size)
+        assert (found <= lowest + ROUNDING).all()
+        assert (lowest - found).max() < 1e-3
+        # The known box lies in the image, where a box that is not clipped has the lower IoU.
+        assert (min_iou_fixed(ranges, known) <= lowest + ROUNDING).all()
+        assert (max_iou_fixed(ranges, known, size) >= highest - ROUNDING).all()
+        assert (max_iou_fixed(ranges, known, size) <= 1 + ROUNDING).all()
+
+
+@pytest.mark.parametrize("size", [None, SIZE])
+@pytest.mark.parametrize("kind", KINDS)
+def test_bounds_of_two_uncertain_boxes(kind: str, size: float | None) -> None:
+    generator = torch.Generator().manual_seed(100 + KINDS.index(kind))
+    for first in range(ROUNDS):
+        a = random_ranges(KINDS[first % 3], AT_ONCE, generator)
+        b = random_ranges(kind, AT_ONCE, generator, near=a)
+        lowest, highest = search(lambda x, y: iou(x, y, size), [a, b], SAMPLES, generator)
+        exact = min_iou_pair(a, b, None) if size is None else min_iou_pair_clipped(a, b, size)
+        assert (exact <= lowest + ROUNDING).all()
+        assert (lowest - exact).max() < 1e-3
+        assert (min_iou_pair(a, b, size) <= exact + ROUNDING).all()
+        assert (max_iou_pair(a, b, size) >= highest - ROUNDING).all()
+        assert (max_iou_pair(a, b, size) <= 1 + ROUNDING).all()
+
+
+def test_known_boxes_have_their_iou() -> None:
+    generator = torch.Generator().manual_seed(0)
+    a, b = (random_ranges("certain", 300, generator).low for _ in range(2))
+    first, second = BoxRange(a, a), BoxRange(b, b)
+    for size in (None, SIZE):
+        wanted = iou(a, b, size)
+        for bound in (min_iou_pair, max_iou_pair):
+            torch.testing.assert_close(bound(first, second, size), wanted)
+        torch.testing.assert_close(
+            max_iou_fixed(first, xyxy(b).clamp(0, SIZE), SIZE), iou(a, b, SIZE)
+        )
+
+
+def test_leading_dimensions_are_broadcast() -> None:
+    generator = torch.Generator().manual_seed(0)
+    a, b = random_ranges("border", 5, generator), random_ranges("anywhere", 7, generator)
+    rows, columns = a.at((slice(None), None)), b.at(None)
+    for bound in (min_iou_pair, max_iou_pair):
+        for size in (None, SIZE):
+            table = bound(rows, columns, size)
+            assert table.shape == (5, 7)
+            torch.testing.assert_close(table[:, 2], bound(a, b.at([2]), size))
+    table = min_iou_fixed(rows, xyxy(b.low), SIZE)
+    torch.testing.assert_close(table[:, 3], min_iou_fixed(a, xyxy(b.low[3]), SIZE))
+
+
+def test_vertices_give_no_upper_bound() -> None:
+    generator = torch.Generator().manual_seed(0)
+    known = xyxy(random_ranges("anywhere", 200, generator).low)
+    ranges = random_ranges("anywhere", 200, generator, near=point(known))
+    bits = torch.cartesian_prod(*[torch.tensor([0.0, 1.0], dtype=torch.float64)] * 4)
+    vertices = ranges.low + bits[:, None] * (ranges.high - ranges.low)
+    best_vertex = iou(vertices, point(known).low, None).amax(dim=0)
+    _, highest = search(lambda a, b: iou(a, b, None), [ranges, point(known)], 4000, generator)
+    too_low = best_vertex < highest - 1e-3
+    # THEORY §4 has 47 % for boxes of its own kind.
+    assert 0.3 < too_low.double().mean() < 0.9
+    assert (max_iou_fixed(ranges, known, None) >= highest).all()
+
+
+def test_clipping_breaks_the_vertex_rule() -> None:
+    # THEORY §4, in an image of side 1 (all of y is covered): vertices .571, centre .444.
+    known = torch.tensor([0.3, 0.0, 0.7, 1.0], dtype=torch.float64)
+    low = torch.tensor([0.25, 0.5, 0.9, 1.0], dtype=torch.float64)
+    high = torch.tensor([0.75, 0.5, 0.9, 1.0], dtype=torch.float64)
+    at_vertices = torch.stack([iou(x, point(known).low, 1.0) for x in (low, high)])
+    torch.testing.assert_close(at_vertices, torch.full_like(at_vertices, 4 / 7))
+    at_center = iou((low + high) / 2, point(known).low, 1.0)
+    assert at_center == pytest.approx(4 / 9)
+    ranges = BoxRange(low, high)
+    # Oracle: w = .9 covers the known .4 wherever it is clipped by less than it sticks out.
+    assert min_iou_fixed(ranges, known, 1.0) == pytest.approx(4 / 9)
+    # Not clipped, the box at a vertex reaches from −.2 to .7.
+    assert min_iou_fixed(ranges, known) == pytest.approx(4 / 9)
+    assert min_iou_pair_clipped(ranges.at(None), point(known).at(None), 1.0) == pytest.approx(4 / 9)
+    assert min_iou_pair(ranges, point(known), 1.0) <= 4 / 9 + ROUNDING
+
+
+def test_boxes_without_area_overlap_nothing() -> None:
+    outside = torch.tensor([-20.0, 30, 10, 10], dtype=torch.float64)
+    line = torch.tensor([30.0, 30, 0, 10], dtype=torch.float64)
+    box = torch.tensor([30.0, 30, 10, 10], dtype=torch.float64)
+    for a, b in ((outside, outside), (line, line), (line, box), (outside, box)):
+        first, second = BoxRange(a, a), BoxRange(b, b)
+        for bound in (min_iou_pair, max_iou_pair):
+            assert bound(first, second, SIZE) == pytest.approx(0, abs=1e-50)
+        assert min_iou_pair_clipped(first.at(None), second.at(None), SIZE) == pytest.approx(0)
+        # Oracle: torchvision keeps both.
+        boxes = xyxy(torch.stack([a, b])).clamp(0, SIZE)
+        assert len(nms(boxes, torch.tensor([1.0, 0.5], dtype=torch.float64), 0.0)) == 2
+    # A box that may have no area surely overlaps nothing, not even itself.
+    thin = BoxRange(line, torch.tensor([30.0, 30, 5, 10], dtype=torch.float64))
+    assert min_iou_pair(thin, thin, SIZE) < 1e-50
+    assert max_iou_pair(thin, thin, SIZE) == pytest.approx(1)
+
+
+def test_ranges_hold_what_float32_decodes() -> None:
+    torch.manual_seed(0)
+    coding = BoxCoding()
+    default_boxes = torch.cat([torch.rand(400, 2) * 74, torch.rand(400, 2) * 60 + 1], dim=1)
+    offsets = torch.randn(50, 400, 4) * 12
+    radius = torch.rand(400, 4) * 2
+    low, high = corner_range(box_range(offsets, radius, default_boxes, coding))
+    moved = offsets.double() + radius * (2 * torch.rand(50, 400, 4, dtype=torch.float64) - 1)
+    # Oracle: the detector's own decode in float32; the ends of the intervals as well.
+    for places in (moved, offsets.double() + radius, offsets.double() - radius):
+        inside = places.float().double()
+        allowed = (inside - offsets.double()).abs() <= radius
+        boxes = coding.decode(places.float(), default_boxes).double()
+        fits = (boxes >= low) & (boxes <= high)
+        assert (fits | ~allowed.all(dim=-1, keepdim=True)).all()
+
+
+def test_ranges_lose_nothing() -> None:
+    coding = BoxCoding()
+    default_boxes = torch.tensor([[37.0, 37.0, 20.0, 10.0]])
+    offsets, radius = torch.tensor([[0.5, -0.5, 1.0, 0.0]]), torch.tensor([[0.1, 0.2, 0.3, 0.4]])
+    low, high = box_range(offsets, radius, default_boxes, coding)
+    # Oracle: eq. 2 of Liu et al. (2016), by hand: c = t·0.1·d + c₀ and s = d·exp(0.2 t).
+    torch.testing.assert_close(
+        low[0],
+        torch.tensor([37.8, 36.3, 20 * 2.718281828**0.14, 10 * 2.718281828**-0.08]).double(),
+        rtol=0, atol=1e-3,
+    )  # fmt: skip
+    torch.testing.assert_close(
+        high[0],
+        torch.tensor([38.2, 36.7, 20 * 2.718281828**0.26, 10 * 2.718281828**0.08]).double(),
+        rtol=0, atol=1e-3,
+    )  # fmt: skip

@@ -48,6 +48,9 @@ class TrainConfig:
         ema_decay: decay per step of the averaged weights, which are the ones evaluated and kept.
         precision: bf16 autocast, float32, or auto (bf16 where the processor or GPU computes in it).
         augment: photometric changes (brightness, contrast, inversion, channel order).
+        margin: radius ε in [0, 1] pixel units that the classification loss takes the worst case of,
+            for detectors whose logits are 1-Lipschitz: the dial between clean and certified AP.
+        start_from: a DETECTOR whose weights training starts from; none starts from random ones.
         validation_share: share of the pictures held out to choose the best checkpoint.
         validation_limit: at most this many held-out pictures of each data set.
         validate_every: epochs between two validations; the last epoch is always validated.
@@ -68,6 +71,8 @@ class TrainConfig:
     ema_decay: float = 0.998
     precision: Precision = "auto"
     augment: bool = True
+    margin: float = 0.0
+    start_from: str = ""
     validation_share: float = 0.05
     validation_limit: int = 256
     validate_every: int = 1
@@ -84,6 +89,7 @@ class TrainConfig:
         for name in (
             "epoch_pictures",
             "weight_decay",
+            "margin",
             "validation_limit",
             "checkpoint_seconds",
             "seed",
@@ -108,6 +114,8 @@ class Preset:
     train: TrainConfig = field(default_factory=TrainConfig)
 
 
+CERTIFIED_WIDTH = 64
+
 # About 7 million parameters as in the reference experiment, and a width for two CPU cores.
 SLL_WIDTH, SLL_SMALL_WIDTH = 240, 48
 
@@ -118,6 +126,10 @@ def _sll(architecture: str, width: int) -> Preset:
 
 PRESETS = {
     "naive": Preset(),
+    "certified": Preset(
+        DetectorConfig("orthogonal-ssd", width=CERTIFIED_WIDTH),
+        TrainConfig(weight_decay=0.0, gradient_clip=100.0, margin=0.1),
+    ),
     **{
         name: _sll(architecture, width)
         for architecture in ("sll-spectral", "sll-conv", "sll-l2")

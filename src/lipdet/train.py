@@ -19,12 +19,12 @@ from pathlib import Path
 
 import torch
 
-from lipdet.boxes import AP_SELECTION
-from lipdet.checkpoint import BEST, save_detector
+from lipdet.boxes import AP_SELECTION, Decoder
+from lipdet.checkpoint import BEST, load_detector, save_detector
 from lipdet.config import TrainConfig
-from lipdet.detector import build_detector
+from lipdet.detector import SSD, build_detector
 from lipdet.detector.matching import PaddedTargets, pad_targets
-from lipdet.detector.multibox import MultiboxLoss, multibox_loss
+from lipdet.detector.multibox import MultiboxLoss, multibox_loss, training_scores
 from lipdet.errors import InputError
 from lipdet.evaluate.average_precision import AveragePrecision, average_precision
 from lipdet.evaluate.run import detect_pack
@@ -116,6 +116,23 @@ def training_data(
     return mixture, [part for _, part in halves]
 
 
+def first_detector(job: Job) -> SSD:
+    """The detector before the first step: random, or that of `start_from`.
+
+    Raises:
+        InputError: the weights to start from are of another detector than the job's.
+    """
+    if not job.train.start_from:
+        return build_detector(job.detector)
+    detector = load_detector(job.train.start_from).detector
+    if detector.config != job.detector:
+        raise InputError(
+            f"{job.train.start_from} is {detector.config}, but {job.detector} is to be trained; "
+            "start from weights of the same preset and classes."
+        )
+    return detector
+
+
 class Trainer:
     """The loop and what it needs; `run_all` is the way in."""
 
@@ -124,7 +141,7 @@ class Trainer:
         self.training, self.validation = training, validation
         self.device = training_device()
         torch.manual_seed(self.config.seed)
-        detector = build_detector(job.detector)
+        detector = first_detector(job)
         detector = detector.to(self.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
         self.state = TrainState.start(detector, self.config)
         self.total_steps = self.config.epochs * training.batches_per_epoch
@@ -169,7 +186,7 @@ class Trainer:
         with part("forward"), torch.autocast(self.device.type, torch.bfloat16, self.bf16):
             raw = detector(images)
         with part("loss"):
-            loss = multibox_loss(raw, targets, detector.default_boxes, detector.coding)
+            loss = multibox_loss(raw, targets, self.decoder(), self.config.margin)
         with part("backward"):
             optimizer.zero_grad()
             loss.total.backward()  # type: ignore[no-untyped-call]
@@ -188,6 +205,12 @@ class Trainer:
             self.state.average.update_parameters(detector)
         self.state.step += 1
         return loss, norm
+
+    def decoder(self) -> Decoder:
+        """The detector's decoder, with the scores that this step trains."""
+        decoder = self.state.detector.decoder
+        progress = 1.0 if self.config.start_from else self.state.step / self.total_steps
+        return decoder._replace(scores=training_scores(decoder.scores, progress))
 
     def load(self, epoch: int, index: int) -> tuple[torch.Tensor, PaddedTargets]:
         """Images (B, 3, S, S) in [0, 1], channels last, and targets, on the device."""

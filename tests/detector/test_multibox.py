@@ -8,17 +8,28 @@ import pytest
 import torch
 from torch import Tensor
 
-from lipdet.boxes import BoxCoding
+from lipdet.boxes import BoxCoding, Decoder, Scores, SigmoidScores, SoftmaxScores
 from lipdet.boxes.coding import corners
 from lipdet.config import DetectorConfig
 from lipdet.detector import build_detector
 from lipdet.detector.matching import pad_targets
-from lipdet.detector.multibox import MultiboxLoss, multibox_loss
+from lipdet.detector.multibox import (
+    BACKGROUND,
+    MultiboxLoss,
+    classification_loss,
+    multibox_loss,
+    training_scores,
+)
 from lipdet.types import RawOutput, Target
 from tests.detector.test_matching import NOTHING, naive_match, random_targets
 
 CODING = BoxCoding()
+SOFTMAX = SoftmaxScores()
 DEFAULTS = build_detector(DetectorConfig()).default_boxes
+
+
+def decoder(boxes: Tensor, scores: Scores = SOFTMAX) -> Decoder:
+    return Decoder(boxes, CODING, scores, 74)
 
 
 def random_raw(seed: int, images: int, spread: float = 2.0) -> RawOutput:
@@ -29,7 +40,7 @@ def random_raw(seed: int, images: int, spread: float = 2.0) -> RawOutput:
 
 
 def loss(raw: RawOutput, targets: list[Target]) -> MultiboxLoss:
-    return multibox_loss(raw, pad_targets(targets), DEFAULTS, CODING)
+    return multibox_loss(raw, pad_targets(targets), decoder(DEFAULTS))
 
 
 def naive_loss(raw: RawOutput, targets: list[Target]) -> tuple[float, float]:
@@ -139,7 +150,7 @@ def test_more_positives_than_a_third_of_the_default_boxes() -> None:
     defaults = torch.tensor([[10.0, 10, 20, 20]] * 3 + [[60, 60, 10, 10]] * 2)
     box = Target(boxes=torch.tensor([[0.0, 0, 20, 20]]), labels=torch.tensor([1]))
     raw = RawOutput(torch.zeros(1, 5, 3), torch.zeros(1, 5, 4))
-    found = multibox_loss(raw, pad_targets([box]), defaults, CODING)
+    found = multibox_loss(raw, pad_targets([box]), decoder(defaults))
     # By hand: equal logits of three classes cost ln 3 each; 3 positives, 2 negatives.
     assert found.classification.item() == pytest.approx(5 * math.log(3) / 3, rel=1e-6)
 
@@ -150,3 +161,40 @@ def test_bf16_outputs_are_counted_in_float32() -> None:
     found = loss(half, targets)
     assert found.total.dtype == torch.float32
     assert found.classification.item() == pytest.approx(naive_loss(half, targets)[0], rel=1e-5)
+
+
+def test_one_vs_all_loss_equals_its_definition() -> None:
+    logits = torch.randn(2, 5, 3, generator=torch.Generator().manual_seed(0))
+    labels = torch.tensor([[0, 2, BACKGROUND, 1, BACKGROUND], [BACKGROUND] * 4 + [2]])
+    found = classification_loss(logits, labels, SigmoidScores(7.0))
+    # Oracle: the sum of binary cross-entropies, probability by probability in float64.
+    for row, label, value in zip(
+        logits.flatten(0, 1).tolist(), labels.flatten().tolist(), found.flatten(), strict=True
+    ):
+        chances = [1 / (1 + math.exp(-7 * z)) for z in row]
+        right = [p if index == label else 1 - p for index, p in enumerate(chances)]
+        assert value.item() == pytest.approx(-sum(map(math.log, right)), rel=1e-5, abs=1e-6)
+
+
+@pytest.mark.parametrize("scores", [SOFTMAX, SigmoidScores(7.0)])
+def test_the_margin_is_the_worst_that_logits_can_do(scores: Scores) -> None:
+    generator = torch.Generator().manual_seed(1)
+    logits = torch.randn(1, 50, 4, generator=generator)
+    labels = torch.randint(BACKGROUND, 3, (1, 50), generator=generator)
+    margin = 0.3
+    worst = classification_loss(logits, labels, scores, margin)
+    # Oracle: all corners of the cube of logits within the margin.
+    signs = torch.cartesian_prod(*[torch.tensor([-1.0, 1.0])] * 4)
+    corner = torch.stack(
+        [classification_loss(logits + margin * sign, labels, scores) for sign in signs]
+    )
+    torch.testing.assert_close(worst, corner.max(dim=0).values)
+    assert (worst > classification_loss(logits, labels, scores)).all()
+
+
+def test_temperature_rises_and_stays() -> None:
+    scores = SigmoidScores(20.0)
+    # By hand: from 3 to 20 in the first 60 percent of the steps.
+    risen = [training_scores(scores, share) for share in (0.0, 0.3, 0.6, 1.0)]
+    assert risen == [SigmoidScores(t) for t in (3.0, 11.5, 20.0, 20.0)]
+    assert training_scores(SOFTMAX, 0.0) is SOFTMAX

@@ -127,9 +127,9 @@ def test_power_iteration_alone_bounds_not_even_the_reshaped_kernel() -> None:
 def test_maxmin_is_that_of_both_packages() -> None:
     torch.manual_seed(0)
     x = torch.randn(3, 8, 5, 4)
-    assert torch.equal(MaxMin()(x), OrthogoniumMaxMin()(x))
+    torch.testing.assert_close(MaxMin()(x), OrthogoniumMaxMin()(x))
     # torchlip sorts neighbouring channels upwards: the same pairs, in another order of channels.
     neighbours = torch.stack(x.chunk(2, dim=1), dim=2).flatten(1, 2)
     smaller, larger = torchlip.GroupSort2()(neighbours).unflatten(1, (4, 2)).unbind(2)
-    assert torch.equal(MaxMin()(x), torch.cat([larger, smaller], dim=1))
+    torch.testing.assert_close(MaxMin()(x), torch.cat([larger, smaller], dim=1))
     torch.testing.assert_close(Householder(8)(x), OrthogoniumMaxMin()(x))

@@ -19,11 +19,14 @@ class DefaultBoxLevel:
         cells: side of the feature map.
         scale: geometric mean side of the boxes, as a fraction of the image.
         ratios: width : height of each box.
+        stride: pixels from one centre to the next, for a map that covers more than the image and
+            is centred on it; None for a map that covers exactly the image.
     """
 
     cells: int
     scale: float
     ratios: tuple[float, ...]
+    stride: int | None = None
 
 
 def default_boxes(levels: Sequence[DefaultBoxLevel], image_size: int) -> Tensor:
@@ -35,12 +38,18 @@ def default_boxes(levels: Sequence[DefaultBoxLevel], image_size: int) -> Tensor:
         (A, 4) float32 cx, cy, w, h in pixels.
     """
     boxes = [
-        ((column + 0.5) / level.cells, (row + 0.5) / level.cells, width, height)
+        (_centre(level, column, image_size), _centre(level, row, image_size), width, height)
         for level in levels
         for row, column in itertools.product(range(level.cells), repeat=2)
         for width, height in _sides(level)
     ]
     return torch.tensor(boxes, dtype=torch.float32) * image_size
+
+
+def _centre(level: DefaultBoxLevel, cell: int, image_size: int) -> float:
+    """A cell's centre as a fraction of the image; 0.5 for the middle of the map."""
+    step = 1 / level.cells if level.stride is None else level.stride / image_size
+    return 0.5 + (cell + 0.5 - level.cells / 2) * step
 
 
 def _sides(level: DefaultBoxLevel) -> list[tuple[float, float]]:

@@ -8,12 +8,16 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from lipdet.boxes.coding import BoxCoding, corners
+from lipdet.boxes import Decoder, Scores, SigmoidScores, SoftmaxScores
+from lipdet.boxes.coding import corners
 from lipdet.detector.matching import PaddedTargets, match
 from lipdet.types import RawOutput
 
 NEGATIVES_PER_POSITIVE = 3
 LOCALISATION_WEIGHT = 2.0
+BACKGROUND = -1
+START_TEMPERATURE = 3.0
+RAMP = 0.6
 
 
 class MultiboxLoss(NamedTuple):
@@ -29,7 +33,7 @@ class MultiboxLoss(NamedTuple):
 
 
 def multibox_loss(
-    raw: RawOutput, targets: PaddedTargets, default_boxes: Tensor, coding: BoxCoding
+    raw: RawOutput, targets: PaddedTargets, decoder: Decoder, margin: float = 0.0
 ) -> MultiboxLoss:
     """SSD loss (Liu et al., 2016, §2.2), in float32 whatever the precision of `raw`.
 
@@ -37,19 +41,17 @@ def multibox_loss(
     objects keeps three, so that it teaches what background is.
 
     Args:
-        raw: logits (B, A, classes + 1), background first; offsets (B, A, 4).
+        raw: logits (B, A, K), offsets (B, A, 4).
         targets: objects of the B images, in pixels.
-        default_boxes: (A, 4) cx, cy, w, h in pixels.
-        coding: how offsets relate to default boxes.
+        decoder: of the detector that the raw output comes from.
+        margin: how far every logit is moved against its label before the loss is taken. Where
+            logits are 1-Lipschitz, this is the worst that a perturbation of that norm can do.
     """
+    default_boxes, coding = decoder.default_boxes, decoder.coding
     matches = match(corners(default_boxes), targets)
     positive = matches.positive
-    wanted_labels = (targets.labels.gather(1, matches.objects) + 1).masked_fill(~positive, 0)
-    logits = raw.logits.float()
-    entropy = functional.cross_entropy(
-        logits.flatten(0, 1), wanted_labels.flatten(), reduction="none"
-    )
-    entropy = entropy.view_as(wanted_labels)
+    wanted_labels = targets.labels.gather(1, matches.objects).masked_fill(~positive, BACKGROUND)
+    entropy = classification_loss(raw.logits.float(), wanted_labels, decoder.scores, margin)
     positives = positive.sum(dim=1, keepdim=True)
     negatives = NEGATIVES_PER_POSITIVE * positives.clamp(min=1)
     hardest = entropy.masked_fill(positive, 0.0).sort(dim=1, descending=True).values
@@ -62,3 +64,40 @@ def multibox_loss(
     wanted_offsets = coding.encode(wanted_boxes, default_boxes[rows[1]])
     error = functional.smooth_l1_loss(raw.offsets[rows].float(), wanted_offsets, reduction="none")
     return MultiboxLoss(classification, error.mean(dim=1).sum() / total_positives)
+
+
+def classification_loss(
+    logits: Tensor, wanted_labels: Tensor, scores: Scores, margin: float = 0.0
+) -> Tensor:
+    """Cross-entropy of each default box: of the softmax, or summed over one-vs-all sigmoids.
+
+    Args:
+        logits: (B, A, K).
+        wanted_labels: (B, A) int64 classes, BACKGROUND where there is no object.
+        scores: how logits become scores.
+        margin: as in `multibox_loss`.
+
+    Returns:
+        (B, A).
+    """
+    # In softmax scores background has a logit of its own, the first.
+    softmax = isinstance(scores, SoftmaxScores)
+    columns = torch.arange(logits.shape[-1], device=logits.device)
+    wanted = columns == (wanted_labels + softmax).unsqueeze(-1)
+    worst = torch.where(wanted, logits - margin, logits + margin)
+    if softmax:
+        return functional.cross_entropy(worst.mT, wanted_labels + 1, reduction="none")
+    log_odds = scores.log_odds(worst)
+    return functional.softplus(torch.where(wanted, -log_odds, log_odds)).sum(dim=-1)
+
+
+def training_scores(scores: Scores, progress: float) -> Scores:
+    """The scores to take the loss of at a share of the training.
+
+    The temperature of sigmoids rises from START_TEMPERATURE to its final value within the first
+    RAMP of the steps: at the final one, gradients of wrong logits would saturate from the start.
+    """
+    if not isinstance(scores, SigmoidScores):
+        return scores
+    rise = min(progress / RAMP, 1.0)
+    return SigmoidScores(START_TEMPERATURE + rise * (scores.temperature - START_TEMPERATURE))

@@ -38,7 +38,7 @@ class Head(nn.Module):
 
 
 def _per_box(maps: Tensor, values: int) -> Tensor:
-    return maps.permute(0, 2, 3, 1).reshape(len(maps), -1, values)
+    return maps.permute(0, 2, 3, 1).reshape(maps.shape[0], -1, values)
 
 
 class SSD(nn.Module):
@@ -61,12 +61,13 @@ class SSD(nn.Module):
         default_boxes: Tensor,
         coding: BoxCoding,
         scores: Scores,
+        normalize: nn.Module | None = None,
     ) -> None:
         super().__init__()
         self.config = config
         self.coding = coding
         self.scores = scores
-        self.normalize = Normalize()
+        self.normalize = Normalize() if normalize is None else normalize
         self.backbone = backbone
         self.heads = nn.ModuleList(heads)
         # Not persistent: the configuration determines them.

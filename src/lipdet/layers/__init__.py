@@ -7,7 +7,7 @@ from lipdet.layers.conv import LipschitzConv2d
 from lipdet.layers.fold import fold
 from lipdet.layers.gain import GainProfile, LayerGain, gain_profile
 from lipdet.layers.init import dirac_, orthogonal_
-from lipdet.layers.normalised import L2NormConv2d, UnitNormConv2d
+from lipdet.layers.normalised import L2NormConv2d, OrthonormalConv2d, UnitNormConv2d
 from lipdet.layers.norms import conv_norm_bound, matrix_norm_bound, reshaped_norm_bound
 from lipdet.layers.orthogonal import BCOPConv2d, OrthogonalConv1x1
 from lipdet.layers.residual import CPLBlock, FoldedResidual, ResidualBlock, SLLBlock
@@ -36,6 +36,7 @@ __all__ = [
     "LipschitzConv2d",
     "MaxMin",
     "OrthogonalConv1x1",
+    "OrthonormalConv2d",
     "ResidualBlock",
     "SLLBlock",
     "ScaledAvgPool2d",

@@ -1,11 +1,14 @@
 """Convolutions whose filters have unit norm: per-output constants are known, the joint one is not.
 
-The two layers share their weights and differ in what they promise. `L2NormConv2d` feeds other
+The first two layers share their weights and differ in what they promise. `L2NormConv2d` feeds other
 layers, so its norm as a map counts, and that exceeds 1. `UnitNormConv2d` is a head: each scalar
-output is bounded by the norm of its own filter.
+output is bounded by the norm of its own filter. `OrthonormalConv2d` is a head whose outputs at one
+position are jointly bounded as well.
 """
 
 from __future__ import annotations
+
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -13,6 +16,7 @@ from torch import Tensor, nn
 from lipdet.layers.aol import inverse_root
 from lipdet.layers.kernel import KernelConv2d
 from lipdet.layers.norms import conv_norm_bound, reshaped_norm_bound
+from lipdet.layers.orthogonal import cayley
 
 _SLACK = 1.0 + 1e-9
 
@@ -81,3 +85,33 @@ class UnitNormConv2d(L2NormConv2d):
         """
         filters = self.weight.double().flatten(1)
         return (filters[:, None] - filters).square().sum(dim=2).sqrt() * _SLACK
+
+
+class OrthonormalConv2d(UnitNormConv2d):
+    """A convolutional head whose outputs at one position are 1-Lipschitz together.
+
+    Its filters are orthonormal as rows of a matrix (out_channels, in_channels·k1·k2), the Cayley
+    transform of the raw kernel: all outputs at a position move inside a ball, not only each in its
+    interval. Outputs at different positions share features and have no joint bound.
+
+    Raises:
+        ValueError: there are more filters than a patch has values.
+    """
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        values = self.raw[0].numel()
+        if self.out_channels > values:
+            raise ValueError(
+                f"OrthonormalConv2d: {self.out_channels} filters on patches of {values} values "
+                "cannot be orthonormal; use fewer outputs or more inputs."
+            )
+
+    def reset_parameters(self) -> None:
+        """Start with random filters that share all values of a patch."""
+        nn.init.normal_(self.raw, std=max(self.raw[0].numel() - self.out_channels, 1) ** -0.5)
+
+    def construct(self) -> Tensor:
+        """Return the kernel with orthonormal filters, in float64."""
+        rows = cayley(self.raw.double().flatten(1).T).T
+        return rows.reshape(self.raw.shape)

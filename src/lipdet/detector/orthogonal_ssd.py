@@ -1,0 +1,144 @@
+"""The certified detector: an SSD in which every output is 1-Lipschitz in the image.
+
+Notable choices:
+- Every layer of the body preserves the norm of gradients: orthogonal convolutions and MaxMin;
+  space-to-depth and semi-orthogonal 1×1 convolutions instead of pooling. That, not the bound, is
+  what decides whether such a network learns (THEORY §3).
+- No normalisation, not even of pixel values, and no scale anywhere: a class logit or an offset is
+  a unit filter on 1-Lipschitz features. What an offset of 1 means is left to the box coding, and
+  what a logit of 1 means to the temperature of the scores.
+- The four offsets of a default box have orthonormal filters, so that they move in a ball.
+- Pictures are padded evenly, and default boxes stand at the true centres of their cells.
+"""
+
+from __future__ import annotations
+
+from torch import Tensor, nn
+
+from lipdet.boxes import BoxCoding, SigmoidScores
+from lipdet.config import DetectorConfig
+from lipdet.detector.default_boxes import DefaultBoxLevel, default_boxes
+from lipdet.detector.ssd import SSD, Head
+from lipdet.detector.tinier_ssd import RATIOS
+from lipdet.errors import InputError
+from lipdet.layers import (
+    BCOPConv2d,
+    MaxMin,
+    OrthogonalConv1x1,
+    OrthonormalConv2d,
+    SpaceToDepth,
+    UnitNormConv2d,
+    ZeroPadChannels,
+)
+
+# Blocks on each of the four maps.
+BLOCKS = (4, 4, 3, 2)
+SCALES = (0.15, 0.35, 0.55, 0.725)
+FIRST_STRIDE = 4
+SMALLEST_IMAGE = 32
+TEMPERATURE = 20.0
+# Every default box starts as background.
+PRIOR_LOGIT = -0.4
+# What an offset of 1 means, in sides of the default box: smaller is easier to certify (an offset
+# moves by at most ε), larger is easier to learn.
+VARIANCE = 0.25
+
+
+def orthogonal_ssd(config: DetectorConfig) -> SSD:
+    """Build a detector of `config.width` channels on the finest map and twice as many after it.
+
+    Raises:
+        InputError: the image is too small for four maps or odd, or the width too small or odd.
+    """
+    _check(config)
+    body = OrthogonalBackbone(config.image_size, config.width)
+    classes = len(config.class_names)
+    levels = [
+        DefaultBoxLevel(cells, scale, RATIOS, stride)
+        for cells, scale, stride in zip(body.cells, SCALES, body.strides, strict=True)
+    ]
+    heads = [
+        Head(
+            classification=_classifier(channels, classes),
+            localisation=OrthonormalConv2d(channels, len(RATIOS) * 4, 3, padding=1),
+            logits=classes,
+        )
+        for channels in body.channels
+    ]
+    return SSD(
+        config,
+        backbone=body,
+        heads=heads,
+        default_boxes=default_boxes(levels, config.image_size),
+        coding=BoxCoding(VARIANCE, VARIANCE),
+        scores=SigmoidScores(TEMPERATURE),
+        normalize=nn.Identity(),
+    )
+
+
+def _check(config: DetectorConfig) -> None:
+    limits = {"image_size": SMALLEST_IMAGE, "width": 3 * FIRST_STRIDE**2}
+    for name, least in limits.items():
+        value = getattr(config, name)
+        if value < least or value % 2:
+            raise InputError(
+                f"An orthogonal-ssd needs an even {name} of at least {least}, not {value}."
+            )
+
+
+class OrthogonalBackbone(nn.Module):
+    """Stages of space-to-depth and orthogonal blocks, each map half as fine as the one before.
+
+    Attributes:
+        cells: side of each map.
+        strides: pixels from one cell to the next, per map; the maps are centred on the image.
+        channels: of each map.
+    """
+
+    def __init__(self, image_size: int, width: int) -> None:
+        super().__init__()
+        self.cells: list[int] = []
+        self.strides = [FIRST_STRIDE * 2**level for level in range(len(BLOCKS))]
+        self.channels = [width, *(2 * width for _ in BLOCKS[1:])]
+        self.stages = nn.ModuleList()
+        side, channels = image_size, 3
+        for level, blocks in enumerate(BLOCKS):
+            step = FIRST_STRIDE if level == 0 else 2
+            # A map that is halved again needs an even side.
+            pad = _even_padding(side, step if level + 1 == len(BLOCKS) else 2 * step)
+            side = (side + 2 * pad) // step
+            out = self.channels[level]
+            deep = channels * step**2
+            resize = [nn.ZeroPad2d(pad), SpaceToDepth(step)]
+            mix = ZeroPadChannels(out) if level == 0 else OrthogonalConv1x1(deep, out)
+            self.stages.append(nn.Sequential(*resize, mix, *_blocks(out, blocks)))
+            self.cells.append(side)
+            channels = out
+
+    def forward(self, images: Tensor) -> list[Tensor]:
+        """(B, 3, S, S) to maps (B, C, n, n); n = 20, 10, 6, 3 for S = 74."""
+        features, maps = images, []
+        for stage in self.stages:
+            features = stage(features)
+            maps.append(features)
+        return maps
+
+
+def _even_padding(side: int, multiple: int) -> int:
+    """The smallest padding on both sides of an even side after which `multiple` divides it."""
+    return -side % multiple // 2
+
+
+def _blocks(channels: int, count: int) -> list[nn.Module]:
+    return [
+        layer
+        for _ in range(count)
+        for layer in (BCOPConv2d(channels, channels, 3, padding=1), MaxMin())
+    ]
+
+
+def _classifier(channels: int, classes: int) -> UnitNormConv2d:
+    layer = UnitNormConv2d(channels, len(RATIOS) * classes, 3, padding=1)
+    assert layer.bias is not None
+    nn.init.constant_(layer.bias, PRIOR_LOGIT)
+    return layer

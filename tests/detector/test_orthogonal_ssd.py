@@ -1,0 +1,93 @@
+"""The certified detector: bounds of one, gradients that keep their norm, boxes where cells are."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from lipdet.certificate.outputs import output_bounds
+from lipdet.config import PRESETS, DetectorConfig
+from lipdet.detector import build_detector
+from lipdet.detector.orthogonal_ssd import orthogonal_ssd
+from lipdet.errors import InputError
+from lipdet.layers import OrthonormalConv2d
+
+
+def small(image_size: int = 74, classes: int = 2) -> DetectorConfig:
+    names = tuple(map(str, range(classes)))
+    return DetectorConfig("orthogonal-ssd", names, image_size, width=48)
+
+
+def test_shapes_and_parameters_of_the_preset() -> None:
+    detector = build_detector(PRESETS["certified"].detector)
+    raw = detector(torch.rand(2, 3, 74, 74))
+    # By hand: maps of 20, 10, 6 and 3 cells, four boxes each; ten classes without background.
+    assert raw.logits.shape == (2, 4 * (400 + 100 + 36 + 9), 10)
+    assert raw.offsets.shape == (2, 2180, 4)
+
+
+def test_every_output_is_1_lipschitz() -> None:
+    torch.manual_seed(0)
+    detector = orthogonal_ssd(small(image_size=34)).eval()
+    bounds = output_bounds(detector)
+    assert max(bounds.features) <= 1 + 1e-5
+    assert bounds.logits.max() <= 1 + 1e-5
+    assert bounds.offsets.max() <= 1 + 1e-5
+
+
+def test_gradients_keep_their_norm() -> None:
+    # Orthogonal layers and MaxMin pass a gradient on as it is, but for what zero padding cuts off;
+    # THEORY §3 has a spectrally normalised body of this depth below 1e-4.
+    torch.manual_seed(0)
+    body = orthogonal_ssd(small()).backbone
+    images = torch.rand(1, 3, 74, 74, requires_grad=True)
+    deepest = body(images)[-1]
+    direction = torch.randn_like(deepest)
+    deepest.backward(direction)
+    assert images.grad is not None
+    assert images.grad.norm() > 0.05 * direction.norm()
+
+
+def test_default_boxes_stand_where_a_cell_looks() -> None:
+    detector = orthogonal_ssd(small())
+    # By hand: 74 pixels padded by 3 make 20 cells of 4; 10 cells of 8 padded by one make 6 of 16.
+    assert detector.default_boxes[0, :2].tolist() == pytest.approx([-1, -1], abs=1e-4)
+    assert detector.default_boxes[4 * 400, :2].tolist() == pytest.approx([1, 1], abs=1e-4)
+    assert detector.default_boxes[4 * 500, :2].tolist() == pytest.approx([-3, -3], abs=1e-4)
+    for level in (slice(0, 1600), slice(1600, 2000), slice(2000, 2144), slice(2144, 2180)):
+        centres = detector.default_boxes[level, :2]
+        assert (centres.mean(dim=0) - 37).abs().max() < 1e-4
+
+
+def test_a_cell_sees_the_pixels_around_its_centre() -> None:
+    # Oracle: autograd. The gradient of a finest cell's features is centred on its default box.
+    torch.manual_seed(1)
+    detector = orthogonal_ssd(small())
+    images = torch.rand(1, 3, 74, 74, requires_grad=True)
+    detector.backbone(images)[0][0, :, 9, 12].sum().backward()
+    assert images.grad is not None
+    seen = images.grad.abs().sum(dim=(0, 1)) > 0
+    rows, columns = torch.nonzero(seen, as_tuple=True)
+    middle = [(float(axis.min()) + float(axis.max()) + 1) / 2 for axis in (columns, rows)]
+    expected = detector.default_boxes[4 * (9 * 20 + 12), :2].tolist()
+    assert middle == pytest.approx(expected, abs=1.0)
+
+
+def test_offsets_of_one_box_move_in_a_ball() -> None:
+    torch.manual_seed(2)
+    head = orthogonal_ssd(small()).heads[1].localisation
+    assert isinstance(head, OrthonormalConv2d)
+    rows = head.weight.detach().flatten(1)
+    # Oracle: the definition of orthonormal rows.
+    torch.testing.assert_close(rows @ rows.T, torch.eye(16), atol=1e-5, rtol=0)
+
+
+@pytest.mark.parametrize(("image_size", "width"), [(30, 48), (75, 48), (74, 46), (74, 49)])
+def test_sizes_that_cannot_be_built_are_refused(image_size: int, width: int) -> None:
+    with pytest.raises(InputError, match="even"):
+        orthogonal_ssd(DetectorConfig("orthogonal-ssd", ("a",), image_size, width))
+
+
+def test_more_filters_than_a_patch_has_values_are_refused() -> None:
+    with pytest.raises(ValueError, match="orthonormal"):
+        OrthonormalConv2d(1, 10, 3)

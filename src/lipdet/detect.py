@@ -17,9 +17,8 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from lipdet.boxes import DISPLAY_SELECTION, Selection
-from lipdet.detector import SSD
 from lipdet.errors import InputError
-from lipdet.evaluate.run import BATCH_SIZE, detect_batch
+from lipdet.evaluate.run import BATCH_SIZE, Network, detect_batch
 from lipdet.images.crop import Region, cut, full_region, out_of_region
 from lipdet.types import Detections
 
@@ -47,7 +46,7 @@ class Found:
     regions: tuple[Region, ...]
 
 
-def detect_in_region(detector: SSD, image: Image.Image, region: Region) -> Found:
+def detect_in_region(detector: Network, image: Image.Image, region: Region) -> Found:
     """Detections in one rectangle of a picture.
 
     Raises:
@@ -66,7 +65,7 @@ def detect_in_region(detector: SSD, image: Image.Image, region: Region) -> Found
     return Found(found, (region,))
 
 
-def detect_in_photograph(detector: SSD, image: Image.Image) -> Found:
+def detect_in_photograph(detector: Network, image: Image.Image) -> Found:
     """Detections in a whole photograph, wherever the numbers are."""
     shrink = max(1.0, max(image.size) / SEARCHED_SIDE)
     small = image if shrink == 1 else image.resize([round(side / shrink) for side in image.size])
@@ -98,9 +97,12 @@ def _places(length: int, side: float) -> NDArray[np.float64]:
 
 
 def _detect_in_regions(
-    detector: SSD, image: Image.Image, regions: list[Region] | tuple[Region, ...], choice: Selection
+    detector: Network,
+    image: Image.Image,
+    regions: list[Region] | tuple[Region, ...],
+    choice: Selection,
 ) -> list[Detections]:
-    size = detector.config.image_size
+    size = detector.decoder.image_size
     found: list[Detections] = []
     for start in range(0, len(regions), BATCH_SIZE):
         batch = regions[start : start + BATCH_SIZE]

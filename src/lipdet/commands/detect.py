@@ -19,8 +19,9 @@ from lipdet.commands.options import (
     verb_parser,
 )
 from lipdet.detect import Found, detect_in_photograph, detect_in_region
-from lipdet.detector import SSD
 from lipdet.errors import InputError
+from lipdet.evaluate.run import Network
+from lipdet.export.runtime import load_onnx
 from lipdet.images.crop import Region
 from lipdet.images.source import load_rgb
 from lipdet.report.overlay import draw_detections
@@ -32,7 +33,7 @@ def parser() -> Parser:
     parser = verb_parser(
         "Find digits in pictures of any size.", "lipdet detect naive door.jpg --out found"
     )
-    parser.add_argument("detector", help=DETECTOR_HELP)
+    parser.add_argument("detector", help=f"{DETECTOR_HELP}, or an exported .onnx file")
     parser.add_argument("images", nargs="+", type=Path, help="picture files")
     parser.add_function_arguments(run, skip={"detector", "images"})
     return parser
@@ -48,8 +49,7 @@ def run(detector: str, images: Sequence[Path], out: Path, crop: str | None = Non
         crop: LEFT,TOP,RIGHT,BOTTOM in pixels: look only there, and do not search.
     """
     check_folder(out)
-    loaded = load_detector(detector)
-    model, names = loaded.detector, loaded.detector.config.class_names
+    model, names = _load(detector)
     region = _region(crop) if crop else None
     found = [_detect_one(model, path, region) for path in images]
     out.mkdir(parents=True, exist_ok=True)
@@ -59,12 +59,21 @@ def run(detector: str, images: Sequence[Path], out: Path, crop: str | None = Non
         entries.append({"image": str(path), **_as_dict(image, one, names)})
         digits = [names[label] for label in _left_to_right(one.detections)]
         print(f"{path}: {' '.join(digits) or 'nothing found'}")
-    result = {"weights": loaded.name, "pictures": entries}
+    result = {"weights": detector, "pictures": entries}
     (out / "detections.json").write_text(as_json(result) + "\n")
     print(f"Overlays and detections.json: {out}")
 
 
-def _detect_one(model: SSD, path: Path, region: Region | None) -> tuple[Image.Image, Found]:
+def _load(detector: str) -> tuple[Network, tuple[str, ...]]:
+    """A network, in torch or in ONNX Runtime, and its class names."""
+    if detector.endswith(".onnx"):
+        model = load_onnx(Path(detector))
+        return model.detector, model.class_names
+    loaded = load_detector(detector).detector
+    return loaded, loaded.config.class_names
+
+
+def _detect_one(model: Network, path: Path, region: Region | None) -> tuple[Image.Image, Found]:
     image = load_rgb(path)
     if region:
         return image, detect_in_region(model, image, region)

@@ -3,23 +3,35 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any, Protocol
 
 import torch
+from torch import Tensor, nn
 
-from lipdet.boxes import AP_SELECTION, Selection, select_detections
+from lipdet.boxes import AP_SELECTION, Decoder, Selection, select_detections
 from lipdet.checkpoint import LoadedDetector
-from lipdet.detector import SSD
 from lipdet.errors import InputError
 from lipdet.evaluate.attacked import Campaign, attacked_results
 from lipdet.evaluate.average_precision import AveragePrecision, average_precision
 from lipdet.images.pack import Pack
 from lipdet.progress import track
-from lipdet.types import Detections
+from lipdet.types import Detections, RawOutput
 from lipdet.versions import versions
 
 BATCH_SIZE = 64
+
+
+class Network(Protocol):
+    """All that detections need: `SSD` has it, and so has an exported model."""
+
+    @property
+    def decoder(self) -> Decoder:
+        """What turns the raw output into boxes; on the network's device."""
+
+    def __call__(self, images: Tensor, /) -> RawOutput:
+        """Images (B, 3, S, S) in [0, 1] to raw output."""
 
 
 def evaluate(
@@ -61,7 +73,7 @@ def evaluate(
     }
 
 
-def clean_ap(detector: SSD, pack: Pack) -> AveragePrecision:
+def clean_ap(detector: Network, pack: Pack) -> AveragePrecision:
     """AP on the pictures of a pack."""
     chosen = range(len(pack))
     found = detect_pack(detector, pack, chosen, AP_SELECTION)
@@ -69,7 +81,7 @@ def clean_ap(detector: SSD, pack: Pack) -> AveragePrecision:
 
 
 def detect_pack(
-    detector: SSD, pack: Pack, indices: Sequence[int], selection: Selection
+    detector: Network, pack: Pack, indices: Sequence[int], selection: Selection
 ) -> list[Detections]:
     """Detections on pictures of a pack, in float32 and eval mode, on the detector's device."""
     starts = range(0, len(indices), BATCH_SIZE)
@@ -90,15 +102,22 @@ def detect_pack(
 
 
 @torch.inference_mode()
-def detect_batch(detector: SSD, images: torch.Tensor, selection: Selection) -> list[Detections]:
-    """Detections on 8-bit images (B, S, S, 3), on the CPU; the module's mode is left as it was."""
-    was_training = detector.training
-    detector.eval()
-    device = detector.default_boxes.device
-    pixels = images.to(device).permute(0, 3, 1, 2).float() / 255
-    found = select_detections(detector(pixels), detector.decoder, selection)
-    detector.train(was_training)
+def detect_batch(detector: Network, images: Tensor, selection: Selection) -> list[Detections]:
+    """Detections on 8-bit images (B, S, S, 3), on the CPU; a module's mode is left as it was."""
+    pixels = images.to(detector.decoder.default_boxes.device).permute(0, 3, 1, 2).float() / 255
+    with _eval_mode(detector):
+        found = select_detections(detector(pixels), detector.decoder, selection)
     return [
         Detections(boxes=one["boxes"].cpu(), labels=one["labels"].cpu(), scores=one["scores"].cpu())
         for one in found
     ]
+
+
+@contextmanager
+def _eval_mode(detector: Network) -> Iterator[None]:
+    was_training = isinstance(detector, nn.Module) and detector.training
+    if isinstance(detector, nn.Module):
+        detector.eval()
+    yield
+    if isinstance(detector, nn.Module):
+        detector.train(was_training)

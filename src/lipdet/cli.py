@@ -13,7 +13,7 @@ from pathlib import Path
 from jsonargparse import Namespace
 
 from lipdet import __version__
-from lipdet.commands import attack, data, demo, detect, eval, export, lipschitz, train
+from lipdet.commands import attack, check_attack, data, demo, detect, eval, export, lipschitz, train
 from lipdet.commands.options import PROGRAM, Parser, fail
 from lipdet.errors import InputError
 from lipdet.train import NonFiniteLossError
@@ -25,6 +25,7 @@ VERBS = {
     "detect": detect.VERB,
     "lipschitz": lipschitz.VERB,
     "attack": attack.VERB,
+    "check-attack": check_attack.VERB,
     "export": export.VERB,
     "demo": demo.VERB,
 }

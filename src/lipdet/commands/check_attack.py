@@ -1,0 +1,109 @@
+"""`lipdet check-attack`: whether an attack is strong enough to be believed."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from pathlib import Path
+
+from rich.console import Console
+
+from lipdet.attack import AttackSettings
+from lipdet.attack.settings import ScheduleName
+from lipdet.checkpoint import load_detector
+from lipdet.commands.options import (
+    DETECTOR_HELP,
+    SPEC_HELP,
+    Parser,
+    Verb,
+    as_json,
+    check_positive,
+    check_writable,
+    verb_parser,
+)
+from lipdet.errors import InputError
+from lipdet.evaluate.attack_checks import judge
+from lipdet.evaluate.attack_curves import measure_attack
+from lipdet.images.spec import open_data
+from lipdet.report.attack_checks import checks_table, plot_checks
+from lipdet.versions import versions
+
+PLOT_FORMATS = ("png", "svg", "pdf")
+
+
+def parser() -> Parser:
+    """Options of `run`."""
+    parser = verb_parser(
+        "Check that an attack is strong enough: it must beat noise, black-box and transferred "
+        "attacks, and have nothing left to gain from more steps or restarts.",
+        "lipdet check-attack naive --data svhn:SVHN/test --plot checks.png",
+    )
+    parser.add_argument("detector", help=DETECTOR_HELP)
+    parser.add_argument("--data", required=True, metavar="SPEC", help=SPEC_HELP)
+    parser.add_function_arguments(run, skip={"detector", "data"})
+    return parser
+
+
+def run(
+    detector: str,
+    data: str,
+    limit: int = 32,
+    attack: ScheduleName = "pgd",
+    objective: str = "mislabel",
+    steps: int = 50,
+    restarts: int = 1,
+    seed: int = 0,
+    transfer: str | None = None,
+    plot: Path | None = None,
+    json: Path | None = None,  # the option is called --json
+) -> None:
+    """Check an L2 attack.
+
+    Args:
+        detector: DETECTOR.
+        data: SPEC.
+        limit: only the first so many pictures.
+        attack: pgd or apgd.
+        objective: multibox, classification, localisation, vanish, mislabel or fabricate.
+        steps: gradients per start.
+        restarts: random starts.
+        seed: of crops, rendered pictures and random choices.
+        transfer: DETECTOR to transfer an attack from; without it, a copy with weights 5 % off.
+        plot: file for the figure; its ending chooses the format.
+        json: file for the result; `-` prints it instead of the table.
+    """
+    check_positive("--limit", limit)
+    check_writable(json)
+    check_writable(plot)
+    if plot is not None and plot.suffix[1:].lower() not in PLOT_FORMATS:
+        raise InputError(f"--plot {plot}: its ending must be one of: {', '.join(PLOT_FORMATS)}.")
+    # No radius is the subject here: the checks sweep over all.
+    settings = AttackSettings(0.0, objective, attack, steps=steps, restarts=restarts, seed=seed)
+    loaded = load_detector(detector)
+    other = load_detector(transfer).detector if transfer else None
+    pack = open_data(data, "test", loaded.detector.config.image_size, seed).head(limit)
+    report = judge(measure_attack(loaded.detector, pack, settings, other))
+    if plot is not None:
+        plot_checks(report, plot)
+    result = {
+        "weights": loaded.name,
+        "data": pack.describe(),
+        "attack": attack,
+        "objective": objective,
+        "steps": steps,
+        "restarts": restarts,
+        "seed": seed,
+        "transfer": transfer,
+        "versions": versions(),
+        "passed": report.passed,
+        "checks": [asdict(check) for check in report.checks],
+        "curves": asdict(report.curves),
+    }
+    if json == Path("-"):
+        print(as_json(result))
+        return
+    if json is not None:
+        json.write_text(as_json(result) + "\n")
+    Console().print(checks_table(loaded.name, report))
+
+
+VERB = Verb("whether an attack is strong enough", parser, run)

@@ -1,0 +1,221 @@
+"""What the checks of an attack rest on: AP against radius, steps and restarts, and other attacks.
+
+Notable choices:
+- Everything is compared at one radius, the first at which AP50 falls to half of its clean value:
+  there a stronger attack has most to gain.
+- Without another detector, transfer comes from a copy whose weights are a few percent off.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from lipdet.attack import AttackSettings, attack_batch, detect, square_attack
+from lipdet.attack.balls import BALLS
+from lipdet.attack.gradient import random_start
+from lipdet.attack.loop import OnStep
+from lipdet.attack.objectives import OBJECTIVES
+from lipdet.attack.scene import scene_of
+from lipdet.detector import SSD
+from lipdet.errors import InputError
+from lipdet.evaluate.attacked import pictures, prepare
+from lipdet.evaluate.average_precision import average_precision
+from lipdet.images.pack import Pack
+from lipdet.progress import progress_bar
+
+RADII = (0.1, 0.25, 0.5, 1.0, 2.0, 4.0)
+LARGEST_RADIUS = 64.0
+COLLAPSED = 0.01  # AP50 below which nothing is left
+MORE_RESTARTS = 3
+QUERIES = 500
+OFF = 0.05
+# A seed apart from those of the attacks' own starts.
+NOISE = 1_000_000
+
+Tick = Callable[[int], None]
+
+
+@dataclass(frozen=True)
+class Curves:
+    """What the checks rest on; AP50 as fractions.
+
+    Attributes:
+        clean: AP50 of the clean pictures.
+        epsilon: radius at which attacks are compared.
+        attack: AP50 under the attack there.
+        noise: under random noise of that radius.
+        square: under the Square attack.
+        transfer: under the same attack on another detector.
+        sweep: radius, AP50 under the attack, AP50 under noise.
+        steps: number of steps, AP50.
+        restarts: number of restarts, AP50.
+        loss: mean over images of the best objective value, at each step.
+    """
+
+    clean: float
+    epsilon: float
+    attack: float
+    noise: float
+    square: float
+    transfer: float
+    sweep: list[tuple[float, float, float]]
+    steps: list[tuple[int, float]]
+    restarts: list[tuple[int, float]]
+    loss: list[float]
+
+
+class _Bench:
+    """A detector with pictures on it, and AP50 under whatever is done to them.
+
+    `tick` is told how many evaluations of an image were made.
+    """
+
+    def __init__(
+        self, detector: SSD, source: SSD, pack: Pack, settings: AttackSettings, tick: Tick
+    ) -> None:
+        self.detector, self.source, self.pack, self.settings = detector, source, pack, settings
+        self.tick = tick
+        self.images = pictures(pack, 0, len(pack), detector.default_boxes.device)
+        self.targets = [pack.target(index) for index in range(len(pack))]
+
+    def ap50(self, images: Tensor) -> float:
+        found = detect(self.detector, images)
+        return average_precision(self.targets, found, self.pack.class_names).ap50
+
+    def attacked(
+        self, source: SSD | None = None, on_step: OnStep | None = None, **changes: Any
+    ) -> float:
+        def told(step: int, places: Tensor, values: Tensor) -> None:
+            self.tick(len(places))
+            if on_step:
+                on_step(step, places, values)
+
+        settings = replace(self.settings, **changes)
+        images = attack_batch(
+            source or self.source, self.images, self.targets, settings, on_step=told
+        )
+        return self.ap50(images)
+
+    def noise(self, epsilon: float) -> float:
+        seeds = [(self.settings.seed, index, NOISE) for index in range(len(self.images))]
+        ball = BALLS[self.settings.norm](epsilon)
+        return self.ap50(random_start(self.images, ball, seeds))
+
+    def square(self, epsilon: float) -> float:
+        decoder = self.detector.decoder
+        scene = scene_of(self.targets, decoder)
+        value = OBJECTIVES[self.settings.objective]
+
+        def objective(images: Tensor, places: Tensor) -> Tensor:
+            self.tick(len(places))
+            return value(self.detector(images), scene.at(places), decoder)
+
+        seeds = [(self.settings.seed, index) for index in range(len(self.images))]
+        return self.ap50(square_attack(objective, self.images, epsilon, QUERIES, seeds))
+
+
+class _Losses:
+    """The best objective value of each image up to each step of one attack."""
+
+    def __init__(self, images: int, steps: int) -> None:
+        self.best = torch.full((steps + 1, images), -torch.inf)
+
+    def __call__(self, step: int, places: Tensor, values: Tensor) -> None:
+        """Record a step of one start; a later start can only raise what is there."""
+        places = places.cpu()
+        self.best[step, places] = torch.maximum(self.best[step, places], values.float().cpu())
+
+    def mean(self) -> list[float]:
+        """The mean over images at each step; an image that has left keeps its best."""
+        curve: list[float] = self.best.cummax(dim=0).values.mean(dim=1).tolist()
+        return curve
+
+
+def measure_attack(
+    detector: SSD,
+    pack: Pack,
+    settings: AttackSettings,
+    other: SSD | None = None,
+    source: SSD | None = None,
+) -> Curves:
+    """Measure an attack, and what it must be compared with.
+
+    Args:
+        detector: judges the attacked pictures.
+        pack: a few dozen annotated pictures, held in memory.
+        settings: the attack, in L2; its epsilon is not used.
+        other: a detector to transfer an attack from.
+        source: where the attack under test gets its gradients, if not from the detector itself.
+
+    Raises:
+        InputError: the detector finds nothing on these pictures even when they are clean.
+    """
+    detector = prepare(detector)
+    with progress_bar() as bar:
+        # Radii of the sweep, twice the steps, restarts, transfer, and the queries.
+        runs = len(RADII) + 2 + MORE_RESTARTS + 1
+        evaluations = runs * settings.restarts * (settings.steps + 1) + QUERIES
+        task = bar.add_task("Checking", total=evaluations * len(pack))
+        bench = _Bench(
+            detector, source or detector, pack, settings, lambda count: bar.advance(task, count)
+        )
+        return _curves(bench, prepare(other) if other else _off(detector))
+
+
+def _curves(bench: _Bench, stranger: SSD) -> Curves:
+    clean = bench.ap50(bench.images)
+    if clean == 0:
+        raise InputError(
+            f"The detector finds nothing right on {bench.pack.name}; there is nothing to attack."
+        )
+    sweep, losses = _sweep(bench)
+    chosen = next((i for i, row in enumerate(sweep) if row[1] <= clean / 2), len(sweep) - 1)
+    epsilon, attack, noise = sweep[chosen]
+    settings = bench.settings = replace(bench.settings, epsilon=epsilon)
+    fewer = sorted({1, max(1, settings.steps // 5)} - {settings.steps})
+    more = MORE_RESTARTS * settings.restarts
+    return Curves(
+        clean=clean,
+        epsilon=epsilon,
+        attack=attack,
+        noise=noise,
+        square=bench.square(epsilon),
+        transfer=bench.attacked(source=stranger),
+        sweep=sweep,
+        steps=[
+            *((count, bench.attacked(steps=count)) for count in fewer),
+            (settings.steps, attack),
+            (2 * settings.steps, bench.attacked(steps=2 * settings.steps)),
+        ],
+        restarts=[(settings.restarts, attack), (more, bench.attacked(restarts=more))],
+        loss=losses[chosen].mean(),
+    )
+
+
+def _sweep(bench: _Bench) -> tuple[list[tuple[float, float, float]], list[_Losses]]:
+    """Radius, AP50 under attack and under noise, with ever larger radii until nothing is left."""
+    rows, losses = [], []
+    radii = list(RADII)
+    for radius in radii:
+        losses.append(_Losses(len(bench.images), bench.settings.steps))
+        attacked = bench.attacked(epsilon=radius, on_step=losses[-1])
+        rows.append((radius, attacked, bench.noise(radius)))
+        if radius == radii[-1] < LARGEST_RADIUS and attacked >= COLLAPSED:
+            radii.append(2 * radius)
+    return rows, losses
+
+
+def _off(detector: SSD) -> SSD:
+    """A copy whose weights are off by a few percent."""
+    other = copy.deepcopy(detector)
+    generator = torch.Generator().manual_seed(0)
+    for parameter in other.parameters():
+        noise = torch.randn(parameter.shape, generator=generator).to(parameter)
+        parameter.mul_(1 + OFF * noise)
+    return other

@@ -18,7 +18,17 @@ PACKAGE = Path(lipdet.__file__).parent
 
 # Files at the top of the package are stages of one file. What a stage may import besides itself:
 BASE = {"errors"}
-TRAINING = {"boxes", "checkpoint", "config", "detector", "evaluate", "images", "types", "versions"}
+TRAINING = {
+    "attack",
+    "boxes",
+    "checkpoint",
+    "config",
+    "detector",
+    "evaluate",
+    "images",
+    "types",
+    "versions",
+}
 ALLOWED: dict[str, set[str]] = {
     "errors": set(),
     "types": set(),

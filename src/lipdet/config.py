@@ -48,8 +48,11 @@ class TrainConfig:
         ema_decay: decay per step of the averaged weights, which are the ones evaluated and kept.
         precision: bf16 autocast, float32, or auto (bf16 where the processor or GPU computes in it).
         augment: photometric changes (brightness, contrast, inversion, channel order).
-        margin: radius ε in [0, 1] pixel units that the classification loss takes the worst case of,
-            for detectors whose logits are 1-Lipschitz: the dial between clean and certified AP.
+        margin: ε in [0, 1] pixel units whose worst case the classification loss counts, where
+            logits are 1-Lipschitz: the dial between clean and certified AP.
+        adversarial_epsilon: ε in [0, 1] pixel units of adversarial training: every picture is
+            replaced by what L2 PGD on the loss finds near it (Madry et al., 2018); 0 for none.
+        adversarial_steps: gradients of that PGD; each costs as much as a training step.
         start_from: a DETECTOR whose weights training starts from; none starts from random ones.
         validation_share: share of the pictures held out to choose the best checkpoint.
         validation_limit: at most this many held-out pictures of each data set.
@@ -72,6 +75,8 @@ class TrainConfig:
     precision: Precision = "auto"
     augment: bool = True
     margin: float = 0.0
+    adversarial_epsilon: float = 0.0
+    adversarial_steps: int = 3
     start_from: str = ""
     validation_share: float = 0.05
     validation_limit: int = 256
@@ -83,13 +88,21 @@ class TrainConfig:
 
     def __post_init__(self) -> None:
         """Refuse settings that cannot work, before anything is written."""
-        for name in ("epochs", "batch_size", "learning_rate", "gradient_clip", "validate_every"):
+        for name in (
+            "epochs",
+            "batch_size",
+            "learning_rate",
+            "gradient_clip",
+            "validate_every",
+            "adversarial_steps",
+        ):
             if not getattr(self, name) > 0:
                 raise InputError(f"{name} must be positive, not {getattr(self, name)}.")
         for name in (
             "epoch_pictures",
             "weight_decay",
             "margin",
+            "adversarial_epsilon",
             "validation_limit",
             "checkpoint_seconds",
             "seed",
@@ -114,7 +127,7 @@ class Preset:
     train: TrainConfig = field(default_factory=TrainConfig)
 
 
-CERTIFIED_WIDTH = 64
+CERTIFIED_WIDTH, CERTIFIED_SMALL_WIDTH = 64, 48
 
 # About 7 million parameters as in the reference experiment, and a width for two CPU cores.
 SLL_WIDTH, SLL_SMALL_WIDTH = 240, 48
@@ -124,12 +137,19 @@ def _sll(architecture: str, width: int) -> Preset:
     return Preset(DetectorConfig(architecture, width=width), TrainConfig(learning_rate=1e-3))
 
 
+def _certified(width: int) -> Preset:
+    # Photometric changes and weight decay cost a network of such rigid layers what it needs.
+    settings = TrainConfig(
+        learning_rate=1.5e-3, weight_decay=0.0, gradient_clip=100.0, augment=False, margin=0.1
+    )
+    return Preset(DetectorConfig("orthogonal-ssd", width=width), settings)
+
+
 PRESETS = {
     "naive": Preset(),
-    "certified": Preset(
-        DetectorConfig("orthogonal-ssd", width=CERTIFIED_WIDTH),
-        TrainConfig(weight_decay=0.0, gradient_clip=100.0, margin=0.1),
-    ),
+    "naive-adversarial": Preset(train=TrainConfig(adversarial_epsilon=0.5)),
+    "certified": _certified(CERTIFIED_WIDTH),
+    "certified-small": _certified(CERTIFIED_SMALL_WIDTH),
     **{
         name: _sll(architecture, width)
         for architecture in ("sll-spectral", "sll-conv", "sll-l2")

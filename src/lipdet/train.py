@@ -19,6 +19,7 @@ from pathlib import Path
 
 import torch
 
+from lipdet.attack import AttackSettings, attack_batch
 from lipdet.boxes import AP_SELECTION, Decoder
 from lipdet.checkpoint import BEST, load_detector, save_detector
 from lipdet.config import TrainConfig
@@ -37,6 +38,7 @@ from lipdet.job import Job, save_job
 from lipdet.progress import console, progress_bar
 from lipdet.train_log import Stopwatch, TrainLog, check_tensorboard
 from lipdet.train_state import STATE, TrainState
+from lipdet.types import Target
 from lipdet.versions import versions
 
 LOG_EVERY = 20
@@ -222,7 +224,22 @@ class Trainer:
             )
             images = augment(images, generator)
         images = images.contiguous(memory_format=torch.channels_last)
+        if self.config.adversarial_epsilon:
+            images = self.attacked(images, batch.targets)
         return images, pad_targets(batch.targets).to(self.device)
+
+    def attacked(self, images: torch.Tensor, targets: Sequence[Target]) -> torch.Tensor:
+        """The worst pictures that a few steps of PGD on the loss find, from starts of this step."""
+        settings = AttackSettings(
+            self.config.adversarial_epsilon,
+            steps=self.config.adversarial_steps,
+            seed=self.config.seed,
+        )
+        first = self.state.step * len(images)
+        with torch.autocast(self.device.type, torch.bfloat16, self.bf16):
+            return attack_batch(
+                self.state.detector, images, targets, settings, range(first, first + len(images))
+            )
 
     def learning_rate(self) -> float:
         """Linear warm-up, then half a cosine to zero."""

@@ -1,0 +1,75 @@
+"""Training for robustness: adversarial pictures, fine-tuning, the temperature of the scores."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+
+import pytest
+import torch
+
+from lipdet.boxes import SigmoidScores
+from lipdet.checkpoint import read_tensors
+from lipdet.config import PRESETS
+from lipdet.detector.multibox import START_TEMPERATURE, multibox_loss
+from lipdet.errors import InputError
+from lipdet.images.pack import Pack
+from lipdet.job import Job
+from lipdet.train import train
+from lipdet.train_state import STATE
+from tests.test_train import SHORT, job_on, trainer_of
+
+
+def test_adversarial_pictures_are_near_and_worse(house_numbers: Pack, tmp_path: Path) -> None:
+    plain = trainer_of(job_on(house_numbers, augment=False), tmp_path)
+    attacked = trainer_of(
+        job_on(house_numbers, augment=False, adversarial_epsilon=0.5, adversarial_steps=2), tmp_path
+    )
+    images, targets = plain.load(0, 0)
+    worse, _ = attacked.load(0, 0)
+    distances = (worse - images).flatten(1).norm(dim=1)
+    # By the definition of the L2 ball of radius ε = 0.5 in pixels of [0, 1].
+    assert (distances <= 0.5 + 1e-5).all()
+    assert (distances > 0.1).all()
+    assert worse.min() >= 0
+    assert worse.max() <= 1
+    detector = plain.state.detector.eval()
+    with torch.no_grad():
+        clean, found = (
+            multibox_loss(detector(batch), targets, detector.decoder).total
+            for batch in (images, worse)
+        )
+    assert found > clean
+    # Random starts are those of the step: the same again at the same step, others at the next.
+    assert torch.equal(worse, attacked.load(0, 0)[0])
+    attacked.state.step += 1
+    assert not torch.equal(worse, attacked.load(0, 0)[0])
+    assert attacked.state.detector.training
+
+
+def test_fine_tuning_starts_from_the_weights_given(house_numbers: Pack, tmp_path: Path) -> None:
+    train(job_on(house_numbers), tmp_path / "first")
+    best = str(tmp_path / "first")
+    trainer = trainer_of(job_on(house_numbers, start_from=best), tmp_path)
+    tensors, _ = read_tensors(tmp_path / "first" / "best.safetensors")
+    state = trainer.state.detector.state_dict()
+    # Oracle: the file itself.
+    assert all(torch.equal(state[name], tensor) for name, tensor in tensors.items())
+
+
+def test_fine_tuning_another_detector_is_refused(house_numbers: Pack, tmp_path: Path) -> None:
+    preset = PRESETS["certified-small"]
+    settings = dataclasses.replace(SHORT, start_from="naive")
+    job = Job("certified-small", preset.detector, settings, (str(house_numbers.folder),), ())
+    with pytest.raises(InputError, match="start from weights of the same preset"):
+        train(job, tmp_path / "run")
+    assert not (tmp_path / "run" / STATE).exists()
+
+
+def test_the_temperature_of_a_training(house_numbers: Pack, tmp_path: Path) -> None:
+    preset = PRESETS["certified-small"]
+    job = Job("certified-small", preset.detector, SHORT, (str(house_numbers.folder),), ())
+    trainer = trainer_of(job, tmp_path)
+    assert trainer.decoder().scores == SigmoidScores(START_TEMPERATURE)
+    trainer.state.step = trainer.total_steps
+    assert trainer.decoder().scores == trainer.state.detector.scores

@@ -17,6 +17,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from lipdet.boxes.coding import BoxCoding
 from lipdet.boxes.scores import Scores, SigmoidScores, SoftmaxScores, logit
 from lipdet.boxes.select import Decoder
 from lipdet.certificate.box_range import BoxRange, box_range
@@ -26,6 +27,26 @@ from lipdet.types import RawOutput
 # Log-odds are computed and compared in float32. One is off by at most K + 8 roundings of 2⁻²⁴ plus
 # two of the largest logit of its anchor.
 _ROUNDING = 2.0**-22
+
+
+class Balls(NamedTuple):
+    """Offsets that move in a ball, of N boxes.
+
+    Attributes:
+        offsets: (N, 4) without perturbation.
+        radius: (N,) of the ball.
+        default_boxes: (N, 4).
+        coding: how offsets become boxes.
+    """
+
+    offsets: Tensor
+    radius: Tensor
+    default_boxes: Tensor
+    coding: BoxCoding
+
+    def at(self, index: Tensor) -> Balls:
+        """Some of the boxes."""
+        return Balls(*(values[index] for values in self[:3]), self.coding)
 
 
 class Candidates(NamedTuple):
@@ -41,6 +62,7 @@ class Candidates(NamedTuple):
         high: see `low`.
         slack: (N,) what numerics alone can change of a log-odds.
         boxes: (N, 4) where the box can lie, before clipping.
+        balls: the offsets of the same boxes.
         rank: (N,) position in the list of all candidates by falling `high`.
     """
 
@@ -52,6 +74,7 @@ class Candidates(NamedTuple):
     high: Tensor
     slack: Tensor
     boxes: BoxRange
+    balls: Balls
     rank: Tensor
 
     def starts(self, group: Tensor) -> Tensor:
@@ -124,6 +147,13 @@ def find_candidates(
             raw.offsets[image, anchor],
             radius[image, None] * bounds.offsets[anchor] + 2 * rounding,
             decoder.default_boxes[anchor],
+            decoder.coding,
+        ),
+        balls=Balls(
+            raw.offsets[image, anchor].double(),
+            # Rounding moves each of the four.
+            radius[image] * bounds.offsets_joint[anchor] + 4 * rounding,
+            decoder.default_boxes[anchor].double(),
             decoder.coding,
         ),
         rank=rank,

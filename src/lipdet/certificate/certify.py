@@ -21,6 +21,7 @@ from lipdet.certificate.conditions import (
     suppresses,
 )
 from lipdet.certificate.cover import Entries
+from lipdet.certificate.iou_bounds import max_iou_fixed
 from lipdet.certificate.tightenings import ALL, Tightenings
 from lipdet.certificate.truths import Truths
 
@@ -79,13 +80,13 @@ def certifiers(
         pair_reach: for the second fact of condition 3.
         tightenings: which sharpenings are used.
     """
-    truth, own = _matching_candidates(candidates, truths, selection, size, lowest_iou)
+    ball = tightenings.ball
+    truth, own, box = _matching_candidates(candidates, truths, selection, size, lowest_iou, ball)
     group, low = candidates.group[own], candidates.low[own]
-    box = stays_on(candidates.boxes.at(own), truths.box[truth])
     ahead = candidates.reaching(group, low)
     reach = pair_reach if tightenings.pairwise else None
     certifier, rival = _suppressors(candidates, own, ahead, selection.nms_iou, size, reach)
-    rival_box = stays_on(candidates.boxes.at(rival), truths.box[truth[certifier]])
+    rival_box = _stay(candidates, truths, rival, truth[certifier], lowest_iou, ball)
     kept = box.scatter_reduce(0, certifier, rival_box, "amin")
     image = group // candidates.classes
     # The certifier itself is among those that reach its lowest score.
@@ -115,16 +116,45 @@ def certified_up_to(found: Certifiers, truths: int, ious: Sequence[float]) -> Te
 
 
 def _matching_candidates(
-    candidates: Candidates, truths: Truths, selection: Selection, size: int, iou: float
-) -> tuple[Tensor, Tensor]:
-    """Pairs of objects and candidates of their class with conditions 1 and 2: indices (P,)."""
+    candidates: Candidates,
+    truths: Truths,
+    selection: Selection,
+    size: int,
+    lowest_iou: float,
+    ball: bool,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Objects and candidates of their class with conditions 1 and 2, and how far 2 holds, (P,)."""
     group = truths.image * candidates.classes + truths.label
     truth, own = expand(candidates.starts(group), candidates.members(group))
     valid = can_be_certified(truths.box, size)[truth]
     passed = valid & clears_floor(candidates.low[own], logit(selection.score_floor))
     truth, own = truth[passed], own[passed]
-    passed = stays_on(candidates.boxes.at(own), truths.box[truth]) >= iou
-    return truth[passed], own[passed]
+    box = _stay(candidates, truths, own, truth, lowest_iou, ball)
+    passed = box >= lowest_iou
+    return truth[passed], own[passed], box[passed]
+
+
+def _stay(
+    candidates: Candidates,
+    truths: Truths,
+    index: Tensor,
+    truth: Tensor,
+    lowest_iou: float,
+    ball: bool,
+) -> Tensor:
+    """Condition 2 of pairs of a candidate and an object, each distinct pair once.
+
+    Boxes that cannot overlap their object enough even at best are not looked at closely.
+    """
+    size = len(candidates.group)
+    pairs, place = torch.unique(truth * size + index, return_inverse=True)
+    index, objects = pairs % size, truths.box[torch.div(pairs, size, rounding_mode="floor")]
+    boxes, balls = candidates.boxes.at(index), candidates.balls.at(index)
+    found = stays_on(boxes, objects)
+    if ball:
+        near = torch.nonzero(max_iou_fixed(boxes, objects, None) >= lowest_iou)[:, 0]
+        found[near] = stays_on(boxes.at(near), objects[near], balls.at(near))
+    return found[place]
 
 
 def can_be_certified(boxes: Tensor, size: int) -> Tensor:

@@ -15,7 +15,9 @@ import torch
 from torch import Tensor
 
 from lipdet.certificate.box_range import BoxRange
+from lipdet.certificate.candidates import Balls
 from lipdet.certificate.iou_bounds import max_iou_fixed, max_iou_pair, min_iou_fixed
+from lipdet.certificate.offset_ball import min_iou_in_ball
 
 MATCH_SLACK = 1e-4
 SUPPRESS_SLACK = 1e-3
@@ -26,17 +28,25 @@ def clears_floor(low: Tensor, floor: float) -> Tensor:
     return low > floor
 
 
-def stays_on(boxes: BoxRange, truth: Tensor) -> Tensor:
+def stays_on(boxes: BoxRange, truth: Tensor, balls: Balls | None = None) -> Tensor:
     """Condition 2: the IoU threshold up to which a box matches its object wherever it moves.
 
     The minimum of the *unclipped* box, which clipping can only raise for an object inside the
-    image.
+    image. Where the joint constant of the four offsets is known, both the intervals and the ball
+    hold, and the larger bound counts (THEORY §6.3).
 
     Args:
         boxes: (P, 4).
         truth: (P, 4) xyxy.
+        balls: of the same boxes.
     """
-    return min_iou_fixed(boxes, truth) - MATCH_SLACK
+    lowest = min_iou_fixed(boxes, truth)
+    if balls is not None:
+        lowest = torch.maximum(
+            lowest,
+            min_iou_in_ball(balls.offsets, balls.radius, balls.default_boxes, balls.coding, truth),
+        )
+    return lowest - MATCH_SLACK
 
 
 def outscores(

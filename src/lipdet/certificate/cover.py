@@ -9,25 +9,29 @@ Notable choices:
   of the cover of what can reach less. One pass serves every τ.
 - First-fit is the same as building the cliques one after the other, each greedily in that order,
   and that takes a few operations on bit masks for each candidate.
-- Groups are covered in blocks of BLOCK candidates, which keeps time and memory linear in the number
-  of candidates: cliques that end with their block are more cliques, so the bound stays one.
-- A cover is cut off once it reaches what the detector puts out anyhow.
+- Which boxes of an image overlap does not depend on the class: it is found once for all classes.
+- A cover is cut off once it reaches what the detector puts out anyhow, and after MOST_COVERED
+  candidates of a group: time and memory stay linear in their number.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import itertools
+from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
-from lipdet.certificate.candidates import Candidates, expand, in_parts
+from lipdet.certificate.box_range import BoxRange, corner_range
+from lipdet.certificate.candidates import Candidates, expand
 from lipdet.certificate.iou_bounds import min_iou_pair
 
-BLOCK = 256
-PAIRS_AT_ONCE = 400_000
+MOST_COVERED = 256
+ROWS_AT_ONCE = 512
+PAIRS_AT_ONCE = 100_000
 # NMS computes IoU in float32: overlap is sure only from this much above its threshold.
 OVERLAP_SLACK = 1e-3
 _PRICE_SLACK = 1e-9
@@ -145,27 +149,35 @@ def affordable(group: Tensor, place: Tensor, nearest: Tensor, budget: Tensor, li
 def clique_numbers(candidates: Candidates, nms_iou: float, size: int, limit: int) -> Tensor:
     """Number the cliques of each group in the order of their highest candidate, (N,).
 
-    Candidates for which no clique was sought any more, because their group has `limit` of them,
-    are cliques of their own with numbers from `limit` on.
+    Candidates for which no clique was sought, because their group has `limit` of them already or
+    has MOST_COVERED higher candidates, are cliques of their own with numbers from `limit` on.
     """
     numbers = np.arange(limit, limit + len(candidates.group))
-    _, counts = torch.unique_consecutive(candidates.group, return_counts=True)
-    starts, found = counts.cumsum(0) - counts, torch.zeros_like(counts)
-    while len(counts):
-        sizes = counts.clamp(max=BLOCK)
-        masks = _overlap_masks(candidates, starts, sizes, nms_iou, size)
-        ends = sizes.cumsum(0)
-        blocks = zip(starts.tolist(), sizes.tolist(), ends.tolist(), found.tolist(), strict=True)
-        for index, (start, length, end, before) in enumerate(blocks):
-            fitted = first_fit(masks[end - length : end], limit - before)
-            numbers[start : start + length] = [
-                own if clique < 0 else before + clique
-                for clique, own in zip(fitted, numbers[start : start + length], strict=True)
-            ]
-            found[index] = before + max(fitted) + 1
-        more = (counts > sizes) & (found < limit)
-        starts, counts, found = (starts + sizes)[more], (counts - sizes)[more], found[more]
+    place = torch.arange(len(candidates.group)) - candidates.starts(candidates.group)
+    chosen = torch.nonzero(place < MOST_COVERED)[:, 0]
+    group, anchor = candidates.group[chosen], candidates.anchor[chosen]
+    runs = list(_runs(group // candidates.classes))
+    # An anchor stands for all of its candidates in an image: the class does not move the box.
+    places = [torch.unique(anchor[rows], return_inverse=True)[1] for rows in runs]
+    shown = [
+        torch.zeros(int(place.max()) + 1, dtype=torch.int64).index_put((place,), chosen[rows])
+        for rows, place in zip(runs, places, strict=True)
+    ]
+    overlaps = surely_overlap(candidates.boxes, shown, nms_iou, size)
+    for rows, place, sure in zip(runs, places, overlaps, strict=True):
+        for members in _runs(group[rows]):
+            index = place[members].numpy()
+            found = np.array(first_fit(_masks(sure[index[:, None], index]), limit))
+            mine = chosen[rows][members].numpy()[found >= 0]
+            numbers[mine] = found[found >= 0]
     return torch.from_numpy(numbers)
+
+
+def _runs(values: Tensor) -> Iterator[slice]:
+    """Where equal values stand, in a tensor in which they stand together."""
+    ends = torch.unique_consecutive(values, return_counts=True)[1].cumsum(0).tolist()
+    for start, end in itertools.pairwise([0, *ends]):
+        yield slice(start, end)
 
 
 def first_fit(overlaps: Sequence[int], limit: int) -> list[int]:
@@ -194,45 +206,66 @@ def first_fit(overlaps: Sequence[int], limit: int) -> list[int]:
     return numbers
 
 
-def _overlap_masks(
-    candidates: Candidates, starts: Tensor, sizes: Tensor, nms_iou: float, size: int
-) -> list[int]:
-    """For each member of each block, a bit mask of the later ones that it surely overlaps."""
-    block, member = expand(starts, sizes)
-    place = member - starts[block]
-    later = sizes[block] - place - 1
-    bits = np.zeros((len(member), BLOCK), np.bool_)
-    # As many members at once as have PAIRS_AT_ONCE pairs.
-    for rows in in_parts(later, PAIRS_AT_ONCE):
-        row, other = expand(member[rows] + 1, later[rows])
-        row = rows[row]
-        sure = surely_overlap(candidates, member[row], other, nms_iou, size)
-        row, other = row[sure], other[sure]
-        bits[row.numpy(), (other - starts[block[row]]).numpy()] = True
-    packed = np.packbits(bits, axis=1, bitorder="little")
-    return [int.from_bytes(mask.tobytes(), "little") for mask in packed]
+def _masks(overlaps: NDArray[np.bool_]) -> list[int]:
+    """Rows of a square matrix as bit masks, of what stands right of its diagonal."""
+    packed = np.packbits(np.triu(overlaps, 1), axis=1, bitorder="little")
+    return [int.from_bytes(row.tobytes(), "little") for row in packed]
 
 
 def surely_overlap(
-    candidates: Candidates, one: Tensor, other: Tensor, nms_iou: float, size: int
-) -> Tensor:
-    """Which pairs of candidates overlap by more than η under every perturbation, (P,) bool.
+    boxes: BoxRange, images: Sequence[Tensor], nms_iou: float, size: int
+) -> list[NDArray[np.bool_]]:
+    """Which boxes of an image overlap by more than η under every perturbation.
 
-    The middle of a range is one of the boxes that it holds: pairs whose middles overlap by less
-    are sorted out first, at a fraction of the cost.
+    Args:
+        boxes: (N, 4).
+        images: of each image the indices (U,) of its boxes.
+        nms_iou: η.
+        size: of the images.
+
+    Returns:
+        For each image (U, U), symmetric and false on the diagonal.
     """
-    middles = (candidates.boxes.low + candidates.boxes.high) / 2
-    sides = middles[:, 2:]
-    middles = torch.cat([middles[:, :2] - sides / 2, middles[:, :2] + sides / 2], 1).clamp(0, size)
-    areas = (middles[:, 2:] - middles[:, :2]).prod(dim=1)
-    a, b = middles[one], middles[other]
-    shared = torch.minimum(a[:, 2:], b[:, 2:]) - torch.maximum(a[:, :2], b[:, :2])
-    shared = shared.clamp(min=0).prod(dim=1)
     needed = nms_iou + OVERLAP_SLACK
-    sure = shared > needed * (areas[one] + areas[other] - shared)
-    likely = torch.nonzero(sure)[:, 0]
-    lowest = min_iou_pair(
-        candidates.boxes.at(one[likely]), candidates.boxes.at(other[likely]), size
+    likely = [_may_overlap(boxes.at(index), needed, size) for index in images]
+    one = torch.cat([index[a] for index, (a, _) in zip(images, likely, strict=True)])
+    other = torch.cat([index[b] for index, (_, b) in zip(images, likely, strict=True)])
+    sure = torch.cat(
+        [
+            min_iou_pair(boxes.at(a), boxes.at(b), size) > needed
+            for a, b in zip(*(torch.split(x, PAIRS_AT_ONCE) for x in (one, other)), strict=True)
+        ]
     )
-    sure[likely] = lowest > needed
-    return sure
+    result = []
+    parts = torch.split(sure, [len(a) for a, _ in likely])
+    for index, (a, b), kept in zip(images, likely, parts, strict=True):
+        matrix = np.zeros((len(index), len(index)), np.bool_)
+        matrix[a[kept].numpy(), b[kept].numpy()] = True
+        result.append(matrix | matrix.T)
+    return result
+
+
+def _may_overlap(boxes: BoxRange, needed: float, size: int) -> tuple[Tensor, Tensor]:
+    """Pairs of an image's boxes (U, 4) that cheap tests do not rule out, the first before.
+
+    The middles of both ranges are boxes that can occur, and IoU is at most the ratio of the areas.
+    A pair that is ruled out wrongly adds cliques, which is safe.
+    """
+    corners = corner_range(BoxRange(*[(boxes.low + boxes.high) / 2] * 2), size)[0].float()
+    starts, ends = corners[:, :2], corners[:, 2:]
+    areas = (ends - starts).prod(dim=1)
+    smallest, largest = boxes.low[:, 2:].prod(dim=1), boxes.high[:, 2:].prod(dim=1)
+    parts = []
+    for first in range(0, len(areas), ROWS_AT_ONCE):
+        rows = slice(first, first + ROWS_AT_ONCE)
+        x, y = (
+            torch.minimum(ends[rows, None, axis], ends[:, axis])
+            - torch.maximum(starts[rows, None, axis], starts[:, axis])
+            for axis in (0, 1)
+        )
+        shared = x.clamp_(min=0) * y.clamp_(min=0)
+        likely = shared * (1 + needed) > needed * (areas[rows, None] + areas)
+        likely &= smallest[rows, None] > needed * largest
+        parts.append(torch.nonzero(likely.triu_(1 + first)) + torch.tensor([first, 0]))
+    one, other = torch.cat(parts).unbind(dim=1)
+    return one, other

@@ -12,12 +12,14 @@ class Tightenings:
     Attributes:
         collective: bound detections by what it costs to raise many logits at once.
         pairwise: a rival must be able to pass the certifier itself, not only its interval.
+        ball: the four offsets of a box move in a ball.
         relaxed_match: another object may be reached where the own one is matched better.
         counted_cliques: count what can be kept, instead of all candidates, against top-k.
     """
 
     collective: bool = True
     pairwise: bool = True
+    ball: bool = True
     relaxed_match: bool = True
     counted_cliques: bool = True
 

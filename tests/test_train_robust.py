@@ -11,7 +11,7 @@ import torch
 from lipdet.boxes import SigmoidScores
 from lipdet.checkpoint import read_tensors
 from lipdet.config import PRESETS
-from lipdet.detector.multibox import START_TEMPERATURE, multibox_loss
+from lipdet.detector.multibox import multibox_loss
 from lipdet.errors import InputError
 from lipdet.images.pack import Pack
 from lipdet.job import Job
@@ -70,6 +70,6 @@ def test_the_temperature_of_a_training(house_numbers: Pack, tmp_path: Path) -> N
     preset = PRESETS["certified-small"]
     job = Job("certified-small", preset.detector, SHORT, (str(house_numbers.folder),), ())
     trainer = trainer_of(job, tmp_path)
-    assert trainer.decoder().scores == SigmoidScores(START_TEMPERATURE)
+    assert trainer.decoder().scores == SigmoidScores(SHORT.start_temperature)
     trainer.state.step = trainer.total_steps
     assert trainer.decoder().scores == trainer.state.detector.scores

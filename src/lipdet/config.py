@@ -50,6 +50,8 @@ class TrainConfig:
         augment: photometric changes (brightness, contrast, inversion, channel order).
         margin: ε in [0, 1] pixel units whose worst case the classification loss counts, where
             logits are 1-Lipschitz: the dial between clean and certified AP.
+        start_temperature: temperature of one-vs-all scores at the start; it rises to the detector's
+            own within the first 60 % of the steps.
         adversarial_epsilon: ε in [0, 1] pixel units of adversarial training: every picture is
             replaced by what L2 PGD on the loss finds near it (Madry et al., 2018); 0 for none.
         adversarial_steps: gradients of that PGD; each costs as much as a training step.
@@ -75,6 +77,7 @@ class TrainConfig:
     precision: Precision = "auto"
     augment: bool = True
     margin: float = 0.0
+    start_temperature: float = 3.0
     adversarial_epsilon: float = 0.0
     adversarial_steps: int = 3
     start_from: str = ""
@@ -94,6 +97,7 @@ class TrainConfig:
             "learning_rate",
             "gradient_clip",
             "validate_every",
+            "start_temperature",
             "adversarial_steps",
         ):
             if not getattr(self, name) > 0:
@@ -137,12 +141,12 @@ def _sll(architecture: str, width: int) -> Preset:
     return Preset(DetectorConfig(architecture, width=width), TrainConfig(learning_rate=1e-3))
 
 
-def _certified(width: int) -> Preset:
+def _certified(width: int, architecture: str = "orthogonal-ssd") -> Preset:
     # Photometric changes and weight decay cost a network of such rigid layers what it needs.
     settings = TrainConfig(
         learning_rate=1.5e-3, weight_decay=0.0, gradient_clip=100.0, augment=False, margin=0.1
     )
-    return Preset(DetectorConfig("orthogonal-ssd", width=width), settings)
+    return Preset(DetectorConfig(architecture, width=width), settings)
 
 
 PRESETS = {
@@ -150,6 +154,8 @@ PRESETS = {
     "naive-adversarial": Preset(train=TrainConfig(adversarial_epsilon=0.5)),
     "certified": _certified(CERTIFIED_WIDTH),
     "certified-small": _certified(CERTIFIED_SMALL_WIDTH),
+    "certified-small-aol": _certified(CERTIFIED_SMALL_WIDTH, "aol-ssd"),
+    "certified-small-spectral": _certified(CERTIFIED_SMALL_WIDTH, "spectral-ssd"),
     **{
         name: _sll(architecture, width)
         for architecture in ("sll-spectral", "sll-conv", "sll-l2")

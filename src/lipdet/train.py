@@ -212,7 +212,9 @@ class Trainer:
         """The detector's decoder, with the scores that this step trains."""
         decoder = self.state.detector.decoder
         progress = 1.0 if self.config.start_from else self.state.step / self.total_steps
-        return decoder._replace(scores=training_scores(decoder.scores, progress))
+        return decoder._replace(
+            scores=training_scores(decoder.scores, self.config.start_temperature, progress)
+        )
 
     def load(self, epoch: int, index: int) -> tuple[torch.Tensor, PaddedTargets]:
         """Images (B, 3, S, S) in [0, 1], channels last, and targets, on the device."""

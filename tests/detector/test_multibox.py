@@ -195,6 +195,6 @@ def test_the_margin_is_the_worst_that_logits_can_do(scores: Scores) -> None:
 def test_temperature_rises_and_stays() -> None:
     scores = SigmoidScores(20.0)
     # By hand: from 3 to 20 in the first 60 percent of the steps.
-    risen = [training_scores(scores, share) for share in (0.0, 0.3, 0.6, 1.0)]
+    risen = [training_scores(scores, 3.0, share) for share in (0.0, 0.3, 0.6, 1.0)]
     assert risen == [SigmoidScores(t) for t in (3.0, 11.5, 20.0, 20.0)]
-    assert training_scores(SOFTMAX, 0.0) is SOFTMAX
+    assert training_scores(SOFTMAX, 3.0, 0.0) is SOFTMAX

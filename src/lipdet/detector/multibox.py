@@ -16,7 +16,6 @@ from lipdet.types import RawOutput
 NEGATIVES_PER_POSITIVE = 3
 LOCALISATION_WEIGHT = 2.0
 BACKGROUND = -1
-START_TEMPERATURE = 3.0
 RAMP = 0.6
 
 
@@ -91,13 +90,13 @@ def classification_loss(
     return functional.softplus(torch.where(wanted, -log_odds, log_odds)).sum(dim=-1)
 
 
-def training_scores(scores: Scores, progress: float) -> Scores:
+def training_scores(scores: Scores, start_temperature: float, progress: float) -> Scores:
     """The scores to take the loss of at a share of the training.
 
-    The temperature of sigmoids rises from START_TEMPERATURE to its final value within the first
-    RAMP of the steps: at the final one, gradients of wrong logits would saturate from the start.
+    The temperature of sigmoids rises to its final value within the first RAMP of the steps: at the
+    final one, gradients of wrong logits would saturate from the start.
     """
     if not isinstance(scores, SigmoidScores):
         return scores
     rise = min(progress / RAMP, 1.0)
-    return SigmoidScores(START_TEMPERATURE + rise * (scores.temperature - START_TEMPERATURE))
+    return SigmoidScores(start_temperature + rise * (scores.temperature - start_temperature))

@@ -8,14 +8,13 @@ import torch
 from lipdet.certificate.outputs import output_bounds
 from lipdet.config import PRESETS, DetectorConfig
 from lipdet.detector import build_detector
-from lipdet.detector.orthogonal_ssd import orthogonal_ssd
+from lipdet.detector.lipschitz_ssd import BODIES, lipschitz_ssd
 from lipdet.errors import InputError
 from lipdet.layers import OrthonormalConv2d
 
 
-def small(image_size: int = 74, classes: int = 2) -> DetectorConfig:
-    names = tuple(map(str, range(classes)))
-    return DetectorConfig("orthogonal-ssd", names, image_size, width=48)
+def small(architecture: str = "orthogonal-ssd", image_size: int = 74) -> DetectorConfig:
+    return DetectorConfig(architecture, ("a", "b"), image_size, width=48)
 
 
 def test_shapes_and_parameters_of_the_preset() -> None:
@@ -26,9 +25,10 @@ def test_shapes_and_parameters_of_the_preset() -> None:
     assert raw.offsets.shape == (2, 2180, 4)
 
 
-def test_every_output_is_1_lipschitz() -> None:
+@pytest.mark.parametrize("architecture", BODIES)
+def test_every_output_is_1_lipschitz(architecture: str) -> None:
     torch.manual_seed(0)
-    detector = orthogonal_ssd(small(image_size=34)).eval()
+    detector = lipschitz_ssd(small(architecture, image_size=34)).eval()
     bounds = output_bounds(detector)
     assert max(bounds.features) <= 1 + 1e-5
     assert bounds.logits.max() <= 1 + 1e-5
@@ -39,7 +39,7 @@ def test_gradients_keep_their_norm() -> None:
     # Orthogonal layers and MaxMin pass a gradient on as it is, but for what zero padding cuts off;
     # THEORY §3 has a spectrally normalised body of this depth below 1e-4.
     torch.manual_seed(0)
-    body = orthogonal_ssd(small()).backbone
+    body = lipschitz_ssd(small()).backbone
     images = torch.rand(1, 3, 74, 74, requires_grad=True)
     deepest = body(images)[-1]
     direction = torch.randn_like(deepest)
@@ -49,7 +49,7 @@ def test_gradients_keep_their_norm() -> None:
 
 
 def test_default_boxes_stand_where_a_cell_looks() -> None:
-    detector = orthogonal_ssd(small())
+    detector = lipschitz_ssd(small())
     # By hand: 74 pixels padded by 3 make 20 cells of 4; 10 cells of 8 padded by one make 6 of 16.
     assert detector.default_boxes[0, :2].tolist() == pytest.approx([-1, -1], abs=1e-4)
     assert detector.default_boxes[4 * 400, :2].tolist() == pytest.approx([1, 1], abs=1e-4)
@@ -62,7 +62,7 @@ def test_default_boxes_stand_where_a_cell_looks() -> None:
 def test_a_cell_sees_the_pixels_around_its_centre() -> None:
     # Oracle: autograd. The gradient of a finest cell's features is centred on its default box.
     torch.manual_seed(1)
-    detector = orthogonal_ssd(small())
+    detector = lipschitz_ssd(small())
     images = torch.rand(1, 3, 74, 74, requires_grad=True)
     detector.backbone(images)[0][0, :, 9, 12].sum().backward()
     assert images.grad is not None
@@ -75,7 +75,7 @@ def test_a_cell_sees_the_pixels_around_its_centre() -> None:
 
 def test_offsets_of_one_box_move_in_a_ball() -> None:
     torch.manual_seed(2)
-    head = orthogonal_ssd(small()).heads[1].localisation
+    head = lipschitz_ssd(small()).heads[1].localisation
     assert isinstance(head, OrthonormalConv2d)
     rows = head.weight.detach().flatten(1)
     # Oracle: the definition of orthonormal rows.
@@ -85,7 +85,7 @@ def test_offsets_of_one_box_move_in_a_ball() -> None:
 @pytest.mark.parametrize(("image_size", "width"), [(30, 48), (75, 48), (74, 46), (74, 49)])
 def test_sizes_that_cannot_be_built_are_refused(image_size: int, width: int) -> None:
     with pytest.raises(InputError, match="even"):
-        orthogonal_ssd(DetectorConfig("orthogonal-ssd", ("a",), image_size, width))
+        lipschitz_ssd(DetectorConfig("orthogonal-ssd", ("a",), image_size, width))
 
 
 def test_more_filters_than_a_patch_has_values_are_refused() -> None:

@@ -3,7 +3,8 @@
 Notable choices:
 - Every layer of the body preserves the norm of gradients: orthogonal convolutions and MaxMin;
   space-to-depth and semi-orthogonal 1×1 convolutions instead of pooling. That, not the bound, is
-  what decides whether such a network learns (THEORY §3).
+  what decides whether such a network learns (THEORY §3); two other kinds of layers are there to
+  show it.
 - No normalisation, not even of pixel values, and no scale anywhere: a class logit or an offset is
   a unit filter on 1-Lipschitz features. What an offset of 1 means is left to the box coding, and
   what a logit of 1 means to the temperature of the scores.
@@ -12,6 +13,8 @@ Notable choices:
 """
 
 from __future__ import annotations
+
+from collections.abc import Callable
 
 from torch import Tensor, nn
 
@@ -22,11 +25,13 @@ from lipdet.detector.ssd import SSD, Head
 from lipdet.detector.tinier_ssd import RATIOS
 from lipdet.errors import InputError
 from lipdet.layers import (
+    AOLConv2d,
     BCOPConv2d,
     MaxMin,
     OrthogonalConv1x1,
     OrthonormalConv2d,
     SpaceToDepth,
+    SpectralConv2d,
     UnitNormConv2d,
     ZeroPadChannels,
 )
@@ -43,15 +48,24 @@ PRIOR_LOGIT = -0.4
 # moves by at most ε), larger is easier to learn.
 VARIANCE = 0.25
 
+# What a block is: a 3×3 convolution and an activation.
+BODIES: dict[str, tuple[Callable[..., nn.Module], type[nn.Module]]] = {
+    "orthogonal-ssd": (BCOPConv2d, MaxMin),
+    "aol-ssd": (AOLConv2d, MaxMin),
+    "spectral-ssd": (SpectralConv2d, nn.ReLU),
+}
 
-def orthogonal_ssd(config: DetectorConfig) -> SSD:
-    """Build a detector of `config.width` channels on the finest map and twice as many after it.
+
+def lipschitz_ssd(config: DetectorConfig) -> SSD:
+    """Build a detector whose architecture is a key of BODIES.
+
+    It has `config.width` channels on the finest map and twice as many on the others.
 
     Raises:
         InputError: the image is too small for four maps or odd, or the width too small or odd.
     """
     _check(config)
-    body = OrthogonalBackbone(config.image_size, config.width)
+    body = LipschitzBackbone(config.architecture, config.image_size, config.width)
     classes = len(config.class_names)
     levels = [
         DefaultBoxLevel(cells, scale, RATIOS, stride)
@@ -82,12 +96,12 @@ def _check(config: DetectorConfig) -> None:
         value = getattr(config, name)
         if value < least or value % 2:
             raise InputError(
-                f"An orthogonal-ssd needs an even {name} of at least {least}, not {value}."
+                f"{config.architecture} needs an even {name} of at least {least}, not {value}."
             )
 
 
-class OrthogonalBackbone(nn.Module):
-    """Stages of space-to-depth and orthogonal blocks, each map half as fine as the one before.
+class LipschitzBackbone(nn.Module):
+    """Stages of space-to-depth and 1-Lipschitz blocks, each map half as fine as the one before.
 
     Attributes:
         cells: side of each map.
@@ -95,7 +109,7 @@ class OrthogonalBackbone(nn.Module):
         channels: of each map.
     """
 
-    def __init__(self, image_size: int, width: int) -> None:
+    def __init__(self, architecture: str, image_size: int, width: int) -> None:
         super().__init__()
         self.cells: list[int] = []
         self.strides = [FIRST_STRIDE * 2**level for level in range(len(BLOCKS))]
@@ -111,7 +125,7 @@ class OrthogonalBackbone(nn.Module):
             deep = channels * step**2
             resize = [nn.ZeroPad2d(pad), SpaceToDepth(step)]
             mix = ZeroPadChannels(out) if level == 0 else OrthogonalConv1x1(deep, out)
-            self.stages.append(nn.Sequential(*resize, mix, *_blocks(out, blocks)))
+            self.stages.append(nn.Sequential(*resize, mix, *_blocks(architecture, out, blocks)))
             self.cells.append(side)
             channels = out
 
@@ -129,11 +143,12 @@ def _even_padding(side: int, multiple: int) -> int:
     return -side % multiple // 2
 
 
-def _blocks(channels: int, count: int) -> list[nn.Module]:
+def _blocks(architecture: str, channels: int, count: int) -> list[nn.Module]:
+    convolution, activation = BODIES[architecture]
     return [
         layer
         for _ in range(count)
-        for layer in (BCOPConv2d(channels, channels, 3, padding=1), MaxMin())
+        for layer in (convolution(channels, channels, 3, padding=1), activation())
     ]
 
 

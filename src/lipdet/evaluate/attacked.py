@@ -20,14 +20,16 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from lipdet.attack import AttackSettings, attack_and_detect, recall
+from lipdet.attack import AttackSettings, attack_and_detect, detect, recall
 from lipdet.attack.settings import AttackName, single_attacks
 from lipdet.boxes import DISPLAY_SELECTION
 from lipdet.detector import SSD
 from lipdet.evaluate.attack_state import Found, attack_key, read_chunk, write_chunk
 from lipdet.evaluate.average_precision import average_precision
+from lipdet.evaluate.consistency import consistency
 from lipdet.images.pack import Pack
 from lipdet.progress import track
+from lipdet.types import Detections
 
 CHUNK = 32
 # Of the recall that is reported beside AP: what a user is shown.
@@ -54,7 +56,8 @@ class Campaign:
 def attacked_results(detector: SSD, pack: Pack, campaign: Campaign) -> list[dict[str, Any]]:
     """One entry per radius, as docs/json.md describes it."""
     prepared = prepare(detector)
-    return [_entry(prepared, pack, campaign, epsilon) for epsilon in campaign.epsilons]
+    clean = _clean(prepared, pack)
+    return [_entry(prepared, pack, campaign, epsilon, clean) for epsilon in campaign.epsilons]
 
 
 def attack_pack(
@@ -121,7 +124,18 @@ def worst(candidates: Sequence[Found]) -> Found:
     )
 
 
-def _entry(detector: SSD, pack: Pack, campaign: Campaign, epsilon: float) -> dict[str, Any]:
+def _clean(detector: SSD, pack: Pack) -> list[Detections]:
+    device = detector.default_boxes.device
+    return [
+        one
+        for start in range(0, len(pack), CHUNK)
+        for one in detect(detector, pictures(pack, start, start + CHUNK, device))
+    ]
+
+
+def _entry(
+    detector: SSD, pack: Pack, campaign: Campaign, epsilon: float, clean: list[Detections]
+) -> dict[str, Any]:
     singles = single_attacks(campaign.attack, replace(campaign.settings, epsilon=epsilon))
     found = [attack_pack(detector, pack, single, campaign.state) for single in singles]
     figures = {
@@ -136,9 +150,11 @@ def _entry(detector: SSD, pack: Pack, campaign: Campaign, epsilon: float) -> dic
         "seed": singles[0].seed,
         "recall_score": RECALL_SCORE,
     }
+    most = worst(found)
+    entry["consistency"] = consistency(clean, most.detections, RECALL_SCORE)
     if campaign.attack != "worst":
         return {**entry, "objective": singles[0].objective, **figures[singles[0].objective]}
-    composite = measure(worst(found), pack)
+    composite = measure(most, pack)
     lowest = {
         name: min(composite[name], *(one[name] for one in figures.values())) for name in composite
     }

@@ -1,0 +1,62 @@
+"""What becomes of each shown detection under attack: kept, vanished, of another class, or new.
+
+AP compares with the annotation; this compares a detector with itself, as a user sees it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+from torchvision.ops import box_iou
+
+from lipdet.types import Detections
+
+SAME_PLACE_IOU = 0.5
+
+
+def consistency(
+    clean: Sequence[Detections], attacked: Sequence[Detections], score: float
+) -> dict[str, int]:
+    """Count what becomes of the detections that are shown.
+
+    A detection and one under attack are at the same place if their IoU is at least 0.5; each has
+    at most one partner, of its own class if possible, and of those the one that overlaps most.
+
+    Args:
+        clean: detections on the clean pictures.
+        attacked: those on the attacked pictures, in the same order.
+        score: a detection is shown if its score exceeds this.
+
+    Returns:
+        `shown` (clean), of which `kept`, `changed` (class) and `vanished`; and `appeared`.
+    """
+    counts = dict.fromkeys(("shown", "kept", "changed", "vanished", "appeared"), 0)
+    for before, after in zip(clean, attacked, strict=True):
+        first, second = (one["scores"] > score for one in (before, after))
+        overlap = box_iou(before["boxes"][first].float(), after["boxes"][second].float())
+        same = before["labels"][first][:, None] == after["labels"][second]
+        kept = _pairs(overlap, same)
+        changed = _pairs(overlap, ~same)
+        shown = len(overlap)
+        counts["shown"] += shown
+        counts["kept"] += kept
+        counts["changed"] += changed
+        counts["vanished"] += shown - kept - changed
+        counts["appeared"] += int(second.sum()) - kept - changed
+    return counts
+
+
+def _pairs(overlap: Tensor, allowed: Tensor) -> int:
+    """Pair rows and columns, best overlap first, and rule the paired ones out in `overlap`."""
+    count = 0
+    while overlap.numel():
+        best = int(torch.where(allowed, overlap, 0).argmax())
+        row, column = divmod(best, overlap.shape[1])
+        if not allowed[row, column] or overlap[row, column] < SAME_PLACE_IOU:
+            break
+        overlap[row, :] = 0
+        overlap[:, column] = 0
+        count += 1
+    return count

@@ -1,0 +1,53 @@
+"""False positives per picture at a given recall: what a detector costs at one working point."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from torchvision.ops import box_iou
+
+from lipdet.types import Detections, Target
+
+MATCH_IOU = 0.5
+
+
+def false_positives_per_image(
+    targets: Sequence[Target], detections: Sequence[Detections], recall: float
+) -> float | None:
+    """False positives per picture at the highest threshold that reaches a recall, or None.
+
+    Detections are matched as in COCO: by falling score, each to the free object of its class with
+    the highest IoU, of at least one half. Equal scores pass a threshold together.
+
+    Args:
+        targets: what is there, per image.
+        detections: what was found, per image, in the same order, best first.
+        recall: share of all objects, in (0, 1].
+    """
+    scores = torch.cat([found["scores"] for found in detections]).numpy()
+    hits = np.concatenate(
+        [matched(target, found) for target, found in zip(targets, detections, strict=True)]
+    )
+    objects = sum(len(target["labels"]) for target in targets)
+    order = np.argsort(-scores, kind="stable")
+    reached = np.flatnonzero(hits[order].cumsum() >= recall * objects)
+    if not objects or not len(reached):
+        return None
+    passing = scores >= scores[order][reached[0]]
+    return float((passing & ~hits).sum()) / len(targets)
+
+
+def matched(target: Target, found: Detections) -> np.ndarray[tuple[int], np.dtype[np.bool_]]:
+    """Which detections of one picture (N,), best first, are true positives."""
+    hits = np.zeros(len(found["labels"]), bool)
+    overlaps = box_iou(found["boxes"], target["boxes"])
+    same = found["labels"][:, None] == target["labels"]
+    free = torch.ones(len(target["labels"]), dtype=torch.bool)
+    for index in range(len(hits)):
+        possible = overlaps[index].masked_fill(~(same[index] & free), 0.0)
+        if len(possible) and possible.max() >= MATCH_IOU:
+            free[possible.argmax()] = False
+            hits[index] = True
+    return hits

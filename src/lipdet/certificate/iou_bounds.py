@@ -119,9 +119,7 @@ def min_iou_pair_clipped(a: BoxRange, b: BoxRange, size: float) -> Tensor:
 
 
 def max_iou_fixed(boxes: BoxRange, fixed: Tensor, size: float | None) -> Tensor:
-    """An upper bound of the IoU of an uncertain box with a known one: each corner at its nearest.
-
-    The vertices of the range would not do, since the best box lies inside it.
+    """An upper bound of the IoU of an uncertain box with a known one.
 
     Args:
         boxes: (..., 4).
@@ -131,17 +129,11 @@ def max_iou_fixed(boxes: BoxRange, fixed: Tensor, size: float | None) -> Tensor:
     Returns:
         (...) float64.
     """
-    low, high = corner_range(boxes, size)
-    fixed = fixed.double()
-    return _iou(torch.minimum(torch.maximum(fixed, low), high), fixed)
+    return max_iou_of_corners(corner_range(boxes, size), (fixed.double(), fixed.double()))
 
 
 def max_iou_pair(a: BoxRange, b: BoxRange, size: float | None) -> Tensor:
-    """An upper bound of the IoU of two uncertain boxes: corners in common, or at their nearest.
-
-    Where the intervals of a corner meet, both boxes take the common value that makes them largest;
-    moving one common corner outward by Δ adds Δ·I_y to I and Δ·(h_a + h_b − I_y) to U, and
-    U ≥ I_x·(h_a + h_b − I_y).
+    """An upper bound of the IoU of two uncertain boxes.
 
     Args:
         a: (..., 4).
@@ -151,12 +143,28 @@ def max_iou_pair(a: BoxRange, b: BoxRange, size: float | None) -> Tensor:
     Returns:
         (...) float64.
     """
-    (low_a, high_a), (low_b, high_b) = corner_range(a, size), corner_range(b, size)
-    start = torch.maximum(low_a[..., :2], low_b[..., :2])
-    end = torch.minimum(high_a[..., 2:], high_b[..., 2:])
+    return max_iou_of_corners(corner_range(a, size), corner_range(b, size))
+
+
+def max_iou_of_corners(a: tuple[Tensor, Tensor], b: tuple[Tensor, Tensor]) -> Tensor:
+    """The highest IoU of two boxes whose corners lie in intervals: in common, or at their nearest.
+
+    Where the intervals of a corner meet, both boxes take the common value that makes them largest;
+    moving one common corner outward by Δ adds Δ·I_y to I and Δ·(h_a + h_b − I_y) to U, and
+    U ≥ I_x·(h_a + h_b − I_y). For a known box both ends of its intervals are its corners.
+
+    Args:
+        a: smallest and largest x1, y1, x2, y2, (..., 4) each.
+        b: the same.
+
+    Returns:
+        (...) float64.
+    """
+    start = torch.maximum(a[0][..., :2], b[0][..., :2])
+    end = torch.minimum(a[1][..., 2:], b[1][..., 2:])
     best = [
         torch.cat([torch.minimum(start, high[..., :2]), torch.maximum(end, low[..., 2:])], dim=-1)
-        for low, high in ((low_a, high_a), (low_b, high_b))
+        for low, high in (a, b)
     ]
     return _iou(*best)
 

@@ -13,10 +13,14 @@ from lipdet.checkpoint import LoadedDetector, load_detector
 from lipdet.commands.options import DETECTOR_HELP, Parser, Verb, check_writable, verb_parser
 from lipdet.errors import InputError
 from lipdet.export.torch_file import export_torch
-from lipdet.images.spec import open_data
+from lipdet.images.spec import Purpose, open_data
 
 # On which the exported network must equal the detector.
 VERIFIED = "rendered:100"
+# More calibration pictures than this cost minutes and change little.
+CALIBRATED = 500
+
+Exporter = Callable[[LoadedDetector, Path, Tensor, bool, Tensor | None], dict[str, Any]]
 
 
 def parser() -> Parser:
@@ -35,6 +39,7 @@ def run(
     out: Path,
     format: Literal["onnx", "torch-export"] = "onnx",  # the option is called --format
     detections: bool = False,
+    int8: str | None = None,
 ) -> None:
     """Write a detector as a file for other programs, and check it against torch.
 
@@ -43,21 +48,32 @@ def run(
         out: the file to write, such as NAME.onnx or NAME.pt2.
         format: onnx (needs the extra `onnx`) or torch-export.
         detections: the model also decodes boxes and suppresses doubles (onnx only).
+        int8: SPEC of pictures to calibrate on, 100 or more: the network computes in 8-bit integers
+            (onnx only).
     """
     check_writable(out)
-    if detections and format != "onnx":
-        raise InputError("--detections needs --format onnx: torch-export holds raw outputs only.")
+    if (detections or int8) and format != "onnx":
+        raise InputError(
+            "--detections and --int8 need --format onnx; torch-export holds raw float32 outputs."
+        )
     loaded = load_detector(detector)
-    pack = open_data(VERIFIED, "test", loaded.detector.config.image_size)
-    images = torch.from_numpy(pack.images[:].copy()).permute(0, 3, 1, 2).float() / 255
+    size = loaded.detector.config.image_size
+    images = _pictures(VERIFIED, "test", size)
     if format == "torch-export":
         metadata = export_torch(loaded, out, images)
     else:
-        metadata = _onnx_exporter()(loaded, out, images, detections)
+        calibration = _pictures(int8, "train", size) if int8 else None
+        metadata = _onnx_exporter()(loaded, out, images, detections, calibration)
     _print(out, metadata)
 
 
-def _onnx_exporter() -> Callable[[LoadedDetector, Path, Tensor, bool], dict[str, Any]]:
+def _pictures(spec: str, purpose: Purpose, size: int) -> Tensor:
+    """At most `CALIBRATED` pictures of a SPEC, (B, 3, S, S) in [0, 1]."""
+    images = open_data(spec, purpose, size).head(CALIBRATED).images
+    return torch.from_numpy(images[:].copy()).permute(0, 3, 1, 2).float() / 255
+
+
+def _onnx_exporter() -> Exporter:
     try:
         from lipdet.export.onnx_file import export_onnx
     except ImportError as error:
@@ -70,11 +86,20 @@ def _onnx_exporter() -> Callable[[LoadedDetector, Path, Tensor, bool], dict[str,
 def _print(out: Path, metadata: dict[str, Any]) -> None:
     verified = metadata["verified"]
     print(f"{out}: {out.stat().st_size / 1e6:.2f} MB, checked on {verified['pictures']} pictures")
-    for name in ("logits", "offsets"):
-        difference, largest = verified[name].values()
-        print(f"  {name} differ from torch by at most {difference:.1e} (largest {largest:.3g})")
+    print(f"  float32: {_differences(verified)}")
     if "same_detections" in verified:
         print(f"  detections are lipdet's own on {verified['same_detections']} of them")
+    if "int8" in metadata:
+        print(f"  int8: {_differences(metadata['int8'])}")
+
+
+def _differences(comparison: dict[str, Any]) -> str:
+    parts = [
+        f"{name} differ by at most {comparison[name]['largest_difference']:.2g} "
+        f"(largest {comparison[name]['largest_value']:.3g})"
+        for name in ("logits", "offsets")
+    ]
+    return f"from torch, {' and '.join(parts)}"
 
 
 VERB = Verb("write a detector for other programs", parser, run)

@@ -25,7 +25,7 @@ detections (float[batch, {anchors}, 4] decoded, float[batch, {classes}, {anchors
 <
     int64 most = {{{k}}}, float iou = {{{iou}}}, float floor = {{{floor}}},
     int64[1] k = {{{k}}}, int64 anchors = {{{anchors}}}, int64[1] last = {{-1}},
-    int64[2] per_image = {{0, -1}}, int64[3] four = {{1, 1, 4}},
+    int64[2] per_image = {{-1, {pairs}}}, int64[3] four = {{1, 1, 4}},
     int64 none = {{-1}}, float zero = {{0}}
 >
 {{
@@ -65,14 +65,20 @@ def add_detections(model: ModelProto, selection: Selection) -> ModelProto:
         opset=model.opset_import[0].version,
         anchors=anchors,
         classes=classes,
+        pairs=anchors * classes,
         k=min(selection.top_k, anchors * classes),
         iou=selection.nms_iou,
         floor=logit(selection.score_floor),
     )
     suppression = parser.parse_model(text)
-    return compose.merge_models(
+    for index, node in enumerate(suppression.graph.node):
+        node.name = f"detections_{index}"
+    merged = compose.merge_models(
         model,
         suppression,
         io_map=[(name, name) for name in SCORED],
         outputs=[*RAW, *DETECTIONS],
     )
+    # One and the same, once from each part.
+    del merged.opset_import[1:]
+    return merged

@@ -19,6 +19,7 @@ from lipdet.boxes import DISPLAY_SELECTION, Selection
 from lipdet.checkpoint import LoadedDetector
 from lipdet.detector import SSD
 from lipdet.export.files import write_complete
+from lipdet.export.int8 import quantised
 from lipdet.export.metadata import KEY, describe
 from lipdet.export.network import RAW, output_names, traced
 from lipdet.export.nms import DETECTIONS, add_detections
@@ -28,7 +29,11 @@ from lipdet.types import RawOutput
 
 
 def export_onnx(
-    loaded: LoadedDetector, out: Path, images: Tensor, detections: bool = False
+    loaded: LoadedDetector,
+    out: Path,
+    images: Tensor,
+    detections: bool = False,
+    calibration: Tensor | None = None,
 ) -> dict[str, Any]:
     """Write a detector as an ONNX model that says what it is and how well it was checked.
 
@@ -37,6 +42,8 @@ def export_onnx(
         out: the file; it appears when the checks have passed.
         images: (B, 3, S, S) in [0, 1], on which the model must equal torch.
         detections: whether decoding and non-maximum suppression become part of the model.
+        calibration: (N, 3, S, S) in [0, 1]; with it the float32 model, once checked, is turned
+            into 8-bit integers, whose differences from torch on `images` are measured.
 
     Returns:
         The metadata in the file.
@@ -53,6 +60,16 @@ def export_onnx(
     check(metadata["verified"])
     if selection is not None:
         metadata["verified"]["same_detections"] = _same_detections(network, images, selection)
+    if calibration is not None:
+        model = quantised(model, calibration)
+        set_metadata(model, metadata)
+        network = OnnxNetwork(model.SerializeToString())
+        metadata["precision"] = "int8"
+        metadata["int8"] = {
+            "calibrated_on": len(calibration),
+            **compare(loaded.detector, network, images),
+        }
+        metadata["certificate"]["covers"] = "the float32 network; see `int8` for the difference"
     set_metadata(model, metadata)
     write_complete(out, model.SerializeToString())
     return metadata

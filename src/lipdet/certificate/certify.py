@@ -88,12 +88,8 @@ def certifiers(
     certifier, rival = _suppressors(candidates, own, ahead, selection.nms_iou, size, reach)
     rival_box = _stay(candidates, truths, rival, truth[certifier], lowest_iou, ball)
     kept = box.scatter_reduce(0, certifier, rival_box, "amin")
-    image = group // candidates.classes
-    # The certifier itself is among those that reach its lowest score.
-    others = candidates.reaching_in_image(image, low) - 1
-    fit = fits(others, ahead - 1, selection.top_k, MAX_DETECTIONS)
-    if entries is not None and tightenings.counted_cliques:
-        fit |= _kept_fit(entries, candidates.classes, group, low, selection.top_k)
+    counted = entries if tightenings.counted_cliques else None
+    fit = not_truncated(candidates, group, low, selection.top_k, counted)
     vouching = torch.cat([torch.arange(len(own)), certifier])
     boxes = torch.cat([own, rival])
     alone = _strays(
@@ -207,13 +203,32 @@ def _outscores(
     return outscores(high, low, difference, pair_reach(own, rival) + slack)
 
 
-def _kept_fit(entries: Entries, classes: int, group: Tensor, low: Tensor, top_k: int) -> Tensor:
-    """The second form of condition 4, summed over the classes of the image."""
-    image = (group // classes)[:, None] * classes
-    groups = image + torch.arange(classes)
+def not_truncated(
+    candidates: Candidates, group: Tensor, low: Tensor, top_k: int, entries: Entries | None
+) -> Tensor:
+    """Condition 4 of certifiers, by all candidates or, given `entries`, by what NMS can keep.
+
+    Args:
+        candidates: all.
+        group: (P,) of each certifier.
+        low: (P,) lowest log-odds of each.
+        top_k: detections per image.
+        entries: bounds on the detections of each group.
+    """
+    classes = candidates.classes
+    image = group // classes
+    # The certifier itself is among those that reach its lowest score.
+    others = candidates.reaching_in_image(image, low) - 1
+    in_class = candidates.reaching(group, low) - 1
+    fit = fits(others, in_class, top_k, MAX_DETECTIONS)
+    if entries is None:
+        return fit
+    groups = (image * classes)[:, None] + torch.arange(classes)
     kept = entries.reaching(groups.flatten(), low.repeat_interleave(classes))
-    in_class = entries.reaching(group, low)
-    return kept_fit(kept.reshape(-1, classes).sum(dim=1), in_class, top_k, MAX_DETECTIONS)
+    kept_in_class = entries.reaching(group, low)
+    return fit | kept_fit(
+        kept.reshape(-1, classes).sum(dim=1), kept_in_class, top_k, MAX_DETECTIONS
+    )
 
 
 def _strays(

@@ -11,10 +11,12 @@ from lipdet.boxes.select import Decoder, Selection
 from lipdet.certificate.candidates import Candidates, find_candidates
 from lipdet.certificate.certify import MAX_DETECTIONS, Certifiers, PairReach, certifiers
 from lipdet.certificate.cover import Entries, detection_entries
-from lipdet.certificate.head_norms import PairwiseLogits
-from lipdet.certificate.outputs import OutputBounds
+from lipdet.certificate.head_norms import PairwiseLogits, collective_class_constants
+from lipdet.certificate.numerics import measured_rounding
+from lipdet.certificate.outputs import OutputBounds, bounds_of_outputs, propagate_detector
 from lipdet.certificate.tightenings import ALL, Tightenings
 from lipdet.certificate.truths import Truths
+from lipdet.detector.ssd import SSD
 from lipdet.types import RawOutput
 
 
@@ -98,3 +100,37 @@ class Verifier:
         scores = self.decoder.scores
         assert isinstance(scores, SigmoidScores), "collective and pairwise constants are one-vs-all"
         return scores.temperature
+
+
+def verifier_of(detector: SSD, selection: Selection, images: Tensor) -> Verifier:
+    """Bound a detector's outputs, once for all certificates.
+
+    Args:
+        detector: in eval mode.
+        selection: for which certificates shall hold.
+        images: (B, 3, H, W) in [0, 1], at which the rounding of a forward pass is measured; a batch
+            as large as those to be certified.
+
+    Raises:
+        UnknownLipschitz: the detector has a layer without a bound; the message names it.
+    """
+    propagation = propagate_detector(detector)
+    bounds = bounds_of_outputs(detector, propagation)
+    one_vs_all = isinstance(detector.scores, SigmoidScores)
+    return Verifier(
+        bounds=OutputBounds(
+            bounds.features,
+            bounds.anchors,
+            bounds.logits.cpu(),
+            bounds.offsets.cpu(),
+            bounds.offsets_joint.cpu(),
+            bounds.joint,
+        ),
+        decoder=detector.decoder._replace(default_boxes=detector.default_boxes.cpu()),
+        selection=selection,
+        rounding=measured_rounding(detector, images),
+        collective=collective_class_constants(detector, propagation, bounds).cpu()
+        if one_vs_all
+        else None,
+        pairwise=PairwiseLogits(detector, propagation, bounds) if one_vs_all else None,
+    )

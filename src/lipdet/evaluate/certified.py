@@ -1,0 +1,173 @@
+"""Certified recall, precision and AP over a data set: bounds under every perturbation up to ε.
+
+Notable choices:
+- The same pictures, selection, matcher rules and recalls as for clean AP.
+- Recall and precision are stated at the score above which detections are shown to users.
+- One forward pass of each picture serves all ε.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from lipdet.boxes import AP_SELECTION, DISPLAY_SELECTION
+from lipdet.boxes.scores import logit
+from lipdet.certificate.average_precision import (
+    RANKING_SLACK,
+    at_least,
+    certified_average_precision,
+)
+from lipdet.certificate.certify import MAX_DETECTIONS, certified_up_to
+from lipdet.certificate.diagnosis import REASONS, box_stays, class_stays, clean_matches, reasons
+from lipdet.certificate.truths import truths_of
+from lipdet.certificate.verifier import Verifier, verifier_of
+from lipdet.detector import SSD
+from lipdet.images.pack import Pack
+from lipdet.progress import track
+from lipdet.types import RawOutput, Target
+
+BATCH_SIZE = 64
+IOUS: tuple[float, ...] = tuple(np.linspace(0.5, 0.95, 10).tolist())
+RECALL_SCORE = DISPLAY_SELECTION.score_floor
+
+
+class Certified(NamedTuple):
+    """What is certified at one ε of some pictures with G objects.
+
+    Attributes:
+        label: (G,) class of each object.
+        reached: (G, len(IOUS)) log-odds up to which it is certified, −∞ if it is not.
+        box: (G,) the same for a detection of any class on it, at IoU 0.5.
+        of_class: (G,) the same for a detection of its class, wherever.
+        reason: (G,) index in REASONS of what fails at RECALL_SCORE and IoU 0.5, −1 if nothing.
+        entries: for each class, log-odds from which on downward one more detection is possible.
+    """
+
+    label: Tensor
+    reached: Tensor
+    box: Tensor
+    of_class: Tensor
+    reason: Tensor
+    entries: tuple[Tensor, ...]
+
+
+def certified_results(detector: SSD, pack: Pack, epsilons: Sequence[float]) -> list[dict[str, Any]]:
+    """One entry per radius, as docs/json.md describes it.
+
+    Args:
+        detector: of an architecture whose layers all have a Lipschitz bound.
+        pack: pictures of its input size.
+        epsilons: L2 radii in [0, 1] pixel units.
+
+    Raises:
+        UnknownLipschitz: a layer has no bound; the message names it.
+    """
+    detector.eval()
+    first = pictures(pack, range(min(BATCH_SIZE, len(pack))))
+    verifier = verifier_of(detector, AP_SELECTION, first.to(detector.default_boxes.device))
+    parts: list[list[Certified]] = []
+    for start in track(range(0, len(pack), BATCH_SIZE), f"Certifying {pack.name}"):
+        indices = range(start, min(start + BATCH_SIZE, len(pack)))
+        raw = outputs(detector, pictures(pack, indices))
+        targets = [pack.target(index) for index in indices]
+        parts.append([certify_batch(verifier, raw, targets, epsilon) for epsilon in epsilons])
+    return [
+        summary(epsilon, join([part[index] for part in parts]), pack.class_names)
+        for index, epsilon in enumerate(epsilons)
+    ]
+
+
+def pictures(pack: Pack, indices: Sequence[int]) -> Tensor:
+    """Pictures of a pack as (B, 3, S, S) float32 in [0, 1]."""
+    pixels = np.stack([pack.images[index] for index in indices])
+    return torch.from_numpy(pixels).permute(0, 3, 1, 2).float() / 255
+
+
+@torch.no_grad()
+def outputs(detector: SSD, images: Tensor) -> RawOutput:
+    """Raw outputs on the CPU."""
+    raw = detector(images.to(detector.default_boxes.device))
+    return RawOutput(raw.logits.cpu(), raw.offsets.cpu())
+
+
+def certify_batch(
+    verifier: Verifier, raw: RawOutput, targets: Sequence[Target], epsilon: float
+) -> Certified:
+    """Everything that `summary` needs of one batch."""
+    truths, iou = truths_of(targets), IOUS[0]
+    count, size = len(truths.image), verifier.decoder.image_size
+    radius = torch.full((len(targets),), epsilon, dtype=torch.float64)
+    candidates = verifier.candidates(raw, radius)
+    entries = verifier.entries(candidates, radius)
+    found = verifier.certifiers(candidates, truths, radius, iou, entries)
+    matches = clean_matches(candidates, truths, size, iou)
+    most = min(verifier.selection.top_k, MAX_DETECTIONS)
+    return Certified(
+        label=truths.label,
+        reached=certified_up_to(found, count, IOUS),
+        box=box_stays(verifier, candidates, truths, radius, iou, entries),
+        of_class=class_stays(verifier, candidates, matches, count, entries),
+        reason=reasons(candidates, found, matches, count, iou, logit(RECALL_SCORE)),
+        entries=tuple(
+            entries.pooled(label, candidates.classes, most) for label in range(candidates.classes)
+        ),
+    )
+
+
+def join(parts: Sequence[Certified]) -> Certified:
+    """Pool pictures."""
+    pooled = zip(*(part.entries for part in parts), strict=True)
+    *columns, _ = zip(*parts, strict=True)
+    label, reached, box, of_class, reason = (torch.cat(column) for column in columns)
+    entries = tuple(torch.cat(of_one) for of_one in pooled)
+    return Certified(label, reached, box, of_class, reason, entries)
+
+
+def summary(epsilon: float, found: Certified, class_names: Sequence[str]) -> dict[str, Any]:
+    """The json entry of one radius; AP, recall and precision are fractions."""
+    tau = logit(RECALL_SCORE)
+    per_class = {name: _class_summary(found, label, tau) for label, name in enumerate(class_names)}
+    known = [entry for entry in per_class.values() if entry["ap"] is not None]
+    objects = max(1, len(found.label))
+    kept = int((found.reached[:, 0] >= tau).sum())
+    possible = sum(_possible(entries, tau) for entries in found.entries)
+    failed = Counter(REASONS[index] for index in found.reason[found.reason >= 0].tolist())
+    return {
+        "epsilon": epsilon,
+        "ap50": float(np.mean([entry["ap50"] for entry in known])) if known else 0.0,
+        "ap": float(np.mean([entry["ap"] for entry in known])) if known else 0.0,
+        "recall_score": RECALL_SCORE,
+        "recall": kept / objects,
+        "precision": kept / possible if possible else None,
+        "vanish_recall": float((found.box >= tau).sum()) / objects,
+        "class_recall": float((found.of_class >= tau).sum()) / objects,
+        "failed": {reason: failed[reason] for reason in REASONS},
+        "per_class": per_class,
+    }
+
+
+def _class_summary(found: Certified, label: int, tau: float) -> dict[str, float | None]:
+    reached, entries = found.reached[found.label == label], found.entries[label]
+    if len(reached) == 0:
+        return {"ap50": None, "ap": None, "recall": None, "precision": None}
+    precisions = [
+        certified_average_precision(column, entries, len(reached)) for column in reached.T
+    ]
+    kept, possible = int((reached[:, 0] >= tau).sum()), _possible(entries, tau)
+    return {
+        "ap50": precisions[0],
+        "ap": float(np.mean(precisions)),
+        "recall": kept / len(reached),
+        "precision": kept / possible if possible else None,
+    }
+
+
+def _possible(entries: Tensor, tau: float) -> int:
+    """At most how many detections there can be at log-odds of `tau` or more."""
+    return int(at_least(entries, torch.tensor([tau - RANKING_SLACK], dtype=torch.float64)))

@@ -13,7 +13,18 @@ from pathlib import Path
 from jsonargparse import Namespace
 
 from lipdet import __version__
-from lipdet.commands import attack, check_attack, data, demo, detect, eval, export, lipschitz, train
+from lipdet.commands import (
+    attack,
+    check_attack,
+    data,
+    demo,
+    detect,
+    eval,
+    export,
+    lipschitz,
+    reproduce,
+    train,
+)
 from lipdet.commands.options import PROGRAM, Parser, fail
 from lipdet.errors import InputError
 from lipdet.train import NonFiniteLossError
@@ -28,6 +39,7 @@ VERBS = {
     "check-attack": check_attack.VERB,
     "export": export.VERB,
     "demo": demo.VERB,
+    "reproduce": reproduce.VERB,
 }
 
 

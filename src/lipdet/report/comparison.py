@@ -1,0 +1,45 @@
+"""Detectors side by side: clean, attacked and certified AP50 as text and for documents."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from rich.table import Table
+
+from lipdet.report.results import attacked, certified, radii
+from lipdet.report.table import percent
+
+
+def comparison_rows(results: Sequence[dict[str, Any]]) -> tuple[list[str], list[list[str]]]:
+    """Column names, and one row of text per result; AP50 in percent, a dash if not measured."""
+    epsilons = radii(results)
+    names = ["detector", "parameters", "clean"]
+    names += [f"attacked {epsilon:g}" for epsilon in epsilons]
+    names += [f"certified {epsilon:g}" for epsilon in epsilons]
+    rows = []
+    for result in results:
+        row = [str(result["weights"]), f"{result['parameters']:,}"]
+        row.append(percent(result["clean"]["ap50"]))
+        for entries in (attacked(result), certified(result)):
+            row += [percent(entries.get(epsilon, {}).get("ap50")) for epsilon in epsilons]
+        rows.append(row)
+    return names, rows
+
+
+def comparison_table(results: Sequence[dict[str, Any]]) -> Table:
+    """The comparison for the terminal."""
+    names, rows = comparison_rows(results)
+    table = Table(title="AP50, percent, by L2 radius in [0, 1] pixel units")
+    for index, name in enumerate(names):
+        table.add_column(name, justify="right" if index else "left", overflow="fold")
+    for row in rows:
+        table.add_row(*row)
+    return table
+
+
+def comparison_markdown(results: Sequence[dict[str, Any]]) -> str:
+    """The comparison as a Markdown table."""
+    names, rows = comparison_rows(results)
+    lines = [names, ["---"] * len(names), *rows]
+    return "".join(f"| {' | '.join(line)} |\n" for line in lines)

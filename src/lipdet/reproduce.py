@@ -1,0 +1,125 @@
+"""The published table and what lies beyond it: every row trained or loaded, then measured alike.
+
+Notable choices:
+- Rows whose weights come with the package are loaded; all others are trained on the same data.
+- A finished training, a finished chunk of an attack and a finished row are never done again.
+- `worst` attacks and certificates use the same pictures, so certified ≤ attacked can be read off.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from lipdet.attack import AttackSettings
+from lipdet.checkpoint import LoadedDetector, load_detector, packaged_names
+from lipdet.config import PRESETS
+from lipdet.evaluate.attacked import Campaign
+from lipdet.evaluate.run import evaluate
+from lipdet.images.pack import Pack
+from lipdet.images.spec import open_data
+from lipdet.job import Job
+from lipdet.progress import console
+from lipdet.train import train
+
+EPSILONS = (0.1, 0.25, 0.5, 1.0)
+ROWS = (
+    "naive",
+    "naive-adversarial",
+    "sll-spectral",
+    "sll-conv",
+    "sll-l2",
+    "certified",
+)
+QUICK_ROWS = (
+    "naive",
+    "naive-adversarial",
+    "sll-spectral-small",
+    "sll-conv-small",
+    "sll-l2-small",
+    "certified-small",
+)
+
+
+@dataclass(frozen=True)
+class Effort:
+    """How much is spent on a table.
+
+    Attributes:
+        training: SPECs that rows without packaged weights are trained on.
+        epochs: of each training; 0 leaves the preset's.
+        pictures: of the data to evaluate on; None for all.
+        steps: of each attack.
+        packaged: whether weights of the package are used where there are any.
+    """
+
+    training: tuple[str, ...]
+    epochs: int
+    pictures: int | None
+    steps: int
+    packaged: bool
+
+
+FULL = Effort(("rendered:20000",), 0, None, 50, True)
+QUICK = Effort(("rendered:6000",), 2, 32, 10, False)
+
+
+def reproduce(
+    out: Path, presets: Sequence[str], data: str, effort: Effort, seed: int
+) -> list[dict[str, Any]]:
+    """Measure every preset; a second call goes on from what the first has left.
+
+    Args:
+        out: receives `runs/PRESET`, `attacks/`, `rows/PRESET.json` and `results.json`.
+        presets: rows, in their order.
+        data: SPEC to evaluate on.
+        effort: how much is spent.
+        seed: of trainings, crops and random starts.
+
+    Returns:
+        The rows, each the json object of `lipdet eval`.
+    """
+    (out / "rows").mkdir(parents=True, exist_ok=True)
+    results = []
+    for number, preset in enumerate(presets, start=1):
+        file = out / "rows" / f"{preset}.json"
+        if not file.exists():
+            console.log(f"{preset} ({number} of {len(presets)})")
+            loaded = detector_of(preset, out, effort, seed)
+            pack = open_data(data, "test", loaded.detector.config.image_size, seed)
+            result = measured(loaded, pack.head(effort.pictures or len(pack)), out, effort, seed)
+            _write(file, {**result, "preset": preset})
+        results.append(json.loads(file.read_text()))
+    _write(out / "results.json", results)
+    return results
+
+
+def detector_of(preset: str, out: Path, effort: Effort, seed: int) -> LoadedDetector:
+    """The packaged weights of a preset, or those that this training ends with."""
+    if effort.packaged and preset in packaged_names():
+        return load_detector(preset)
+    settings = dataclasses.replace(PRESETS[preset].train, seed=seed)
+    if effort.epochs:
+        settings = dataclasses.replace(settings, epochs=effort.epochs)
+    run = out / "runs" / preset
+    train(Job(preset, PRESETS[preset].detector, settings, effort.training, ()), run, resume=True)
+    return load_detector(str(run))
+
+
+def measured(
+    loaded: LoadedDetector, pack: Pack, out: Path, effort: Effort, seed: int
+) -> dict[str, Any]:
+    """Clean, attacked and certified AP of one row."""
+    settings = AttackSettings(EPSILONS[0], steps=effort.steps, seed=seed)
+    campaign = Campaign("worst", EPSILONS, settings, out / "attacks")
+    return evaluate(loaded, pack, seed, campaign)
+
+
+def _write(file: Path, value: object) -> None:
+    unfinished = file.with_name(f".{file.name}.unfinished")
+    unfinished.write_text(json.dumps(value, indent=1) + "\n")
+    unfinished.replace(file)

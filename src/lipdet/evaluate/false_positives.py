@@ -6,11 +6,9 @@ from collections.abc import Sequence
 
 import numpy as np
 import torch
-from torchvision.ops import box_iou
 
+from lipdet.attack.damage import true_positives
 from lipdet.types import Detections, Target
-
-MATCH_IOU = 0.5
 
 
 def false_positives_per_image(
@@ -27,9 +25,9 @@ def false_positives_per_image(
         recall: share of all objects, in (0, 1].
     """
     scores = torch.cat([found["scores"] for found in detections]).numpy()
-    hits = np.concatenate(
-        [matched(target, found) for target, found in zip(targets, detections, strict=True)]
-    )
+    hits = torch.cat(
+        [true_positives(found, target) for target, found in zip(targets, detections, strict=True)]
+    ).numpy()
     objects = sum(len(target["labels"]) for target in targets)
     order = np.argsort(-scores, kind="stable")
     reached = np.flatnonzero(hits[order].cumsum() >= recall * objects)
@@ -37,17 +35,3 @@ def false_positives_per_image(
         return None
     passing = scores >= scores[order][reached[0]]
     return float((passing & ~hits).sum()) / len(targets)
-
-
-def matched(target: Target, found: Detections) -> np.ndarray[tuple[int], np.dtype[np.bool_]]:
-    """Which detections of one picture (N,), best first, are true positives."""
-    hits = np.zeros(len(found["labels"]), bool)
-    overlaps = box_iou(found["boxes"], target["boxes"])
-    same = found["labels"][:, None] == target["labels"]
-    free = torch.ones(len(target["labels"]), dtype=torch.bool)
-    for index in range(len(hits)):
-        possible = overlaps[index].masked_fill(~(same[index] & free), 0.0)
-        if len(possible) and possible.max() >= MATCH_IOU:
-            free[possible.argmax()] = False
-            hits[index] = True
-    return hits

@@ -1,0 +1,212 @@
+"""A drawing of a detector, read off the network as it runs: stages, map sizes, channels, heads.
+
+Notable choices:
+- Nothing is described by hand: one forward pass on a black picture tells which layers run, in
+  which order, on maps of which size. A stage is a run of layers on maps of one size.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import torch
+from matplotlib.axes import Axes
+from matplotlib.patches import FancyArrowPatch, Rectangle
+from torch import Tensor, nn
+
+from lipdet.detector import SSD
+from lipdet.report.style import COLOURS, INK, Drawing, new_figure, styled
+
+# What changes neither size nor channels and has no weights is not drawn.
+_SILENT = (nn.Identity, nn.Sequential, nn.ZeroPad2d)
+
+
+@dataclass(frozen=True)
+class Stage:
+    """Consecutive layers of the body on maps of one size, up to a map that a head looks at.
+
+    Attributes:
+        cells: side of the map.
+        channels: at the end of the stage.
+        layers: how often each kind of layer runs, in the order of first use.
+        parameters: of these layers.
+        tapped: whether a head looks at its last map.
+    """
+
+    cells: int
+    channels: int
+    layers: dict[str, int]
+    parameters: int
+    tapped: bool
+
+
+@dataclass(frozen=True)
+class HeadShape:
+    """One head.
+
+    Attributes:
+        cells: side of its feature map.
+        channels: of its feature map.
+        boxes: default boxes per cell.
+        logits: per default box.
+        parameters: of the head.
+    """
+
+    cells: int
+    channels: int
+    boxes: int
+    logits: int
+    parameters: int
+
+
+@dataclass(frozen=True)
+class Architecture:
+    """What a detector is made of, from image to outputs."""
+
+    image_size: int
+    stages: tuple[Stage, ...]
+    heads: tuple[HeadShape, ...]
+    default_boxes: int
+    parameters: int
+
+    def as_dict(self) -> dict[str, Any]:
+        """Plain values for json."""
+        return asdict(self)
+
+
+@torch.no_grad()
+def describe_architecture(detector: SSD) -> Architecture:
+    """Run a detector once and note what runs.
+
+    Args:
+        detector: any; it is left as it was.
+    """
+    seen: list[tuple[nn.Module, Tensor]] = []
+    maps: list[Tensor] = []
+    body = [module for module in detector.backbone.modules() if _is_layer(module)]
+    hooks = [module.register_forward_hook(lambda m, _, y: seen.append((m, y))) for module in body]
+    hooks += [
+        head.register_forward_hook(lambda _, x, __: maps.append(x[0])) for head in detector.heads
+    ]
+    size, was_training = detector.config.image_size, detector.training
+    try:
+        detector.eval()(detector.default_boxes.new_zeros(1, 3, size, size))
+    finally:
+        detector.train(was_training)
+        for hook in hooks:
+            hook.remove()
+    heads = tuple(
+        HeadShape(
+            cells=features.shape[-1],
+            channels=features.shape[1],
+            boxes=_outputs(head, features) // head.logits,
+            logits=head.logits,
+            parameters=_size(head),
+        )
+        for head, features in zip(detector.heads, maps, strict=True)
+        if isinstance(head.logits, int)
+    )
+    return Architecture(
+        size, tuple(_stages(seen, maps)), heads, len(detector.default_boxes), _size(detector)
+    )
+
+
+@styled
+def draw_architecture(name: str, architecture: Architecture, place: int = 1) -> Drawing:
+    """Stages from left to right as blocks as high as their maps, heads below their maps.
+
+    Args:
+        name: of the detector.
+        architecture: of `describe_architecture`.
+        place: among the drawings of a report; part of the drawing's name.
+    """
+    stages = architecture.stages
+    figure, axes = new_figure(height=3.3, width=max(4.4, 1.05 * (len(stages) + 1)))
+    axes.set_axis_off()
+    left = 0.0
+    _block(axes, left, 1.0, COLOURS[6])
+    _text(axes, left, 1.06, f"{architecture.image_size}²\n3")
+    heads = list(architecture.heads)
+    for index, stage in enumerate(stages):
+        left = index + 1.0
+        side = (stage.cells / architecture.image_size) ** 0.5
+        _block(axes, left, side, COLOURS[0])
+        _text(axes, left, side + 0.06, f"{stage.cells}²\n{stage.channels}")
+        _arrow(axes, (left - 0.62, 0.08), (left - 0.38, 0.08))
+        words = "\n".join(_times(count, _short(kind)) for kind, count in stage.layers.items())
+        axes.text(left - 0.35, -0.42, words, fontsize=5.5, va="top", linespacing=1.3)
+        if stage.tapped:
+            head = heads.pop(0)
+            _arrow(axes, (left, 0.0), (left, -0.13))
+            axes.text(
+                left, -0.15, f"{head.boxes} boxes\nper cell", fontsize=6, va="top", ha="center",
+                color=COLOURS[1], fontweight="bold", linespacing=1.1,
+            )  # fmt: skip
+    axes.set(xlim=(-0.5, len(stages) + 0.5), ylim=(-0.95, 1.35))
+    caption = (
+        f"{name}: {architecture.parameters:,} parameters, {architecture.default_boxes:,} default "
+        "boxes. Above each block the side of its maps and their channels; below it the heads and "
+        "the layers that run."
+    )
+    return Drawing(f"architecture-{place}", figure, caption, _described(name, architecture))
+
+
+def _is_layer(module: nn.Module) -> bool:
+    """A leaf, or a block whose parts are none of ours to name: drawn as one."""
+    return not isinstance(module, _SILENT) and (
+        not any(module.children()) or type(module).__name__.endswith("Block")
+    )
+
+
+def _stages(seen: list[tuple[nn.Module, Tensor]], maps: list[Tensor]) -> list[Stage]:
+    stages: list[Stage] = []
+    kinds: Counter[str] = Counter()
+    parameters = 0
+    for index, (module, features) in enumerate(seen):
+        kinds[type(module).__name__] += 1
+        parameters += _size(module)
+        cells = features.shape[-1]
+        tapped = any(features is tap for tap in maps)
+        if tapped or index + 1 == len(seen) or seen[index + 1][1].shape[-1] != cells:
+            stages.append(Stage(cells, features.shape[1], dict(kinds), parameters, tapped))
+            kinds, parameters = Counter(), 0
+    return stages
+
+
+def _outputs(head: nn.Module, features: Tensor) -> int:
+    return int(head(features).logits.numel() // features.shape[-1] ** 2)
+
+
+def _size(module: nn.Module) -> int:
+    return sum(parameter.numel() for parameter in module.parameters())
+
+
+def _short(kind: str) -> str:
+    return kind.removesuffix("2d").replace("BatchNorm", "BN")
+
+
+def _block(axes: Axes, left: float, side: float, colour: str) -> None:
+    axes.add_patch(Rectangle((left - 0.3, 0), 0.6, side, facecolor=colour, alpha=0.75))
+
+
+def _text(axes: Axes, left: float, bottom: float, words: str) -> None:
+    axes.text(left, bottom, words, fontsize=7, va="bottom", ha="center", linespacing=1.1)
+
+
+def _arrow(axes: Axes, start: tuple[float, float], end: tuple[float, float]) -> None:
+    axes.add_patch(FancyArrowPatch(start, end, arrowstyle="-|>", mutation_scale=7, color=INK))
+
+
+def _described(name: str, architecture: Architecture) -> str:
+    stages = "; ".join(
+        f"{stage.cells}×{stage.cells} maps of {stage.channels} channels"
+        for stage in architecture.stages
+    )
+    heads = ", ".join(str(head.cells) for head in architecture.heads)
+    return f"{name}: {stages}. Heads on the maps of {heads} cells."
+
+
+def _times(count: int, kind: str) -> str:
+    return kind if count == 1 else f"{count} × {kind}"

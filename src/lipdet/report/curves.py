@@ -1,0 +1,120 @@
+"""AP against the radius, and clean against guaranteed AP: figures from results of `lipdet eval`."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from matplotlib.axes import Axes
+from matplotlib.ticker import PercentFormatter
+
+from lipdet.report.results import Result, attacked, certified, radii
+from lipdet.report.style import Drawing, colour, marker, new_figure, styled
+from lipdet.report.table import percent
+
+
+@styled
+def plot_curves(results: Sequence[Result]) -> Drawing | None:
+    """AP50 of each detector against ε: attacked above, certified below, the truth between them.
+
+    Args:
+        results: json objects of `lipdet eval`.
+
+    Returns:
+        None if nothing was measured at any radius.
+    """
+    if not radii(results):
+        return None
+    figure, axes = new_figure()
+    for index, result in enumerate(results):
+        _curve(axes, index, result)
+    axes.set_xlabel("radius ε of the perturbation (L2, pixels in [0, 1])")
+    axes.set_ylabel("AP50, percent")
+    _percent(axes)
+    axes.legend()
+    return Drawing(
+        "curves",
+        figure,
+        "AP50 against the radius ε. Solid: under attack, so the worst case is at most this. "
+        "Dashed: certified, so no perturbation does worse. The truth lies in the band between.",
+        "AP50 in percent against the radius. " + " ".join(_described(result) for result in results),
+    )
+
+
+@styled
+def plot_frontier(results: Sequence[Result]) -> Drawing | None:
+    """Clean AP50 against certified AP50 (filled) and attacked AP50 (open) at each radius.
+
+    Returns:
+        None if nothing was measured at any radius.
+    """
+    if not any(radii([result]) for result in results):
+        return None
+    figure, axes = new_figure()
+    for index, result in enumerate(results):
+        clean = result["clean"]["ap50"]
+        axes.plot([], [], color=colour(index), marker=marker(index), ls="", label=result["weights"])
+        for entries, face in ((attacked(result), "none"), (certified(result), colour(index))):
+            for epsilon, entry in entries.items():
+                axes.plot(
+                    clean, entry["ap50"], color=colour(index), marker=marker(index),
+                    markerfacecolor=face, ls="",
+                )  # fmt: skip
+                axes.annotate(
+                    f"{epsilon:g}", (clean, entry["ap50"]), (6, 0), textcoords="offset points",
+                    fontsize=7, va="center",
+                )  # fmt: skip
+    axes.axline((0, 0), slope=1, color=colour(6), lw=0.8, ls=":")
+    axes.set(xlim=(0, 1.02), xlabel="clean AP50, percent")
+    axes.set_ylabel("AP50 at radius ε, percent")
+    axes.xaxis.set_major_formatter(PercentFormatter(1, symbol=""))
+    _percent(axes)
+    axes.legend()
+    has_certificates = any(result["certified"] for result in results)
+    return Drawing(
+        "frontier",
+        figure,
+        "What robustness costs: clean AP50 to the right, AP50 at the radius beside each marker "
+        "upwards. Filled: certified; open: under attack."
+        + ("" if has_certificates else " No certificate was computed for these results."),
+        "Clean AP50 against AP50 at each radius, in percent. "
+        + " ".join(_described(result) for result in results),
+    )
+
+
+def _curve(axes: Axes, index: int, result: Result) -> None:
+    clean = {0.0: result["clean"]}
+    above = {**clean, **attacked(result)}
+    below = certified(result)
+    style = {"color": colour(index), "marker": marker(index)}
+    axes.plot(*_line(above), label=result["weights"], **style)
+    if below:
+        axes.plot(*_line(below), ls="--", markerfacecolor="none", **style)
+    both = sorted(set(above) & set(below))
+    axes.fill_between(
+        both,
+        [below[radius]["ap50"] for radius in both],
+        [above[radius]["ap50"] for radius in both],
+        color=colour(index),
+        alpha=0.18,
+        linewidth=0,
+    )
+
+
+def _line(entries: dict[float, Result]) -> tuple[list[float], list[float]]:
+    ordered = sorted(entries)
+    return ordered, [entries[radius]["ap50"] for radius in ordered]
+
+
+def _percent(axes: Axes) -> None:
+    axes.set_ylim(0, 1.02)
+    axes.yaxis.set_major_formatter(PercentFormatter(1, symbol=""))
+
+
+def _described(result: Result) -> str:
+    parts = [f"clean {percent(result['clean']['ap50'])}"]
+    for word, entries in (("attacked", attacked(result)), ("certified", certified(result))):
+        parts += [
+            f"{word} at {radius:g}: {percent(entries[radius]['ap50'])}"
+            for radius in sorted(entries)
+        ]
+    return f"{result['weights']}: {', '.join(parts)}."

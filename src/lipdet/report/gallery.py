@@ -1,0 +1,162 @@
+"""Scenes drawn: as small SVG pictures for a page, and as a figure for a paper."""
+
+from __future__ import annotations
+
+import base64
+import io
+from collections.abc import Sequence
+from html import escape
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+from matplotlib.patches import Rectangle
+from numpy.typing import NDArray
+from PIL import Image
+
+from lipdet.report.scenes import Box, Scene, Shown
+from lipdet.report.style import COLOURS, Drawing, styled
+
+# On pictures: certified is blue and solid, uncertified orange and dashed.
+CERTIFIED, UNCERTIFIED = COLOURS[5], COLOURS[4]
+
+
+def tile(scene: Scene, attacked: bool) -> str:
+    """One picture of a scene as `<figure>` with an inline SVG."""
+    picture, found = _side(scene, attacked)
+    size = picture.shape[0]
+    regions = "" if attacked else "".join(_region(one, size) for one in found)
+    boxes = "".join(_box(one, scene.epsilon, size) for one in reversed(found))
+    return (
+        f'<figure class="tile"><svg role="img" viewBox="0 0 {size} {size}">'
+        f"<title>{escape(_described(scene, attacked))}</title>"
+        f'<image width="{size}" height="{size}" href="{_data_url(picture)}"/>{regions}{boxes}'
+        f"</svg><figcaption>{escape(_caption(scene, attacked))}</figcaption></figure>"
+    )
+
+
+@styled
+def plot_scenes(rows: Sequence[Scene], name: str = "gallery") -> Drawing:
+    """Each scene as a row: the clean picture, the attacked one, and their difference.
+
+    Args:
+        rows: of any detectors and pictures, at least one.
+        name: stem of the files.
+    """
+    figure = Figure(figsize=(6.0, 2.15 * len(rows)), layout="constrained")
+    FigureCanvasAgg(figure)
+    panels = figure.subplots(len(rows), 3, squeeze=False)
+    for scene, (left, middle, right) in zip(rows, panels, strict=True):
+        for axes, attacked in ((left, False), (middle, True)):
+            picture, found = _side(scene, attacked)
+            axes.imshow(picture, interpolation="nearest")
+            for one in found:
+                _draw(axes, one, scene.epsilon, region=not attacked)
+            axes.set_title(_caption(scene, attacked), fontsize=7)
+        change = scene.attacked.astype(float) - scene.clean.astype(float)
+        gain = 100 / max(1.0, float(np.abs(change).max()))
+        right.imshow(np.clip(128 + gain * change, 0, 255).astype(np.uint8), interpolation="nearest")
+        right.set_title(f"the perturbation × {gain:.0f}, L2 {scene.epsilon:g}", fontsize=7)
+        left.set_ylabel(scene.weights)
+        for axes in (left, middle, right):
+            axes.set(xticks=[], yticks=[])
+            axes.grid(False)
+            for spine in axes.spines.values():
+                spine.set_visible(False)
+    alternative = " ".join(
+        _described(scene, attacked) for scene in rows for attacked in (False, True)
+    )
+    return Drawing(name, figure, LEGEND, alternative)
+
+
+LEGEND = (
+    "Blue, solid: certified, so a detection of this class surely remains in this place under every "
+    "perturbation of at most ε. Orange, dashed: not certified, or under attack. Shaded: where the "
+    "corners of a certified box can be at worst."
+)
+
+
+def _side(scene: Scene, attacked: bool) -> tuple[NDArray[np.uint8], tuple[Shown, ...]]:
+    return (scene.attacked, scene.found_attacked) if attacked else (scene.clean, scene.found)
+
+
+def _certified(one: Shown, epsilon: float) -> bool:
+    return one.radius is not None and one.radius >= epsilon > 0
+
+
+def _caption(scene: Scene, attacked: bool) -> str:
+    read = _read(_side(scene, attacked)[1])
+    if attacked:
+        return f"attacked, ε {scene.epsilon:g}: {read}"
+    count = sum(_certified(one, scene.epsilon) for one in scene.found)
+    return f"clean: {read}; {count} of {len(scene.found)} certified"
+
+
+def _described(scene: Scene, attacked: bool) -> str:
+    truth = " ".join(scene.truth) or "nothing"
+    text = f"{scene.weights}, picture {scene.index + 1}, which shows {truth}. "
+    text += f"{_caption(scene, attacked)}."
+    if not attacked:
+        text += "".join(
+            f" {one.label}: certified up to {one.radius:.3f}." for one in scene.found if one.radius
+        )
+    return text
+
+
+def _read(found: Sequence[Shown]) -> str:
+    return " ".join(one.label for one in sorted(found, key=lambda one: one.box[0])) or "nothing"
+
+
+def _box(one: Shown, epsilon: float, size: int) -> str:
+    certified = _certified(one, epsilon)
+    look = f'class="{"sure" if certified else "unsure"}"'
+    text = f"{one.label} {one.radius:.2f}" if one.radius else one.label
+    top = max(one.box[1] - 1, 6)
+    return (
+        f"<rect {look} {_geometry(one.box)}/>"
+        f'<text {look} x="{min(one.box[0], size - 4 * len(text)):.1f}" y="{top:.1f}">'
+        f"{escape(text)}</text>"
+    )
+
+
+def _region(one: Shown, size: int) -> str:
+    if one.outer is None or not one.radius:
+        return ""
+    outer = _path(one.outer)
+    inner = _path(one.inner) if one.inner else ""
+    return f'<path class="region" d="{outer}{inner}"/>'
+
+
+def _path(box: Box) -> str:
+    left, top, right, bottom = box
+    return f"M{left:.1f} {top:.1f}H{right:.1f}V{bottom:.1f}H{left:.1f}Z"
+
+
+def _geometry(box: Box) -> str:
+    left, top, right, bottom = box
+    return (
+        f'x="{left:.1f}" y="{top:.1f}" width="{max(0.0, right - left):.1f}" '
+        f'height="{max(0.0, bottom - top):.1f}"'
+    )
+
+
+def _draw(axes: Axes, one: Shown, epsilon: float, region: bool) -> None:
+    certified = _certified(one, epsilon)
+    colour = CERTIFIED if certified else UNCERTIFIED
+    style = {"fill": False, "edgecolor": colour, "linewidth": 1.6, "ls": "-" if certified else "--"}
+    left, top, right, bottom = (value - 0.5 for value in one.box)
+    axes.add_patch(Rectangle((left, top), right - left, bottom - top, **style))
+    if region and one.outer and certified:
+        x1, y1, x2, y2 = (value - 0.5 for value in one.outer)
+        axes.add_patch(Rectangle((x1, y1), x2 - x1, y2 - y1, color=colour, alpha=0.25, lw=0))
+    axes.text(
+        left, top, one.label, fontsize=8, color="white", va="bottom",
+        bbox={"facecolor": "black", "alpha": 0.7, "pad": 0.8, "linewidth": 0},
+    )  # fmt: skip
+
+
+def _data_url(picture: NDArray[np.uint8]) -> str:
+    buffer = io.BytesIO()
+    Image.fromarray(picture).save(buffer, "PNG", optimize=True)
+    return "data:image/png;base64," + base64.b64encode(buffer.getvalue()).decode()

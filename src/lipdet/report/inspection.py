@@ -1,0 +1,115 @@
+"""What a report tells about a detector beside the results of `lipdet eval`."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from lipdet.attack import AttackSettings
+from lipdet.certificate import UnknownLipschitz, output_bounds
+from lipdet.certificate.profile import LayerRow, layer_profile
+from lipdet.checkpoint import LoadedDetector
+from lipdet.detector import SSD
+from lipdet.evaluate.attacked import pictures, prepare
+from lipdet.images.pack import Pack
+from lipdet.report.architecture import Architecture, describe_architecture
+from lipdet.report.lipschitz import profile_json
+from lipdet.report.scenes import Scene, scenes
+
+# Power iteration takes a dozen passes per layer for each picture.
+OBSERVED = 2
+TIMED_BATCH = 32
+TIMED_RUNS = 3
+
+
+@dataclass(frozen=True)
+class Inspection:
+    """One detector.
+
+    Attributes:
+        loaded: the detector.
+        speed: `images_per_second` of forward passes, and how they were timed.
+        architecture: what runs.
+        layers: its Lipschitz profile; none where a layer has no bound.
+        lipschitz: as `lipdet lipschitz --json`, or a sentence that says why there is none.
+        scenes: what it sees in the first pictures; none where no radius was given.
+    """
+
+    loaded: LoadedDetector
+    speed: dict[str, Any]
+    architecture: Architecture
+    layers: tuple[LayerRow, ...]
+    lipschitz: dict[str, Any] | str
+    scenes: tuple[Scene, ...]
+
+    def as_dict(self) -> dict[str, Any]:
+        """Plain values for json."""
+        return {
+            "weights": self.loaded.name,
+            "speed": self.speed,
+            "architecture": self.architecture.as_dict(),
+            "lipschitz": self.lipschitz,
+            "pictures": [scene.as_dict() for scene in self.scenes],
+            "file": self.loaded.info,
+        }
+
+
+def inspect_detector(
+    loaded: LoadedDetector, pack: Pack, count: int, attacks: Sequence[AttackSettings]
+) -> Inspection:
+    """Measure speed, constants and what the detector sees in the first pictures.
+
+    Args:
+        loaded: a detector.
+        pack: pictures of its input size.
+        count: how many pictures are attacked and shown.
+        attacks: at one ε; none to show no pictures.
+    """
+    detector = loaded.detector
+    layers: tuple[LayerRow, ...] = ()
+    lipschitz: dict[str, Any] | str
+    try:
+        part = pack.head(OBSERVED)
+        bounds = output_bounds(detector)
+        layers = tuple(layer_profile(detector, _images(detector, part)))
+        lipschitz = profile_json(loaded.name, part, layers, bounds)
+    except UnknownLipschitz as error:
+        lipschitz = str(error)
+    return Inspection(
+        loaded,
+        time_forward(detector, pack),
+        describe_architecture(detector),
+        layers,
+        lipschitz,
+        tuple(scenes(loaded.name, detector, pack, count, attacks)) if attacks else (),
+    )
+
+
+@torch.inference_mode()
+def time_forward(detector: SSD, pack: Pack) -> dict[str, Any]:
+    """Images per second of forward passes in float32 on this machine; the fastest run counts."""
+    prepared = prepare(detector)
+    images = _images(detector, pack.head(TIMED_BATCH))
+    prepared(images)
+    seconds = []
+    for _ in range(TIMED_RUNS):
+        started = time.perf_counter()
+        prepared(images)
+        if images.is_cuda:
+            torch.cuda.synchronize()
+        seconds.append(time.perf_counter() - started)
+    return {
+        "images_per_second": len(images) / min(seconds),
+        "batch": len(images),
+        "device": images.device.type,
+        "threads": torch.get_num_threads(),
+    }
+
+
+def _images(detector: SSD, pack: Pack) -> Tensor:
+    return pictures(pack, 0, len(pack), detector.default_boxes.device)

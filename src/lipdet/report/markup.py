@@ -1,0 +1,99 @@
+"""Pieces of the page: cells that know where in the json their number stands, tables, figures.
+
+Notable choices:
+- A number enters the page only through its path in the report's json, which the page carries, so
+  that nothing on it can differ from what was measured.
+- Everything is escaped where it is put into markup; nothing escapes earlier.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from html import escape
+from typing import Any, NamedTuple
+
+from lipdet.report.style import Drawing, inline_svg
+from lipdet.report.table import percent
+
+MISSING = "not measured"
+
+
+class Cell(NamedTuple):
+    """Text, and the path of the json value it shows, if it is one."""
+
+    text: str
+    path: str = ""
+
+
+class Section(NamedTuple):
+    """A part of the page with its heading."""
+
+    name: str
+    heading: str
+    body: str
+
+
+def number(document: Any, path: str, form: Callable[[Any], str] = percent) -> Cell:
+    """The value at `a/0/b` in a json document; "not measured" if there is none."""
+    value = document
+    for key in path.split("/"):
+        try:
+            value = value[int(key) if isinstance(value, list) else key]
+        except (KeyError, IndexError, TypeError):
+            return Cell(MISSING)
+    return Cell(form(value), path)
+
+
+def count(value: float) -> str:
+    """A whole number with separators."""
+    return f"{value:,}"
+
+
+def constant(value: float) -> str:
+    """Four significant digits."""
+    return f"{value:.4g}"
+
+
+def rate(value: float) -> str:
+    """Images per second."""
+    return f"{value:,.0f}"
+
+
+def table(caption: str, head: Sequence[str], rows: Sequence[Sequence[Cell | str]]) -> str:
+    """A table that scrolls on its own where it is wider than the page."""
+    top = "".join(f'<th scope="col">{escape(word)}</th>' for word in head)
+    body = "".join(
+        "<tr>" + "".join(_cell(cell, first=not i) for i, cell in enumerate(row)) + "</tr>"
+        for row in rows
+    )
+    return (
+        f'<div class="scroll" tabindex="0" role="region" aria-label="{escape(caption)}"><table>'
+        f"<caption>{escape(caption)}</caption><thead><tr>{top}</tr></thead>"
+        f"<tbody>{body}</tbody></table></div>"
+    )
+
+
+def figure(drawing: Drawing) -> str:
+    """A drawing with its caption."""
+    return (
+        f'<figure><div class="scroll">{inline_svg(drawing)}</div>'
+        f"<figcaption>{escape(drawing.caption)}</figcaption></figure>"
+    )
+
+
+def details(summary: str, body: str) -> str:
+    """What is folded away until it is asked for."""
+    return f"<details><summary>{escape(summary)}</summary>{body}</details>"
+
+
+def paragraph(text: str) -> str:
+    """Plain words."""
+    return f"<p>{escape(text)}</p>"
+
+
+def _cell(cell: Cell | str, first: bool) -> str:
+    text, path = (cell, "") if isinstance(cell, str) else cell
+    if first:
+        return f'<th scope="row">{escape(text)}</th>'
+    mark = f' data-path="{escape(path)}"' if path else ""
+    return f"<td{mark}>{escape(text)}</td>"

@@ -26,13 +26,14 @@ from lipdet.evaluate.attacked import Campaign
 from lipdet.evaluate.run import evaluate
 from lipdet.images.spec import open_data
 from lipdet.report.attacks import attacked_table
+from lipdet.report.certificate import certified_table, reasons_table
 from lipdet.report.table import classes_table, results_table
 
 
 def parser() -> Parser:
     """Options of `run`."""
     parser = verb_parser(
-        "Measure average precision on a data set, clean and under attack.",
+        "Measure average precision on a data set: clean, under attack, certified.",
         "lipdet eval naive --data svhn:SVHN/test --epsilon 0.25 0.5 --attack worst",
     )
     parser.add_argument("detector", help=DETECTOR_HELP)
@@ -49,6 +50,7 @@ def run(
     seed: int = 0,
     epsilon: Sequence[str] = (),
     attack: AttackName | None = None,
+    certify: bool = False,
     objective: str = "multibox",
     norm: Norm = "l2",
     steps: int = 50,
@@ -64,6 +66,7 @@ def run(
         limit: only the first so many pictures.
         seed: of crops, rendered pictures and random starts of attacks.
         epsilon: radii.
+        certify: also bound AP under every L2 perturbation of at most each radius.
         attack: also measure under this attack; worst runs every objective and reports the lowest.
         objective: what pgd and apgd raise: multibox, classification, localisation, vanish,
             mislabel or fabricate.
@@ -77,19 +80,21 @@ def run(
         check_positive("--limit", limit)
     check_writable(json)
     campaign = None
+    epsilons = parse_epsilons(epsilon) if epsilon or attack or certify else ()
     if attack is not None:
-        epsilons = parse_epsilons(epsilon)
         settings = AttackSettings(
             epsilons[0], objective, norm=norm, steps=steps, restarts=restarts, seed=seed
         )
         campaign = Campaign(attack, epsilons, settings, state)
-    elif epsilon:
-        raise InputError("--epsilon is a radius of attacks: say which, such as --attack worst.")
+    elif epsilon and not certify:
+        raise InputError("--epsilon needs --certify, or an attack such as --attack worst.")
+    if certify and norm != "l2":
+        raise InputError("Certificates hold for L2 perturbations: leave out --norm, or --certify.")
     loaded = load_detector(detector)
     pack = open_data(data, "test", loaded.detector.config.image_size, seed)
     if limit is not None:
         pack = pack.head(limit)
-    result = evaluate(loaded, pack, seed, campaign)
+    result = evaluate(loaded, pack, seed, campaign, epsilons if certify else ())
     if json == Path("-"):
         print(as_json(result))
         return
@@ -100,6 +105,9 @@ def run(
     console.print(classes_table(result))
     if result["attacked"]:
         console.print(attacked_table(result))
+    if result["certified"]:
+        console.print(certified_table(result))
+        console.print(reasons_table(result))
 
 
 VERB = Verb("average precision on a data set", parser, run)

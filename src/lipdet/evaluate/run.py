@@ -15,6 +15,7 @@ from lipdet.checkpoint import LoadedDetector
 from lipdet.errors import InputError
 from lipdet.evaluate.attacked import Campaign, attacked_results
 from lipdet.evaluate.average_precision import AveragePrecision, average_precision
+from lipdet.evaluate.certified import certified_results
 from lipdet.images.pack import Pack
 from lipdet.progress import track
 from lipdet.types import Detections, RawOutput
@@ -35,21 +36,26 @@ class Network(Protocol):
 
 
 def evaluate(
-    loaded: LoadedDetector, pack: Pack, seed: int, campaign: Campaign | None = None
+    loaded: LoadedDetector,
+    pack: Pack,
+    seed: int,
+    campaign: Campaign | None = None,
+    certify: Sequence[float] = (),
 ) -> dict[str, Any]:
-    """AP of a detector, clean and under attack, with all that is needed to repeat it.
+    """AP of a detector, clean, under attack and certified, with all that is needed to repeat it.
 
     Args:
         loaded: a detector.
         pack: pictures of the detector's input size.
         seed: the one that the pack was made with; recorded.
         campaign: the attacks to run, if any.
+        certify: L2 radii at which to certify, if any.
 
     Returns:
         The json object that docs/json.md describes; AP values are fractions.
 
     Raises:
-        InputError: the pack's classes are not the detector's.
+        InputError: the pack's classes are not the detector's, or it cannot be certified.
     """
     detector = loaded.detector
     if pack.class_names != detector.config.class_names:
@@ -69,7 +75,7 @@ def evaluate(
         "seconds": round(time.monotonic() - started, 3),
         "clean": clean.as_dict(),
         "attacked": attacked,
-        "certified": [],
+        "certified": certified_results(detector, pack, certify) if certify else [],
     }
 
 

@@ -41,11 +41,17 @@ class LinearDetector(SSD):
         self.offset_biases = nn.Parameter(offset_biases)
 
     def forward(self, images: Tensor) -> RawOutput:
-        # Row by row, since a matrix product may sum in another order for another batch size.
-        flat = (images - 0.5).flatten(1)[:, None, None]
+        # One product per output: a matrix product, or a gradient summed over outputs, may add in
+        # another order for another batch size.
+        flat = (images - 0.5).flatten(1)
+
+        def per_box(weights: Tensor, biases: Tensor) -> Tensor:
+            rows = [[(flat * one).sum(1) for one in row] for row in weights]
+            return torch.stack([torch.stack(row, 1) for row in rows], 1) + biases
+
         return RawOutput(
-            (flat * self.logit_weights).sum(3) + self.logit_biases,
-            (flat * self.offset_weights).sum(3) + self.offset_biases,
+            per_box(self.logit_weights, self.logit_biases),
+            per_box(self.offset_weights, self.offset_biases),
         )
 
 

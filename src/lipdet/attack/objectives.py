@@ -19,9 +19,14 @@ from torch import Tensor
 from torch.nn import functional
 
 from lipdet.attack.scene import Scene
-from lipdet.boxes import AP_SELECTION, Decoder, SoftmaxScores
+from lipdet.boxes import AP_SELECTION, Decoder
 from lipdet.boxes.scores import logit
-from lipdet.detector.multibox import LOCALISATION_WEIGHT, NEGATIVES_PER_POSITIVE
+from lipdet.detector.multibox import (
+    BACKGROUND,
+    LOCALISATION_WEIGHT,
+    NEGATIVES_PER_POSITIVE,
+    classification_loss,
+)
 from lipdet.types import RawOutput
 
 # Raw output of B images, their objects, and how raw output becomes boxes, to values (B,).
@@ -46,7 +51,8 @@ def multibox(raw: RawOutput, scene: Scene, decoder: Decoder) -> Tensor:
 
 def classification(raw: RawOutput, scene: Scene, decoder: Decoder) -> Tensor:
     """Cross-entropy of the positives and of each image's hardest negatives, three per positive."""
-    entropy = _entropy(raw.logits, scene, decoder)
+    wanted = scene.wanted_labels.masked_fill(~scene.positive, BACKGROUND)
+    entropy = classification_loss(raw.logits, wanted, decoder.scores)
     counts = NEGATIVES_PER_POSITIVE * scene.positive.sum(dim=1).clamp(min=1)
     negatives = entropy.masked_fill(scene.positive, 0)
     hardest = negatives.topk(min(int(counts.max()), negatives.shape[1]), dim=1).values
@@ -91,20 +97,6 @@ OBJECTIVES: dict[str, RawObjective] = {
     "mislabel": mislabel,
     "fabricate": fabricate,
 }
-
-
-def _entropy(logits: Tensor, scene: Scene, decoder: Decoder) -> Tensor:
-    """Loss (B, A) of each default box: softmax over K logits, or K sigmoids."""
-    if isinstance(decoder.scores, SoftmaxScores):
-        wanted = (scene.wanted_labels + 1).masked_fill(~scene.positive, 0)
-        return functional.cross_entropy(logits.transpose(1, 2), wanted, reduction="none")
-    log_odds = decoder.scores.log_odds(logits)
-    wanted = functional.one_hot(scene.wanted_labels, log_odds.shape[2])
-    wanted = wanted * scene.positive.unsqueeze(2)
-    loss = functional.binary_cross_entropy_with_logits(
-        log_odds, wanted.to(log_odds.dtype), reduction="none"
-    )
-    return loss.sum(dim=2)
 
 
 def _overlap(raw: RawOutput, scene: Scene, decoder: Decoder) -> Tensor:

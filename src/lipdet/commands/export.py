@@ -89,6 +89,11 @@ def _print(out: Path, metadata: dict[str, Any]) -> None:
     print(f"  float32: {_differences(verified)}")
     if "same_detections" in verified:
         print(f"  detections are lipdet's own on {verified['same_detections']} of them")
+    if certified := verified.get("certificates"):
+        print(
+            f"  certificates at ε = {certified['epsilon']:g}: {certified['certified']} of "
+            f"{certified['detections']} detections, as in torch on {certified['agree']}"
+        )
     if "int8" in metadata:
         print(f"  int8: {_differences(metadata['int8'])}")
 

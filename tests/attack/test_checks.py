@@ -1,0 +1,95 @@
+"""The checks of an attack: each fails on curves that break it, and a weakened attack fails."""
+
+from __future__ import annotations
+
+import copy
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from torch import nn
+
+from lipdet.attack import AttackSettings
+from lipdet.checkpoint import load_detector
+from lipdet.detector import SSD
+from lipdet.evaluate import attack_curves
+from lipdet.evaluate.attack_checks import judge
+from lipdet.evaluate.attack_curves import Curves, measure_attack
+from lipdet.images.pack import Pack
+from lipdet.report.attack_checks import plot_checks
+
+GOOD = Curves(
+    clean=0.8,
+    epsilon=0.25,
+    attack=0.4,
+    noise=0.79,
+    square=0.7,
+    transfer=0.45,
+    sweep=[(0.1, 0.7, 0.8), (0.25, 0.4, 0.79), (4.0, 0.005, 0.6)],
+    steps=[(1, 0.7), (10, 0.45), (50, 0.4), (100, 0.39)],
+    restarts=[(1, 0.4), (3, 0.39)],
+    loss=[0.0, 5.0, 8.0, 9.0, 9.5, 9.8, 9.9, 9.95, 10.0, 10.0, 10.0],
+)
+
+
+@pytest.mark.parametrize(
+    ("change", "name"),
+    [
+        ({"sweep": [(0.1, 0.7, 0.8), (4.0, 0.05, 0.6)]}, "AP collapses"),
+        # Nothing is left where noise of that size leaves nothing either.
+        ({"sweep": [(0.1, 0.7, 0.8), (64.0, 0.0, 0.1)]}, "AP collapses"),
+        ({"sweep": [(0.1, 0.4, 0.8), (0.25, 0.5, 0.8), (4.0, 0.0, 0.6)]}, "AP falls"),
+        ({"steps": [(1, 0.7), (10, 0.35), (50, 0.4), (100, 0.4)]}, "more steps never help"),
+        ({"steps": [(1, 0.7), (50, 0.4), (100, 0.37)]}, "more steps change nothing"),
+        ({"restarts": [(1, 0.4), (3, 0.35)]}, "more restarts"),
+        ({"loss": [0.0, 1.0, 2.0, 3.0, 4.0, 5.0]}, "plateau"),
+        ({"loss": [1.0, 1.0, 1.0]}, "plateau"),
+        ({"noise": 0.39}, "noise"),
+        ({"square": 0.3}, "Square"),
+        ({"transfer": 0.3}, "transferred"),
+    ],
+)
+def test_each_check_fails_alone(change: dict[str, object], name: str) -> None:
+    assert judge(GOOD).passed
+    report = judge(replace(GOOD, **change))  # type: ignore[arg-type]
+    assert not report.passed
+    assert [name in check.name for check in report.checks if not check.passed] == [True]
+
+
+@pytest.fixture
+def short(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Two radii, of which the attacks are compared at the larger; few queries and restarts."""
+    monkeypatch.setattr(attack_curves, "RADII", (0.5, 4.0))
+    monkeypatch.setattr(attack_curves, "QUERIES", 20)
+    monkeypatch.setattr(attack_curves, "MORE_RESTARTS", 2)
+
+
+@pytest.mark.usefixtures("short")
+def test_the_attack_on_the_naive_detector_passes(house_numbers: Pack, tmp_path: Path) -> None:
+    # About ten seconds: a real attack has to converge here.
+    settings = AttackSettings(0.0, "mislabel", steps=30)
+    report = judge(measure_attack(load_detector("naive").detector, house_numbers.head(3), settings))
+    assert [check.name for check in report.checks if not check.passed] == []
+    plot_checks(report, tmp_path / "checks.svg")
+    assert (tmp_path / "checks.svg").read_text().lstrip().startswith("<?xml")
+
+
+@pytest.mark.usefixtures("short")
+def test_a_weakened_attack_fails(house_numbers: Pack) -> None:
+    # One step, one start, and gradients through the statistics of the batch.
+    detector = load_detector("naive").detector
+    weakened = AttackSettings(0.0, "mislabel", steps=1)
+    curves = measure_attack(
+        detector, house_numbers.head(3), weakened, source=through_batch_statistics(detector)
+    )
+    failed = {check.name for check in judge(curves).checks if not check.passed}
+    assert {"AP collapses", "the objective rises to a plateau"} <= failed
+
+
+def through_batch_statistics(detector: SSD) -> SSD:
+    """A copy whose normalisation always behaves as in training."""
+    other = copy.deepcopy(detector)
+    for module in other.modules():
+        if isinstance(module, nn.BatchNorm2d):
+            module.running_mean = module.running_var = None
+    return other

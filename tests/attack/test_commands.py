@@ -1,0 +1,99 @@
+"""`lipdet attack`, `lipdet check-attack` and attacks in `lipdet eval`, as a user meets them."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+from lipdet.evaluate import attack_curves
+from lipdet.images.pack import Pack
+from tests.test_cli import check_mistake, run
+
+
+@pytest.fixture
+def picture(house_numbers: Pack, tmp_path: Path) -> Path:
+    path = tmp_path / "door.png"
+    # Wider than high, so that it has to be letter-boxed.
+    Image.fromarray(house_numbers.images[0]).resize((120, 80)).save(path)
+    return path
+
+
+def test_attack_writes_panels_and_json(
+    capsys: pytest.CaptureFixture[str], picture: Path, tmp_path: Path
+) -> None:
+    out = tmp_path / "out"
+    words = ["attack", "naive", str(picture), str(picture), "--epsilon", "reference-0-1"]
+    status, _, err = run(capsys, *words, "--steps", "3", "--out", str(out))
+    assert status == 0, err
+    assert sorted(path.name for path in out.iterdir()) == [
+        "attack.json", "door-1.png", "door-2.png",
+    ]  # fmt: skip
+    # Three panels of 74 pixels, four times enlarged, with gaps and a caption.
+    assert Image.open(out / "door-1.png").size == (3 * 296 + 2 * 4, 296 + 24)
+    result = json.loads((out / "attack.json").read_text())
+    assert (result["epsilon"], result["attack"], len(result["objectives"])) == (0.5, "worst", 6)
+    entry = result["pictures"][0]
+    # By hand: the square around a picture of 120 × 80.
+    assert entry["region"] == [0, -20, 120, 100]
+    assert 0.3 < entry["distance"]["l2"] <= 0.5
+    assert entry["clean"] != entry["attacked"]
+
+
+def test_check_attack_says_that_a_weak_attack_is_weak(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(attack_curves, "RADII", (4.0,))
+    monkeypatch.setattr(attack_curves, "QUERIES", 2)
+    words = ["check-attack", "naive", "--data", "rendered:2", "--steps", "1"]
+    files = ["--plot", str(tmp_path / "c.png"), "--json", str(tmp_path / "c.json")]
+    status, out, err = run(capsys, *words, *files)
+    assert status == 0, err
+    assert "too weak" in " ".join(out.split())
+    result = json.loads((tmp_path / "c.json").read_text())
+    assert result["passed"] is False
+    assert len(result["checks"]) == 9
+    assert (tmp_path / "c.png").stat().st_size > 1000
+
+
+def test_eval_reports_attacks(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    words = ["eval", "naive", "--data", "rendered:2", "--epsilon", "0.5", "reference-0-1"]
+    options = ["--attack", "pgd", "--objective", "vanish", "--steps", "2", "--json", "-"]
+    status, out, err = run(capsys, *words, *options, "--state", str(tmp_path / "state"))
+    assert status == 0, err
+    first, second = json.loads(out)["attacked"]
+    assert first == second
+    assert (first["objective"], first["norm"], first["epsilon"]) == ("vanish", "l2", 0.5)
+    # The same radius is found in the state folder, not attacked twice.
+    assert len(list((tmp_path / "state").iterdir())) == 1
+
+
+@pytest.mark.parametrize(
+    ("words", "names"),
+    [
+        (["attack", "naive", "door.png", "--out", "x"], "--epsilon"),
+        (["attack", "naive", "door.png", "--out", "x", "--epsilon", "-1"], "-1"),
+        (["attack", "naive", "door.png", "--out", "x", "--epsilon", "nan"], "nan"),
+        (["attack", "naive", "door.png", "--out", "x", "--epsilon", "much"], "much"),
+        (["attack", "naive", "none.png", "--out", "x", "--epsilon", "1"], "none.png"),
+        (["attack", "naive", "x.png", "--out", "x", "--epsilon", "1", "--steps", "0"], "steps"),
+        (["eval", "naive", "--data", "rendered:1", "--attack", "worst"], "--epsilon"),
+        (["eval", "naive", "--data", "rendered:1", "--epsilon", "1"], "--attack"),
+        (["eval", "naive", "--data", "rendered:1", "--attack", "fgsm", "--epsilon", "1"], "fgsm"),
+        (["check-attack", "naive", "--data", "rendered:1", "--limit", "0"], "--limit"),
+        (["check-attack", "naive", "--data", "rendered:1", "--plot", "c.xyz"], "c.xyz"),
+        (["check-attack", "naive", "--data", "rendered:1", "--objective", "annoy"], "annoy"),
+    ],
+)
+def test_mistakes(
+    words: list[str],
+    names: str,
+    capsys: pytest.CaptureFixture[str],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    check_mistake(capsys, *words, names=names)
+    assert list(tmp_path.iterdir()) == []

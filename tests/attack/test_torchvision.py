@@ -1,0 +1,92 @@
+"""torchvision's detectors through their own losses: random weights, tiny pictures, no downloads."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torchvision.models import detection
+
+from lipdet.attack import AttackSettings, attack_torchvision
+from lipdet.errors import InputError
+from lipdet.types import Target
+
+NO_WEIGHTS = {"weights": None, "weights_backbone": None, "num_classes": 3}
+SMALL = {"min_size": 64, "max_size": 64}
+
+
+def ssdlite() -> nn.Module:
+    return detection.ssdlite320_mobilenet_v3_large(**NO_WEIGHTS)
+
+
+def faster_rcnn() -> nn.Module:
+    return detection.fasterrcnn_mobilenet_v3_large_320_fpn(**NO_WEIGHTS, **SMALL)
+
+
+def retinanet() -> nn.Module:
+    # A backbone of two convolutions: the adapter is under test, not ResNet-50.
+    backbone = nn.Sequential(nn.Conv2d(3, 8, 3, 8, 1), nn.BatchNorm2d(8), nn.ReLU())
+    backbone.out_channels = 8
+    anchors = detection.anchor_utils.AnchorGenerator(((16, 32),), ((1.0,),))
+    return detection.RetinaNet(backbone, num_classes=3, anchor_generator=anchors, **SMALL)
+
+
+def ssd() -> nn.Module:
+    backbone = nn.Sequential(nn.Conv2d(3, 8, 3, 8, 1), nn.BatchNorm2d(8), nn.ReLU())
+    anchors = detection.anchor_utils.DefaultBoxGenerator([[2]], scales=[0.3, 0.6])
+    head = detection.ssd.SSDHead([8], anchors.num_anchors_per_location(), 3)
+    return detection.ssd.SSD(backbone, anchors, (64, 64), num_classes=3, head=head)
+
+
+MODELS = [ssd, ssdlite, retinanet, faster_rcnn]
+TARGETS = [
+    Target(boxes=torch.tensor([[8.0, 8.0, 40.0, 44.0]]), labels=torch.tensor([1])),
+    Target(boxes=torch.tensor([[20.0, 4.0, 50.0, 30.0]]), labels=torch.tensor([2])),
+]
+
+
+@pytest.mark.parametrize("build", MODELS, ids=lambda build: build.__name__)
+def test_the_loss_rises_within_the_ball(build: Callable[[], nn.Module]) -> None:
+    torch.manual_seed(0)
+    model = build().eval()
+    images = torch.rand(2, 3, 64, 64)
+    state = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    values: dict[int, list[float]] = {0: [], 1: []}
+
+    def keep(step: int, places: Tensor, now: Tensor) -> None:
+        for place, value in zip(places.tolist(), now.tolist(), strict=True):
+            values[place].append(value)
+
+    settings = AttackSettings(1.0, steps=3)
+    attacked = attack_torchvision(model, images, TARGETS, settings, on_step=keep)
+    assert ((attacked - images).double().flatten(1).norm(dim=1) <= 1.0).all()
+    assert all(max(curve) > curve[0] for curve in values.values())
+    # Normalisation kept its statistics, and the model its mode.
+    assert all(torch.equal(state[name], now) for name, now in model.state_dict().items())
+    assert not any(module.training for module in model.modules())
+    assert all(parameter.requires_grad for parameter in model.parameters())
+
+
+def test_images_do_not_depend_on_their_companions() -> None:
+    # Faster R-CNN samples proposals at random: the sampling must not depend on who came before.
+    torch.manual_seed(0)
+    model, images = faster_rcnn().eval(), torch.rand(2, 3, 64, 64)
+    settings = AttackSettings(1.0, steps=2)
+    together = attack_torchvision(model, images, TARGETS, settings)
+    alone = attack_torchvision(model, images[1:], TARGETS[1:], settings, [1])
+    torch.testing.assert_close(alone, together[1:], atol=1e-5, rtol=0)
+
+
+def test_parts_of_the_loss_can_be_chosen_and_raw_output_not() -> None:
+    torch.manual_seed(0)
+    model, images = ssd().eval(), torch.rand(1, 3, 64, 64)
+    parts = [
+        attack_torchvision(model, images, TARGETS[:1], AttackSettings(1.0, name, steps=2))
+        for name in ("multibox", "classification", "localisation")
+    ]
+    assert not torch.equal(parts[0], parts[1])
+    assert not torch.equal(parts[1], parts[2])
+    with pytest.raises(InputError, match="'vanish' needs raw output"):
+        attack_torchvision(model, images, TARGETS[:1], AttackSettings(1.0, "vanish"))

@@ -1,7 +1,7 @@
-"""The whole road in a few minutes: render, train, evaluate, detect, show.
+"""The whole road in a few minutes: render, train, evaluate, attack, certify, show.
 
 A detector is trained from nothing on a small set of rendered house numbers and set beside the
-packaged one, on pictures that neither has seen.
+packaged ones, on pictures that none of them has seen.
 """
 
 from __future__ import annotations
@@ -10,33 +10,33 @@ import dataclasses
 import json
 from pathlib import Path
 
-from PIL import Image
 from rich.console import Console
 
-from lipdet.boxes import DISPLAY_SELECTION
-from lipdet.checkpoint import LoadedDetector, load_detector
+from lipdet.attack import AttackSettings
+from lipdet.checkpoint import load_detector, packaged_names
 from lipdet.config import PRESETS
-from lipdet.evaluate.run import detect_pack, evaluate
-from lipdet.images.pack import Pack
+from lipdet.evaluate.attacked import Campaign
 from lipdet.images.spec import open_data
 from lipdet.job import Job
-from lipdet.report.overlay import contact_sheet, draw_detections
-from lipdet.report.page import Figure, write_page
+from lipdet.report.build import build_report
+from lipdet.report.page import write_figures, write_page
 from lipdet.report.table import results_table
 from lipdet.train import train
 
 TRAINING = "rendered:4000"
 EPOCHS = 5
-TEST = "rendered:500"
-SHOWN = 12
-COLUMNS = 4
+TEST = "rendered:128"
+EPSILONS = (0.1, 0.25)
+# A quick attack; `lipdet report` has a strong one.
+STEPS = 10
+SHOWN = 4
 
 
 def demo(out: Path, seed: int) -> None:
     """Run the demonstration; a second call goes on from what the first has left.
 
     Args:
-        out: receives `run/`, `results.json`, `detections-*.png` and `index.html`.
+        out: receives `run/`, `attacks/`, `results.json`, `figures/` and `index.html`.
         seed: of the training.
     """
     console = Console()
@@ -46,28 +46,15 @@ def demo(out: Path, seed: int) -> None:
     train(Job("naive", naive.detector, settings, (TRAINING,), ()), out / "run", resume=True)
 
     pack = open_data(TEST, "test", naive.detector.image_size)
-    detectors = [load_detector("naive"), load_detector(str(out / "run"))]
-    console.print(f"Evaluating on {TEST} …")
-    results = [evaluate(loaded, pack, seed=0) for loaded in detectors]
+    detectors = [load_detector(name) for name in (*packaged_names(), str(out / "run"))]
+    console.print(f"Evaluating, attacking and certifying on {TEST} …")
+    attack = AttackSettings(EPSILONS[0], steps=STEPS)
+    campaign = Campaign("pgd", EPSILONS, attack, out / "attacks")
+    results, inspections = build_report(detectors, pack, 0, campaign, (), SHOWN)
     (out / "results.json").write_text(json.dumps(results, indent=1) + "\n")
     console.print(results_table(results))
 
-    figures = []
-    for name, loaded in zip(("packaged", "demo"), detectors, strict=True):
-        sheet = gallery(loaded, pack)
-        sheet.save(out / f"detections-{name}.png")
-        figures.append(Figure(sheet, f"Detections of {loaded.name} on {SHOWN} rendered pictures"))
-    write_page(out / "index.html", "lipdet: detections on rendered house numbers", results, figures)
-    console.print(f"Pictures: {out}/detections-packaged.png, {out}/detections-demo.png")
+    write_page(out / "index.html", results, inspections, "lipdet on rendered house numbers")
+    write_figures(out / "figures", results, inspections)
     console.print(f"Page: {out}/index.html")
-
-
-def gallery(loaded: LoadedDetector, pack: Pack) -> Image.Image:
-    """The first pictures of a pack with a detector's detections."""
-    indices = range(min(SHOWN, len(pack)))
-    found = detect_pack(loaded.detector, pack, indices, DISPLAY_SELECTION)
-    overlays = [
-        draw_detections(Image.fromarray(pack.images[index]), one, pack.class_names)
-        for index, one in zip(indices, found, strict=True)
-    ]
-    return contact_sheet(overlays, COLUMNS)
+    console.print(f"Figures: {out}/figures")

@@ -11,7 +11,8 @@ from lipdet.demo import demo
 def parser() -> Parser:
     """Options of `run`."""
     parser = verb_parser(
-        "Render, train, evaluate and detect, in a few minutes.", "lipdet demo --out demo"
+        "Render, train, evaluate, attack, certify and show, in a few minutes.",
+        "lipdet demo --out demo",
     )
     parser.add_function_arguments(run)
     return parser
@@ -21,7 +22,7 @@ def run(out: Path = Path("demo"), seed: int = 0) -> None:
     """Show the whole road on rendered pictures.
 
     Args:
-        out: folder for pictures, page, results and the run.
+        out: folder for the page, figures, results and the run.
         seed: of the training.
     """
     demo(out, seed)

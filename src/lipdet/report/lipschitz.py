@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -14,10 +14,10 @@ from rich.table import Table
 from lipdet.certificate.outputs import OutputBounds
 from lipdet.certificate.profile import LayerRow
 from lipdet.images.pack import Pack
+from lipdet.report.style import COLOURS, Drawing, colour, marker, new_figure, styled
 from lipdet.versions import versions
 
-# Okabe & Ito's blue and vermilion, told apart with every colour vision; markers differ too.
-_BOUND, _OBSERVED = "#0072B2", "#D55E00"
+_BOUND, _OBSERVED = COLOURS[:2]
 
 
 def plot_profile(rows: Sequence[LayerRow], file: Path) -> None:
@@ -45,6 +45,44 @@ def plot_profile(rows: Sequence[LayerRow], file: Path) -> None:
     axes.grid(axis="y", alpha=0.3)
     axes.legend()
     figure.savefig(file, dpi=150)
+
+
+@styled
+def plot_profiles(profiles: Mapping[str, Sequence[LayerRow]]) -> Drawing | None:
+    """The constants of several detectors along the path to their last head, side by side.
+
+    Args:
+        profiles: name of a detector to its rows; without rows where a layer has no bound.
+
+    Returns:
+        None if there are no rows at all.
+    """
+    if not any(profiles.values()):
+        return None
+    figure, axes = new_figure(height=3.4)
+    ends = []
+    for index, (name, rows) in enumerate(profiles.items()):
+        if not rows:
+            continue
+        line = [rows[place] for place in _branches(rows)[-2 if rows[-1].heads else 0]]
+        bounds = [row.cumulative for row in line]
+        axes.plot(bounds, color=colour(index), marker=marker(index), markersize=3, label=name)
+        observed = [(i, row.observed) for i, row in enumerate(line) if row.observed]
+        if observed:
+            axes.plot(*zip(*observed, strict=True), color=colour(index), ls=":")
+        ends.append(f"{name}: {_number(bounds[-1])} after {len(line)} layers")
+    axes.set_yscale("log")
+    axes.yaxis.set_major_formatter(lambda value, _: f"{value:g}")
+    axes.set_xlabel("layer, from the image to the logits of the coarsest map")
+    axes.set_ylabel("Lipschitz constant from the image, L2")
+    axes.legend()
+    return Drawing(
+        "lipschitz",
+        figure,
+        "Where the Lipschitz bound comes from. Markers: certified upper bound from the image to "
+        "the end of each layer. Dotted: observed at pictures, a lower bound of the same constant.",
+        f"Certified bound at the end: {'; '.join(ends)}.",
+    )
 
 
 def _branches(rows: Sequence[LayerRow]) -> list[list[int]]:

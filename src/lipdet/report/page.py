@@ -1,69 +1,110 @@
-"""One self-contained page with a table of results and pictures; it needs no network."""
+"""One self-contained page about detectors; it opens from disk and needs no network."""
 
 from __future__ import annotations
 
-import base64
-import io
+import json
 from collections.abc import Sequence
 from html import escape
 from pathlib import Path
-from typing import Any, NamedTuple
 
-from PIL import Image
+from lipdet.errors import InputError
+from lipdet.report import sections
+from lipdet.report.architecture import draw_architecture
+from lipdet.report.certificate import plot_reasons
+from lipdet.report.consistency import plot_consistency
+from lipdet.report.curves import plot_curves, plot_frontier
+from lipdet.report.gallery import plot_scenes
+from lipdet.report.inspection import Inspection
+from lipdet.report.lipschitz import plot_profiles
+from lipdet.report.markup import Section
+from lipdet.report.results import Result
+from lipdet.report.style import Drawing, save_drawing
 
-from lipdet.report.table import COLUMNS, rows
-
-STYLE = """
-:root { color-scheme: light dark; font: 16px/1.5 system-ui, sans-serif; }
-body { max-width: 60rem; margin: 0 auto; padding: 1rem; }
-.scroll { overflow-x: auto; }
-table { border-collapse: collapse; }
-th, td { padding: .3rem .7rem; text-align: left; border-bottom: 1px solid #8886; }
-td { font-variant-numeric: tabular-nums; }
-img { max-width: 100%; height: auto; }
-figure { margin: 1.5rem 0; }
-"""
+STYLE = Path(__file__).with_name("page.css")
 
 
-class Figure(NamedTuple):
-    """A picture with what it shows."""
-
-    image: Image.Image
-    caption: str
+def draw_all(results: Sequence[Result], inspections: Sequence[Inspection]) -> dict[str, Drawing]:
+    """All figures by name, without those for which nothing was measured."""
+    drawn = [
+        plot_curves(results),
+        plot_frontier(results),
+        plot_consistency(results),
+        *(_numbered(plot_reasons(result), place) for place, result in enumerate(results, 1)),
+        plot_profiles({one.loaded.name: one.layers for one in inspections}),
+        *(
+            draw_architecture(one.loaded.name, one.architecture, place)
+            for place, one in enumerate(inspections, 1)
+        ),
+    ]
+    return {drawing.name: drawing for drawing in drawn if drawing}
 
 
 def write_page(
-    path: Path, title: str, results: Sequence[dict[str, Any]], figures: Sequence[Figure]
+    path: Path, results: Sequence[Result], inspections: Sequence[Inspection], title: str
 ) -> None:
     """Write the page.
 
     Args:
         path: the html file.
+        results: json objects of `lipdet eval`, one per detector, on the same data.
+        inspections: of the same detectors, in the same order.
         title: heading of the page.
-        results: json objects of `lipdet eval`, in the order to show.
-        figures: pictures, embedded as PNG.
+
+    Raises:
+        InputError: the place cannot be written.
     """
-    head = "".join(f"<th>{escape(column)}</th>" for column in COLUMNS)
+    document = {"results": list(results), "detectors": [one.as_dict() for one in inspections]}
+    drawings = draw_all(results, inspections)
+    scenes = [one.scenes for one in inspections]
+    parts = [
+        sections.headline(document, drawings),
+        sections.curves(document, drawings),
+        sections.gallery(document, scenes),
+        sections.consistency(document, drawings),
+        sections.failures(document, drawings),
+        sections.lipschitz(document, drawings),
+        sections.architectures(document, drawings),
+        sections.classes(document, drawings),
+        sections.provenance(document, drawings),
+    ]
+    text = _page(title, sections.answer(document), parts, json.dumps(document))
+    try:
+        path.write_text(text, encoding="utf-8")
+    except OSError as error:
+        raise InputError(f"{path} cannot be written ({error.strerror}).") from None
+
+
+def write_figures(
+    folder: Path, results: Sequence[Result], inspections: Sequence[Inspection]
+) -> list[Path]:
+    """Write all figures as SVG and PNG into a folder, which is made if need be."""
+    folder.mkdir(parents=True, exist_ok=True)
+    drawings = list(draw_all(results, inspections).values())
+    drawings += [
+        plot_scenes(one.scenes, f"pictures-{index + 1}")
+        for index, one in enumerate(inspections)
+        if one.scenes
+    ]
+    return [file for drawing in drawings for file in save_drawing(drawing, folder)]
+
+
+def _numbered(drawing: Drawing | None, place: int) -> Drawing | None:
+    return drawing and drawing._replace(name=f"{drawing.name}-{place}")
+
+
+def _page(title: str, answer: str, parts: Sequence[Section], document: str) -> str:
+    links = "".join(f'<a href="#{part.name}">{escape(part.heading)}</a>' for part in parts)
     body = "".join(
-        "<tr>" + "".join(f"<td>{escape(cell)}</td>" for cell in row) + "</tr>"
-        for row in rows(results)
+        f'<section id="{part.name}"><h2>{escape(part.heading)}</h2>{part.body}</section>'
+        for part in parts
     )
-    shown = "".join(
-        f'<figure><img alt="{escape(figure.caption)}" src="{_data_url(figure.image)}">'
-        f"<figcaption>{escape(figure.caption)}</figcaption></figure>"
-        for figure in figures
-    )
-    path.write_text(
+    # Inside a script nothing is markup but its end.
+    data = document.replace("<", "\\u003c")
+    style = STYLE.read_text(encoding="utf-8")
+    return (
         f'<!doctype html><html lang="en"><head><meta charset="utf-8"><title>{escape(title)}</title>'
         '<meta name="viewport" content="width=device-width, initial-scale=1">'
-        f"<style>{STYLE}</style></head><body><h1>{escape(title)}</h1>"
-        f'<div class="scroll"><table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>'
-        f"</div><p>Average precision in percent, clean pictures.</p>{shown}</body></html>\n",
-        encoding="utf-8",
+        f'<link rel="icon" href="data:,"><style>{style}</style></head><body><main>'
+        f"<h1>{escape(title)}</h1>{answer}<nav>{links}</nav>{body}</main>"
+        f'<script type="application/json" id="data">{data}</script></body></html>\n'
     )
-
-
-def _data_url(image: Image.Image) -> str:
-    buffer = io.BytesIO()
-    image.save(buffer, "PNG")
-    return "data:image/png;base64," + base64.b64encode(buffer.getvalue()).decode()

@@ -41,18 +41,17 @@ def _read(file: Path) -> list[Result]:
     return results
 
 
-def same_data(results: Sequence[Result]) -> None:
-    """Refuse to set results side by side that were measured on different pictures.
+def same_data(data: Result, results: Sequence[Result]) -> None:
+    """Refuse to set results side by side that were measured on other pictures than these.
 
     Raises:
         InputError: their data differ.
     """
-    first = results[0]
     for result in results:
-        if result["data"]["hash"] != first["data"]["hash"]:
+        if result["data"]["hash"] != data["hash"]:
             raise InputError(
-                f"{result['weights']} was measured on {_data(result)}, {first['weights']} on "
-                f"{_data(first)}; measure both on the same pictures."
+                f"{result['weights']} was measured on {_described(result['data'])}, not on "
+                f"{_described(data)}; measure it again, or give the same --data and --limit."
             )
 
 
@@ -76,6 +75,5 @@ def radii(results: Sequence[Result]) -> list[float]:
     return sorted({epsilon for one in results for epsilon in (*attacked(one), *certified(one))})
 
 
-def _data(result: Result) -> str:
-    data = result["data"]
+def _described(data: Result) -> str:
     return f"{data['images']} pictures of {data['name']} (hash {data['hash'][:12]}…)"

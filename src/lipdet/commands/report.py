@@ -1,0 +1,111 @@
+"""`lipdet report`: one page about detectors, with figures for a paper."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from rich.console import Console
+
+from lipdet.attack import AttackSettings
+from lipdet.attack.settings import AttackName
+from lipdet.checkpoint import load_detector
+from lipdet.commands.attack_options import EPSILON_HELP, parse_epsilons
+from lipdet.commands.options import (
+    DETECTOR_HELP,
+    SPEC_HELP,
+    Parser,
+    Verb,
+    check_folder,
+    check_positive,
+    check_writable,
+    verb_parser,
+)
+from lipdet.evaluate.attacked import Campaign
+from lipdet.images.spec import open_data
+from lipdet.report.build import build_report
+from lipdet.report.page import write_figures, write_page
+from lipdet.report.results import read_results
+from lipdet.report.table import results_table
+
+
+def parser() -> Parser:
+    """Options of `run`."""
+    parser = verb_parser(
+        "Show detectors side by side on one page that opens anywhere, without a network.",
+        "lipdet report naive runs/mine --data rendered:200 --epsilon 0.1 0.25 --out report.html",
+    )
+    parser.add_argument("detectors", nargs="+", help=DETECTOR_HELP)
+    parser.add_argument("--data", required=True, metavar="SPEC", help=SPEC_HELP)
+    parser.add_argument("--epsilon", nargs="+", default=[], metavar="E", help=EPSILON_HELP)
+    parser.add_argument(
+        "--results",
+        nargs="+",
+        type=Path,
+        default=[],
+        metavar="FILE",
+        help="json files of `lipdet eval` on the same data: what they hold is not measured again",
+    )
+    parser.add_function_arguments(run, skip={"detectors", "data", "epsilon", "results"})
+    return parser
+
+
+def run(
+    detectors: Sequence[str],
+    data: str,
+    out: Path,
+    epsilon: Sequence[str] = (),
+    results: Sequence[Path] = (),
+    limit: int | None = None,
+    seed: int = 0,
+    attack: AttackName = "worst",
+    steps: int = 50,
+    restarts: int = 1,
+    state: Path | None = None,
+    pictures: int = 6,
+    figures: Path | None = None,
+) -> None:
+    """Evaluate, attack, certify and inspect detectors; write the page.
+
+    Args:
+        detectors: DETECTORs, best known first.
+        data: SPEC.
+        out: the html file.
+        epsilon: L2 radii; pictures are attacked at the first one.
+        results: json files of `lipdet eval`.
+        limit: only the first so many pictures.
+        seed: of crops, rendered pictures and random starts of attacks.
+        attack: pgd, apgd, or worst: PGD with every objective.
+        steps: gradients of an attack per start.
+        restarts: random starts of an attack.
+        state: folder that keeps finished parts of the attacks, for going on after an interruption.
+        pictures: how many pictures are shown, clean and attacked.
+        figures: folder for the figures as SVG and PNG.
+    """
+    for option, value in (("--limit", limit), ("--pictures", pictures)):
+        if value is not None:
+            check_positive(option, value)
+    check_writable(out)
+    if figures is not None:
+        check_folder(figures)
+    epsilons = parse_epsilons(epsilon) if epsilon else ()
+    campaign = None
+    if epsilons:
+        settings = AttackSettings(epsilons[0], steps=steps, restarts=restarts, seed=seed)
+        campaign = Campaign(attack, epsilons, settings, state)
+    known = read_results(results)
+    loaded = [load_detector(name) for name in detectors]
+    pack = open_data(data, "test", loaded[0].detector.config.image_size, seed)
+    if limit is not None:
+        pack = pack.head(limit)
+    measured, inspections = build_report(loaded, pack, seed, campaign, known, pictures)
+    title = f"{', '.join(detectors)} on {pack.name}"
+    write_page(out, measured, inspections, title)
+    Console().print(results_table(measured))
+    print(f"Page: {out}")
+    if figures is not None:
+        files = write_figures(figures, measured, inspections)
+        print(f"Figures: {len(files)} files in {figures}")
+
+
+VERB = Verb("one page about detectors, side by side", parser, run)

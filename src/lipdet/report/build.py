@@ -1,0 +1,86 @@
+"""Everything a report needs of its detectors: results, taken or measured, and inspections."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from lipdet.attack.settings import single_attacks
+from lipdet.certificate import UnknownLipschitz, output_bounds
+from lipdet.checkpoint import LoadedDetector
+from lipdet.detector import SSD
+from lipdet.errors import InputError
+from lipdet.evaluate.attacked import Campaign
+from lipdet.evaluate.run import evaluate
+from lipdet.images.pack import Pack
+from lipdet.report.inspection import Inspection, inspect_detector
+from lipdet.report.results import Result, same_data
+
+
+def build_report(
+    detectors: Sequence[LoadedDetector],
+    pack: Pack,
+    seed: int,
+    campaign: Campaign | None,
+    known: Sequence[Result],
+    pictures: int,
+) -> tuple[list[Result], list[Inspection]]:
+    """Measure what is not known yet.
+
+    Args:
+        detectors: with different names and one input size.
+        pack: pictures of that size.
+        seed: the one that the pack was made with.
+        campaign: attacks, whose radii are those of the certificates too; None for neither.
+        known: results of `lipdet eval` on the same pack.
+        pictures: how many pictures are attacked and shown.
+
+    Returns:
+        A result and an inspection for each detector, in their order.
+
+    Raises:
+        InputError: two detectors share a name or differ in what they take, or results do not fit.
+    """
+    _check(detectors, known)
+    by_name = {result["weights"]: result for result in known}
+    results = []
+    for loaded in detectors:
+        result = by_name.get(loaded.name)
+        results.append(result if result else _measure(loaded, pack, seed, campaign))
+    same_data(pack.describe(), results)
+    attacks = single_attacks(campaign.attack, campaign.settings) if campaign else []
+    return results, [inspect_detector(loaded, pack, pictures, attacks) for loaded in detectors]
+
+
+def _check(detectors: Sequence[LoadedDetector], known: Sequence[Result]) -> None:
+    names = [loaded.name for loaded in detectors]
+    if len(set(names)) < len(names):
+        raise InputError(f"Each detector can be given once only: {', '.join(names)}.")
+    given = [result["weights"] for result in known]
+    for name in given:
+        if name not in names:
+            raise InputError(
+                f"There are results of {name}, which is none of the detectors: {', '.join(names)}."
+            )
+        if given.count(name) > 1:
+            raise InputError(f"There are several results of {name}; give one file of each.")
+    first = detectors[0].detector.config.image_size
+    for loaded in detectors:
+        size = loaded.detector.config.image_size
+        if size != first:
+            raise InputError(
+                f"{loaded.name} takes pictures of {size} pixels and {names[0]} of {first}; a "
+                "report needs detectors of one size."
+            )
+
+
+def _measure(loaded: LoadedDetector, pack: Pack, seed: int, campaign: Campaign | None) -> Result:
+    certify = campaign.epsilons if campaign and _has_bounds(loaded.detector) else ()
+    return evaluate(loaded, pack, seed, campaign, certify)
+
+
+def _has_bounds(detector: SSD) -> bool:
+    try:
+        output_bounds(detector)
+    except UnknownLipschitz:
+        return False
+    return True

@@ -1,0 +1,278 @@
+"""The parts of the page, each from the report's json and its drawings; the answer comes first."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from typing import Any
+
+from lipdet.certificate.diagnosis import REASONS
+from lipdet.report.certificate import MEANING
+from lipdet.report.consistency import FATES
+from lipdet.report.gallery import LEGEND, tile
+from lipdet.report.markup import (
+    Cell,
+    Section,
+    constant,
+    count,
+    details,
+    escape,
+    figure,
+    number,
+    paragraph,
+    rate,
+    table,
+)
+from lipdet.report.results import attacked, certified, radii
+from lipdet.report.scenes import Scene
+from lipdet.report.style import Drawing
+from lipdet.report.table import percent
+
+Document = dict[str, Any]
+Drawings = dict[str, Drawing]
+
+
+def answer(document: Document) -> str:
+    """What a reader wants to know first, in one sentence per detector."""
+    results = document["results"]
+    measured = radii(results)
+    lines = []
+    for result in results:
+        parts = [f"{result['weights']}: AP50 {percent(result['clean']['ap50'])} on clean pictures"]
+        for epsilon in measured[:1]:
+            attack, proof = attacked(result).get(epsilon), certified(result).get(epsilon)
+            parts.append(f"{percent(attack['ap50'])} under attack" if attack else "not attacked")
+            parts.append(
+                f"at least {percent(proof['ap50'])} proven under every perturbation"
+                if proof
+                else "nothing proven"
+            )
+        lines.append(f"<li>{escape(', '.join(parts))}.</li>")
+    where = f"At radius ε = {measured[0]:g}:" if measured else "No perturbation was looked at:"
+    data = results[0]["data"]
+    return f'<div class="answer"><p>{escape(where)}</p><ul>{"".join(lines)}</ul></div>' + paragraph(
+        f"{count(data['images'])} pictures of {data['name']} with {count(data['objects'])} "
+        "objects. ε is the L2 length of the change of a picture, whose values lie in [0, 1], at "
+        "the size at which the network sees it. AP in percent. Attacked: the worst that attacks "
+        "found. Certified: proven, so that no attack whatever does worse."
+    )
+
+
+def headline(document: Document, drawings: Drawings) -> Section:
+    """All detectors side by side."""
+    results = document["results"]
+    places = range(len(results))
+    rows: list[list[Cell | str]] = [
+        [f"{words}, clean", *(number(document, f"results/{i}/clean/{key}") for i in places)]
+        for key, words in (("ap50", "AP50"), ("ap", "AP"))
+    ]
+    for epsilon in radii(results):
+        for kind, of in (("attacked", attacked), ("certified", certified)):
+            for key, words in (("ap50", "AP50"), ("ap", "AP")):
+                cells = [
+                    number(
+                        document,
+                        f"{_entry_path(document, i, kind, of(results[i]).get(epsilon))}/{key}",
+                    )
+                    for i in places
+                ]
+                rows.append([f"{words}, {kind}, ε {epsilon:g}", *cells])
+    rows += [
+        ["parameters", *(number(document, f"results/{i}/parameters", count) for i in places)],
+        [
+            "images/s on this machine",
+            *(number(document, f"detectors/{i}/speed/images_per_second", rate) for i in places),
+        ],
+        *(
+            [words, *(number(document, f"detectors/{i}/lipschitz/{key}", constant) for i in places)]
+            for key, words in (
+                ("largest_logit", "Lipschitz bound of a logit"),
+                ("largest_offset", "Lipschitz bound of a box offset"),
+            )
+        ),
+    ]
+    head = ["", *(result["weights"] for result in results)]
+    body = table("Detectors side by side; AP in percent", head, rows)
+    return Section("detectors", "Detectors side by side", body)
+
+
+def curves(document: Document, drawings: Drawings) -> Section:
+    """AP against the radius, and what robustness costs."""
+    body = _figures(drawings, "curves", "frontier")
+    if not body:
+        body = paragraph("Nothing was measured at any radius; give --epsilon.")
+    return Section("curves", "AP against the radius", body)
+
+
+def gallery(document: Document, scenes: Sequence[Sequence[Scene]]) -> Section:
+    """The same pictures through the eyes of each detector, clean and attacked."""
+    if not any(scenes):
+        body = paragraph("No picture was attacked; give --epsilon.")
+        return Section("pictures", "The same pictures, clean and attacked", body)
+    tiles = "".join(
+        tile(scene, attacked)
+        for same_picture in zip(*scenes, strict=True)
+        for scene in same_picture
+        for attacked in (False, True)
+    )
+    names = ", ".join(result["weights"] for result in document["results"])
+    text = f"Each picture: {names}; clean, then attacked at ε {scenes[0][0].epsilon:g}. {LEGEND}"
+    number_note = " The number beside a label is the largest ε up to which it is certified."
+    body = paragraph(text + number_note) + f'<div class="gallery">{tiles}</div>'
+    return Section("pictures", "The same pictures, clean and attacked", body)
+
+
+def consistency(document: Document, drawings: Drawings) -> Section:
+    """What becomes of detections under attack."""
+    keys = ("shown", *(key for key, _, _ in FATES))
+    rows = [
+        [name, *(number(document, f"{path}/consistency/{key}", count) for key in keys)]
+        for name, path, entry in _entries(document, "attacked")
+    ]
+    heading = "What becomes of detections under attack"
+    if not rows:
+        return Section("consistency", heading, paragraph("No detector was attacked."))
+    head = ["", "shown, clean", *(words for _, words, _ in FATES)]
+    caption = "Number of detections, compared with those of the same detector on clean pictures"
+    body = _figures(drawings, "consistency") + table(caption, head, rows)
+    return Section("consistency", heading, body)
+
+
+def failures(document: Document, drawings: Drawings) -> Section:
+    """Why certificates fail."""
+    heading = "Why certificates fail"
+    entries = _entries(document, "certified")
+    if not entries:
+        return Section("failures", heading, paragraph("Nothing was certified in these results."))
+    rows = [
+        [
+            name,
+            *(
+                number(document, f"{path}/{key}")
+                for key in ("recall", "precision", "vanish_recall")
+            ),
+            *(number(document, f"{path}/failed/{key}", count) for key in REASONS),
+        ]
+        for name, path, entry in entries
+    ]
+    head = ["", "recall", "precision", "recall, any class", *(MEANING[key] for key in REASONS)]
+    caption = (
+        "Certified recall and precision in percent, and the number of objects whose certificate "
+        "fails first at each condition"
+    )
+    shown = (name for name in drawings if name.startswith("reasons-"))
+    body = _figures(drawings, *shown) + table(caption, head, rows)
+    return Section("failures", heading, body)
+
+
+def lipschitz(document: Document, drawings: Drawings) -> Section:
+    """Constants, layer by layer."""
+    body = _figures(drawings, "lipschitz")
+    for i, detector in enumerate(document["detectors"]):
+        if isinstance(detector["lipschitz"], str):
+            body += paragraph(f"{detector['weights']}: no bound. {detector['lipschitz']}")
+            continue
+        rows = [
+            [
+                layer["name"],
+                layer["kind"],
+                *(
+                    number(document, f"detectors/{i}/lipschitz/layers/{j}/{key}", _constant_or_dash)
+                    for key in ("constant", "cumulative", "observed")
+                ),
+            ]
+            for j, layer in enumerate(detector["lipschitz"]["layers"])
+        ]
+        head = ["layer", "kind", "bound alone", "bound so far", "observed ≥"]
+        body += details(
+            f"Layers of {detector['weights']}", table("From the image in [0, 1], L2", head, rows)
+        )
+    return Section("lipschitz", "Lipschitz constants, layer by layer", body)
+
+
+def architectures(document: Document, drawings: Drawings) -> Section:
+    """What the detectors are made of."""
+    body = "".join(
+        f'<div class="wide">{figure(drawing)}</div>'
+        for name, drawing in drawings.items()
+        if name.startswith("architecture-")
+    )
+    return Section("architecture", "Architecture", body)
+
+
+def classes(document: Document, drawings: Drawings) -> Section:
+    """AP50 of each class: clean, and certified where it was."""
+    columns: list[tuple[str, str]] = []
+    for i, result in enumerate(document["results"]):
+        columns.append((f"{result['weights']}, clean", f"results/{i}/clean/per_class"))
+        columns += [
+            (f"{result['weights']}, certified, ε {entry['epsilon']:g}", f"{path}/per_class")
+            for name, path, entry in _entries(document, "certified", only=i)
+            if "per_class" in entry
+        ]
+    names = list(document["results"][0]["clean"]["per_class"])
+    rows = [[name, *(_class_ap(document, path, name) for _, path in columns)] for name in names]
+    head = ["class", *(words for words, _ in columns)]
+    return Section("classes", "By class", table("AP50 in percent", head, rows))
+
+
+def provenance(document: Document, drawings: Drawings) -> Section:
+    """All that is needed to repeat this."""
+    body = ""
+    for result, detector in zip(document["results"], document["detectors"], strict=True):
+        speed = detector["speed"]
+        facts = {
+            "data": result["data"],
+            "seed": result["seed"],
+            "seconds": result.get("seconds"),
+            "attacks": [
+                {key: value for key, value in entry.items() if not isinstance(value, dict)}
+                for entry in result["attacked"]
+            ],
+            "versions": result["versions"],
+            "speed": speed,
+            "file": detector["file"],
+        }
+        text = escape(json.dumps(facts, indent=1, ensure_ascii=False))
+        body += details(f"{result['weights']}", f"<pre>{text}</pre>")
+    note = paragraph(
+        "Data with hash, seeds, settings of attacks, versions, and what each weights file says "
+        "about its training. The json of this page is part of its source."
+    )
+    return Section("provenance", "How this was measured", note + body)
+
+
+def _class_ap(document: Document, path: str, name: str) -> Cell:
+    # A class name may hold a slash, so its entry is looked up by hand.
+    values = document
+    for key in path.split("/"):
+        values = values[int(key) if isinstance(values, list) else key]
+    return Cell(percent(values[name]["ap50"]), f"{path}/{name}/ap50")
+
+
+def _constant_or_dash(value: float | None) -> str:
+    return "–" if value is None else constant(value)
+
+
+def _figures(drawings: Drawings, *names: str) -> str:
+    shown = "".join(figure(drawings[name]) for name in names if name in drawings)
+    return shown and f'<div class="pair">{shown}</div>'
+
+
+def _entry_path(document: Document, index: int, kind: str, entry: Any) -> str:
+    entries = document["results"][index][kind]
+    place = next((i for i, other in enumerate(entries) if other is entry), len(entries))
+    return f"results/{index}/{kind}/{place}"
+
+
+def _entries(
+    document: Document, kind: str, only: int | None = None
+) -> list[tuple[str, str, dict[str, Any]]]:
+    """Name, path and entry of each radius of each detector."""
+    of = attacked if kind == "attacked" else certified
+    return [
+        (f"{result['weights']}, ε {epsilon:g}", _entry_path(document, i, kind, entry), entry)
+        for i, result in enumerate(document["results"])
+        if only is None or i == only
+        for epsilon, entry in sorted(of(result).items())
+    ]

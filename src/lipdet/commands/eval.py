@@ -39,7 +39,12 @@ def parser() -> Parser:
     parser.add_argument("detector", help=DETECTOR_HELP)
     parser.add_argument("--data", required=True, metavar="SPEC", help=SPEC_HELP)
     parser.add_argument("--epsilon", nargs="+", default=[], metavar="E", help=EPSILON_HELP)
-    parser.add_function_arguments(run, skip={"detector", "data", "epsilon"})
+    parser.add_argument(
+        "--certify",
+        action="store_true",
+        help="also bound AP under every L2 perturbation of at most each radius",
+    )
+    parser.add_function_arguments(run, skip={"detector", "data", "epsilon", "certify"})
     return parser
 
 

@@ -29,7 +29,13 @@ def parser() -> Parser:
         help="training data of rows without packaged weights (default: rendered:20000)",
     )
     parser.add_argument("--data", default="rendered:1000", metavar="SPEC", help=SPEC_HELP)
-    parser.add_function_arguments(run, skip={"presets", "training", "data"})
+    parser.add_argument(
+        "--quick",
+        action="store_true",
+        help="small detectors, short trainings, few pictures and weak attacks: every step of the "
+        "way in about a quarter of an hour, figures without meaning",
+    )
+    parser.add_function_arguments(run, skip={"presets", "training", "data", "quick"})
     return parser
 
 
@@ -48,8 +54,7 @@ def run(
         training: SPECs.
         data: SPEC to evaluate on.
         out: folder for runs, results, table and figures; a second call goes on where it stopped.
-        quick: small detectors, short trainings, few pictures and weak attacks: every step of the
-            way in about a quarter of an hour, figures without meaning.
+        quick: see its help.
         seed: of trainings, crops and random starts.
     """
     check_folder(out)

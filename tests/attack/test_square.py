@@ -35,7 +35,7 @@ def test_it_climbs_a_smooth_function_without_gradients() -> None:
     optimum = EPSILON * weights.norm()
     noise = random_start(clean, L2Ball(EPSILON), seeds)
     assert (objective_value(noise, weights) < 0.15 * optimum).all()
-    assert (reached > 0.4 * optimum).all()
+    assert (reached > 0.3 * optimum).all()
     assert (reached <= optimum * (1 + 1e-5)).all()
 
 

@@ -6,8 +6,9 @@ the same for any objective.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from functools import partial
 
 import numpy as np
 import torch
@@ -53,13 +54,13 @@ def attack_batch(
         (B, 3, S, S) in [0, 1], each within `settings.epsilon` of its original.
     """
     decoder, raise_value = detector.decoder, OBJECTIVES[settings.objective]
-    scene = scene_of(targets, decoder)
 
-    def objective(batch: Tensor, places: Tensor) -> Tensor:
-        return raise_value(detector(batch), scene.at(places), decoder)
+    def objective_of(part: range) -> Objective:
+        scene = scene_of([targets[place] for place in part], decoder)
+        return lambda batch, rows: raise_value(detector(batch), scene.at(rows), decoder)
 
     with frozen(detector):
-        return attack_images(objective, images, settings, indices, on_step).images
+        return attack_in_parts(objective_of, images, settings, indices, on_step).images
 
 
 def attack_images(
@@ -81,38 +82,62 @@ def attack_images(
     Returns:
         The best of all starts for each image, by the objective's value.
     """
+
+    def objective_of(part: range) -> Objective:
+        return lambda batch, rows: objective(batch, rows + part.start)
+
+    return attack_in_parts(objective_of, images, settings, indices, on_step)
+
+
+def attack_in_parts(
+    objective_of: Callable[[range], Objective],
+    images: Tensor,
+    settings: AttackSettings,
+    indices: Sequence[int] | None,
+    on_step: OnStep | None,
+    at_once: int | None = None,
+) -> Iterates:
+    """Attack a part of the images at a time, so that memory is bounded whatever their number.
+
+    Args:
+        objective_of: the objective of the images of one part, whose places then count from 0.
+        images: (B, 3, H, W) in [0, 1].
+        settings: of the attack; its `objective` is not used.
+        indices: number of each image in its data set; 0 to B - 1 if not given.
+        on_step: told about every step.
+        at_once: images per part.
+    """
     numbers = list(range(len(images)) if indices is None else indices)
     ball = BALLS[settings.norm](settings.epsilon)
-    parts = [
-        _best_of_starts(objective, images, places, numbers, ball, settings, on_step)
-        for places in torch.split(torch.arange(len(images), device=images.device), MOST_AT_ONCE)
-    ]
-    return Iterates(*(torch.cat(part) for part in zip(*parts, strict=True)))
+    size = at_once or MOST_AT_ONCE
+    found = []
+    for start in range(0, len(images), size):
+        part = range(start, min(start + size, len(images)))
+        seeds = [(settings.seed, numbers[place]) for place in part]
+        told = on_step and partial(_tell, on_step, start)
+        clean = images[start : part.stop]
+        found.append(_best_of_starts(objective_of(part), clean, seeds, ball, settings, told))
+    return Iterates(*(torch.cat(part) for part in zip(*found, strict=True)))
+
+
+def _tell(on_step: OnStep, start: int, step: int, rows: Tensor, values: Tensor) -> None:
+    on_step(step, rows + start, values)
 
 
 def _best_of_starts(
     objective: Objective,
-    images: Tensor,
-    places: Tensor,
-    numbers: Sequence[int],
+    clean: Tensor,
+    seeds: Sequence[tuple[int, int]],
     ball: Ball,
     settings: AttackSettings,
     on_step: OnStep | None,
 ) -> Iterates:
-    clean = images[places]
-    rows = torch.arange(len(places), device=places.device)
+    rows = torch.arange(len(clean), device=clean.device)
     starts: list[Iterates] = []
     for restart in range(settings.restarts):
-        seeds = [(settings.seed, numbers[place], restart) for place in places.tolist()]
-        found = climb(
-            lambda batch, rows: objective(batch, places[rows]),
-            clean,
-            random_start(clean, ball, seeds),
-            ball,
-            SCHEDULES[settings.schedule],
-            settings.steps,
-            on_step and (lambda step, rows, values: on_step(step, places[rows], values)),
-        )
+        start = random_start(clean, ball, [(*seed, restart) for seed in seeds])
+        schedule = SCHEDULES[settings.schedule]
+        found = climb(objective, clean, start, ball, schedule, settings.steps, on_step)
         starts = [starts[0].replaced(rows, found)] if starts else [found]
     return starts[0]
 

@@ -16,7 +16,7 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor, nn
 
-from lipdet.attack.gradient import attack_images, frozen
+from lipdet.attack.gradient import attack_in_parts, frozen
 from lipdet.attack.loop import Objective, OnStep
 from lipdet.attack.settings import AttackSettings
 from lipdet.errors import InputError
@@ -56,28 +56,23 @@ def attack_torchvision(
             f"The objective {settings.objective!r} needs raw output, which torchvision's detectors "
             f"do not give; choose one of: {', '.join(LOSSES)}."
         )
+    words = LOSSES[settings.objective]
+
+    def objective_of(part: range) -> Objective:
+        return lambda batch, _: _loss(model, batch, targets[part.start], words)
+
     with _computing_losses(model):
-        objective = _objective(model, targets, LOSSES[settings.objective])
-        return attack_images(objective, images, settings, indices, on_step).images
+        found = attack_in_parts(objective_of, images, settings, indices, on_step, at_once=1)
+    return found.images
 
 
-def _objective(model: nn.Module, targets: Sequence[Target], words: Sequence[str]) -> Objective:
-    def one(image: Tensor, target: Target) -> Tensor:
-        with torch.random.fork_rng():
-            torch.manual_seed(0)
-            losses: dict[str, Tensor] = model([image], [dict(target)])
-        chosen = [loss for name, loss in losses.items() if any(word in name for word in words)]
-        return torch.stack(chosen).sum()
-
-    def objective(images: Tensor, places: Tensor) -> Tensor:
-        return torch.stack(
-            [
-                one(image, targets[place])
-                for image, place in zip(images, places.tolist(), strict=True)
-            ]
-        )
-
-    return objective
+def _loss(model: nn.Module, image: Tensor, target: Target, words: Sequence[str]) -> Tensor:
+    """The sum (1,) of the losses of one image (1, 3, H, W) whose names contain one of the words."""
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        losses: dict[str, Tensor] = model(list(image), [dict(target)])
+    chosen = [loss for name, loss in losses.items() if any(word in name for word in words)]
+    return torch.stack(chosen).sum().view(1)
 
 
 @contextmanager

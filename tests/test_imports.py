@@ -47,7 +47,7 @@ ALLOWED: dict[str, set[str]] = {
     "evaluate": BASE
     | {"attack", "boxes", "certificate", "checkpoint", "config", "detector", "images"}
     | {"progress", "types", "versions"},
-    "detect": BASE | {"boxes", "config", "detector", "evaluate", "images", "types"},
+    "detect": BASE | {"boxes", "certificate", "config", "detector", "evaluate", "images", "types"},
     "export": BASE
     | {"boxes", "certificate", "checkpoint", "config", "detector", "layers", "types", "versions"},
     "job": BASE | {"config"},

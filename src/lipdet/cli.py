@@ -15,6 +15,7 @@ from jsonargparse import Namespace
 from lipdet import __version__
 from lipdet.commands import (
     attack,
+    certify,
     check_attack,
     data,
     demo,
@@ -22,6 +23,7 @@ from lipdet.commands import (
     eval,
     export,
     lipschitz,
+    report,
     reproduce,
     train,
 )
@@ -36,8 +38,10 @@ VERBS = {
     "detect": detect.VERB,
     "lipschitz": lipschitz.VERB,
     "attack": attack.VERB,
+    "certify": certify.VERB,
     "check-attack": check_attack.VERB,
     "export": export.VERB,
+    "report": report.VERB,
     "demo": demo.VERB,
     "reproduce": reproduce.VERB,
 }

@@ -9,15 +9,21 @@ Notable choices:
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from PIL import Image
 
-from lipdet.boxes import DISPLAY_SELECTION, Selection
+from lipdet.boxes import DISPLAY_SELECTION, Selection, select_detections
+from lipdet.certificate.radius import Remaining, remaining_detections
+from lipdet.certificate.verifier import Verifier
+from lipdet.detector import SSD
 from lipdet.errors import InputError
+from lipdet.evaluate.certified import outputs
 from lipdet.evaluate.run import BATCH_SIZE, Network, detect_batch
 from lipdet.images.crop import Region, cut, full_region, out_of_region
 from lipdet.types import Detections
@@ -75,6 +81,62 @@ def detect_in_photograph(detector: Network, image: Image.Image) -> Found:
     regions = tuple(_around(group) for group in _numbers(boxes))
     fine = _detect_in_regions(detector, image, regions, DISPLAY_SELECTION)
     return Found(_merge(fine), regions)
+
+
+class CertifiedRegion(NamedTuple):
+    """What was found in one square of a picture, and how much perturbation of it that survives.
+
+    Attributes:
+        region: the square.
+        pixels: (S, S, 3) uint8, what the network sees of it; radii are about these values.
+        detections: boxes in pixels of the network's input.
+        remaining: for each detection the radius, and the region that its box stays in.
+    """
+
+    region: Region
+    pixels: NDArray[np.uint8]
+    detections: Detections
+    remaining: Remaining
+
+
+def certify_regions(
+    detector: SSD, verifier: Verifier, image: Image.Image, regions: Sequence[Region], iou: float
+) -> list[CertifiedRegion]:
+    """Detections in squares of a picture with the largest L2 perturbation that each survives.
+
+    Args:
+        detector: in eval mode.
+        verifier: of it.
+        image: RGB.
+        regions: squares of it.
+        iou: how much of a box must remain.
+    """
+    if not regions:
+        return []
+    cuts = np.stack([cut(image, region, detector.config.image_size) for region in regions])
+    raw = outputs(detector, torch.from_numpy(cuts).permute(0, 3, 1, 2).float() / 255)
+    found = select_detections(raw, verifier.decoder, verifier.selection)
+    kept = remaining_detections(verifier, raw, found, iou)
+    return [CertifiedRegion(*row) for row in zip(regions, cuts, found, kept, strict=True)]
+
+
+def radii_in_photograph(
+    found: Found, certified: Sequence[CertifiedRegion], image: Image.Image, size: int
+) -> list[float]:
+    """The radius of each detection of a picture, from the square in which it was found."""
+    boxes, labels, radii = [], [], []
+    for one in certified:
+        shown = _in_photograph(one.detections, one.region, image, size)
+        boxes.append(shown["boxes"])
+        labels.append(shown["labels"])
+        radii.append(one.remaining.radius)
+    result = []
+    for box, label in zip(found.detections["boxes"], found.detections["labels"], strict=True):
+        # The same box up to how a batch of another size rounds.
+        distance = (torch.cat(boxes) - box).abs().amax(dim=1)
+        nearest = int(distance.masked_fill(torch.cat(labels) != label, torch.inf).argmin())
+        result.append(float(torch.cat(radii)[nearest]))
+    return result
 
 
 def search_squares(width: int, height: int) -> list[Region]:

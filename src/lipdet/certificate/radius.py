@@ -8,15 +8,19 @@ Notable choices:
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
+from lipdet.boxes.scores import logit
+from lipdet.certificate.box_range import corner_range
 from lipdet.certificate.certify import certified_up_to
-from lipdet.certificate.truths import Truths
+from lipdet.certificate.conditions import stays_on
+from lipdet.certificate.truths import Truths, free_truths
 from lipdet.certificate.verifier import Verifier
-from lipdet.types import RawOutput
+from lipdet.types import Detections, RawOutput
 
 TOLERANCE = 1e-3
 # Beyond any perturbation of interest: a picture of 74×74 pixels has 16,428 values in [0, 1].
@@ -97,3 +101,80 @@ def certified_radii(
         return certified_up_to(found, len(objects), [iou])[:, 0] >= log_odds
 
     return largest_radius(holds, len(truths.image), tolerance)
+
+
+class Remaining(NamedTuple):
+    """What stays of the detections of one image.
+
+    Attributes:
+        radius: (N,) the largest ε at which each remains.
+        region: (N, 4) xyxy pixels, inside which the box that remains lies at that ε.
+    """
+
+    radius: Tensor
+    region: Tensor
+
+
+def remaining_detections(
+    verifier: Verifier,
+    raw: RawOutput,
+    found: Sequence[Detections],
+    iou: float,
+    tolerance: float = TOLERANCE,
+) -> list[Remaining]:
+    """How much perturbation each detection of a batch survives, without any ground truth.
+
+    Promised: whatever the perturbation of at most ε, some detection of the same class, with a score
+    above the floor, has an IoU of at least `iou` with this box.
+
+    *Proof.* Conditions 1 to 4 with the box itself as the object g. By 1 the certifier a stays a
+    candidate. It is kept, or suppressed by a kept b that by 3 has IoU_min(B_b, g) ≥ θ; by 2 a has
+    that too. By 4 no truncation reaches the one that is kept. Condition 5 only prevents that the
+    *matcher* gives it to another object, and nothing is matched here; for the same reason two
+    detections may be promised one and the same successor, and maxDets plays no part.
+
+    Args:
+        verifier: of the detector, with the selection that `found` was made with.
+        raw: outputs of B images.
+        found: the detections of each.
+        iou: threshold of "still this box".
+        tolerance: how far below the largest ε the radius may lie.
+
+    Returns:
+        One for each image; the radius is 0 where nothing is promised.
+    """
+    counts = [len(one["labels"]) for one in found]
+    truths = free_truths(
+        torch.repeat_interleave(torch.tensor(counts)),
+        torch.cat([one["labels"].cpu() for one in found]),
+        torch.cat([one["boxes"].cpu() for one in found]),
+    )
+    floor = logit(verifier.selection.score_floor)
+    radii = certified_radii(verifier, raw, truths, iou, floor, tolerance)
+    regions = _regions(verifier, raw, truths, radii, iou)
+    parts = zip(torch.split(radii, counts), torch.split(regions, counts), strict=True)
+    return [Remaining(radius, region) for radius, region in parts]
+
+
+def _regions(
+    verifier: Verifier, raw: RawOutput, truths: Truths, radii: Tensor, iou: float
+) -> Tensor:
+    """The hull of all that may stand in for each box: candidates that surely match it, (G, 4).
+
+    The certifier and all that can suppress it are among them.
+    """
+    size = verifier.decoder.image_size
+    hulls = []
+    for image, label, box, radius in zip(
+        truths.image.tolist(), truths.label.tolist(), truths.box, radii, strict=True
+    ):
+        alone = RawOutput(raw.logits[image, None], raw.offsets[image, None])
+        candidates = verifier.candidates(alone, radius[None])
+        mine = torch.nonzero(candidates.group == label)[:, 0]
+        boxes, balls = candidates.boxes.at(mine), candidates.balls.at(mine)
+        matched = stays_on(boxes, box.expand(len(mine), 4), balls) >= iou
+        low, high = corner_range(boxes.at(matched), size)
+        near = torch.cat([low[:, :2], box[None, :2]]).amin(dim=0)
+        far = torch.cat([high[:, 2:], box[None, 2:]]).amax(dim=0)
+        hulls.append(torch.cat([near, far]))
+    return torch.stack(hulls) if hulls else torch.zeros(0, 4, dtype=torch.float64)

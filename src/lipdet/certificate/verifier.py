@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+import torch
 from torch import Tensor
 
 from lipdet.boxes.scores import SigmoidScores
@@ -18,6 +19,8 @@ from lipdet.certificate.tightenings import ALL, Tightenings
 from lipdet.certificate.truths import Truths
 from lipdet.detector.ssd import SSD
 from lipdet.types import RawOutput
+
+GREY_IMAGES = 8
 
 
 @dataclass(frozen=True)
@@ -102,18 +105,21 @@ class Verifier:
         return scores.temperature
 
 
-def verifier_of(detector: SSD, selection: Selection, images: Tensor) -> Verifier:
+def verifier_of(detector: SSD, selection: Selection, images: Tensor | None = None) -> Verifier:
     """Bound a detector's outputs, once for all certificates.
 
     Args:
         detector: in eval mode.
         selection: for which certificates shall hold.
-        images: (B, 3, H, W) in [0, 1], at which the rounding of a forward pass is measured; a batch
-            as large as those to be certified.
+        images: (B, 3, H, W) in [0, 1], at which the rounding of a forward pass is measured, besides
+            noise; a batch as large as those to be certified. A few grey ones if none are given.
 
     Raises:
         UnknownLipschitz: the detector has a layer without a bound; the message names it.
     """
+    if images is None:
+        size = detector.config.image_size
+        images = torch.full((GREY_IMAGES, 3, size, size), 0.5)
     propagation = propagate_detector(detector)
     bounds = bounds_of_outputs(detector, propagation)
     one_vs_all = isinstance(detector.scores, SigmoidScores)
@@ -128,7 +134,7 @@ def verifier_of(detector: SSD, selection: Selection, images: Tensor) -> Verifier
         ),
         decoder=detector.decoder._replace(default_boxes=detector.default_boxes.cpu()),
         selection=selection,
-        rounding=measured_rounding(detector, images),
+        rounding=measured_rounding(detector, images.to(detector.default_boxes.device)),
         collective=collective_class_constants(detector, propagation, bounds).cpu()
         if one_vs_all
         else None,

@@ -8,6 +8,9 @@ from typing import Any
 
 from PIL import Image
 
+from lipdet.boxes import DISPLAY_SELECTION
+from lipdet.certificate import UnknownLipschitz
+from lipdet.certificate.verifier import Verifier, verifier_of
 from lipdet.checkpoint import load_detector
 from lipdet.commands.options import (
     DETECTOR_HELP,
@@ -16,16 +19,26 @@ from lipdet.commands.options import (
     as_json,
     check_folder,
     distinct_stems,
+    parse_region,
     verb_parser,
 )
-from lipdet.detect import Found, detect_in_photograph, detect_in_region
-from lipdet.errors import InputError
+from lipdet.detect import (
+    Found,
+    certify_regions,
+    detect_in_photograph,
+    detect_in_region,
+    radii_in_photograph,
+)
+from lipdet.detector import SSD
 from lipdet.evaluate.run import Network
 from lipdet.export.runtime import load_onnx
 from lipdet.images.crop import Region
 from lipdet.images.source import load_rgb
 from lipdet.report.overlay import draw_detections
 from lipdet.types import Detections
+
+# A radius promises that a box of this IoU with the detection remains.
+REMAINING_IOU = 0.5
 
 
 def parser() -> Parser:
@@ -50,15 +63,16 @@ def run(detector: str, images: Sequence[Path], out: Path, crop: str | None = Non
     """
     check_folder(out)
     model, names = _load(detector)
-    region = _region(crop) if crop else None
+    region = parse_region(crop) if crop else None
     found = [_detect_one(model, path, region) for path in images]
     out.mkdir(parents=True, exist_ok=True)
+    verifier = _verifier(model)
     entries = []
     for path, name, (image, one) in zip(images, distinct_stems(images), found, strict=True):
         draw_detections(image, one.detections, names).save(out / f"{name}.png")
-        entries.append({"image": str(path), **_as_dict(image, one, names)})
-        digits = [names[label] for label in _left_to_right(one.detections)]
-        print(f"{path}: {' '.join(digits) or 'nothing found'}")
+        radii = _radii(model, verifier, image, one)
+        entries.append({"image": str(path), **_as_dict(image, one, names, radii)})
+        print(f"{path}: {_left_to_right(one.detections, names, radii) or 'nothing found'}")
     result = {"weights": detector, "pictures": entries}
     (out / "detections.json").write_text(as_json(result) + "\n")
     print(f"Overlays and detections.json: {out}")
@@ -80,12 +94,35 @@ def _detect_one(model: Network, path: Path, region: Region | None) -> tuple[Imag
     return image, detect_in_photograph(model, image)
 
 
-def _as_dict(image: Image.Image, found: Found, names: Sequence[str]) -> dict[str, Any]:
+def _verifier(model: Network) -> Verifier | None:
+    """What certificates need, for detectors whose constants are known."""
+    if not isinstance(model, SSD):
+        return None
+    try:
+        return verifier_of(model, DISPLAY_SELECTION)
+    except UnknownLipschitz:
+        return None
+
+
+def _radii(
+    model: Network, verifier: Verifier | None, image: Image.Image, found: Found
+) -> list[float | None]:
+    """The largest ε that each detection survives; None where no constants are known."""
+    if verifier is None or not isinstance(model, SSD):
+        return [None] * len(found.detections["labels"])
+    certified = certify_regions(model, verifier, image, found.regions, REMAINING_IOU)
+    return list(radii_in_photograph(found, certified, image, model.config.image_size))
+
+
+def _as_dict(
+    image: Image.Image, found: Found, names: Sequence[str], radii: Sequence[float | None]
+) -> dict[str, Any]:
     detections = found.detections
     rows = zip(
         detections["boxes"].tolist(),
         detections["labels"].tolist(),
         detections["scores"].tolist(),
+        radii,
         strict=True,
     )
     return {
@@ -93,22 +130,20 @@ def _as_dict(image: Image.Image, found: Found, names: Sequence[str]) -> dict[str
         "height": image.height,
         "regions": [list(region) for region in found.regions],
         "detections": [
-            {"box": box, "label": names[label], "score": score} for box, label, score in rows
+            {"box": box, "label": names[label], "score": score, "radius": radius}
+            for box, label, score, radius in rows
         ],
     }
 
 
-def _left_to_right(found: Detections) -> list[int]:
-    labels: list[int] = found["labels"][found["boxes"][:, 0].argsort()].tolist()
-    return labels
-
-
-def _region(text: str) -> Region:
-    try:
-        left, top, right, bottom = (float(part) for part in text.split(","))
-    except ValueError:
-        raise InputError(f"--crop {text!r}: give LEFT,TOP,RIGHT,BOTTOM in pixels.") from None
-    return Region(left, top, right, bottom)
+def _left_to_right(found: Detections, names: Sequence[str], radii: Sequence[float | None]) -> str:
+    """The class names in reading order, each with its radius if it has one."""
+    order = found["boxes"][:, 0].argsort().tolist()
+    labels = found["labels"].tolist()
+    return " ".join(
+        f"{names[labels[index]]} (ε {radii[index]:.3f})" if radii[index] else names[labels[index]]
+        for index in order
+    )
 
 
 VERB = Verb("find digits in pictures", parser, run)

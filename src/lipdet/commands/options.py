@@ -11,6 +11,7 @@ from typing import NamedTuple, NoReturn
 from jsonargparse import ArgumentParser
 
 from lipdet.errors import InputError
+from lipdet.images.crop import Region
 from lipdet.images.spec import FORMS
 
 PROGRAM = "lipdet"
@@ -85,3 +86,12 @@ def check_positive(option: str, value: int) -> None:
     """Refuse a number below one."""
     if value <= 0:
         raise InputError(f"{option} must be positive, not {value}.")
+
+
+def parse_region(text: str) -> Region:
+    """The rectangle that `--crop` names."""
+    try:
+        left, top, right, bottom = (float(part) for part in text.split(","))
+    except ValueError:
+        raise InputError(f"--crop {text!r}: give LEFT,TOP,RIGHT,BOTTOM in pixels.") from None
+    return Region(left, top, right, bottom)

@@ -70,7 +70,7 @@ def certified_results(detector: SSD, pack: Pack, epsilons: Sequence[float]) -> l
     """
     detector.eval()
     first = pictures(pack, range(min(BATCH_SIZE, len(pack))))
-    verifier = verifier_of(detector, AP_SELECTION, first.to(detector.default_boxes.device))
+    verifier = verifier_of(detector, AP_SELECTION, first)
     parts: list[list[Certified]] = []
     for start in track(range(0, len(pack), BATCH_SIZE), f"Certifying {pack.name}"):
         indices = range(start, min(start + BATCH_SIZE, len(pack)))

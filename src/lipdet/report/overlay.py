@@ -52,6 +52,52 @@ def draw_detections(
     return canvas
 
 
+def draw_certificates(
+    image: Image.Image,
+    detections: Detections,
+    radii: Sequence[float],
+    regions: Sequence[Sequence[float]],
+    class_names: Sequence[str],
+) -> Image.Image:
+    """The picture with each box, the radius up to which it remains, and where it then lies.
+
+    Args:
+        image: RGB, what the network sees.
+        detections: boxes in pixels of `image`.
+        radii: of each; 0 where nothing is promised.
+        regions: of each, xyxy: drawn dotted around what is promised.
+        class_names: names in the order of the labels.
+    """
+    scale = max(1, -(-SMALLEST_SIDE // min(image.size)))
+    canvas = image.resize((image.width * scale, image.height * scale), Image.Resampling.BICUBIC)
+    pen = ImageDraw.Draw(canvas)
+    font = ImageFont.load_default(LABEL_HEIGHT - 4)
+    rows = zip(
+        detections["boxes"].tolist(), detections["labels"].tolist(), radii, regions, strict=True
+    )
+    for box, label, radius, region in reversed(list(rows)):
+        colour = COLOURS[label % len(COLOURS)]
+        left, top, right, bottom = (value * scale for value in box)
+        pen.rectangle((left, top, max(left, right - 1), max(top, bottom - 1)), None, colour, 2)
+        if radius > 0:
+            _dotted(pen, [value * scale for value in region], colour)
+        text = f"{class_names[label]} ε {radius:.3f}" if radius > 0 else f"{class_names[label]} –"
+        place = (left, max(0, top - LABEL_HEIGHT))
+        pen.rectangle(pen.textbbox(place, text, font), "black")
+        pen.text(place, text, colour, font)
+    return canvas
+
+
+def _dotted(pen: ImageDraw.ImageDraw, box: Sequence[float], colour: str) -> None:
+    left, top, right, bottom = (round(value) for value in box)
+    for x in range(left, right, 6):
+        for y in (top, bottom - 1):
+            pen.line((x, y, min(x + 2, right), y), colour, 2)
+    for y in range(top, bottom, 6):
+        for x in (left, right - 1):
+            pen.line((x, y, x, min(y + 2, bottom)), colour, 2)
+
+
 def contact_sheet(pictures: Sequence[Image.Image], columns: int) -> Image.Image:
     """Pictures of one size, row by row, with a thin gap."""
     gap = 4

@@ -1,0 +1,119 @@
+"""`lipdet certify`: how much perturbation each detection in a picture survives."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from PIL import Image
+
+from lipdet.boxes import DISPLAY_SELECTION
+from lipdet.certificate.verifier import verifier_of
+from lipdet.checkpoint import load_detector
+from lipdet.commands.options import (
+    DETECTOR_HELP,
+    Parser,
+    Verb,
+    as_json,
+    check_folder,
+    distinct_stems,
+    parse_region,
+    verb_parser,
+)
+from lipdet.detect import CertifiedRegion, certify_regions, detect_in_photograph, detect_in_region
+from lipdet.errors import InputError
+from lipdet.images.source import load_rgb
+from lipdet.report.overlay import draw_certificates
+
+
+def parser() -> Parser:
+    """Options of `run`."""
+    parser = verb_parser(
+        "Say how much perturbation each detection survives, and draw where its box can go.",
+        "lipdet certify certified door.jpg --out found",
+    )
+    parser.add_argument("detector", help=DETECTOR_HELP)
+    parser.add_argument("images", nargs="+", type=Path, help="picture files")
+    parser.add_function_arguments(run, skip={"detector", "images"})
+    return parser
+
+
+def run(
+    detector: str, images: Sequence[Path], out: Path, crop: str | None = None, iou: float = 0.5
+) -> None:
+    """Certify the detections in pictures; write an overlay of each square and one json for all.
+
+    Args:
+        detector: DETECTOR.
+        images: picture files.
+        out: folder for NAME-N.png, one for each square looked at, and certificates.json.
+        crop: LEFT,TOP,RIGHT,BOTTOM in pixels: look only there, and do not search.
+        iou: how much of a box must remain.
+    """
+    if not 0 < iou < 1:
+        raise InputError(f"--iou must lie between 0 and 1, not {iou:g}.")
+    check_folder(out)
+    loaded = load_detector(detector)
+    model, names = loaded.detector, loaded.detector.config.class_names
+    region = parse_region(crop) if crop else None
+    verifier = verifier_of(model, DISPLAY_SELECTION)
+    entries, overlays = [], {}
+    for path, stem in zip(images, distinct_stems(images), strict=True):
+        image = load_rgb(path)
+        found = (
+            detect_in_region(model, image, region) if region else detect_in_photograph(model, image)
+        )
+        certified = certify_regions(model, verifier, image, found.regions, iou)
+        entries.append({"image": str(path), "regions": [_entry(one, names) for one in certified]})
+        for index, one in enumerate(certified, start=1):
+            overlays[f"{stem}-{index}.png"] = _overlay(one, names)
+        print(f"{path}: {_sentence(certified, names)}")
+    out.mkdir(parents=True, exist_ok=True)
+    for name, overlay in overlays.items():
+        overlay.save(out / name)
+    result = {"weights": loaded.name, "iou": iou, "pictures": entries}
+    (out / "certificates.json").write_text(as_json(result) + "\n")
+    print(f"Overlays and certificates.json: {out}")
+
+
+def _overlay(one: CertifiedRegion, names: Sequence[str]) -> Image.Image:
+    radius, region = (values.tolist() for values in one.remaining)
+    return draw_certificates(Image.fromarray(one.pixels), one.detections, radius, region, names)
+
+
+def _entry(one: CertifiedRegion, names: Sequence[str]) -> dict[str, Any]:
+    rows = zip(
+        one.detections["boxes"].tolist(),
+        one.detections["labels"].tolist(),
+        one.detections["scores"].tolist(),
+        *(values.tolist() for values in one.remaining),
+        strict=True,
+    )
+    return {
+        "region": list(one.region),
+        "detections": [
+            {
+                "box": box,
+                "label": names[label],
+                "score": score,
+                "radius": radius,
+                "reach": reach if radius > 0 else None,
+            }
+            for box, label, score, radius, reach in rows
+        ],
+    }
+
+
+def _sentence(certified: Sequence[CertifiedRegion], names: Sequence[str]) -> str:
+    parts = [
+        f"{names[label]} (ε {radius:.3f})"
+        for one in certified
+        for label, radius in zip(
+            one.detections["labels"].tolist(), one.remaining.radius.tolist(), strict=True
+        )
+    ]
+    return ", ".join(parts) or "nothing found"
+
+
+VERB = Verb("say how much perturbation detections survive", parser, run)

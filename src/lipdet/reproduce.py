@@ -10,23 +10,30 @@ from __future__ import annotations
 
 import dataclasses
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from lipdet.attack import AttackSettings
+from lipdet.attack.settings import single_attacks
+from lipdet.boxes import AP_SELECTION
 from lipdet.checkpoint import LoadedDetector, load_detector, packaged_names
 from lipdet.config import PRESETS
-from lipdet.evaluate.attacked import Campaign
-from lipdet.evaluate.run import evaluate
+from lipdet.evaluate.attacked import Campaign, attack_pack, prepare, worst
+from lipdet.evaluate.bootstrap import ap50_interval
+from lipdet.evaluate.false_positives import false_positives_per_image
+from lipdet.evaluate.run import detect_pack, evaluate
 from lipdet.images.pack import Pack
 from lipdet.images.spec import open_data
 from lipdet.job import Job
 from lipdet.progress import console
+from lipdet.report.comparison import comparison_markdown
 from lipdet.train import train
+from lipdet.types import Detections
 
 EPSILONS = (0.1, 0.25, 0.5, 1.0)
+RECALLS = (0.25, 0.5, 0.75)
 ROWS = (
     "naive",
     "naive-adversarial",
@@ -74,7 +81,7 @@ def reproduce(
     """Measure every preset; a second call goes on from what the first has left.
 
     Args:
-        out: receives `runs/PRESET`, `attacks/`, `rows/PRESET.json` and `results.json`.
+        out: receives `runs/PRESET`, `attacks/`, `rows/PRESET.json`, `results.json`, `table.md`.
         presets: rows, in their order.
         data: SPEC to evaluate on.
         effort: how much is spent.
@@ -95,6 +102,7 @@ def reproduce(
             _write(file, {**result, "preset": preset})
         results.append(json.loads(file.read_text()))
     _write(out / "results.json", results)
+    (out / "table.md").write_text(comparison_markdown(results))
     return results
 
 
@@ -113,10 +121,39 @@ def detector_of(preset: str, out: Path, effort: Effort, seed: int) -> LoadedDete
 def measured(
     loaded: LoadedDetector, pack: Pack, out: Path, effort: Effort, seed: int
 ) -> dict[str, Any]:
-    """Clean, attacked and certified AP of one row."""
+    """Clean, attacked and certified AP of one row, with intervals and false positives."""
     settings = AttackSettings(EPSILONS[0], steps=effort.steps, seed=seed)
     campaign = Campaign("worst", EPSILONS, settings, out / "attacks")
-    return evaluate(loaded, pack, seed, campaign)
+    result = evaluate(loaded, pack, seed, campaign, EPSILONS)
+    detector = prepare(loaded.detector)
+    found = {0.0: detect_pack(detector, pack, range(len(pack)), AP_SELECTION)}
+    for epsilon in EPSILONS:
+        singles = single_attacks("worst", dataclasses.replace(settings, epsilon=epsilon))
+        # All of them were run before; this reads what the state folder holds.
+        attacks = [attack_pack(detector, pack, single, campaign.state) for single in singles]
+        found[epsilon] = worst(attacks).detections
+    return {**result, "working_points": working_points(pack, found, seed)}
+
+
+def working_points(
+    pack: Pack, found: Mapping[float, Sequence[Detections]], seed: int
+) -> list[dict[str, Any]]:
+    """At each ε (0: clean) the 95 % interval of AP50, and false positives at fixed recalls.
+
+    Under attack both are those of the composite: per picture the worst of all objectives.
+    """
+    targets = [pack.target(index) for index in range(len(pack))]
+    return [
+        {
+            "epsilon": epsilon,
+            "ap50_interval": list(ap50_interval(targets, detections, pack.class_names, seed)),
+            "false_positives_per_image": {
+                f"recall {recall:g}": false_positives_per_image(targets, detections, recall)
+                for recall in RECALLS
+            },
+        }
+        for epsilon, detections in found.items()
+    ]
 
 
 def _write(file: Path, value: object) -> None:

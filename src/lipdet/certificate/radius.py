@@ -151,17 +151,27 @@ def remaining_detections(
     )
     floor = logit(verifier.selection.score_floor)
     radii = certified_radii(verifier, raw, truths, iou, floor, tolerance)
-    regions = _regions(verifier, raw, truths, radii, iou)
+    regions = remaining_regions(verifier, raw, truths, radii, iou)
     parts = zip(torch.split(radii, counts), torch.split(regions, counts), strict=True)
     return [Remaining(radius, region) for radius, region in parts]
 
 
-def _regions(
+def remaining_regions(
     verifier: Verifier, raw: RawOutput, truths: Truths, radii: Tensor, iou: float
 ) -> Tensor:
-    """The hull of all that may stand in for each box: candidates that surely match it, (G, 4).
+    """The hull of all that may stand in for each box: candidates that surely match it.
 
     The certifier and all that can suppress it are among them.
+
+    Args:
+        verifier: of the detector.
+        raw: its outputs for the images of `truths`.
+        truths: boxes that remain.
+        radii: (G,) ε of each, at most the one up to which it remains.
+        iou: threshold of "still this box".
+
+    Returns:
+        (G, 4) float64 xyxy pixels.
     """
     size = verifier.decoder.image_size
     hulls = []

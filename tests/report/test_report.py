@@ -1,10 +1,8 @@
-"""Overlays, tables and the page show what the results say."""
+"""Overlays and tables show what the results say."""
 
 from __future__ import annotations
 
-import html.parser
 import io
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -13,7 +11,6 @@ from PIL import Image
 from rich.console import Console
 
 from lipdet.report.overlay import COLOURS, SMALLEST_SIDE, contact_sheet, draw_detections
-from lipdet.report.page import Figure, write_page
 from lipdet.report.table import classes_table, percent, results_table
 from lipdet.types import Detections
 
@@ -88,39 +85,3 @@ def test_tables_show_percent() -> None:
     assert "100.0" in by_class
     assert percent(None) == "–"
     assert "–" in by_class
-
-
-class Collector(html.parser.HTMLParser):
-    def __init__(self) -> None:
-        super().__init__()
-        self.cells: list[str] = []
-        self.sources: list[str] = []
-        self.alternatives: list[str | None] = []
-
-    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        values = dict(attrs)
-        if tag == "img":
-            self.sources.append(values["src"] or "")
-            self.alternatives.append(values.get("alt"))
-        if tag == "td":
-            self.cells.append("")
-        assert not {"href", "srcset"} & set(values)
-
-    def handle_data(self, data: str) -> None:
-        if self.cells:
-            self.cells[-1] += data
-
-
-def test_page_is_self_contained_and_escapes(tmp_path: Path) -> None:
-    page = tmp_path / "index.html"
-    figure = Figure(Image.new("RGB", (5, 5)), 'boxes & "quotes"')
-    write_page(page, "Title <b>", [result()], [figure])
-    text = page.read_text(encoding="utf-8")
-    assert "<b>" not in text
-    seen = Collector()
-    seen.feed(text)
-    assert seen.cells[0] == "naive <1>"
-    assert seen.cells[4] == "78.1"
-    assert seen.alternatives == ['boxes & "quotes"']
-    assert all(source.startswith("data:image/png;base64,") for source in seen.sources)
-    assert "http" not in text

@@ -34,9 +34,15 @@ class Section(NamedTuple):
 
 
 def number(document: Any, path: str, form: Callable[[Any], str] = percent) -> Cell:
-    """The value at `a/0/b` in a json document; "not measured" if there is none."""
+    """The value at `a/0/b` in a json document; "not measured" if there is none.
+
+    Args:
+        document: the report's json.
+        path: keys as in a JSON Pointer (RFC 6901): `~1` stands for a slash in a key.
+        form: turns the value into text.
+    """
     value = document
-    for key in path.split("/"):
+    for key in (key.replace("~1", "/").replace("~0", "~") for key in path.split("/")):
         try:
             value = value[int(key) if isinstance(value, list) else key]
         except (KeyError, IndexError, TypeError):

@@ -211,7 +211,10 @@ def classes(document: Document, drawings: Drawings) -> Section:
             if "per_class" in entry
         ]
     names = list(document["results"][0]["clean"]["per_class"])
-    rows = [[name, *(_class_ap(document, path, name) for _, path in columns)] for name in names]
+    rows = [
+        [name, *(number(document, f"{path}/{_key(name)}/ap50") for _, path in columns)]
+        for name in names
+    ]
     head = ["class", *(words for words, _ in columns)]
     return Section("classes", "By class", table("AP50 in percent", head, rows))
 
@@ -242,16 +245,12 @@ def provenance(document: Document, drawings: Drawings) -> Section:
     return Section("provenance", "How this was measured", note + body)
 
 
-def _class_ap(document: Document, path: str, name: str) -> Cell:
-    # A class name may hold a slash, so its entry is looked up by hand.
-    values = document
-    for key in path.split("/"):
-        values = values[int(key) if isinstance(values, list) else key]
-    return Cell(percent(values[name]["ap50"]), f"{path}/{name}/ap50")
-
-
 def _constant_or_dash(value: float | None) -> str:
     return "–" if value is None else constant(value)
+
+
+def _key(name: str) -> str:
+    return name.replace("~", "~0").replace("/", "~1")
 
 
 def _figures(drawings: Drawings, *names: str) -> str:

@@ -1,0 +1,99 @@
+"""Results and inspections that were never measured, with names that would break a careless page."""
+
+from __future__ import annotations
+
+import copy
+from typing import Any
+
+import numpy as np
+
+from lipdet.certificate.diagnosis import REASONS
+from lipdet.certificate.profile import LayerRow
+from lipdet.checkpoint import LoadedDetector
+from lipdet.config import PRESETS
+from lipdet.detector import build_detector
+from lipdet.report.architecture import Architecture, HeadShape, Stage
+from lipdet.report.inspection import Inspection
+from lipdet.report.scenes import Scene, Shown
+
+EVIL = '</script><img src="http://evil.example/x" onerror="alert(1)"> & "$x$'
+EVIL_CLASS = "<b>7/8</b>~"
+
+ROWS = (
+    LayerRow("body.<i>0</i>", "Conv2d", 2.0, 2.0, 1.5, (0,)),
+    LayerRow("heads.0.classification", "Conv2d", 1.0, 2.0, None, (0,)),
+    LayerRow("heads.0.localisation", "Conv2d", None, 3.0, 0.5, (0,)),
+)
+
+
+def result(weights: str, clean: float, full: bool) -> dict[str, Any]:
+    """As of `lipdet eval`; `full` with attacks and certificates at two radii."""
+    per_class = {"6": {"ap50": clean, "ap": 0.125}, EVIL_CLASS: {"ap50": None, "ap": None}}
+    made: dict[str, Any] = {
+        "weights": weights,
+        "parameters": 337968,
+        "data": {"name": "made <up>", "hash": "abc", "images": 12, "objects": 20, "skipped": 0},
+        "seed": 0,
+        "versions": {"python": "3.11"},
+        "seconds": 1.5,
+        "clean": {"ap50": clean, "ap": 0.3137, "per_class": per_class},
+        "attacked": [],
+        "certified": [],
+    }
+    for epsilon, share in ((0.1, 0.8), (0.25, 0.4)) if full else ():
+        consistency = {"shown": 18, "kept": 10, "changed": 3, "vanished": 5, "appeared": 2}
+        attack = {"epsilon": epsilon, "attack": "worst", "norm": "l2", "steps": 50, "restarts": 1}
+        figures = {"ap50": clean * share, "ap": 0.2 * share, "recall": 0.5}
+        made["attacked"].append({**attack, **figures, "consistency": consistency})
+        made["certified"].append(
+            {
+                "epsilon": epsilon,
+                "ap50": clean * share / 2,
+                "ap": 0.1 * share,
+                "recall": 0.35,
+                "precision": None,
+                "vanish_recall": 0.4,
+                "class_recall": 0.45,
+                "recall_score": 0.2,
+                "failed": dict.fromkeys(REASONS, 2) | {"score": 3},
+                "per_class": copy.deepcopy(per_class),
+            }
+        )
+    return made
+
+
+def scene(weights: str) -> Scene:
+    picture = np.random.default_rng(0).integers(0, 256, (74, 74, 3), np.uint8)
+    box = (10.0, 20.0, 30.0, 60.0)
+    sure = Shown(box, "6", 0.9, 0.3, (8.0, 18.0, 33.0, 62.0), (12.0, 22.0, 27.0, 58.0))
+    unsure = Shown(box, EVIL_CLASS, 0.4, 0.0, (0.0, 0.0, 74.0, 74.0), None)
+    return Scene(weights, 0, 0.25, picture, picture, ("6", EVIL_CLASS), (sure, unsure), (unsure,))
+
+
+def inspection(weights: str, bounded: bool) -> Inspection:
+    detector = build_detector(PRESETS["naive"].detector)
+    stages = (Stage(74, 8, {"Conv2d": 2}, 10, False), Stage(18, 8, {"ReLU": 1}, 0, True))
+    architecture = Architecture(74, stages, (HeadShape(18, 8, 4, 11, 40),), 1296, 50)
+    constants: dict[str, Any] = {
+        "largest_logit": 12.3456,
+        "largest_offset": 1e9,
+        "layers": [row.__dict__ for row in ROWS],
+    }
+    return Inspection(
+        LoadedDetector(weights, detector, {"training": "<script>alert(2)</script>"}),
+        {"images_per_second": 1234.5, "batch": 32, "device": "cpu", "threads": 1},
+        architecture,
+        ROWS if bounded else (),
+        constants if bounded else "layer <x> has no rule",
+        (scene(weights),),
+    )
+
+
+def results() -> list[dict[str, Any]]:
+    """One complete result, and one of a detector that was only measured on clean pictures."""
+    return [result("naive", 0.86449, full=True), result(EVIL, 0.5, full=False)]
+
+
+def inspections() -> list[Inspection]:
+    """Of the same detectors."""
+    return [inspection("naive", bounded=True), inspection(EVIL, bounded=False)]

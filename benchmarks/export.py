@@ -1,10 +1,10 @@
 """Size, speed, AP and certificates of exported detectors, next to eager torch.
 
-    python benchmarks/export.py [DETECTOR ...] [--pictures N] [--runs N]
+    python benchmarks/export.py [DETECTOR ...] [--pictures N] [--runs N] [--threads N]
 
 Notable choices:
-- Latency is that of one picture on two threads. All forms take turns in a shuffled order, and the
-  fastest run of each counts: what else the machine does only ever adds to a run.
+- Latency is that of one picture on `--threads` threads. All forms take turns in a shuffled order,
+  and the fastest run of each counts: what else the machine does only ever adds to a run.
 - Files hold raw outputs only; AP is measured with lipdet's own decoding and suppression.
 - The certificate of the 8-bit network is conditional: it takes the largest difference from torch
   seen on the pictures as a bound for every perturbed picture, which is an assumption.
@@ -35,7 +35,6 @@ from lipdet.images.spec import open_data
 from lipdet.layers import fold
 from lipdet.types import RawOutput
 
-THREADS = 2
 CALIBRATION = 200
 # Certificates of more pictures take minutes.
 CERTIFIED = 20
@@ -80,7 +79,7 @@ def certified(detector: Network, networks: list[Network], pack: Pack) -> list[st
     return shares
 
 
-def measure(name: str, count: int, runs: int) -> None:
+def measure(name: str, count: int, runs: int, threads: int) -> None:
     """Print a table of one detector."""
     loaded = load_detector(name)
     detector = loaded.detector
@@ -98,7 +97,7 @@ def measure(name: str, count: int, runs: int) -> None:
             plain.stat().st_size,
             small.stat().st_size,
         ]
-        opened = [OnnxNetwork(path.read_bytes(), THREADS) for path in (plain, small)]
+        opened = [OnnxNetwork(path.read_bytes(), threads) for path in (plain, small)]
     forms = dict(
         zip(
             ("eager torch", "folded torch", "ONNX float32", "ONNX int8"),
@@ -127,10 +126,11 @@ def main() -> None:
     parser.add_argument("detectors", nargs="*", default=["naive"])
     parser.add_argument("--pictures", type=int, default=500)
     parser.add_argument("--runs", type=int, default=200)
+    parser.add_argument("--threads", type=int, default=2)
     options = parser.parse_args()
-    torch.set_num_threads(THREADS)
+    torch.set_num_threads(options.threads)
     for name in options.detectors:
-        measure(name, options.pictures, options.runs)
+        measure(name, options.pictures, options.runs, options.threads)
 
 
 if __name__ == "__main__":

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from lipdet.commands.options import SPEC_HELP, Parser, Verb, verb_parser
 from lipdet.config import PRESETS, TrainConfig, as_plain
+from lipdet.detector import build_detector
 from lipdet.errors import InputError
 from lipdet.job import JOB, Job, load_job
 from lipdet.train import train
@@ -30,6 +32,11 @@ def parser(preset_name: str = "naive") -> Parser:
         metavar="SHARE",
         help="relative share of each SPEC in an epoch (default: by their number of pictures)",
     )
+    parser.add_argument(
+        "--image_size",
+        type=int,
+        help="side of the network's input in pixels (default: the preset's)",
+    )
     parser.add_argument("--out", type=Path, required=True, help="the run folder")
     parser.add_argument(
         "--resume", action="store_true", help="go on from the run folder's last checkpoint"
@@ -45,6 +52,7 @@ def run(
     weights: Sequence[float],
     out: Path,
     resume: bool,
+    image_size: int | None = None,
     **settings: Any,
 ) -> None:
     """Train a preset and say where its weights are."""
@@ -54,6 +62,10 @@ def run(
             f"not {' '.join(map(str, weights))}."
         )
     detector = PRESETS[preset].detector
+    if image_size is not None:
+        detector = replace(detector, image_size=image_size)
+        # Refused before any data are prepared.
+        build_detector(detector)
     job = Job(preset, detector, TrainConfig(**settings), tuple(data), tuple(weights))
     if resume and (out / JOB).exists():
         job = _resumed(job, load_job(out), out)

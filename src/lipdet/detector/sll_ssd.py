@@ -22,11 +22,13 @@ from lipdet.boxes import BoxCoding, SoftmaxScores
 from lipdet.config import DetectorConfig
 from lipdet.detector.default_boxes import default_boxes
 from lipdet.detector.ssd import SSD, Head
-from lipdet.detector.tinier_ssd import BACKGROUND_LOGIT, LEVELS, RATIOS
+from lipdet.detector.tinier_ssd import BACKGROUND_LOGIT, LEVELS, RATIOS, check_image_size
 from lipdet.layers import DisjointMaxPool2d, L2NormConv2d, SLLBlock, SpectralConv2d
 
 # Blocks before each pooling to the maps of 37 (no head), 18, 9, 4 and 2 cells.
 BLOCKS = (1, 4, 3, 2, 2)
+# The sides that halving, rounded down, turns into those maps.
+IMAGE_SIZES = range(72, 76)
 EDGES: dict[str, Callable[..., nn.Module]] = {
     "sll-spectral": SpectralConv2d,
     "sll-conv": nn.Conv2d,
@@ -35,7 +37,12 @@ EDGES: dict[str, Callable[..., nn.Module]] = {
 
 
 def sll_ssd(config: DetectorConfig) -> SSD:
-    """Build a detector whose architecture is a key of EDGES, `config.width` channels wide."""
+    """Build a detector whose architecture is a key of EDGES, `config.width` channels wide.
+
+    Raises:
+        InputError: its stages do not accept the image size.
+    """
+    check_image_size(config, IMAGE_SIZES)
     edge = EDGES[config.architecture]
     logits = len(config.class_names) + 1
     heads = [

@@ -15,6 +15,7 @@ from lipdet.boxes import BoxCoding, SoftmaxScores
 from lipdet.config import DetectorConfig
 from lipdet.detector.default_boxes import DefaultBoxLevel, default_boxes
 from lipdet.detector.ssd import SSD, Head
+from lipdet.errors import InputError
 
 RATIOS = (0.85, 0.6, 0.4, 0.25)
 LEVELS = (
@@ -24,11 +25,18 @@ LEVELS = (
     DefaultBoxLevel(cells=2, scale=0.725, ratios=RATIOS),
 )
 TAP_CHANNELS = (32, 32, 32, 16)
+# The sides that pooling turns into maps of the cells above.
+IMAGE_SIZES = range(74, 78)
 BACKGROUND_LOGIT = 5.0
 
 
 def tinier_ssd(config: DetectorConfig) -> SSD:
-    """Build Tinier SSD with random weights; 337,968 parameters for ten classes."""
+    """Build Tinier SSD with random weights; 337,968 parameters for ten classes.
+
+    Raises:
+        InputError: its stages do not accept the image size.
+    """
+    check_image_size(config, IMAGE_SIZES)
     logits = len(config.class_names) + 1
     heads = [
         Head(
@@ -48,6 +56,20 @@ def tinier_ssd(config: DetectorConfig) -> SSD:
     )
     detector.apply(_initialise)
     return detector
+
+
+def check_image_size(config: DetectorConfig, accepted: range) -> None:
+    """Refuse images for which the maps would not have the cells of LEVELS.
+
+    Raises:
+        InputError: the image size is not one of those accepted.
+    """
+    if config.image_size not in accepted:
+        raise InputError(
+            f"{config.architecture} takes an image_size of {accepted[0]} to {accepted[-1]}, not "
+            f"{config.image_size}; the presets certified and certified-small take every even one "
+            "from 32."
+        )
 
 
 class TinierBackbone(nn.Module):

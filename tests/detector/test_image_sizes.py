@@ -1,0 +1,64 @@
+"""Which image sizes each detector takes, and that all others are refused in one sentence."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from lipdet.cli import main
+from lipdet.config import DetectorConfig
+from lipdet.detector import build_detector
+from lipdet.errors import InputError
+
+# By hand, from kernels and strides of the poolings: 18, 9, 4 and 2 cells come out of these alone.
+FIXED = {"tinier-ssd": (74, 77), "sll-conv": (72, 75)}
+
+
+def config(architecture: str, size: int) -> DetectorConfig:
+    width = {"tinier-ssd": 0, "sll-conv": 8}.get(architecture, 48)
+    return DetectorConfig(architecture, ("a",), size, width)
+
+
+@pytest.mark.parametrize(
+    ("architecture", "size"),
+    [
+        *((name, size) for name, ends in FIXED.items() for size in ends),
+        ("orthogonal-ssd", 32),
+        ("orthogonal-ssd", 90),
+    ],
+)
+def test_as_many_outputs_as_default_boxes(architecture: str, size: int) -> None:
+    detector = build_detector(config(architecture, size)).eval()
+    with torch.no_grad():
+        raw = detector(torch.zeros(1, 3, size, size))
+    assert raw.logits.shape[1] == raw.offsets.shape[1] == len(detector.default_boxes)
+
+
+@pytest.mark.parametrize(("architecture", "size"), [(n, s) for n, e in FIXED.items() for s in e])
+def test_the_next_sizes_are_refused(architecture: str, size: int) -> None:
+    smallest, largest = FIXED[architecture]
+    beyond = smallest - 1 if size == smallest else largest + 1
+    with pytest.raises(
+        InputError,
+        match=f"{architecture} takes an image_size of {smallest} to {largest}, not {beyond}; the",
+    ):
+        build_detector(config(architecture, beyond))
+
+
+@pytest.mark.parametrize(
+    ("preset", "size", "words"),
+    [
+        ("naive", "64", "tinier-ssd takes an image_size of 74 to 77, not 64"),
+        ("certified", "75", "needs an even image_size of at least 32, not 75"),
+    ],
+)
+def test_training_refuses_a_size_before_it_begins(
+    preset: str, size: str, words: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit) as exit_:
+        main(["train", "--preset", preset, "--image_size", size, "--out", str(tmp_path / "run")])
+    assert exit_.value.code == 2
+    assert words in capsys.readouterr().err
+    assert not list(tmp_path.iterdir())

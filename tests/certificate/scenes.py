@@ -28,6 +28,7 @@ from lipdet.evaluate.average_precision import average_precision
 from lipdet.images.coco import coco_dict
 from lipdet.types import Detections, RawOutput, Target
 
+Certificates = tuple[Tensor, list[dict[int, float]]]
 SIZE = 32
 IOUS = tuple(np.linspace(0.5, 0.95, 10).tolist())
 CODING = BoxCoding()
@@ -249,7 +250,7 @@ def detect(scene: Scene, raw: RawOutput) -> list[Detections]:
     return select_detections(raw, scene.verifier.decoder, scene.verifier.selection)
 
 
-def certificates(scene: Scene) -> tuple[Tensor, list[dict[int, float]]]:
+def certificates(scene: Scene) -> Certificates:
     """What is certified: log-odds per object and IoU (G, len(IOUS)), and AP per class and IoU."""
     verifier, truths = scene.verifier, truths_of(scene.targets)
     epsilon = torch.full((len(scene.targets),), scene.epsilon, dtype=torch.float64)
@@ -293,7 +294,7 @@ def matched_log_odds(scene: Scene, found: list[Detections], iou: float) -> Tenso
     evaluation.evaluate()
     evaluation.accumulate()
     objects = sum(len(target["labels"]) for target in scene.targets)
-    result = torch.full((count * objects,), -torch.inf, dtype=torch.float64)
+    result = torch.zeros(count * objects, dtype=torch.float64)
     scores = torch.tensor([row["score"] for row in rows], dtype=torch.float64)
     # Annotations of image i: those of perturbation 0, 1, …; each in the order of its objects.
     order = _annotation_order(scene, count)
@@ -371,19 +372,34 @@ def average_precisions(scene: Scene, found: list[Detections]) -> dict[int, tuple
 
 def violations(scene: Scene, count: int, seed: int) -> list[str]:
     """Everything that a certificate of the scene promised and an adversary took away."""
-    reached, precision = certificates(scene)
-    if not (reached > -torch.inf).any():
+    promised = certificates(scene)
+    if not (promised[0] > -torch.inf).any():
         return []
-    found = detect(scene, perturbed(scene, count, seed))
     # One threshold for the objects, to save time; all of them for AP.
     column = int(np.random.default_rng(seed).choice([0, 0, 0, 3, 5]))
+    return broken_promises(scene, promised, perturbed(scene, count, seed), column)
+
+
+def broken_promises(
+    scene: Scene, promised: Certificates, outputs: RawOutput, column: int = 0
+) -> list[str]:
+    """What of `certificates(scene)` does not hold for some outputs (count · B, …).
+
+    Args:
+        scene: whose outputs they are.
+        promised: from `certificates`.
+        outputs: perturbed, all images of the first perturbation first.
+        column: index of the IoU threshold at which objects are looked at.
+    """
+    reached, precision = promised
+    found = detect(scene, outputs)
     kept = matched_log_odds(scene, found, IOUS[column])
     # Scores are float64 sigmoids of float32 log-odds, and τ is real arithmetic.
     lost = (kept < reached[:, column].clamp(max=20) - 1e-5).any(dim=0)
     broken = [f"object {i} at IoU {IOUS[column]:.2f}" for i in torch.nonzero(lost)[:, 0].tolist()]
     for label, (ap50, ap) in average_precisions(scene, found).items():
-        promised = precision[0][label], float(np.mean([one[label] for one in precision]))
-        for name, measured, least in zip(("AP50", "AP"), (ap50, ap), promised, strict=True):
-            if measured.min() < least - 1e-9:
-                broken.append(f"{name} of class {label}: {measured.min()} < {least}")
+        least = precision[0][label], float(np.mean([one[label] for one in precision]))
+        for name, measured, bound in zip(("AP50", "AP"), (ap50, ap), least, strict=True):
+            if measured.min() < bound - 1e-9:
+                broken.append(f"{name} of class {label}: {measured.min()} < {bound}")
     return broken

@@ -226,6 +226,8 @@ def surely_overlap(
     Returns:
         For each image (U, U), symmetric and false on the diagonal.
     """
+    if not images:
+        return []
     needed = nms_iou + OVERLAP_SLACK
     likely = [_may_overlap(boxes.at(index), needed, size) for index in images]
     one = torch.cat([index[a] for index, (a, _) in zip(images, likely, strict=True)])

@@ -1,0 +1,150 @@
+"""Scenes made so that one mistake in a certificate shows: what moves, and how it does harm.
+
+Boxes are told by their corners; default boxes are the boxes themselves, so that offsets of 0 leave
+them in place and an offset of 1 moves a centre by a tenth of the side.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import torch
+
+from lipdet.boxes import Selection
+from lipdet.boxes.scores import SigmoidScores
+from lipdet.boxes.select import Decoder
+from lipdet.certificate.verifier import Verifier
+from lipdet.types import RawOutput, Target
+from tests.certificate.scenes import CODING, SIZE, Scene, output_constants
+
+Box = tuple[float, float, float, float]
+
+
+class Attacked(NamedTuple):
+    """A scene of one image and the outputs that an adversary chooses in it."""
+
+    scene: Scene
+    outputs: RawOutput
+
+
+def _scene(
+    objects: Sequence[Box],
+    boxes: Sequence[Box],
+    logits: Sequence[float],
+    attacked: Sequence[float],
+    moves: Sequence[float] | None = None,
+    shift: float = 0.0,
+    nms_iou: float = 0.3,
+) -> Attacked:
+    """One class. Logits have the constant 1, ε is 1; t_x of box i has the constant moves[i].
+
+    Args:
+        objects: what is there.
+        boxes: of the anchors.
+        logits: of the anchors.
+        attacked: the logits that the adversary chooses.
+        moves: constants of t_x, 0 for all if not given.
+        shift: the t_x that the adversary chooses for the last anchor.
+        nms_iou: η.
+    """
+    default = torch.tensor(boxes)
+    sides = default[:, 2:] - default[:, :2]
+    default = torch.cat([(default[:, :2] + default[:, 2:]) / 2, sides], dim=1)
+    count = len(boxes)
+    offsets = torch.zeros(1, count, 4)
+    constants = torch.zeros(count, 4)
+    if moves is not None:
+        constants[:, 0] = torch.tensor(moves)
+    bounds = output_constants(torch.ones(count, 1), constants)
+    decoder = Decoder(default, CODING, SigmoidScores(1.0), SIZE)
+    verifier = Verifier(bounds, decoder, Selection(0.01, nms_iou, 100))
+    targets = [
+        Target(boxes=torch.tensor(objects), labels=torch.zeros(len(objects), dtype=torch.int64))
+    ]
+    raw = RawOutput(torch.tensor(logits).reshape(1, count, 1), offsets)
+    moved = offsets.clone()
+    moved[0, -1, 0] = shift
+    chosen = RawOutput(torch.tensor(attacked).reshape(1, count, 1), moved)
+    return Attacked(Scene(raw, targets, verifier, 1.0), chosen)
+
+
+# The only box can move from the first object to the second, which then has it.
+STRAYS = _scene(
+    objects=[(4, 4, 14, 14), (7, 4, 17, 14)],
+    boxes=[(4, 4, 14, 14)],
+    logits=[3.0],
+    attacked=[3.0],
+    moves=[2.0],
+    shift=2.0,
+)
+# The rival at its best equals the other at its worst, and comes first.
+TIED_RIVALS = _scene(
+    objects=[(4, 4, 14, 14)],
+    boxes=[(8, 4, 18, 14), (4, 4, 14, 14)],
+    logits=[0.0, 2.0],
+    attacked=[1.0, 1.0],
+)
+# A false detection at its best equals the true one at its worst, and comes first.
+TIED_DETECTIONS = _scene(
+    objects=[(4, 4, 14, 14)],
+    boxes=[(18, 18, 28, 28), (4, 4, 14, 14)],
+    logits=[0.0, 2.0],
+    attacked=[1.0, 1.0],
+)
+# Overlap is 0.47 with the middles aligned, and 0.40 at either end of what can move.
+INNER_OVERLAP = _scene(
+    objects=[(8, 8, 24, 24)],
+    boxes=[(12.25, 8, 19.75, 24), (8, 8, 24, 24)],
+    logits=[1.5, 2.0],
+    attacked=[2.0, 1.25],
+    moves=[0.0, 3.125],
+    nms_iou=0.45,
+)
+# Aligned, the box is nearer to the second object; at either end, to the first.
+INNER_MATCH = _scene(
+    objects=[(8, 8, 24, 24), (9.5, 8, 22.5, 24)],
+    boxes=[(9, 8, 23, 24)],
+    logits=[3.0],
+    attacked=[3.0],
+    moves=[3 / 1.4],
+)
+# As clipped, the box is nearer to the second object (0.83 to 0.80); before, to the first.
+AT_THE_BORDER = _scene(
+    objects=[(0, 8, 15, 24), (0, 8, 10, 24)],
+    boxes=[(-4, 8, 12, 24)],
+    logits=[3.0],
+    attacked=[3.0],
+)
+# The middle one of three overlaps both others, which do not overlap: two can be kept.
+HUB = _scene(
+    objects=[(4, 4, 12, 12)],
+    boxes=[(6, 20, 14, 28), (2, 20, 10, 28), (10, 20, 18, 28), (4, 4, 12, 12)],
+    logits=[2.0, 1.5, 1.5, 1.0],
+    attacked=[1.0, 2.5, 2.5, 0.0],
+)
+# Recall 2/3: 67 of 101 recalls are reached, less than two thirds.
+TWO_OF_THREE = _scene(
+    objects=[(2, 2, 10, 10), (20, 2, 28, 10), (2, 20, 10, 28)],
+    boxes=[(2, 2, 10, 10), (20, 2, 28, 10)],
+    logits=[3.0, 3.0],
+    attacked=[3.0, 3.0],
+)
+# Log-odds of 30 and 20: the same in float32 sigmoids, and the rival comes first.
+SATURATED = _scene(
+    objects=[(4, 4, 14, 14)],
+    boxes=[(8, 4, 18, 14), (4, 4, 14, 14)],
+    logits=[20.0, 30.0],
+    attacked=[20.0, 30.0],
+)
+
+FOR_MUTANT = {
+    "condition 5 removed": STRAYS,
+    "> for ≥ between rivals": TIED_RIVALS,
+    "> for ≥ in D⁺": TIED_DETECTIONS,
+    "highest IoU of pairs from vertices": INNER_OVERLAP,
+    "highest IoU with an object from vertices": INNER_MATCH,
+    "unclipped highest IoU with an object": AT_THE_BORDER,
+    "stars for cliques": HUB,
+    "continuous area": TWO_OF_THREE,
+}

@@ -1,0 +1,114 @@
+"""Wrong certificates, each wrong in one place: a test of soundness has to catch every one."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable, Sequence
+
+import torch
+from torch import Tensor
+
+from lipdet.certificate import average_precision, certify, conditions, cover
+from lipdet.certificate.box_range import BoxRange
+from lipdet.certificate.iou_bounds import max_iou_fixed, max_iou_pair, min_iou_fixed
+from tests.certificate import scenes
+
+
+def _always(*columns: Tensor | int) -> Tensor:
+    return torch.ones(len(columns[0]), dtype=torch.bool)  # type: ignore[arg-type]
+
+
+def _standing_still(boxes: BoxRange, truth: Tensor, balls: object = None) -> Tensor:
+    middle = (boxes.low + boxes.high) / 2
+    return min_iou_fixed(BoxRange(middle, middle), truth) - conditions.MATCH_SLACK
+
+
+def _no_suppressor(certifier: BoxRange, rival: BoxRange, nms_iou: float, size: int) -> Tensor:
+    return torch.zeros(len(certifier.low), dtype=torch.bool)
+
+
+def _no_stray(boxes: BoxRange, rival: Tensor, own: Tensor, size: int, relaxed: bool) -> Tensor:
+    return torch.full((len(boxes.low),), -1.0, dtype=torch.float64)
+
+
+def _strictly(
+    high: Tensor, low: Tensor, difference: Tensor | None = None, reach: Tensor | None = None
+) -> Tensor:
+    return high > low
+
+
+def _vertices(boxes: BoxRange) -> list[BoxRange]:
+    found = []
+    for ends in itertools.product((False, True), repeat=4):
+        vertex = torch.where(torch.tensor(ends), boxes.high, boxes.low)
+        found.append(BoxRange(vertex, vertex))
+    return found
+
+
+def _pair_at_vertices(a: BoxRange, b: BoxRange, size: float) -> Tensor:
+    pairs = itertools.product(_vertices(a), _vertices(b))
+    return torch.stack([max_iou_pair(x, y, size) for x, y in pairs]).amax(dim=0)
+
+
+def _fixed_at_vertices(boxes: BoxRange, fixed: Tensor, size: float) -> Tensor:
+    found = [max_iou_fixed(vertex, fixed, size) for vertex in _vertices(boxes)]
+    return torch.stack(found).amax(dim=0)
+
+
+def _stars(overlaps: Sequence[int], limit: int) -> list[int]:
+    """Each box with all that it overlaps, as NMS removes them: a lower bound of what is kept."""
+    numbers, count = [-1] * len(overlaps), 0
+    for box, later in enumerate(overlaps):
+        if numbers[box] < 0 and count < limit:
+            numbers[box] = count
+            for other in range(box + 1, len(overlaps)):
+                if numbers[other] < 0 and later >> other & 1:
+                    numbers[other] = count
+            count += 1
+    return numbers
+
+
+def _continuous(certified: Tensor, entries: Tensor, objects: int) -> float:
+    """The area under the curve instead of the mean over 101 recalls."""
+    reached = certified[certified > -torch.inf]
+    thresholds = torch.unique(reached)
+    found = average_precision.at_least(reached, thresholds)
+    precision = (found / average_precision.at_least(entries, thresholds)).cummax(0).values
+    steps = -torch.diff(found / objects, append=torch.zeros(1, dtype=torch.float64))
+    return float((steps * precision).sum())
+
+
+def _just_below(entries: cover.Entries, label: int, classes: int, most: int) -> Tensor:
+    """What counts entries > τ does: each entry a little lower."""
+    return _POOLED(entries, label, classes, most) - 1e-12
+
+
+_POOLED = cover.Entries.pooled
+Patch = tuple[object, str, object]
+Mutant = Sequence[Patch]
+_EVERYTHING: Callable[[Tensor, float], Tensor] = lambda low, floor: low > -1e9  # noqa: E731
+
+# Caught by random scenes within a few hundred.
+IN_RANDOM_SCENES: dict[str, Mutant] = {
+    "condition 1 removed": [(certify, "clears_floor", _EVERYTHING)],
+    "condition 2 removed": [(certify, "stays_on", _standing_still)],
+    "condition 3 removed": [(certify, "suppresses", _no_suppressor)],
+    "condition 4 removed": [(certify, "fits", _always)],
+    "condition 4 by cliques removed": [(certify, "kept_fit", _always)],
+    "unclipped highest IoU of pairs": [
+        (conditions, "max_iou_pair", lambda a, b, size: max_iou_pair(a, b, None))
+    ],
+}
+# Each needs a scene made for it.
+IN_DIRECTED_SCENES: dict[str, Mutant] = {
+    "condition 5 removed": [(certify, "strays_to", _no_stray)],
+    "> for ≥ between rivals": [(certify, "outscores", _strictly)],
+    "> for ≥ in D⁺": [(cover.Entries, "pooled", _just_below)],
+    "highest IoU of pairs from vertices": [(conditions, "max_iou_pair", _pair_at_vertices)],
+    "highest IoU with an object from vertices": [(conditions, "max_iou_fixed", _fixed_at_vertices)],
+    "unclipped highest IoU with an object": [
+        (conditions, "max_iou_fixed", lambda boxes, fixed, size: max_iou_fixed(boxes, fixed, None))
+    ],
+    "stars for cliques": [(cover, "first_fit", _stars)],
+    "continuous area": [(scenes, "certified_average_precision", _continuous)],
+}

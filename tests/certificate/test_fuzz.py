@@ -1,0 +1,108 @@
+"""Certificates against adversaries, through the detector's own NMS and the real matcher.
+
+The oracle is what the pipeline does with perturbed outputs: select_detections and faster-coco-eval.
+LIPDET_FUZZ_SCENES sets the number of random scenes; the bar is 2,000.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+
+import pytest
+import torch
+from hypothesis import HealthCheck, given, seed, settings
+from hypothesis import strategies as st
+
+from lipdet.boxes.scores import SigmoidScores
+from lipdet.certificate import average_precision, candidates
+from tests.certificate.directed import FOR_MUTANT, SATURATED, Attacked
+from tests.certificate.mutants import IN_DIRECTED_SCENES, IN_RANDOM_SCENES, Mutant
+from tests.certificate.scenes import broken_promises, certificates, random_scene, violations
+
+# 100 scenes of 100 perturbed outputs each take about 20 s of one core.
+SCENES = int(os.environ.get("LIPDET_FUZZ_SCENES", "100"))
+PERTURBED = 100
+# The first scene in which each mutant is caught; others follow where a scene has changed.
+CAUGHT_FROM = {
+    "condition 1 removed": 30,
+    "condition 2 removed": 19,
+    "condition 3 removed": 4,
+    "condition 4 removed": 5,
+    "condition 4 by cliques removed": 5,
+    "unclipped highest IoU of pairs": 17,
+}
+MOST_SCENES = 200
+
+
+@pytest.fixture(autouse=True)
+def one_thread() -> Iterator[None]:
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
+@seed(0)
+@settings(
+    max_examples=SCENES,
+    deadline=None,
+    database=None,
+    suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
+)
+@given(number=st.integers(0, 10**6))
+def test_what_is_certified_holds_for_every_perturbed_output(number: int) -> None:
+    assert violations(random_scene(number), PERTURBED, number) == []
+
+
+def test_scenes_certify_something() -> None:
+    # Without this, the test above could not fail: of 60 scenes a good part must promise something.
+    promised = [certificates(random_scene(number)) for number in range(60)]
+    assert sum(bool((reached > -torch.inf).any()) for reached, _ in promised) > 20
+    assert sum(sum(precision[0].values()) for _, precision in promised) > 8
+
+
+def _apply(monkeypatch: pytest.MonkeyPatch, mutant: Mutant) -> None:
+    for place, name, wrong in mutant:
+        monkeypatch.setattr(place, name, wrong)
+
+
+@pytest.mark.parametrize("name", IN_RANDOM_SCENES)
+def test_random_scenes_catch(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    for number in range(CAUGHT_FROM[name], CAUGHT_FROM[name] + MOST_SCENES):
+        scene = random_scene(number)
+        right = certificates(scene)
+        with monkeypatch.context() as patch:
+            _apply(patch, IN_RANDOM_SCENES[name])
+            wrong = certificates(scene)
+            if torch.equal(wrong[0], right[0]) and wrong[1] == right[1]:
+                continue
+            if violations(scene, PERTURBED, number):
+                return
+    pytest.fail(f"no scene shows that a certificate is wrong with {name}")
+
+
+@pytest.mark.parametrize("name", FOR_MUTANT)
+def test_directed_scenes_catch(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    # Ties are ties only without the slack that covers float32.
+    monkeypatch.setattr(candidates, "_ROUNDING", 0.0)
+    monkeypatch.setattr(average_precision, "RANKING_SLACK", 0.0)
+    attacked = FOR_MUTANT[name]
+    assert _broken(attacked) == []
+    _apply(monkeypatch, IN_DIRECTED_SCENES[name])
+    assert _broken(attacked)
+
+
+def _broken(attacked: Attacked) -> list[str]:
+    scene, outputs = attacked
+    return broken_promises(scene, certificates(scene), outputs)
+
+
+def test_ranking_on_float32_sigmoids_is_caught(monkeypatch: pytest.MonkeyPatch) -> None:
+    scene, outputs = SATURATED
+    promised = certificates(scene)
+    assert promised[0][0, 0] > 20
+    assert broken_promises(scene, promised, outputs) == []
+    ranked = lambda self, logits: torch.sigmoid(logits.float()).logit()  # noqa: E731
+    monkeypatch.setattr(SigmoidScores, "log_odds", ranked)
+    assert "object 0 at IoU 0.50" in broken_promises(scene, promised, outputs)

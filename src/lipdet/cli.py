@@ -8,12 +8,14 @@ from __future__ import annotations
 import re
 import sys
 from collections.abc import Sequence
+from contextlib import nullcontext
 from pathlib import Path
 
 from jsonargparse import Namespace
 
 from lipdet import __version__
 from lipdet.commands import (
+    app,
     attack,
     certify,
     check_attack,
@@ -27,8 +29,9 @@ from lipdet.commands import (
     reproduce,
     train,
 )
-from lipdet.commands.options import PROGRAM, Parser, fail
+from lipdet.commands.options import COMMON, PROGRAM, Parser, fail
 from lipdet.errors import InputError
+from lipdet.progress import quietly
 from lipdet.train import NonFiniteLossError
 
 VERBS = {
@@ -44,6 +47,7 @@ VERBS = {
     "report": report.VERB,
     "demo": demo.VERB,
     "reproduce": reproduce.VERB,
+    "app": app.VERB,
 }
 
 
@@ -104,4 +108,9 @@ def build_parser(preset_name: str = "naive") -> Parser:
 
 def _run(options: Namespace) -> None:
     chosen = options[options.verb].as_dict()
-    VERBS[options.verb].run(**{key: value for key, value in chosen.items() if key != "config"})
+    # Of a verb with actions, the options of the chosen one.
+    common = chosen.get(chosen.get("action"), chosen)
+    arguments = {key: value for key, value in chosen.items() if key not in COMMON}
+    json_on_stdout = common.get("json") == Path("-")
+    with quietly(keep_output=json_on_stdout) if common["quiet"] else nullcontext():
+        VERBS[options.verb].run(**arguments)

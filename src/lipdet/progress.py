@@ -1,8 +1,13 @@
-"""Progress bars with rate and remaining time, on stderr; silent where stderr is no terminal."""
+"""Progress bars with rate and remaining time, on stderr; silent where stderr is no terminal.
+
+Colours follow `NO_COLOR` and the terminal, as everywhere in rich.
+"""
 
 from __future__ import annotations
 
+import io
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, nullcontext, redirect_stdout
 from typing import TypeVar
 
 from rich.console import Console
@@ -41,8 +46,19 @@ def progress_bar() -> Progress:
         TimeElapsedColumn(),
         TimeRemainingColumn(),
         console=console,
-        disable=not console.is_terminal,
+        disable=console.quiet or not console.is_terminal,
     )
+
+
+@contextmanager
+def quietly(*, keep_output: bool) -> Iterator[None]:
+    """Show no progress meanwhile, and print nothing on stdout unless `keep_output`."""
+    console.quiet = True
+    try:
+        with nullcontext() if keep_output else redirect_stdout(io.StringIO()):
+            yield
+    finally:
+        console.quiet = False
 
 
 def track(items: Sequence[Item], description: str) -> Iterator[Item]:

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from lipdet.commands.options import (
+    COMMON,
     SPEC_HELP,
     Parser,
     Verb,
@@ -64,7 +65,7 @@ def add_actions(data: Parser) -> None:
 
 def run(action: str, **options: Any) -> None:
     """Do what the action says; its options are nested under its name."""
-    chosen = {key: value for key, value in options[action].items() if key != "config"}
+    chosen = {key: value for key, value in options[action].items() if key not in COMMON}
     actions: dict[str, Callable[..., None]] = {
         "render": render,
         "prepare": prepare,

@@ -18,6 +18,8 @@ PROGRAM = "lipdet"
 SPEC_HELP = FORMS
 DETECTOR_HELP = "name of packaged weights, a run folder, or a weights file"
 LARGEST_IMAGE = 4_096
+# Options of every verb that are not for its function.
+COMMON = frozenset({"config", "quiet"})
 
 
 class Parser(ArgumentParser):
@@ -41,6 +43,9 @@ def verb_parser(summary: str, example: str) -> Parser:
     """A parser with an example in its help, which also reads its options from YAML."""
     parser = Parser(description=f"{summary}\n\nexample: {example}")
     parser.add_argument("--config", action="config", help="YAML file with options of this verb")
+    parser.add_argument(
+        "--quiet", action="store_true", help="print nothing but errors, and the json of `--json -`"
+    )
     return parser
 
 

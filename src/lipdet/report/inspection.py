@@ -71,6 +71,7 @@ def inspect_detector(
         attacks: at one ε; none to show no pictures.
     """
     detector = loaded.detector
+    shown = range(min(count, len(pack)))
     layers: tuple[LayerRow, ...] = ()
     lipschitz: dict[str, Any] | str
     try:
@@ -86,7 +87,7 @@ def inspect_detector(
         describe_architecture(detector),
         layers,
         lipschitz,
-        tuple(scenes(loaded.name, detector, pack, count, attacks)) if attacks else (),
+        tuple(scenes(loaded.name, detector, pack, shown, attacks)) if attacks else (),
     )
 
 

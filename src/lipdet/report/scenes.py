@@ -29,7 +29,7 @@ from lipdet.certificate.verifier import verifier_of
 from lipdet.detector import SSD
 from lipdet.evaluate.attacked import pictures, prepare
 from lipdet.images.pack import Pack
-from lipdet.types import Detections, RawOutput
+from lipdet.types import Detections, RawOutput, Target
 
 SAME_PLACE_IOU = 0.5
 
@@ -91,22 +91,27 @@ class Scene(NamedTuple):
 
 
 def scenes(
-    name: str, detector: SSD, pack: Pack, count: int, attacks: Sequence[AttackSettings]
+    name: str,
+    detector: SSD,
+    pack: Pack,
+    indices: Sequence[int],
+    attacks: Sequence[AttackSettings],
 ) -> list[Scene]:
-    """The first pictures of a pack, attacked, with what is certified about each detection.
+    """Pictures of a pack, attacked, with what is certified about each detection.
 
     Args:
         name: of the detector.
         detector: of the pack's input size and classes.
         pack: annotated pictures.
-        count: how many pictures.
+        indices: of the pictures.
         attacks: at one ε; of each picture the most damaging one is shown.
     """
     prepared = prepare(detector)
-    count = min(count, len(pack))
-    images = pictures(pack, 0, count, detector.default_boxes.device)
-    targets = [pack.target(index) for index in range(count)]
-    outcome = worst_of([attack_and_detect(prepared, images, targets, one) for one in attacks])
+    device = detector.default_boxes.device
+    images = torch.cat([pictures(pack, index, index + 1, device) for index in indices])
+    targets = [pack.target(index) for index in indices]
+    outcomes = [attack_and_detect(prepared, images, targets, one, indices) for one in attacks]
+    outcome = worst_of(outcomes)
     after = detect(prepared, outcome.images, DISPLAY_SELECTION)
     before = certified_detections(prepared, images, attacks[0].epsilon, pack.class_names)
     rounded = (outcome.images.permute(0, 2, 3, 1).cpu() * 255).round().byte().numpy()
@@ -116,15 +121,12 @@ def scenes(
             index,
             attacks[0].epsilon,
             pack.images[index].copy(),
-            rounded[index],
-            tuple(
-                pack.class_names[i]
-                for i in _left_to_right(targets[index]["boxes"], targets[index]["labels"])
-            ),
-            before[index],
-            tuple(_shown(after[index], pack.class_names)),
+            rounded[place],
+            _names(targets[place], pack.class_names),
+            before[place],
+            tuple(_shown(after[place], pack.class_names)),
         )
-        for index in range(count)
+        for place, index in enumerate(indices)
     ]
 
 
@@ -201,6 +203,7 @@ def _regions(
     return regions
 
 
-def _left_to_right(boxes: Tensor, labels: Tensor) -> list[int]:
-    order: list[int] = labels[boxes[:, 0].argsort()].tolist()
-    return order
+def _names(target: Target, class_names: Sequence[str]) -> tuple[str, ...]:
+    """The objects of a picture, left to right."""
+    order = target["labels"][target["boxes"][:, 0].argsort()].tolist()
+    return tuple(class_names[label] for label in order)

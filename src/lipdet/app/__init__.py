@@ -1,0 +1,1 @@
+"""A web page to play with: pictures, detectors, ε, certificates and attacks."""

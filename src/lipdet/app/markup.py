@@ -1,0 +1,97 @@
+"""The part of the page that changes: panels side by side, what is proven, and the downloads.
+
+Notable choices:
+- Pictures and downloads stand in the page itself, as data: no files to keep, none to clean.
+- Everything is escaped where it is put into markup.
+"""
+
+from __future__ import annotations
+
+import base64
+import io
+import json
+from collections.abc import Mapping
+from html import escape
+
+from PIL import Image
+
+from lipdet.app.drawing import Panel, sheet
+from lipdet.app.exhibits import Exhibit
+from lipdet.app.session import Session, as_dict, panels
+from lipdet.app.views import View
+
+CSS = """
+.lipdet-detectors { display: grid; gap: 1.2rem;
+  grid-template-columns: repeat(auto-fit, minmax(min(100%, 16rem), 1fr)); }
+.lipdet-detectors section { min-width: 0; }
+.lipdet-detectors h3 { margin: 0; font-size: 1.1rem; overflow-wrap: anywhere; }
+.lipdet-detectors p { margin: .2rem 0 .6rem; font-size: .9rem; min-height: 2.6em; }
+.lipdet-detectors figure { margin: 0 0 .8rem; max-width: 23rem; }
+.lipdet-detectors img { width: 100%; height: auto; display: block; }
+.lipdet-detectors figcaption { font-size: .85rem; }
+.lipdet-downloads a { margin-right: 1rem; text-decoration: underline; }
+.lipdet-status { padding: .5rem .8rem; border-left: 4px solid #0072B2; }
+.lipdet-status.problem { border-color: #D55E00; }
+"""
+
+
+def status(sentence: str, problem: bool = False) -> str:
+    """One sentence that is read out when it changes."""
+    kind = "alert" if problem else "status"
+    look = "lipdet-status problem" if problem else "lipdet-status"
+    return f'<div class="{look}" role="{kind}">{escape(sentence)}</div>'
+
+
+def show(session: Session, epsilon: float, exhibits: Mapping[str, Exhibit]) -> str:
+    """All detectors side by side, and the downloads of exactly what is shown."""
+    rows = panels(session, epsilon, exhibits)
+    sections = "".join(
+        f"<section><h3>{escape(view.name)}</h3><p>{escape(proven(view, epsilon))}</p>"
+        f"{''.join(_figure(panel) for panel in row)}</section>"
+        for view, row in rows
+    )
+    picture = sheet([(view.name, row) for view, row in rows])
+    text = json.dumps(as_dict(session, epsilon, exhibits), indent=1)
+    return (
+        f'<div class="lipdet-downloads">{_download("lipdet.png", "image/png", _png(picture))}'
+        f"{_download('lipdet.json', 'application/json', text.encode())}</div>"
+        f'<div class="lipdet-detectors">{sections}</div>'
+    )
+
+
+def proven(view: View, epsilon: float) -> str:
+    """One sentence on what is certain about a view at ε."""
+    count = len(view.radii)
+    if view.reason:
+        return f"Nothing is certified. {view.reason}"
+    if not count:
+        return "Nothing is detected, so there is nothing to certify."
+    if epsilon == 0:
+        return "Move ε: at 0 nothing may change, so there is nothing to certify."
+    sure = sum(radius >= epsilon for radius in view.radii)
+    return (
+        f"{sure} of {count} certified: no change of L2 norm up to {epsilon:g} can take "
+        f"{'it' if sure == 1 else 'them'} away."
+    )
+
+
+def _figure(panel: Panel) -> str:
+    return (
+        f'<figure><img alt="{escape(panel.alternative)}" '
+        f'src="{_data_url("image/png", _png(panel.picture))}">'
+        f"<figcaption>{escape(panel.caption)}</figcaption></figure>"
+    )
+
+
+def _download(name: str, kind: str, data: bytes) -> str:
+    return f'<a download="{name}" href="{_data_url(kind, data)}">Download {name}</a>'
+
+
+def _data_url(kind: str, data: bytes) -> str:
+    return f"data:{kind};base64,{base64.b64encode(data).decode()}"
+
+
+def _png(picture: Image.Image) -> bytes:
+    buffer = io.BytesIO()
+    picture.save(buffer, "PNG", compress_level=1)
+    return buffer.getvalue()

@@ -1,0 +1,46 @@
+"""`lipdet app`: the web page to play with."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Sequence
+
+from lipdet.app.exhibits import bound_in_background, load_exhibits
+from lipdet.app.server import serving
+from lipdet.checkpoint import packaged_names
+from lipdet.commands.options import DETECTOR_HELP, Parser, Verb, verb_parser
+from lipdet.errors import InputError
+
+
+def parser() -> Parser:
+    """Options of `run`."""
+    parser = verb_parser(
+        "Serve a web page: choose pictures and detectors, move epsilon, attack, see what is "
+        "certified.",
+        "lipdet app naive --port 7860",
+    )
+    parser.add_argument(
+        "detectors", nargs="*", help=f"{DETECTOR_HELP}; all packaged ones if none is given"
+    )
+    parser.add_function_arguments(run, skip={"detectors"})
+    return parser
+
+
+def run(detectors: Sequence[str] = (), host: str = "127.0.0.1", port: int = 7860) -> None:
+    """Serve the page until interrupted.
+
+    Args:
+        detectors: DETECTORs.
+        host: address to listen on; others than 127.0.0.1 let other machines in.
+        port: to listen on; 0 takes any free one.
+    """
+    if not 0 <= port <= 65_535:
+        raise InputError(f"--port must lie between 0 and 65535, not {port}.")
+    exhibits = load_exhibits(list(detectors) or packaged_names())
+    with serving(exhibits, host, port) as address:
+        bound_in_background(exhibits)
+        print(f"The page is at {address} (Ctrl-C ends it)", flush=True)
+        threading.Event().wait()
+
+
+VERB = Verb("a web page to play with", parser, run)

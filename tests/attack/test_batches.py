@@ -91,10 +91,10 @@ def test_more_restarts_never_lower_the_objective() -> None:
     assert all(more >= fewer for fewer, more in zip(*reached, strict=True))
 
 
-def test_a_network_gives_the_same_detections_in_any_batch(house_numbers: Pack) -> None:
+def test_a_network_gives_the_same_detections_in_any_batch(doors: Pack) -> None:
     detector = load_detector("naive").detector
-    images = torch.from_numpy(house_numbers.images[:4].copy()).permute(0, 3, 1, 2).float() / 255
-    targets = [house_numbers.target(index) for index in range(4)]
+    images = torch.from_numpy(doors.images[:4].copy()).permute(0, 3, 1, 2).float() / 255
+    targets = [doors.target(index) for index in range(4)]
     settings = AttackSettings(0.5, "mislabel", steps=4)
     together = detect(
         detector, attack_batch(detector, images, targets, settings), DISPLAY_SELECTION

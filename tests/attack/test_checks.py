@@ -25,7 +25,7 @@ GOOD = Curves(
     noise=0.79,
     square=0.7,
     transfer=0.45,
-    sweep=[(0.1, 0.7, 0.8), (0.25, 0.4, 0.79), (4.0, 0.005, 0.6)],
+    sweep=[(0.1, 0.7, 0.8), (0.25, 0.4, 0.79), (4.0, 0.005, 0.7)],
     steps=[(1, 0.7), (10, 0.45), (50, 0.4), (100, 0.39)],
     restarts=[(1, 0.4), (3, 0.39)],
     loss=[0.0, 5.0, 8.0, 9.0, 9.5, 9.8, 9.9, 9.95, 10.0, 10.0, 10.0],
@@ -35,10 +35,10 @@ GOOD = Curves(
 @pytest.mark.parametrize(
     ("change", "name"),
     [
-        ({"sweep": [(0.1, 0.7, 0.8), (4.0, 0.05, 0.6)]}, "AP collapses"),
+        ({"sweep": [(0.1, 0.7, 0.8), (4.0, 0.05, 0.7)]}, "AP collapses"),
         # Nothing is left where noise of that size leaves nothing either.
-        ({"sweep": [(0.1, 0.7, 0.8), (64.0, 0.0, 0.1)]}, "AP collapses"),
-        ({"sweep": [(0.1, 0.4, 0.8), (0.25, 0.5, 0.8), (4.0, 0.0, 0.6)]}, "AP falls"),
+        ({"sweep": [(0.1, 0.7, 0.8), (64.0, 0.0, 0.5)]}, "AP collapses"),
+        ({"sweep": [(0.1, 0.4, 0.8), (0.25, 0.5, 0.8), (4.0, 0.0, 0.7)]}, "AP falls"),
         ({"steps": [(1, 0.7), (10, 0.35), (50, 0.4), (100, 0.4)]}, "more steps never help"),
         ({"steps": [(1, 0.7), (50, 0.4), (100, 0.37)]}, "more steps change nothing"),
         ({"restarts": [(1, 0.4), (3, 0.35)]}, "more restarts"),
@@ -65,22 +65,22 @@ def short(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.usefixtures("short")
-def test_the_attack_on_the_naive_detector_passes(house_numbers: Pack, tmp_path: Path) -> None:
-    # About ten seconds: a real attack has to converge here.
-    settings = AttackSettings(0.0, "mislabel", steps=30)
-    report = judge(measure_attack(load_detector("naive").detector, house_numbers.head(3), settings))
+def test_the_attack_on_the_naive_detector_passes(doors: Pack, tmp_path: Path) -> None:
+    # Some seconds: a real attack has to converge here.
+    settings = AttackSettings(0.0, "mislabel", steps=20)
+    report = judge(measure_attack(load_detector("naive").detector, doors.head(3), settings))
     assert [check.name for check in report.checks if not check.passed] == []
     plot_checks(report, tmp_path / "checks.svg")
     assert (tmp_path / "checks.svg").read_text().lstrip().startswith("<?xml")
 
 
 @pytest.mark.usefixtures("short")
-def test_a_weakened_attack_fails(house_numbers: Pack) -> None:
+def test_a_weakened_attack_fails(doors: Pack) -> None:
     # One step, one start, and gradients through the statistics of the batch.
     detector = load_detector("naive").detector
     weakened = AttackSettings(0.0, "mislabel", steps=1)
     curves = measure_attack(
-        detector, house_numbers.head(3), weakened, source=through_batch_statistics(detector)
+        detector, doors.head(3), weakened, source=through_batch_statistics(detector)
     )
     failed = {check.name for check in judge(curves).checks if not check.passed}
     assert {"AP collapses", "the objective rises to a plateau"} <= failed

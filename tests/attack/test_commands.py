@@ -14,10 +14,10 @@ from tests.test_cli import check_mistake, run
 
 
 @pytest.fixture
-def picture(house_numbers: Pack, tmp_path: Path) -> Path:
+def picture(doors: Pack, tmp_path: Path) -> Path:
     path = tmp_path / "door.png"
     # Wider than high, so that it has to be letter-boxed.
-    Image.fromarray(house_numbers.images[0]).resize((120, 80)).save(path)
+    Image.fromarray(doors.images[0]).resize((120, 80)).save(path)
     return path
 
 
@@ -32,7 +32,8 @@ def test_attack_writes_panels_and_json(
         "attack.json", "door-1.png", "door-2.png",
     ]  # fmt: skip
     # Three panels of 74 pixels, four times enlarged, with gaps and a caption.
-    assert Image.open(out / "door-1.png").size == (3 * 296 + 2 * 4, 296 + 24)
+    with Image.open(out / "door-1.png") as panel:
+        assert panel.size == (3 * 296 + 2 * 4, 296 + 24)
     result = json.loads((out / "attack.json").read_text())
     assert (result["epsilon"], result["attack"], len(result["objectives"])) == (0.5, "worst", 6)
     entry = result["pictures"][0]

@@ -23,10 +23,8 @@ def naive() -> LoadedDetector:
     return load_detector("naive")
 
 
-def test_worst_is_at_most_every_single_objective(
-    naive: LoadedDetector, house_numbers: Pack
-) -> None:
-    pack = house_numbers.head(3)
+def test_worst_is_at_most_every_single_objective(naive: LoadedDetector, doors: Pack) -> None:
+    pack = doors.head(3)
     campaign = Campaign("worst", (1.0,), SETTINGS)
     result = evaluate(naive, pack, seed=0, campaign=campaign)
     [entry] = result["attacked"]
@@ -40,9 +38,9 @@ def test_worst_is_at_most_every_single_objective(
     assert entry["ap50"] < result["clean"]["ap50"]
 
 
-def test_no_radius_no_harm(naive: LoadedDetector, house_numbers: Pack) -> None:
+def test_no_radius_no_harm(naive: LoadedDetector, doors: Pack) -> None:
     # At radius 0 the attacked pictures are the clean ones.
-    pack = house_numbers.head(2)
+    pack = doors.head(2)
     result = evaluate(naive, pack, 0, Campaign("apgd", (0.0,), SETTINGS))
     [entry] = result["attacked"]
     assert entry["ap50"] == pytest.approx(result["clean"]["ap50"], abs=1e-6)
@@ -50,9 +48,9 @@ def test_no_radius_no_harm(naive: LoadedDetector, house_numbers: Pack) -> None:
 
 
 def test_interrupted_work_goes_on_where_it_stopped(
-    naive: LoadedDetector, house_numbers: Pack, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    naive: LoadedDetector, doors: Pack, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    pack, detector = house_numbers.head(3), naive.detector
+    pack, detector = doors.head(3), naive.detector
     whole = attack_pack(detector, pack, SETTINGS)
     monkeypatch.setattr(attacked, "CHUNK", 1)
     calls: list[int] = []
@@ -79,10 +77,8 @@ def test_interrupted_work_goes_on_where_it_stopped(
     assert len(calls) == 5
 
 
-def test_damaged_and_misplaced_state(
-    naive: LoadedDetector, house_numbers: Pack, tmp_path: Path
-) -> None:
-    pack = house_numbers.head(1)
+def test_damaged_and_misplaced_state(naive: LoadedDetector, doors: Pack, tmp_path: Path) -> None:
+    pack = doors.head(1)
     campaign = Campaign("pgd", (0.5,), SETTINGS, tmp_path / "state")
     attacked_results(naive.detector, pack, campaign)
     [file] = (tmp_path / "state").glob("*/*.safetensors")

@@ -2,8 +2,8 @@
 
 Notable choices:
 - A check that fails says that the attack is too weak here, never that the detector is robust.
-- Collapse means AP50 below one point at a radius whose random noise leaves half of AP50: at 64,
-  any image can be turned into grey, and every attack would pass.
+- Collapse means AP50 below one point at a radius whose random noise leaves three quarters of AP50:
+  at 64, any image can be turned into grey, and every attack would pass.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ from lipdet.evaluate.attack_curves import COLLAPSED, Curves
 TOLERANCE = 0.02
 # Share of the whole rise of the objective that may come in the last fifth of the steps.
 LATE_RISE = 0.05
+LEFT_BY_NOISE = 0.75
 
 
 @dataclass(frozen=True)
@@ -64,9 +65,9 @@ def _collapse(curves: Curves) -> Check:
     row = next((row for row in curves.sweep if row[1] < COLLAPSED), None)
     return Check(
         "AP collapses",
-        f"AP50 below {COLLAPSED:.0%} at a radius whose noise leaves half of it",
+        f"AP50 below {COLLAPSED:.0%} at a radius whose noise leaves {LEFT_BY_NOISE:.0%} of it",
         f"ε = {row[0]:g}: attack {row[1]:.1%}, noise {row[2]:.1%}" if row else "never",
-        row is not None and row[2] >= curves.clean / 2,
+        row is not None and row[2] >= LEFT_BY_NOISE * curves.clean,
     )
 
 

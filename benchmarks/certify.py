@@ -1,0 +1,136 @@
+"""What certifying costs beside plain detection, and how it grows with the number of candidates.
+
+    python benchmarks/certify.py DETECTOR [--data rendered:64] [--epsilon 0.1] [--plot FILE]
+
+Plain detection is forward pass, decoding and NMS; certifying is all that comes on top for certified
+AP at one ε: candidates, conditions at ten IoU thresholds, and bounds on detections. The second
+table replaces the detector's outputs by random ones with a given number of candidates per image.
+
+Notable choices:
+- Processor time, not wall time: another process on the machine must not count.
+- The median of several rounds, in which detection and certificate take turns.
+- Memory is the growth of the process's peak while one batch is certified.
+"""
+
+from __future__ import annotations
+
+import argparse
+import resource
+import statistics
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import torch
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+from torch import Tensor
+
+from lipdet.boxes import AP_SELECTION, select_detections
+from lipdet.boxes.scores import logit
+from lipdet.certificate.certify import certified_up_to
+from lipdet.certificate.truths import truths_of
+from lipdet.certificate.verifier import Verifier, verifier_of
+from lipdet.checkpoint import load_detector
+from lipdet.evaluate.certified import BATCH_SIZE, IOUS, outputs, pictures
+from lipdet.images.spec import open_data
+from lipdet.layers import fold
+from lipdet.types import RawOutput, Target
+
+CANDIDATES = (100, 200, 500, 1000, 2000)
+ROUNDS = 5
+
+
+def seconds(step: Callable[[], object]) -> float:
+    """Processor time of one call."""
+    started = time.process_time()
+    step()
+    return time.process_time() - started
+
+
+def certify(verifier: Verifier, raw: RawOutput, targets: Sequence[Target], epsilon: float) -> int:
+    """Certify one batch as for certified AP; return the number of candidates."""
+    radius = torch.full((len(targets),), epsilon, dtype=torch.float64)
+    truths = truths_of(targets)
+    candidates = verifier.candidates(raw, radius)
+    entries = verifier.entries(candidates, radius)
+    found = verifier.certifiers(candidates, truths, radius, IOUS[0], entries)
+    certified_up_to(found, len(truths.image), IOUS)
+    return len(candidates.group)
+
+
+def with_candidates(raw: RawOutput, verifier: Verifier, count: int, epsilon: float) -> RawOutput:
+    """Outputs in which `count` pairs of each image exceed the floor at ε, chosen at random."""
+    scores = verifier.decoder.scores
+    floor = logit(verifier.selection.score_floor) / getattr(scores, "temperature", 1.0)
+    lowest = float((floor - epsilon * verifier.bounds.logits).min())
+    logits = torch.full_like(raw.logits, lowest - 0.5)
+    for image in logits:
+        chosen = torch.randperm(image.numel())[:count]
+        image.view(-1)[chosen] = floor + torch.rand(count) * 0.1
+    return RawOutput(logits, raw.offsets)
+
+
+def plot(counts: Sequence[int], times: Sequence[float], file: Path) -> None:
+    """Milliseconds per image against candidates per image."""
+    figure = Figure(figsize=(4.4, 3.0), layout="constrained")
+    FigureCanvasAgg(figure)
+    axes = figure.add_subplot()
+    axes.loglog(counts, [1000 * value for value in times], marker="o")
+    axes.set_xlabel("candidates per image")
+    axes.set_ylabel("certifying, ms per image")
+    axes.grid(which="both", alpha=0.3)
+    figure.savefig(file, dpi=150)
+
+
+def main() -> None:
+    """Print both tables."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("detector")
+    parser.add_argument("--data", default=f"rendered:{BATCH_SIZE}")
+    parser.add_argument("--epsilon", type=float, nargs="+", default=[0.05, 0.1, 0.25])
+    parser.add_argument("--plot", type=Path)
+    options = parser.parse_args()
+    torch.manual_seed(0)
+    detector = load_detector(options.detector).detector
+    pack = open_data(options.data, "test", detector.config.image_size, 0).head(BATCH_SIZE)
+    images = pictures(pack, range(len(pack)))
+    targets = [pack.target(index) for index in range(len(pack))]
+    verifier = verifier_of(detector, AP_SELECTION, images)
+    network = fold(detector).eval().to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    raw = outputs(detector, images)
+
+    def detect(batch: Tensor = images) -> None:
+        with torch.inference_mode():
+            select_detections(network(batch), detector.decoder, AP_SELECTION)
+
+    print(f"batch of {len(pack)}, {torch.get_num_threads()} threads, processor time per image")
+    print("| ε | candidates | detection, ms | certifying, ms | ratio |")
+    print("|---|---|---|---|---|")
+    for epsilon in options.epsilon:
+        count = certify(verifier, raw, targets, epsilon)
+        pairs = [
+            (seconds(detect), seconds(lambda e=epsilon: certify(verifier, raw, targets, e)))
+            for _ in range(ROUNDS)
+        ]
+        plain, own = (statistics.median(column) for column in zip(*pairs, strict=True))
+        scale = 1000 / len(pack)
+        print(
+            f"| {epsilon:g} | {count / len(pack):.0f} | {scale * plain:.2f} | {scale * own:.2f} "
+            f"| {own / plain:.2f} |"
+        )
+    print("\n| candidates | certifying, ms | peak memory so far, MB |")
+    print("|---|---|---|")
+    times = []
+    for count in CANDIDATES:
+        changed = with_candidates(raw, verifier, count, 0.05)
+        runs = [seconds(lambda r=changed: certify(verifier, r, targets, 0.05)) for _ in range(3)]
+        times.append(statistics.median(runs) / len(pack))
+        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+        print(f"| {count} | {1000 * times[-1]:.2f} | {peak:.0f} |")
+    if options.plot:
+        plot(CANDIDATES, times, options.plot)
+
+
+if __name__ == "__main__":
+    main()

@@ -19,8 +19,8 @@ from lipdet.evaluate.attacked import Campaign
 from lipdet.images.spec import open_data
 from lipdet.job import Job
 from lipdet.report.build import build_report
+from lipdet.report.comparison import comparison_table
 from lipdet.report.page import write_figures, write_page
-from lipdet.report.table import results_table
 from lipdet.train import train
 
 TRAINING = "rendered:4000"
@@ -52,7 +52,7 @@ def demo(out: Path, seed: int) -> None:
     campaign = Campaign("pgd", EPSILONS, attack, out / "attacks")
     results, inspections = build_report(detectors, pack, 0, campaign, (), SHOWN)
     (out / "results.json").write_text(json.dumps(results, indent=1) + "\n")
-    console.print(results_table(results))
+    console.print(comparison_table(results))
 
     write_page(out / "index.html", results, inspections, "lipdet on rendered house numbers")
     write_figures(out / "figures", results, inspections)

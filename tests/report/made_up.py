@@ -17,7 +17,7 @@ from lipdet.report.inspection import Inspection
 from lipdet.report.scenes import Scene, Shown
 
 EVIL = '</script><img src="http://evil.example/x" onerror="alert(1)"> & "$x$'
-EVIL_CLASS = "<b>7/8</b>~"
+EVIL_CLASS = "<u>7/8</u>~"
 
 ROWS = (
     LayerRow("body.<i>0</i>", "Conv2d", 2.0, 2.0, 1.5, (0,)),

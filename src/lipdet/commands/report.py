@@ -24,9 +24,9 @@ from lipdet.commands.options import (
 from lipdet.evaluate.attacked import Campaign
 from lipdet.images.spec import open_data
 from lipdet.report.build import build_report
+from lipdet.report.comparison import comparison_table
 from lipdet.report.page import write_figures, write_page
 from lipdet.report.results import read_results
-from lipdet.report.table import results_table
 
 
 def parser() -> Parser:
@@ -101,7 +101,7 @@ def run(
     measured, inspections = build_report(loaded, pack, seed, campaign, known, pictures)
     title = f"{', '.join(detectors)} on {pack.name}"
     write_page(out, measured, inspections, title)
-    Console().print(results_table(measured))
+    Console().print(comparison_table(measured))
     print(f"Page: {out}")
     if figures is not None:
         files = write_figures(figures, measured, inspections)

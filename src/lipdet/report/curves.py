@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 from matplotlib.axes import Axes
 from matplotlib.ticker import PercentFormatter
@@ -85,7 +86,7 @@ def _curve(axes: Axes, index: int, result: Result) -> None:
     clean = {0.0: result["clean"]}
     above = {**clean, **attacked(result)}
     below = certified(result)
-    style = {"color": colour(index), "marker": marker(index)}
+    style: dict[str, Any] = {"color": colour(index), "marker": marker(index)}
     axes.plot(*_line(above), label=result["weights"], **style)
     if below:
         axes.plot(*_line(below), ls="--", markerfacecolor="none", **style)

@@ -6,6 +6,7 @@ import base64
 import io
 from collections.abc import Sequence
 from html import escape
+from typing import Any
 
 import numpy as np
 from matplotlib.axes import Axes
@@ -32,7 +33,8 @@ def tile(scene: Scene, attacked: bool) -> str:
         f'<figure class="tile"><svg role="img" viewBox="0 0 {size} {size}">'
         f"<title>{escape(_described(scene, attacked))}</title>"
         f'<image width="{size}" height="{size}" href="{_data_url(picture)}"/>{regions}{boxes}'
-        f"</svg><figcaption>{escape(_caption(scene, attacked))}</figcaption></figure>"
+        f"</svg><figcaption><b>{escape(scene.weights)}</b>, {escape(_caption(scene, attacked))}"
+        "</figcaption></figure>"
     )
 
 
@@ -95,7 +97,7 @@ def _caption(scene: Scene, attacked: bool) -> str:
 
 def _described(scene: Scene, attacked: bool) -> str:
     truth = " ".join(scene.truth) or "nothing"
-    text = f"{scene.weights}, picture {scene.index + 1}, which shows {truth}. "
+    text = f"{scene.weights}, picture {scene.picture + 1}, which shows {truth}. "
     text += f"{_caption(scene, attacked)}."
     if not attacked:
         text += "".join(
@@ -144,7 +146,12 @@ def _geometry(box: Box) -> str:
 def _draw(axes: Axes, one: Shown, epsilon: float, region: bool) -> None:
     certified = _certified(one, epsilon)
     colour = CERTIFIED if certified else UNCERTIFIED
-    style = {"fill": False, "edgecolor": colour, "linewidth": 1.6, "ls": "-" if certified else "--"}
+    style: dict[str, Any] = {
+        "fill": False,
+        "edgecolor": colour,
+        "linewidth": 1.6,
+        "ls": "-" if certified else "--",
+    }
     left, top, right, bottom = (value - 0.5 for value in one.box)
     axes.add_patch(Rectangle((left, top), right - left, bottom - top, **style))
     if region and one.outer and certified:

@@ -61,7 +61,7 @@ class Scene(NamedTuple):
 
     Attributes:
         weights: the detector's name.
-        index: of the picture in its data.
+        picture: its number in the data.
         epsilon: radius of the attack and of the worst-case regions.
         clean: (S, S, 3) uint8.
         attacked: (S, S, 3) uint8, rounded for show.
@@ -71,7 +71,7 @@ class Scene(NamedTuple):
     """
 
     weights: str
-    index: int
+    picture: int
     epsilon: float
     clean: NDArray[np.uint8]
     attacked: NDArray[np.uint8]
@@ -82,7 +82,7 @@ class Scene(NamedTuple):
     def as_dict(self) -> dict[str, Any]:
         """Plain values for json, without the pictures."""
         return {
-            "picture": self.index,
+            "picture": self.picture,
             "epsilon": self.epsilon,
             "truth": list(self.truth),
             "clean": [one._asdict() for one in self.found],

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
+from html import escape
 from typing import Any
 
 from lipdet.certificate.diagnosis import REASONS
@@ -16,7 +17,6 @@ from lipdet.report.markup import (
     constant,
     count,
     details,
-    escape,
     figure,
     number,
     paragraph,
@@ -83,14 +83,13 @@ def headline(document: Document, drawings: Drawings) -> Section:
             "images/s on this machine",
             *(number(document, f"detectors/{i}/speed/images_per_second", rate) for i in places),
         ],
-        *(
-            [words, *(number(document, f"detectors/{i}/lipschitz/{key}", constant) for i in places)]
-            for key, words in (
-                ("largest_logit", "Lipschitz bound of a logit"),
-                ("largest_offset", "Lipschitz bound of a box offset"),
-            )
-        ),
     ]
+    for key, words in (
+        ("largest_logit", "Lipschitz bound of a logit"),
+        ("largest_offset", "Lipschitz bound of a box offset"),
+    ):
+        bounds = (number(document, f"detectors/{i}/lipschitz/{key}", constant) for i in places)
+        rows.append([words, *bounds])
     head = ["", *(result["weights"] for result in results)]
     body = table("Detectors side by side; AP in percent", head, rows)
     return Section("detectors", "Detectors side by side", body)
@@ -109,23 +108,23 @@ def gallery(document: Document, scenes: Sequence[Sequence[Scene]]) -> Section:
     if not any(scenes):
         body = paragraph("No picture was attacked; give --epsilon.")
         return Section("pictures", "The same pictures, clean and attacked", body)
-    tiles = "".join(
-        tile(scene, attacked)
-        for same_picture in zip(*scenes, strict=True)
-        for scene in same_picture
-        for attacked in (False, True)
+    text = (
+        f"Clean, and attacked at ε {scenes[0][0].epsilon:g}, each detector with its own gradients. "
+        f"{LEGEND} The number beside a label is the largest ε up to which it is certified."
     )
-    names = ", ".join(result["weights"] for result in document["results"])
-    text = f"Each picture: {names}; clean, then attacked at ε {scenes[0][0].epsilon:g}. {LEGEND}"
-    number_note = " The number beside a label is the largest ε up to which it is certified."
-    body = paragraph(text + number_note) + f'<div class="gallery">{tiles}</div>'
+    body = paragraph(text)
+    for same_picture in zip(*scenes, strict=True):
+        first = same_picture[0]
+        tiles = (tile(scene, attacked) for scene in same_picture for attacked in (False, True))
+        heading = f"Picture {first.picture + 1}: {' '.join(first.truth) or 'no object'}"
+        body += f'<h3>{escape(heading)}</h3><div class="gallery">{"".join(tiles)}</div>'
     return Section("pictures", "The same pictures, clean and attacked", body)
 
 
 def consistency(document: Document, drawings: Drawings) -> Section:
     """What becomes of detections under attack."""
     keys = ("shown", *(key for key, _, _ in FATES))
-    rows = [
+    rows: list[list[Cell | str]] = [
         [name, *(number(document, f"{path}/consistency/{key}", count) for key in keys)]
         for name, path, entry in _entries(document, "attacked")
     ]
@@ -144,7 +143,7 @@ def failures(document: Document, drawings: Drawings) -> Section:
     entries = _entries(document, "certified")
     if not entries:
         return Section("failures", heading, paragraph("Nothing was certified in these results."))
-    rows = [
+    rows: list[list[Cell | str]] = [
         [
             name,
             *(
@@ -172,7 +171,7 @@ def lipschitz(document: Document, drawings: Drawings) -> Section:
         if isinstance(detector["lipschitz"], str):
             body += paragraph(f"{detector['weights']}: no bound. {detector['lipschitz']}")
             continue
-        rows = [
+        rows: list[list[Cell | str]] = [
             [
                 layer["name"],
                 layer["kind"],
@@ -211,7 +210,7 @@ def classes(document: Document, drawings: Drawings) -> Section:
             if "per_class" in entry
         ]
     names = list(document["results"][0]["clean"]["per_class"])
-    rows = [
+    rows: list[list[Cell | str]] = [
         [name, *(number(document, f"{path}/{_key(name)}/ap50") for _, path in columns)]
         for name in names
     ]

@@ -97,7 +97,8 @@ def save_drawing(drawing: Drawing, folder: Path) -> list[Path]:
 def inline_svg(drawing: Drawing) -> str:
     """The drawing as an `<svg>` element for a page, with its alternative text."""
     text = _rendered(drawing.figure, "svg", transparent=True).decode()
-    text = re.sub(r"<metadata>.*?</metadata>", "", text, flags=re.DOTALL)
+    # Addresses of vocabularies, and a style that would hold for the whole page.
+    text = re.sub(r"<(metadata|style)\b.*?</\1>", "", text, flags=re.DOTALL)
     # Identities must differ between the figures of a page.
     text = re.sub(r'\bid="', f'id="{drawing.name}-', text)
     text = re.sub(r'href="#', f'href="#{drawing.name}-', text)

@@ -1,0 +1,130 @@
+"""Figures show the numbers they are given, and the network that they are read off."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from lipdet.config import PRESETS
+from lipdet.detector import build_detector
+from lipdet.report.architecture import describe_architecture, draw_architecture
+from lipdet.report.consistency import plot_consistency
+from lipdet.report.curves import plot_curves, plot_frontier
+from lipdet.report.lipschitz import plot_profiles
+from lipdet.report.style import inline_svg, save_drawing
+from tests.report.made_up import ROWS, result, results
+
+
+def test_curves_hold_the_results() -> None:
+    drawing = plot_curves(results())
+    assert drawing
+    axes = drawing.figure.axes[0]
+    above, below, other = axes.lines
+    # Clean, then times 0.8 and 0.4 (attacked), and half of those (certified).
+    np.testing.assert_allclose(
+        above.get_xydata(), np.c_[[0, 0.1, 0.25], np.multiply(0.86449, [1, 0.8, 0.4])]
+    )
+    np.testing.assert_allclose(
+        below.get_xydata(), np.c_[[0.1, 0.25], np.multiply(0.86449, [0.4, 0.2])]
+    )
+    # Of the second detector only the clean AP50 is known.
+    np.testing.assert_allclose(other.get_xydata(), [[0.0, 0.5]])
+    [band, empty] = axes.collections
+    edges = band.get_paths()[0].vertices
+    for corner in ((0.1, 0.4), (0.1, 0.8), (0.25, 0.2), (0.25, 0.4)):
+        expected = (corner[0], corner[1] * 0.86449)
+        assert np.isclose(edges, expected).all(axis=1).any()
+    assert not [path for path in empty.get_paths() if len(path.vertices)]
+    # What the eye sees is told as well: 0.86449 × 0.4 is 34.6 percent.
+    assert "certified at 0.1: 34.6" in drawing.alternative
+
+
+def test_frontier_holds_the_results() -> None:
+    drawing = plot_frontier(results())
+    assert drawing
+    points = {
+        tuple(line.get_xydata()[0].round(6))
+        for line in drawing.figure.axes[0].lines
+        if len(line.get_xydata()) == 1
+    }
+    expected = {(0.86449, round(0.86449 * share, 6)) for share in (0.8, 0.4, 0.2)}
+    assert expected <= points
+
+
+def test_without_radii_there_is_no_curve() -> None:
+    plain = [result("naive", 0.5, full=False)]
+    assert plot_curves(plain) is None
+    assert plot_frontier(plain) is None
+    assert plot_consistency(plain) is None
+    assert plot_profiles({"naive": ()}) is None
+
+
+def test_another_norm_is_no_partner_of_a_certificate() -> None:
+    # Certificates are about L2; an L∞ attack of the same radius is far stronger.
+    made = result("naive", 0.5, full=True)
+    made["attacked"].append({**made["attacked"][0], "norm": "linf", "ap50": 0.0})
+    drawing = plot_curves([made])
+    assert drawing
+    assert drawing.figure.axes[0].lines[0].get_ydata()[1] == pytest.approx(0.4)
+
+
+def test_consistency_bars_are_shares_of_what_was_shown() -> None:
+    drawing = plot_consistency(results())
+    assert drawing
+    # Of 18 shown: 10 kept, 3 of another class, 5 vanished; 2 appeared; two radii each.
+    widths = [bar.get_width() for bar in drawing.figure.axes[0].patches]
+    expected = [100 * value / 18 for value in (10, 10, 3, 3, 5, 5, 2, 2)]
+    np.testing.assert_allclose(widths, expected)
+
+
+def test_profile_follows_the_path_to_the_logits() -> None:
+    drawing = plot_profiles({"made up": ROWS, "unbounded": ()})
+    assert drawing
+    bounds, observed = drawing.figure.axes[0].lines
+    np.testing.assert_allclose(bounds.get_ydata(), [2.0, 2.0])
+    np.testing.assert_allclose(observed.get_ydata(), [1.5])
+
+
+def test_files_do_not_depend_on_the_day(tmp_path: Path) -> None:
+    for folder in ("a", "b"):
+        (tmp_path / folder).mkdir()
+        drawing = plot_profiles({"a $name_": ROWS})
+        assert drawing
+        save_drawing(drawing, tmp_path / folder)
+    for name in ("lipschitz.svg", "lipschitz.png"):
+        assert (tmp_path / "a" / name).read_bytes() == (tmp_path / "b" / name).read_bytes()
+    assert "a $name_" in (tmp_path / "a" / "lipschitz.svg").read_text()
+
+
+def test_inline_figures_share_no_identity() -> None:
+    named = [result("naive", 0.5, full=True)]
+    one, other = plot_curves(named), plot_frontier(named)
+    assert one
+    assert other
+    identities = [
+        set(re.findall(r'\bid="([^"]+)"', inline_svg(drawing))) for drawing in (one, other)
+    ]
+    assert identities[0]
+    assert not identities[0] & identities[1]
+    assert "http" not in inline_svg(one)
+
+
+def test_architecture_is_read_off_the_network() -> None:
+    detector = build_detector(PRESETS["naive"].detector)
+    found = describe_architecture(detector)
+    # Maps of `TinierBackbone`: 32×18×18, 32×9×9, 32×4×4 and 16×2×2; 337,968 parameters and 1,700
+    # default boxes as published.
+    tapped = [(stage.channels, stage.cells) for stage in found.stages if stage.tapped]
+    assert tapped == [(32, 18), (32, 9), (32, 4), (16, 2)]
+    assert [(head.cells, head.boxes) for head in found.heads] == [(18, 4), (9, 4), (4, 4), (2, 4)]
+    assert found.default_boxes == 1700
+    parts = sum(part.parameters for part in (*found.stages, *found.heads))
+    assert parts == found.parameters == 337_968
+    # Convolutions of fire8 to fire10 and conv12 in the published model.
+    assert sum(stage.layers.get("Conv2d", 0) for stage in found.stages) == 12
+    assert detector.training
+    words = draw_architecture("naive", found).alternative
+    assert "18×18 maps of 32 channels" in words

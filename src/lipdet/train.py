@@ -17,6 +17,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
+import numpy as np
 import torch
 
 from lipdet.attack import AttackSettings, attack_batch
@@ -24,11 +25,12 @@ from lipdet.boxes import AP_SELECTION, Decoder
 from lipdet.checkpoint import BEST, load_detector, save_detector
 from lipdet.config import TrainConfig
 from lipdet.detector import SSD, build_detector
+from lipdet.detector.calibration import calibrated
 from lipdet.detector.matching import PaddedTargets, pad_targets
 from lipdet.detector.multibox import MultiboxLoss, multibox_loss, training_scores
 from lipdet.errors import InputError
 from lipdet.evaluate.average_precision import AveragePrecision, average_precision
-from lipdet.evaluate.run import detect_pack
+from lipdet.evaluate.run import BATCH_SIZE, detect_pack
 from lipdet.hardware import computes_in_bf16, keep_freed_memory, training_device
 from lipdet.images.augment import augment
 from lipdet.images.batches import Mixture, Part, split
@@ -276,7 +278,8 @@ class Trainer:
         last = epoch + 1 == self.config.epochs
         if not last and (epoch + 1) % self.config.validate_every:
             return
-        measured = self.validate()
+        detector = self.calibrated_average()
+        measured = self.validate(detector)
         if measured:
             console.log(f"epoch {epoch + 1}/{self.config.epochs}: {_sentence(measured)}")
             log.write(self.state.step, validation_ap50=measured.ap50, validation_ap=measured.ap)
@@ -285,8 +288,7 @@ class Trainer:
         if score > self.state.best or not measured:
             self.state.best = score
             info = {**self.provenance, "epoch": epoch + 1, "validation_ap50": score}
-            averaged = self.state.averaged
-            save_detector(self.run / BEST, averaged, self.job.detector, info)
+            save_detector(self.run / BEST, detector, self.job.detector, info)
         self.restart_watch()
 
     def restart_watch(self) -> tuple[float, dict[str, float]]:
@@ -294,17 +296,31 @@ class Trainer:
         self.watched_from = self.state.step
         return self.watch.take()
 
-    def validate(self) -> AveragePrecision | None:
-        """AP of the averaged weights on all held-out pictures together; None without any."""
+    def calibrated_average(self) -> SSD:
+        """The averaged weights, calibrated on the held-out pictures if there are any."""
+        averaged = self.state.averaged.eval()
+        parts = [part for part in self.validation if len(part.indices)]
+        return calibrated(averaged, self.held_out(parts)) if parts else averaged
+
+    def held_out(self, parts: Sequence[Part]) -> Iterator[tuple[torch.Tensor, PaddedTargets]]:
+        """Batches of held-out pictures (B, 3, S, S) in [0, 1] and their objects."""
+        for part in parts:
+            for indices in np.array_split(part.indices, math.ceil(len(part.indices) / BATCH_SIZE)):
+                pixels = np.stack([part.pack.images[index] for index in indices])
+                images = torch.from_numpy(pixels).to(self.device).permute(0, 3, 1, 2).float() / 255
+                targets = [part.pack.target(index) for index in indices.tolist()]
+                yield images, pad_targets(targets).to(self.device)
+
+    def validate(self, detector: SSD) -> AveragePrecision | None:
+        """AP on all held-out pictures together; None without any."""
         parts = [part for part in self.validation if len(part.indices)]
         if not parts:
             return None
-        averaged = self.state.averaged
         targets = [part.pack.target(index) for part in parts for index in part.indices]
         found = [
             one
             for part in parts
-            for one in detect_pack(averaged, part.pack, part.indices.tolist(), AP_SELECTION)
+            for one in detect_pack(detector, part.pack, part.indices.tolist(), AP_SELECTION)
         ]
         return average_precision(targets, found, self.job.detector.class_names)
 

@@ -60,6 +60,7 @@ def test_each_check_fails_alone(change: dict[str, object], name: str) -> None:
 def short(monkeypatch: pytest.MonkeyPatch) -> None:
     """Two radii, of which the attacks are compared at the larger; few queries and restarts."""
     monkeypatch.setattr(attack_curves, "RADII", (0.5, 4.0))
+    monkeypatch.setattr(attack_curves, "LARGEST_RADIUS", 4.0)
     monkeypatch.setattr(attack_curves, "QUERIES", 20)
     monkeypatch.setattr(attack_curves, "MORE_RESTARTS", 2)
 

@@ -71,6 +71,13 @@ def test_eval_reports_attacks(capsys: pytest.CaptureFixture[str], tmp_path: Path
     assert len(list((tmp_path / "state").iterdir())) == 1
 
 
+@pytest.mark.parametrize("verb", ["attack", "check-attack"])
+def test_help_has_an_example(verb: str, capsys: pytest.CaptureFixture[str]) -> None:
+    status, out, _ = run(capsys, verb, "--help")
+    assert status == 0
+    assert f"example: lipdet {verb} naive" in " ".join(out.split())
+
+
 @pytest.mark.parametrize(
     ("words", "names"),
     [

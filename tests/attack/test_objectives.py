@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from lipdet.attack import OBJECTIVES
+from lipdet.attack.gradient import exact
 from lipdet.attack.objectives import GONE
 from lipdet.attack.scene import scene_of
 from lipdet.boxes import SigmoidScores
@@ -94,3 +95,8 @@ def test_boxes_move_out_of_reach_of_vanish() -> None:
     raw = RawOutput(torch.tensor([[[5.0], [2.0]]]), offsets)
     [value] = OBJECTIVES["vanish"](raw, own, decoder)
     assert value == pytest.approx(-2.0)
+
+
+def test_bf16_networks_are_judged_in_float32() -> None:
+    raw = RawOutput(torch.ones(1, 2, 3, dtype=torch.bfloat16), torch.ones(1, 2, 4).double())
+    assert [part.dtype for part in exact(raw)] == [torch.float32, torch.float64]

@@ -21,7 +21,7 @@ from lipdet.attack.scene import scene_of
 from lipdet.attack.schedules import SCHEDULES, Iterates
 from lipdet.attack.settings import AttackSettings
 from lipdet.detector import SSD
-from lipdet.types import Target
+from lipdet.types import RawOutput, Target
 
 # Images whose activations are held at a time.
 MOST_AT_ONCE = 32
@@ -57,7 +57,7 @@ def attack_batch(
 
     def objective_of(part: range) -> Objective:
         scene = scene_of([targets[place] for place in part], decoder)
-        return lambda batch, rows: raise_value(detector(batch), scene.at(rows), decoder)
+        return lambda batch, rows: raise_value(exact(detector(batch)), scene.at(rows), decoder)
 
     with frozen(detector):
         return attack_in_parts(objective_of, images, settings, indices, on_step).images
@@ -140,6 +140,11 @@ def _best_of_starts(
         found = climb(objective, clean, start, ball, schedule, settings.steps, on_step)
         starts = [starts[0].replaced(rows, found)] if starts else [found]
     return starts[0]
+
+
+def exact(raw: RawOutput) -> RawOutput:
+    """Raw output in float32 at least: under autocast, networks return bf16."""
+    return RawOutput(*(part.to(torch.promote_types(part.dtype, torch.float32)) for part in raw))
 
 
 def random_start(clean: Tensor, ball: Ball, seeds: Sequence[tuple[int, ...]]) -> Tensor:

@@ -1,1 +1,30 @@
-"""What people look at: overlays, tables, one self-contained page."""
+"""What people look at: overlays, tables, figures, one self-contained page."""
+
+from lipdet.report.architecture import describe_architecture, draw_architecture
+from lipdet.report.certificate import plot_reasons
+from lipdet.report.consistency import plot_consistency
+from lipdet.report.curves import plot_curves, plot_frontier
+from lipdet.report.gallery import plot_scenes
+from lipdet.report.inspection import inspect_detector
+from lipdet.report.lipschitz import plot_profiles
+from lipdet.report.page import write_figures, write_page
+from lipdet.report.results import read_results
+from lipdet.report.scenes import scenes
+from lipdet.report.style import save_drawing
+
+__all__ = [
+    "describe_architecture",
+    "draw_architecture",
+    "inspect_detector",
+    "plot_consistency",
+    "plot_curves",
+    "plot_frontier",
+    "plot_profiles",
+    "plot_reasons",
+    "plot_scenes",
+    "read_results",
+    "save_drawing",
+    "scenes",
+    "write_figures",
+    "write_page",
+]

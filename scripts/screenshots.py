@@ -1,0 +1,49 @@
+"""Screenshots of a report page for the documentation, by the system's Chromium.
+
+    python scripts/screenshots.py report.html docs
+
+Writes report.png (1280 pixels wide, light, the top of the page), report-pictures.png (the gallery)
+and report-phone.png (390 pixels wide, dark).
+"""
+
+from __future__ import annotations
+
+import argparse
+import shutil
+from pathlib import Path
+
+from playwright.sync_api import Browser, sync_playwright
+
+
+def main() -> None:
+    """Open the page at both widths."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawTextHelpFormatter
+    )
+    parser.add_argument("page", type=Path)
+    parser.add_argument("out", type=Path)
+    options = parser.parse_args()
+    chromium = shutil.which("chromium") or shutil.which("chromium-browser")
+    if chromium is None:
+        raise SystemExit("chromium is not installed")
+    with sync_playwright() as playwright:
+        # A container's root cannot have Chromium's sandbox; the page is our own.
+        browser = playwright.chromium.launch(executable_path=chromium, args=["--no-sandbox"])
+        shoot(browser, options.page, options.out)
+        browser.close()
+
+
+def shoot(browser: Browser, file: Path, out: Path) -> None:
+    """Take the screenshots of one page."""
+    address = file.resolve().as_uri()
+    wide = browser.new_page(viewport={"width": 1280, "height": 1500}, color_scheme="light")
+    wide.goto(address)
+    wide.screenshot(path=out / "report.png")
+    wide.locator("#pictures").screenshot(path=out / "report-pictures.png")
+    narrow = browser.new_page(viewport={"width": 390, "height": 1500}, color_scheme="dark")
+    narrow.goto(address)
+    narrow.screenshot(path=out / "report-phone.png")
+
+
+if __name__ == "__main__":
+    main()

@@ -19,7 +19,7 @@ from torch import Tensor
 from lipdet import train as train_module
 from lipdet.checkpoint import BEST, load_detector, read_tensors
 from lipdet.config import DetectorConfig, TrainConfig, as_plain
-from lipdet.detector import build_detector
+from lipdet.detector import SSD, build_detector
 from lipdet.errors import InputError
 from lipdet.evaluate.average_precision import AveragePrecision
 from lipdet.images.pack import Pack, PackedPicture, write_pack
@@ -125,7 +125,7 @@ def scripted(monkeypatch: pytest.MonkeyPatch, scores: list[float]) -> list[dict[
     """Let validations yield these AP50; returns the averaged weights at each of them."""
     given, seen = iter(scores), []
 
-    def validate(trainer: Trainer) -> AveragePrecision:
+    def validate(trainer: Trainer, _: SSD) -> AveragePrecision:
         state = trainer.state.averaged.state_dict()
         seen.append({name: tensor.clone() for name, tensor in state.items()})
         return AveragePrecision(next(given), 0.0, {})

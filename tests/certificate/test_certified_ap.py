@@ -1,0 +1,88 @@
+"""Certified AP by hand, and what a data set's summary says."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+
+from lipdet.boxes import AP_SELECTION
+from lipdet.certificate.average_precision import certified_average_precision
+from lipdet.certificate.cover import affordable, first_fit
+from lipdet.certificate.diagnosis import REASONS
+from lipdet.certificate.verifier import verifier_of
+from lipdet.evaluate.certified import certify_batch, join, summary
+from lipdet.types import Target
+from tests.certificate.detectors import small_detector
+from tests.certificate.directed import TIED_RIVALS
+
+
+def _values(*values: float) -> torch.Tensor:
+    return torch.tensor(values, dtype=torch.float64)
+
+
+def test_average_precision_by_hand() -> None:
+    certified = _values(3.0, 1.0, -torch.inf, -torch.inf)
+    # Two detections at 3 or more, four at 1 or more: precisions 1/2 and 2/4 at recalls 1/4 and 2/4.
+    entries = _values(5.0, 3.5, 1.0, 2.0, -1.0)
+    # Recalls 0 to 0.5 are 51 of 101.
+    assert certified_average_precision(certified, entries, 4) == pytest.approx(0.5 * 51 / 101)
+    # With one fewer above 3: precision 1 for the recalls 0 to 0.25, 26 of them.
+    entries = _values(5.0, 2.0, 1.0, 1.0)
+    wanted = (26 * 1 + 25 * 0.5) / 101
+    assert certified_average_precision(certified, entries, 4) == pytest.approx(wanted)
+
+
+def test_nothing_certified_is_zero() -> None:
+    assert certified_average_precision(_values(-torch.inf), _values(1.0), 1) == 0
+
+
+def test_recalls_are_those_of_coco() -> None:
+    # Some of torch's 101 recalls are a digit below numpy's, which COCO uses: too many would count.
+    grid = np.linspace(0.0, 1.0, 101)
+    for found in range(1, 100):
+        certified = torch.cat([torch.zeros(found), torch.full((100 - found,), -torch.inf)])
+        reached = certified_average_precision(certified.double(), torch.zeros(found).double(), 100)
+        assert reached == pytest.approx((grid <= found / 100).sum() / 101)
+
+
+def test_first_fit_by_hand() -> None:
+    # 0 overlaps 1 and 2, which do not overlap; 3 overlaps 2 alone. As masks of later ones.
+    assert first_fit([0b0110, 0, 0b1000, 0], 10) == [0, 0, 1, 1]
+    assert first_fit([0, 0, 0], 2) == [0, 1, -1]
+    assert first_fit([], 3) == []
+
+
+def test_affordable_by_hand() -> None:
+    # Three cliques at 0 and a budget of 3: one rises to 3, two to 3/√2, three to √3.
+    group, place = torch.zeros(3, dtype=torch.int64), torch.arange(3)
+    found = affordable(group, place, _values(0, 0, 0), _values(3), limit=10)
+    assert found.tolist() == pytest.approx([3, 3 / 2**0.5, 3**0.5], abs=1e-6)
+    # One stands at 2 already: raising the other to 4 costs 4² + 2² = 20 of 20.
+    found = affordable(group[:2], place[:2], _values(2, 0), _values(20**0.5), limit=10)
+    assert found[1].item() == pytest.approx(4, abs=1e-6)
+
+
+def test_summary_of_a_softmax_detector() -> None:
+    detector = small_detector()
+    verifier = verifier_of(detector, AP_SELECTION)
+    torch.manual_seed(0)
+    with torch.no_grad():
+        raw = detector(torch.rand(2, 3, 8, 8))
+    targets = [
+        Target(boxes=torch.tensor([[1.0, 1, 5, 5]]), labels=torch.tensor([0])),
+        Target(boxes=torch.zeros(0, 4), labels=torch.zeros(0, dtype=torch.int64)),
+    ]
+    entry = summary(0.1, join([certify_batch(verifier, raw, targets, 0.1)]), ("a", "b"))
+    assert set(entry["failed"]) == set(REASONS)
+    assert entry["per_class"]["b"]["ap"] is None
+    assert 0 <= entry["ap"] <= entry["ap50"] <= 1
+
+
+def test_the_reason_is_the_condition_that_fails() -> None:
+    scene = TIED_RIVALS.scene
+    for epsilon, wanted in ((0.9, {}), (1.1, {"suppressor": 1}), (4.0, {"score": 1})):
+        found = certify_batch(scene.verifier, scene.raw, scene.targets, epsilon)
+        entry = summary(epsilon, join([found]), ("a",))
+        assert {key: count for key, count in entry["failed"].items() if count} == wanted
+        assert entry["recall"] == (0.0 if wanted else 1.0)

@@ -22,6 +22,7 @@ from lipdet.boxes.scores import Scores, SigmoidScores, SoftmaxScores, logit
 from lipdet.boxes.select import Decoder
 from lipdet.certificate.box_range import BoxRange, box_range
 from lipdet.certificate.outputs import OutputBounds
+from lipdet.errors import InputError
 from lipdet.types import RawOutput
 
 # Log-odds are computed and compared in float32. One is off by at most K + 8 roundings of 2⁻²⁴ plus
@@ -46,7 +47,9 @@ class Balls(NamedTuple):
 
     def at(self, index: Tensor) -> Balls:
         """Some of the boxes."""
-        return Balls(*(values[index] for values in self[:3]), self.coding)
+        return Balls(
+            self.offsets[index], self.radius[index], self.default_boxes[index], self.coding
+        )
 
 
 class Candidates(NamedTuple):
@@ -125,12 +128,19 @@ def find_candidates(
         epsilon: L2 radius in pixel units, for all images or (B,) of each.
         rounding: how far any output of a forward pass may lie from real arithmetic. It counts
             twice, since the outputs with and without perturbation are both computed.
+
+    Raises:
+        InputError: an output is not finite; nothing can be said about it.
     """
+    if not (raw.logits.isfinite().all() and raw.offsets.isfinite().all()):
+        raise InputError("The detector's outputs are not all finite, so nothing can be certified.")
     logits = raw.logits.double()
     radius = torch.as_tensor(epsilon, dtype=torch.float64).expand(len(logits))
-    largest = logits.abs().amax(dim=-1, keepdim=True)
+    moving = radius[:, None, None] * bounds.logits
+    # Of the outputs with perturbation, which are rounded too.
+    largest = (logits.abs() + moving).amax(dim=-1, keepdim=True)
     slack = 2 * rounding + _ROUNDING * (largest + logits.shape[-1])
-    moved = radius[:, None, None] * bounds.logits + slack
+    moved = moving + slack
     low, high = log_odds_interval(decoder.scores, logits, moved)
     found = torch.nonzero(high > logit(score_floor)).unbind(dim=1)
     order, rank = _order(found[0] * high.shape[2] + found[2], high[found])

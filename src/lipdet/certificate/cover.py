@@ -152,6 +152,8 @@ def clique_numbers(candidates: Candidates, nms_iou: float, size: int, limit: int
     Candidates for which no clique was sought, because their group has `limit` of them already or
     has MOST_COVERED higher candidates, are cliques of their own with numbers from `limit` on.
     """
+    if not len(candidates.group):
+        return torch.zeros(0, dtype=torch.int64)
     numbers = np.arange(limit, limit + len(candidates.group))
     place = torch.arange(len(candidates.group)) - candidates.starts(candidates.group)
     chosen = torch.nonzero(place < MOST_COVERED)[:, 0]

@@ -10,7 +10,7 @@ from torch import Tensor
 from lipdet.boxes.scores import SigmoidScores
 from lipdet.boxes.select import Decoder, Selection
 from lipdet.certificate.candidates import Candidates, find_candidates
-from lipdet.certificate.certify import MAX_DETECTIONS, Certifiers, PairReach, certifiers
+from lipdet.certificate.certify import Certifiers, PairReach, certifiers
 from lipdet.certificate.cover import Entries, detection_entries
 from lipdet.certificate.head_norms import PairwiseLogits, collective_class_constants
 from lipdet.certificate.numerics import measured_rounding
@@ -56,7 +56,8 @@ class Verifier:
         budget = None
         if self.collective is not None and self.tightenings.collective:
             budget = (self._factor * epsilon[:, None] * self.collective).flatten()
-        limit = min(self.selection.top_k, MAX_DETECTIONS) + 1
+        # One more than the detector puts out: condition 4 adds up the classes of an image.
+        limit = self.selection.top_k + 1
         return detection_entries(
             candidates, self.selection.nms_iou, self.decoder.image_size, limit, budget
         )

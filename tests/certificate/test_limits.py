@@ -1,0 +1,83 @@
+"""Where lists are cut off, empty or undefined: no certificate may come out of that."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+
+from lipdet.boxes import (
+    BoxCoding,
+    Decoder,
+    Scores,
+    Selection,
+    SigmoidScores,
+    SoftmaxScores,
+    select_detections,
+)
+from lipdet.certificate.certify import certified_up_to
+from lipdet.certificate.outputs import OutputBounds
+from lipdet.certificate.truths import truths_of
+from lipdet.certificate.verifier import Verifier
+from lipdet.errors import InputError
+from lipdet.evaluate.certified import certify_batch, join, summary
+from lipdet.types import RawOutput, Target
+
+
+def verifier(boxes: list[list[float]], scores: Scores, top_k: int, logits: int = 2) -> Verifier:
+    count, size = len(boxes), 400
+    bounds = OutputBounds(
+        (1.0,),
+        (slice(0, count),),
+        torch.full((count, logits), 0.1, dtype=torch.float64),
+        torch.zeros(count, 4, dtype=torch.float64),
+        torch.zeros(count, dtype=torch.float64),
+        1.0,
+    )
+    decoder = Decoder(torch.tensor(boxes), BoxCoding(), scores, size)
+    return Verifier(bounds, decoder, Selection(0.01, 0.3, top_k))
+
+
+@pytest.mark.parametrize("top_k", [100, 150, 200, 201])
+def test_many_strong_detections_of_another_class_push_an_object_out(top_k: int) -> None:
+    # 200 disjoint boxes of class 1 above one of class 0, which is put out only as the 201st.
+    centres = [(10.0 + 20 * i, 10.0 + 20 * j) for i in range(20) for j in range(10)]
+    boxes = [[x, y, 10.0, 10.0] for x, y in centres] + [[200.0, 300.0, 40.0, 40.0]]
+    logits = torch.full((1, 201, 2), -20.0)
+    logits[0, :200, 1], logits[0, 200, 0] = 5.0, 2.0
+    raw = RawOutput(logits, torch.zeros(1, 201, 4))
+    target = Target(boxes=torch.tensor([[180.0, 280, 220, 320]]), labels=torch.tensor([0]))
+    judge, radius = verifier(boxes, SigmoidScores(1.0), top_k), torch.tensor([0.1]).double()
+    candidates = judge.candidates(raw, radius)
+    entries = judge.entries(candidates, radius)
+    found = judge.certifiers(candidates, truths_of([target]), radius, 0.5, entries)
+    certified = certified_up_to(found, 1, [0.5]).item() > -math.inf
+    # Oracle: the detector itself.
+    [detections] = select_detections(raw, judge.decoder, judge.selection)
+    assert certified == bool((detections["labels"] == 0).any())
+
+
+@pytest.mark.parametrize(("scores", "logits"), [(SigmoidScores(20.0), 2), (SoftmaxScores(), 3)])
+@pytest.mark.parametrize("objects", [0, 2])
+def test_a_batch_in_which_nothing_can_rise(scores: Scores, logits: int, objects: int) -> None:
+    judge = verifier([[10.0, 10, 10, 10]] * 3, scores, 100, logits)
+    low = torch.full((1, 3, logits), -20.0)
+    if logits == 3:
+        low[..., 0] = 20.0
+    boxes = torch.tensor([[5.0, 5, 15, 15]] * objects).reshape(-1, 4)
+    target = Target(boxes=boxes, labels=torch.zeros(objects, dtype=torch.int64))
+    part = certify_batch(judge, RawOutput(low, torch.zeros(1, 3, 4)), [target], 0.1)
+    entry = summary(0.1, join([part, part]), ("a", "b"))
+    # By hand: nothing can be detected, so nothing is certified and nothing is a false positive.
+    assert (entry["ap50"], entry["recall"], entry["precision"]) == (0.0, 0.0, None)
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf])
+def test_outputs_that_are_no_numbers_are_refused(value: float) -> None:
+    judge = verifier([[10.0, 10, 10, 10]] * 3, SigmoidScores(20.0), 100)
+    for name in ("logits", "offsets"):
+        raw = RawOutput(torch.zeros(1, 3, 2), torch.zeros(1, 3, 4))
+        getattr(raw, name)[0, 1, 0] = value
+        with pytest.raises(InputError, match="finite"):
+            judge.candidates(raw, 0.1)

@@ -56,12 +56,13 @@ ALLOWED: dict[str, set[str]] = {
     "train": BASE | TRAINING | {"hardware", "job", "progress", "train_log", "train_state"},
 }
 # These stand at the end of the way and may import all before them; nothing before imports them.
-LAST = {"report", "demo", "reproduce"}
+LAST = {"report", "demo", "reproduce", "app"}
 COMMAND_LINE = {"commands", "cli", "__main__"}
 IMPORTERS = {
     "report": LAST | COMMAND_LINE,
     "demo": COMMAND_LINE,
     "reproduce": COMMAND_LINE,
+    "app": COMMAND_LINE,
     "commands": {"cli"},
     "cli": {"__main__"},
     "__main__": set(),

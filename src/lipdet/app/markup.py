@@ -26,7 +26,8 @@ CSS = """
 .lipdet-detectors section { min-width: 0; }
 .lipdet-detectors h3 { margin: 0; font-size: 1.1rem; overflow-wrap: anywhere; }
 .lipdet-detectors p { margin: .2rem 0 .6rem; font-size: .9rem; min-height: 2.6em; }
-.lipdet-detectors figure { margin: 0 0 .8rem; max-width: 23rem; }
+.lipdet-panels { display: flex; flex-wrap: wrap; gap: .8rem; }
+.lipdet-detectors figure { margin: 0; flex: 1 1 15rem; max-width: 23rem; }
 .lipdet-detectors img { width: 100%; height: auto; display: block; }
 .lipdet-detectors figcaption { font-size: .85rem; }
 .lipdet-downloads a { margin-right: 1rem; text-decoration: underline; }
@@ -47,7 +48,7 @@ def show(session: Session, epsilon: float, exhibits: Mapping[str, Exhibit]) -> s
     rows = panels(session, epsilon, exhibits)
     sections = "".join(
         f"<section><h3>{escape(view.name)}</h3><p>{escape(proven(view, epsilon))}</p>"
-        f"{''.join(_figure(panel) for panel in row)}</section>"
+        f'<div class="lipdet-panels">{"".join(_figure(panel) for panel in row)}</div></section>'
         for view, row in rows
     )
     picture = sheet([(view.name, row) for view, row in rows])
@@ -62,10 +63,10 @@ def show(session: Session, epsilon: float, exhibits: Mapping[str, Exhibit]) -> s
 def proven(view: View, epsilon: float) -> str:
     """One sentence on what is certain about a view at ε."""
     count = len(view.radii)
-    if view.reason:
-        return f"Nothing is certified. {view.reason}"
     if not count:
         return "Nothing is detected, so there is nothing to certify."
+    if view.reason:
+        return f"Nothing is certified. {view.reason}"
     if epsilon == 0:
         return "Move ε: at 0 nothing may change, so there is nothing to certify."
     sure = sum(radius >= epsilon for radius in view.radii)

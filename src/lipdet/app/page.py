@@ -82,7 +82,8 @@ def build_page(
                     [str(sample) for sample in samples],
                     label="Rendered samples",
                     columns=4,
-                    height=180,
+                    height=170,
+                    show_label=False,
                     allow_preview=False,
                     interactive=False,
                     elem_id="samples",
@@ -102,7 +103,7 @@ def build_page(
                 steps = gr.Slider(1, MOST_STEPS, 20, step=1, label="Steps", elem_id="steps")
                 with gr.Row():
                     start = gr.Button("Attack", variant="primary", elem_id="attack")
-                    stop = gr.Button("Stop", variant="stop", elem_id="stop")
+                    stop = gr.Button("Stop", elem_id="stop")
             with gr.Column(scale=3, min_width=280):
                 message = gr.HTML(status("Looking…"), elem_id="message")
                 result = gr.HTML(elem_id="result")
@@ -115,7 +116,7 @@ def build_page(
         ) -> tuple[Session | None, str, str]:
             stops.stop(str(request.session_hash))
             try:
-                now = open_session(path and Path(path), wanted, crop, exhibits)
+                now = open_session(Path(path) if path else None, wanted, crop, exhibits)
             except InputError as error:
                 return None, "", status(str(error), problem=True)
             return now, show(now, radius, exhibits), status(_described(now, exhibits))
@@ -214,4 +215,4 @@ def _described(now: Session, exhibits: Mapping[str, Exhibit]) -> str:
         if view.name in now.attacked:
             text += f", attacked {read(now.attacked[view.name].found, exhibit)}"
         parts.append(text)
-    return "; ".join(parts) + "."
+    return f"{now.picture}: {'; '.join(parts)}."

@@ -102,8 +102,8 @@ def look(exhibit: Exhibit, picture: Image.Image, region: Region) -> View:
     constant = float(verifier.bounds.logits.max())
     if not anything_certified(verifier, raw):
         reason = (
-            f"A score can move {constant:.2g} times as far as the picture, so even at "
-            f"ε = {TOLERANCE:g} no detection is certain to stay."
+            f"A change of ε can move a score's logit by {constant:.2g} ε as far as is known, and "
+            f"already ε = {TOLERANCE:g} could take every score below the floor."
         )
         return View(exhibit.name, image, raw, found, none, constant, reason)
     floor = logit(DISPLAY_SELECTION.score_floor)

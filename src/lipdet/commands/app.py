@@ -5,6 +5,8 @@ from __future__ import annotations
 import threading
 from collections.abc import Sequence
 
+import torch
+
 from lipdet.app.exhibits import bound_in_background, load_exhibits
 from lipdet.app.server import serving
 from lipdet.checkpoint import packaged_names
@@ -36,6 +38,8 @@ def run(detectors: Sequence[str] = (), host: str = "127.0.0.1", port: int = 7860
     """
     if not 0 <= port <= 65_535:
         raise InputError(f"--port must lie between 0 and 65535, not {port}.")
+    # Visitors share the cores; networks this small gain nothing from several.
+    torch.set_num_threads(1)
     exhibits = load_exhibits(list(detectors) or packaged_names())
     with serving(exhibits, host, port) as address:
         bound_in_background(exhibits)

@@ -124,6 +124,8 @@ def test_the_answer_comes_first(page: Page) -> None:
     # 0.86449 is 86.4, times 0.8 at the first radius is 69.2, half of it 34.6.
     expected = "naive: AP50 86.4 on clean pictures, 69.2 under attack, at least 34.6 proven"
     assert expected in page.words
+    # An attacked figure is worth what the attack is.
+    assert "worst (steps: 50, starts: 1)" in page.words
     assert page.words.index(expected) < page.words.index("Detectors side by side")
 
 

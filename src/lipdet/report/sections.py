@@ -53,8 +53,9 @@ def answer(document: Document) -> str:
     return f'<div class="answer"><p>{escape(where)}</p><ul>{"".join(lines)}</ul></div>' + paragraph(
         f"{count(data['images'])} pictures of {data['name']} with {count(data['objects'])} "
         "objects. ε is the L2 length of the change of a picture, whose values lie in [0, 1], at "
-        "the size at which the network sees it. AP in percent. Attacked: the worst that attacks "
-        "found. Certified: proven, so that no attack whatever does worse."
+        "the size at which the network sees it. AP in percent. Attacked: the worst that "
+        f"{_attacks(results)} found; stronger attacks may find worse. Certified: proven, so that "
+        "no attack whatever does worse."
     )
 
 
@@ -242,6 +243,16 @@ def provenance(document: Document, drawings: Drawings) -> Section:
         "about its training. The json of this page is part of its source."
     )
     return Section("provenance", "How this was measured", note + body)
+
+
+def _attacks(results: Sequence[Document]) -> str:
+    """The attacks behind the attacked figures, with their strength."""
+    words = {
+        f"{entry['attack']} (steps: {entry['steps']}, starts: {entry['restarts']})"
+        for result in results
+        for entry in attacked(result).values()
+    }
+    return " and ".join(sorted(words)) or "attacks"
 
 
 def _constant_or_dash(value: float | None) -> str:

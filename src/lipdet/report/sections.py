@@ -53,8 +53,8 @@ def answer(document: Document) -> str:
     return f'<div class="answer"><p>{escape(where)}</p><ul>{"".join(lines)}</ul></div>' + paragraph(
         f"{count(data['images'])} pictures of {data['name']} with {count(data['objects'])} "
         "objects. ε is the L2 length of the change of a picture, whose values lie in [0, 1], at "
-        "the size at which the network sees it. AP in percent. Attacked: the worst that "
-        f"{_attacks(results)} found; stronger attacks may find worse. Certified: proven, so that "
+        "the size at which the network sees it. AP in percent. Attacked: what is left under "
+        f"{_attacks(results)}; stronger attacks may leave less. Certified: proven, so that "
         "no attack whatever does worse."
     )
 

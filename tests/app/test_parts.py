@@ -1,0 +1,386 @@
+"""The app without its page: pictures, squares, views, attacks, panels, markup, the command."""
+
+from __future__ import annotations
+
+import base64
+import html.parser
+import io
+import json
+import struct
+import sys
+import threading
+import zlib
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from lipdet.app.drawing import SIDE, clean_panel, perturbation_panel, sheet
+from lipdet.app.exhibits import Exhibit, load_exhibits
+from lipdet.app.markup import proven, show, status
+from lipdet.app.pictures import LONGEST_SIDE, SAMPLES, read_picture, samples, square_of
+from lipdet.app.server import serving
+from lipdet.app.session import Session, as_dict, attack_settings, open_session
+from lipdet.app.stops import Stopped, Stops
+from lipdet.app.views import Attacked, attack, look, regions
+from lipdet.cli import main
+from lipdet.errors import InputError
+from lipdet.images.crop import Region
+
+SIDE_OF_INPUT = 74
+
+
+@pytest.fixture(scope="module")
+def exhibits() -> dict[str, Exhibit]:
+    return load_exhibits(["naive", "certified-small", "naive"])
+
+
+@pytest.fixture(scope="module")
+def sample(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    file = tmp_path_factory.mktemp("sample") / "<b>photo.png"
+    samples(SIDE_OF_INPUT)[2].save(file)
+    return file
+
+
+@pytest.fixture(scope="module")
+def session(exhibits: dict[str, Exhibit], sample: Path) -> Session:
+    return open_session(sample, list(exhibits), True, exhibits)
+
+
+def header_only_png(file: Path, width: int, height: int) -> Path:
+    """A PNG that says it is large and holds no pixels: decoding it would fail otherwise."""
+    data = struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)
+    chunk = struct.pack(">I", len(data)) + b"IHDR" + data
+    chunk += struct.pack(">I", zlib.crc32(b"IHDR" + data))
+    # The beginning of the pixels: readers stop here, at their header.
+    chunk += struct.pack(">I", 1_000_000) + b"IDAT"
+    file.write_bytes(b"\x89PNG\r\n\x1a\n" + chunk)
+    return file
+
+
+def test_a_40_megapixel_picture_is_refused_by_its_header(tmp_path: Path) -> None:
+    with pytest.raises(
+        InputError, match=r"8000×5000 pixels, 40\.0 million; choose one of at most 25"
+    ):
+        read_picture(header_only_png(tmp_path / "huge.png", 8_000, 5_000))
+
+
+@pytest.mark.filterwarnings("ignore::PIL.Image.DecompressionBombWarning")
+@pytest.mark.parametrize("width", [10_000, 60_000])
+def test_bombs_are_refused(tmp_path: Path, width: int) -> None:
+    with pytest.raises(InputError, match="choose"):
+        read_picture(header_only_png(tmp_path / "bomb.png", width, 10_000))
+
+
+def test_what_is_no_picture_is_refused(tmp_path: Path) -> None:
+    text = tmp_path / "text.png"
+    text.write_text("no picture")
+    empty = tmp_path / "empty.png"
+    empty.touch()
+    truncated = tmp_path / "half.png"
+    buffer = io.BytesIO()
+    Image.effect_noise((64, 64), 50).save(buffer, "PNG")
+    truncated.write_bytes(buffer.getvalue()[: len(buffer.getvalue()) // 2])
+    for file in (text, empty, truncated):
+        with pytest.raises(InputError, match=f"{file.name} cannot be read as a picture"):
+            read_picture(file)
+
+
+def test_a_large_file_is_refused(tmp_path: Path) -> None:
+    file = tmp_path / "large.png"
+    with file.open("wb") as stream:
+        stream.truncate((20 << 20) + 1)
+    with pytest.raises(InputError, match=r"large\.png has more than 20 MB"):
+        read_picture(file)
+
+
+def test_photographs_are_shrunk_and_turned_upright(tmp_path: Path) -> None:
+    photo = Image.new("RGB", (3_000, 1_000), "red")
+    exif = Image.Exif()
+    exif[274] = 6  # EXIF: the camera was turned by a quarter
+    photo.save(tmp_path / "photo.jpg", exif=exif)
+    read = read_picture(tmp_path / "photo.jpg")
+    assert (read.mode, max(read.size)) == ("RGB", LONGEST_SIDE)
+    assert read.width < read.height
+
+
+def test_a_palette_with_transparency_becomes_rgb(tmp_path: Path) -> None:
+    Image.new("P", (5, 7)).save(tmp_path / "small.gif", transparency=0)
+    assert read_picture(tmp_path / "small.gif").mode == "RGB"
+
+
+def test_samples_are_what_the_network_sees() -> None:
+    found = samples(SIDE_OF_INPUT)
+    assert len(found) == len(SAMPLES)
+    assert {one.size for one in found} == {(SIDE_OF_INPUT, SIDE_OF_INPUT)}
+
+
+def test_square_of_an_input_is_the_input(exhibits: dict[str, Exhibit]) -> None:
+    picture = samples(SIDE_OF_INPUT)[0]
+    whole = Region(0, 0, SIDE_OF_INPUT, SIDE_OF_INPUT)
+    assert square_of(exhibits["naive"].detector, picture, search=True) == whole
+
+
+def test_square_goes_around_a_number_in_a_wall(exhibits: dict[str, Exhibit]) -> None:
+    number = samples(SIDE_OF_INPUT)[2]
+    wall = Image.new("RGB", (240, 160), tuple(np.asarray(number).mean((0, 1)).astype(int).tolist()))
+    wall.paste(number, (130, 60))
+    detector = exhibits["naive"].detector
+    # What was pasted lies at 130…204, 60…134: by construction.
+    found = square_of(detector, wall, search=True)
+    assert found.left < 167 < found.right
+    assert found.top < 97 < found.bottom
+    assert found.right - found.left < 160
+    # The whole picture, letter-boxed into its longer side.
+    assert square_of(detector, wall, search=False) == Region(0, -40, 240, 200)
+
+
+def test_nothing_found_falls_back_to_the_whole(exhibits: dict[str, Exhibit]) -> None:
+    blank = Image.new("RGB", (100, 50), "grey")
+    assert square_of(exhibits["naive"].detector, blank, search=True) == Region(0, -25, 100, 75)
+
+
+def test_each_detector_is_loaded_once(exhibits: dict[str, Exhibit]) -> None:
+    assert list(exhibits) == ["naive", "certified-small"]
+    assert not any(one.requires_grad for one in exhibits["naive"].detector.parameters())
+
+
+def test_the_naive_detector_has_no_certificate(
+    session: Session, exhibits: dict[str, Exhibit]
+) -> None:
+    [view, _] = session.views
+    assert view.radii == [0.0] * len(view.radii)
+    assert len(view.radii) > 0
+    assert proven(view, 0.25).startswith("Nothing is certified. A change of ε can move")
+    assert regions(view, exhibits["naive"], 0.25) == [None] * len(view.radii)
+
+
+def test_regions_at_epsilon_hold_their_box_and_grow(
+    session: Session, exhibits: dict[str, Exhibit]
+) -> None:
+    [_, view] = session.views
+    exhibit = exhibits["certified-small"]
+    radius = max(view.radii)
+    index = view.radii.index(radius)
+    assert radius > 0, "the packaged detector certifies nothing in this sample; take another"
+    small, large = (regions(view, exhibit, share * radius)[index] for share in (0.5, 1.0))
+    assert small is not None
+    assert large is not None
+    # A larger ball holds the smaller one.
+    assert all(a >= b - 1e-6 for a, b in zip(small[:2], large[:2], strict=True))
+    assert all(a <= b + 1e-6 for a, b in zip(small[2:], large[2:], strict=True))
+    box = view.found["boxes"][index].tolist()
+    assert small[0] <= box[0] < box[2] <= small[2]
+    # Beyond the radius, and at 0, nothing is claimed.
+    assert regions(view, exhibit, radius + 1e-3)[index] is None
+    assert regions(view, exhibit, 0.0)[index] is None
+    assert proven(view, radius).startswith(f"1 of {len(view.radii)} certified")
+
+
+def test_a_detector_without_bounds_says_which_layer(
+    exhibits: dict[str, Exhibit], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from lipdet.certificate import UnknownLipschitz
+
+    def unknown(*_: object) -> None:
+        raise UnknownLipschitz("backbone.3: no bound is known for Softplus")
+
+    monkeypatch.setattr("lipdet.app.exhibits.verifier_of", unknown)
+    fresh = Exhibit("mine", exhibits["naive"].detector)
+    view = look(fresh, samples(SIDE_OF_INPUT)[2], Region(0, 0, 74, 74))
+    assert "backbone.3" in view.reason
+    assert view.largest_constant is None
+
+
+def test_attack_stays_in_its_ball_and_tells_its_progress(
+    session: Session, exhibits: dict[str, Exhibit]
+) -> None:
+    told: list[tuple[int, int]] = []
+    view = session.views[0]
+    settings = attack_settings(0.25, "vanish", 3)
+    found = attack(exhibits["naive"], view.image, settings, lambda *one: told.append(one))
+    assert float((found.image - view.image).double().norm()) <= 0.25
+    # Every step is told, and the last evaluation.
+    assert told == [(1, 4), (2, 4), (3, 4), (4, 4)]
+
+
+def test_an_interrupted_attack_computes_no_more(
+    session: Session, exhibits: dict[str, Exhibit]
+) -> None:
+    steps: list[int] = []
+
+    def stop_at_two(done: int, total: int) -> None:
+        steps.append(done)
+        if done == 2:
+            raise Stopped
+
+    with pytest.raises(Stopped):
+        attack(
+            exhibits["naive"],
+            session.views[0].image,
+            attack_settings(0.2, "worst", 50),
+            stop_at_two,
+        )
+    assert steps == [1, 2]
+
+
+@pytest.mark.parametrize(
+    ("epsilon", "steps", "sentence"),
+    [(0.0, 5, "above 0"), (1.5, 5, "up to 1"), (0.1, 0, "1 and 100"), (0.1, 101, "1 and 100")],
+)
+def test_attacks_that_make_no_sense_are_refused(epsilon: float, steps: int, sentence: str) -> None:
+    with pytest.raises(InputError, match=sentence):
+        attack_settings(epsilon, "multibox", steps)
+
+
+def test_sessions_without_picture_or_detector(exhibits: dict[str, Exhibit], sample: Path) -> None:
+    with pytest.raises(InputError, match="Choose a picture"):
+        open_session(None, ["naive"], True, exhibits)
+    with pytest.raises(InputError, match="at least one detector"):
+        open_session(sample, [], True, exhibits)
+
+
+def test_a_new_attack_stops_the_visitors_earlier_one() -> None:
+    stops = Stops()
+    with stops.running("a") as first, stops.running("b") as other:
+        with stops.running("a") as second:
+            assert (first.is_set(), second.is_set(), other.is_set()) == (True, False, False)
+            assert stops.stop("a")
+            assert second.is_set()
+        assert not stops.stop("a")
+        assert stops.stop("b")
+
+
+def attacked_session(session: Session) -> Session:
+    """An attack at 0.25 whose change is +0.1 in one value, of a detector called naive."""
+    view = session.views[0]
+    image = view.image.clone()
+    image[0, 5, 5] = image[0, 5, 5] - 0.1 if image[0, 5, 5] > 0.5 else image[0, 5, 5] + 0.1
+    one = Attacked(attack_settings(0.25, "multibox", 1), image, view.found)
+    return session._replace(attacked={"naive": one})
+
+
+def test_the_perturbation_is_magnified(session: Session, exhibits: dict[str, Exhibit]) -> None:
+    view = session.views[0]
+    panel = perturbation_panel(view, attacked_session(session).attacked["naive"])
+    assert panel.caption == "perturbation × 5, L2 0.100"  # 0.5 / 0.1
+    # Unchanged values are mid-grey: 0.5 · 255 rounded to even.
+    assert panel.picture.getpixel((SIDE - 1, SIDE - 1)) == (128, 128, 128)
+
+
+def test_the_sheet_holds_every_panel(session: Session, exhibits: dict[str, Exhibit]) -> None:
+    panel = clean_panel(session.views[0], exhibits["naive"], 0.1)
+    picture = sheet([("naive", [panel] * 3), ("other", [panel])])
+    assert picture.width >= 3 * SIDE
+    assert picture.height >= 2 * SIDE
+
+
+class Tags(html.parser.HTMLParser):
+    """Tags with their attributes, and the text."""
+
+    def __init__(self, text: str) -> None:
+        super().__init__()
+        self.found: list[tuple[str, dict[str, str | None]]] = []
+        self.words = ""
+        self.feed(text)
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.found.append((tag, dict(attrs)))
+
+    def handle_data(self, data: str) -> None:
+        self.words += data
+
+
+def test_markup_shows_all_panels_and_the_same_json(
+    session: Session, exhibits: dict[str, Exhibit]
+) -> None:
+    now = attacked_session(session)
+    page = Tags(show(now, 0.25, exhibits))
+    images = [values for tag, values in page.found if tag == "img"]
+    assert len(images) == 4  # naive clean, attacked, perturbation; certified-small clean
+    assert all(values["alt"] for values in images)
+    [png, text] = [values for tag, values in page.found if tag == "a"]
+    assert [png["download"], text["download"]] == ["lipdet.png", "lipdet.json"]
+    data = base64.b64decode(str(text["href"]).split(",")[1])
+    assert json.loads(data) == json.loads(json.dumps(as_dict(now, 0.25, exhibits)))
+    Image.open(io.BytesIO(base64.b64decode(str(png["href"]).split(",")[1]))).load()
+
+
+def test_an_attack_at_another_epsilon_is_not_shown(
+    session: Session, exhibits: dict[str, Exhibit]
+) -> None:
+    now = attacked_session(session)
+    assert "attacked, ε" not in show(now, 0.3, exhibits)
+    assert as_dict(now, 0.3, exhibits)["detectors"][0]["attacked"] is None
+    entry = as_dict(now, 0.25, exhibits)["detectors"][0]["attacked"]
+    assert entry["distance"]["l2"] == pytest.approx(0.1)  # by construction
+
+
+def test_what_visitors_name_is_escaped() -> None:
+    assert "<b>" not in status("<b>photo.png cannot be read", problem=True)
+
+
+def test_without_gradio_one_sentence(
+    exhibits: dict[str, Exhibit], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "gradio", None)
+    page = serving(exhibits, "127.0.0.1", 0)
+    with pytest.raises(
+        InputError, match=r"needs gradio; install it with: pip install 'lipdet\[app"
+    ):
+        page.__enter__()
+
+
+def test_bad_ports_and_detectors_end_in_one_sentence(capsys: pytest.CaptureFixture[str]) -> None:
+    for words, sentence in (
+        (["--port", "70000"], "--port must lie between 0 and 65535"),
+        (["nonesuch"], "There is no detector 'nonesuch'"),
+    ):
+        with pytest.raises(SystemExit) as ended:
+            main(["app", *words])
+        assert ended.value.code == 2
+        assert sentence in capsys.readouterr().err
+
+
+def test_bounds_are_made_once_for_all_visitors(
+    exhibits: dict[str, Exhibit], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made: list[int] = []
+    ready = exhibits["naive"].verifier()
+
+    def slow(*_: object) -> object:
+        made.append(1)
+        threading.Event().wait(0.05)
+        return ready
+
+    monkeypatch.setattr("lipdet.app.exhibits.verifier_of", slow)
+    fresh = Exhibit("mine", exhibits["naive"].detector)
+    visitors = [threading.Thread(target=fresh.verifier) for _ in range(3)]
+    for visitor in visitors:
+        visitor.start()
+    for visitor in visitors:
+        visitor.join()
+    assert made == [1]
+
+
+def test_certified_detections_survive_an_attack_inside_their_radius(
+    session: Session, exhibits: dict[str, Exhibit]
+) -> None:
+    # The promise itself, falsifiable: same class, IoU ≥ 0.5, above the floor.
+    from torchvision.ops import box_iou
+
+    view = session.views[1]
+    radius = max(view.radii)
+    index = view.radii.index(radius)
+    found = attack(
+        exhibits["certified-small"],
+        view.image,
+        attack_settings(radius, "vanish", 10),
+        lambda done, total: None,
+    ).found
+    same = found["labels"] == view.found["labels"][index]
+    overlap = box_iou(view.found["boxes"][index][None], found["boxes"][same])
+    assert bool((overlap >= 0.5).any())
+    assert isinstance(overlap, torch.Tensor)

@@ -1,0 +1,64 @@
+"""Screenshots of the web app for the documentation, by the system's Chromium.
+
+    python scripts/app_screenshots.py docs
+
+Writes app-attack.png (1280 pixels wide: a rendered house number, attacked) and app-phone.png (390
+pixels wide). Needs the extra `app`.
+"""
+
+from __future__ import annotations
+
+import argparse
+import shutil
+from pathlib import Path
+
+import torch
+from playwright.sync_api import Browser, sync_playwright
+
+from lipdet.app.exhibits import load_exhibits
+from lipdet.app.server import serving
+from lipdet.checkpoint import packaged_names
+
+PATIENCE = 300_000  # milliseconds
+
+
+def main() -> None:
+    """Serve the page and look at it at both widths."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawTextHelpFormatter
+    )
+    parser.add_argument("out", type=Path)
+    parser.add_argument("--detectors", nargs="+", default=packaged_names())
+    options = parser.parse_args()
+    chromium = shutil.which("chromium") or shutil.which("chromium-browser")
+    if chromium is None:
+        raise SystemExit("chromium is not installed")
+    torch.set_num_threads(1)
+    exhibits = load_exhibits(options.detectors)
+    with serving(exhibits, "127.0.0.1", 0) as address, sync_playwright() as playwright:
+        # A container's root cannot have Chromium's sandbox; the page is our own.
+        browser = playwright.chromium.launch(executable_path=chromium, args=["--no-sandbox"])
+        shoot(browser, address, len(exhibits), options.out)
+        browser.close()
+
+
+def shoot(browser: Browser, address: str, detectors: int, out: Path) -> None:
+    """Take the screenshots."""
+    wide = browser.new_page(viewport={"width": 1280, "height": 900}, color_scheme="light")
+    wide.set_default_timeout(PATIENCE)
+    wide.goto(address)
+    wide.locator("#message").get_by_text("sample-1.png").wait_for()
+    wide.locator("#samples button img").nth(2).click()
+    wide.locator("#message").get_by_text("sample-3.png").wait_for()
+    wide.click("#attack")
+    wide.locator("#result img").nth(3 * detectors - 1).wait_for()
+    wide.screenshot(path=out / "app-attack.png", full_page=True)
+    narrow = browser.new_page(viewport={"width": 390, "height": 1500}, color_scheme="dark")
+    narrow.set_default_timeout(PATIENCE)
+    narrow.goto(address)
+    narrow.locator("#message").get_by_text("sample-1.png").wait_for()
+    narrow.screenshot(path=out / "app-phone.png")
+
+
+if __name__ == "__main__":
+    main()

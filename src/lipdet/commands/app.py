@@ -40,11 +40,16 @@ def run(detectors: Sequence[str] = (), host: str = "127.0.0.1", port: int = 7860
         raise InputError(f"--port must lie between 0 and 65535, not {port}.")
     # Visitors share the cores; networks this small gain nothing from several.
     torch.set_num_threads(1)
-    exhibits = load_exhibits(list(detectors) or packaged_names())
+    exhibits = load_exhibits(list(detectors) or sorted(packaged_names(), key=_order))
     with serving(exhibits, host, port) as address:
         bound_in_background(exhibits)
         print(f"The page is at {address} (Ctrl-C ends it)", flush=True)
         threading.Event().wait()
+
+
+def _order(name: str) -> tuple[bool, str]:
+    """The naive detector first: it is the one to compare with."""
+    return name != "naive", name
 
 
 VERB = Verb("a web page to play with", parser, run)

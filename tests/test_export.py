@@ -288,7 +288,7 @@ def test_a_model_runs_without_torch(
         (["naive", "--out", "nowhere/x.onnx"], "nowhere/x.onnx cannot be written"),
         (["naive", "--out", "x.pt2", "--format", "tflite"], "tflite"),
         (
-            ["naive", "--out", "x.pt2", "--format", "torch-export", "--detections", "true"],
+            ["naive", "--out", "x.pt2", "--format", "torch-export", "--detections"],
             "--detections and --int8 need --format onnx",
         ),
     ],

@@ -17,7 +17,7 @@ from lipdet.images.pack import Pack
 from lipdet.job import Job
 from lipdet.train import train
 
-SMALL = [name for name in PRESETS if name.endswith("-small")]
+SMALL = [name for name in PRESETS if name.startswith("sll-") and name.endswith("-small")]
 
 
 def parameters(width: int) -> int:

@@ -27,10 +27,15 @@ def parser() -> Parser:
     """Options of `run`."""
     parser = verb_parser(
         "Write a detector as a file for other programs, and check it against torch.",
-        "lipdet export naive --out naive.onnx --detections true",
+        "lipdet export naive --out naive.onnx --detections",
     )
     parser.add_argument("detector", help=DETECTOR_HELP)
-    parser.add_function_arguments(run, skip={"detector"})
+    parser.add_argument(
+        "--detections",
+        action="store_true",
+        help="also decode boxes and suppress doubles inside the model; onnx only",
+    )
+    parser.add_function_arguments(run, skip={"detections", "detector"})
     return parser
 
 

@@ -29,7 +29,7 @@ from lipdet.certificate.box_range import BoxRange, corner_range
 from lipdet.certificate.candidates import Candidates, expand
 from lipdet.certificate.iou_bounds import min_iou_pair
 
-MOST_COVERED = 256
+MOST_COVERED = 64
 ROWS_AT_ONCE = 512
 PAIRS_AT_ONCE = 100_000
 # NMS computes IoU in float32: overlap is sure only from this much above its threshold.

@@ -66,6 +66,7 @@ def evaluate(
     started = time.monotonic()
     clean = clean_ap(detector, pack)
     attacked = attacked_results(detector, pack, campaign) if campaign else []
+    certified = certified_results(detector, pack, certify) if certify else []
     return {
         "weights": loaded.name,
         "parameters": sum(parameter.numel() for parameter in detector.parameters()),
@@ -75,7 +76,7 @@ def evaluate(
         "seconds": round(time.monotonic() - started, 3),
         "clean": clean.as_dict(),
         "attacked": attacked,
-        "certified": certified_results(detector, pack, certify) if certify else [],
+        "certified": certified,
     }
 
 

@@ -16,7 +16,7 @@ from lipdet.boxes.scores import SigmoidScores
 from lipdet.boxes.select import Decoder
 from lipdet.certificate.verifier import Verifier
 from lipdet.types import RawOutput, Target
-from tests.certificate.scenes import CODING, SIZE, Scene, output_constants
+from tests.certificate.scenes import CODING, SIZE, PairwiseTable, Scene, output_constants
 
 Box = tuple[float, float, float, float]
 
@@ -36,8 +36,11 @@ def _scene(
     moves: Sequence[float] | None = None,
     shift: float = 0.0,
     nms_iou: float = 0.3,
+    constants: Sequence[float] | None = None,
+    difference: float | None = None,
+    together: float | None = None,
 ) -> Attacked:
-    """One class. Logits have the constant 1, ε is 1; t_x of box i has the constant moves[i].
+    """One class, ε is 1; t_x of box i has the constant moves[i].
 
     Args:
         objects: what is there.
@@ -47,18 +50,25 @@ def _scene(
         moves: constants of t_x, 0 for all if not given.
         shift: the t_x that the adversary chooses for the last anchor.
         nms_iou: η.
+        constants: of the logits, 1 for all if not given.
+        difference: constant of the difference of any two logits, if known.
+        together: constant of all logits together, if known.
     """
     default = torch.tensor(boxes)
     sides = default[:, 2:] - default[:, :2]
     default = torch.cat([(default[:, :2] + default[:, 2:]) / 2, sides], dim=1)
     count = len(boxes)
     offsets = torch.zeros(1, count, 4)
-    constants = torch.zeros(count, 4)
+    of_offsets = torch.zeros(count, 4)
     if moves is not None:
-        constants[:, 0] = torch.tensor(moves)
-    bounds = output_constants(torch.ones(count, 1), constants)
-    decoder = Decoder(default, CODING, SigmoidScores(1.0), SIZE)
-    verifier = Verifier(bounds, decoder, Selection(0.01, nms_iou, 100))
+        of_offsets[:, 0] = torch.tensor(moves)
+    verifier = Verifier(
+        output_constants(torch.tensor(constants or [1.0] * count)[:, None], of_offsets),
+        Decoder(default, CODING, SigmoidScores(1.0), SIZE),
+        Selection(0.01, nms_iou, 100),
+        collective=together and torch.tensor([together]).double(),  # type: ignore[arg-type]
+        pairwise=difference and PairwiseTable(torch.full((1, count, count), difference).double()),  # type: ignore[arg-type]
+    )
     targets = [
         Target(boxes=torch.tensor(objects), labels=torch.zeros(len(objects), dtype=torch.int64))
     ]
@@ -137,6 +147,24 @@ SATURATED = _scene(
     logits=[20.0, 30.0],
     attacked=[20.0, 30.0],
 )
+# Logits with the rows (0.6, 0.8) and (1, 0): their difference moves by up to √0.8, and the image
+# moves along it. The rival comes first.
+PASSED_TOGETHER = _scene(
+    objects=[(4, 4, 14, 14)],
+    boxes=[(8, 4, 18, 14), (4, 4, 14, 14)],
+    logits=[1.5, 2.0],
+    attacked=[1.5 + 1 / 5**0.5, 2.0 - 1 / 5**0.5],
+    difference=0.8**0.5,
+)
+# Logits with the rows (0, 1) and (0.2, 0): the false one rises by 0.95 of 1, and comes first.
+RAISED_TOGETHER = _scene(
+    objects=[(4, 4, 14, 14)],
+    boxes=[(18, 18, 28, 28), (4, 4, 14, 14)],
+    logits=[2.2, 3.0],
+    attacked=[3.15, 3.0],
+    constants=[1.0, 0.2],
+    together=1.0,
+)
 
 FOR_MUTANT = {
     "condition 5 removed": STRAYS,
@@ -147,4 +175,6 @@ FOR_MUTANT = {
     "unclipped highest IoU with an object": AT_THE_BORDER,
     "stars for cliques": HUB,
     "continuous area": TWO_OF_THREE,
+    "half the constants of differences": PASSED_TOGETHER,
+    "half the constant of all logits": RAISED_TOGETHER,
 }

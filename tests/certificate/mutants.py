@@ -4,14 +4,19 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from lipdet.certificate import average_precision, certify, conditions, cover
+from lipdet.boxes.select import Decoder
+from lipdet.certificate import average_precision, candidates, certify, conditions, cover, verifier
 from lipdet.certificate.box_range import BoxRange
 from lipdet.certificate.iou_bounds import max_iou_fixed, max_iou_pair, min_iou_fixed
-from tests.certificate import scenes
+from lipdet.certificate.offset_ball import min_iou_in_ball
+from lipdet.certificate.outputs import OutputBounds
+from lipdet.types import RawOutput
+from tests.certificate import promises, scenes
 
 
 def _always(*columns: Tensor | int) -> Tensor:
@@ -83,6 +88,36 @@ def _just_below(entries: cover.Entries, label: int, classes: int, most: int) -> 
     return _POOLED(entries, label, classes, most) - 1e-12
 
 
+def _half_of_outputs(
+    raw: RawOutput,
+    bounds: OutputBounds,
+    decoder: Decoder,
+    floor: float,
+    epsilon: Tensor,
+    *rest: float,
+) -> candidates.Candidates:
+    return candidates.find_candidates(raw, bounds, decoder, floor, epsilon / 2, *rest)
+
+
+def _half_of_differences(
+    self: scenes.PairwiseTable, a: Tensor, b: Tensor, labels: Tensor
+) -> Tensor:
+    return self.table[labels, a, b] / 2
+
+
+_AFFORDABLE = cover.affordable
+
+
+def _half_of_all_together(
+    group: Tensor, place: Tensor, nearest: Tensor, budget: Tensor, limit: int
+) -> Tensor:
+    return _AFFORDABLE(group, place, nearest, budget / 2, limit)
+
+
+def _half_of_ball(offsets: Tensor, radius: Tensor, *rest: Any) -> Tensor:
+    return min_iou_in_ball(offsets, radius / 2, *rest)
+
+
 _POOLED = cover.Entries.pooled
 Patch = tuple[object, str, object]
 Mutant = Sequence[Patch]
@@ -98,6 +133,8 @@ IN_RANDOM_SCENES: dict[str, Mutant] = {
     "unclipped highest IoU of pairs": [
         (conditions, "max_iou_pair", lambda a, b, size: max_iou_pair(a, b, None))
     ],
+    "half the constants of outputs": [(verifier, "find_candidates", _half_of_outputs)],
+    "half the ball of offsets": [(conditions, "min_iou_in_ball", _half_of_ball)],
 }
 # Each needs a scene made for it.
 IN_DIRECTED_SCENES: dict[str, Mutant] = {
@@ -110,5 +147,9 @@ IN_DIRECTED_SCENES: dict[str, Mutant] = {
         (conditions, "max_iou_fixed", lambda boxes, fixed, size: max_iou_fixed(boxes, fixed, None))
     ],
     "stars for cliques": [(cover, "first_fit", _stars)],
-    "continuous area": [(scenes, "certified_average_precision", _continuous)],
+    "half the constants of differences": [
+        (scenes.PairwiseTable, "constants", _half_of_differences)
+    ],
+    "half the constant of all logits": [(cover, "affordable", _half_of_all_together)],
+    "continuous area": [(promises, "certified_average_precision", _continuous)],
 }

@@ -16,6 +16,7 @@ import numpy as np
 import torch
 from faster_coco_eval import COCO
 from faster_coco_eval import COCOeval_faster as CocoEvaluation
+from torch import Tensor
 
 from lipdet.images.coco import coco_dict
 from lipdet.types import Detections, Target
@@ -72,6 +73,41 @@ def average_precision(
         ap=float(np.mean([entry.ap for entry in known])) if known else 0.0,
         per_class=per_class,
     )
+
+
+def matched_scores(
+    targets: Sequence[Target],
+    detections: Sequence[Detections],
+    class_names: Sequence[str],
+    iou: float,
+) -> list[Tensor]:
+    """Which objects are found, by the same matching that AP is made of.
+
+    Args:
+        targets: see `average_precision`.
+        detections: see `average_precision`.
+        class_names: see `average_precision`.
+        iou: threshold of a match.
+
+    Returns:
+        For each image (G,) float64: the score of the detection that is matched to each of its
+        objects, 0 where there is none.
+    """
+    truth = COCO(_truth(targets, class_names))
+    results = [row for index, found in enumerate(detections) for row in _rows(index + 1, found)]
+    evaluation = CocoEvaluation(
+        truth, truth.loadRes(results), iouType="bbox", separate_eval=True, extra_calc=True
+    )
+    evaluation.params.iouThrs = np.array([iou])
+    evaluation.evaluate()
+    evaluation.accumulate()
+    counts = [len(target["labels"]) for target in targets]
+    scores = torch.zeros(sum(counts), dtype=torch.float64)
+    # Pairs "detection_object" of numbers that count from 1, in the order given.
+    for pair in evaluation.eval["matched"]:
+        detection, annotation = (int(part) for part in pair.split("_"))
+        scores[annotation - 1] = results[detection - 1]["score"]
+    return list(torch.split(scores, counts))
 
 
 def _truth(targets: Sequence[Target], class_names: Sequence[str]) -> dict[str, Any]:

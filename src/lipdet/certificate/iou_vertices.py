@@ -7,7 +7,7 @@ Notable choices:
   vertices of one axis contribute is computed once and combined with those of the other.
 - For given sides, IoU falls with the overlap, and the overlap with the distance of the centres. So
   of the vertices with the same sides only the one with the centres farthest apart is needed:
-  4 instead of 16 for a known box and an uncertain one, 16 instead of 256 for two.
+  4 instead of 16 for two boxes. Clipping to the image takes 10 (`vertices_after_clipping`).
 """
 
 from __future__ import annotations
@@ -20,6 +20,8 @@ import torch
 from torch import Tensor
 
 from lipdet.certificate.box_range import BoxRange
+
+_Ends = tuple[Tensor, Tensor]
 
 
 class Vertex(NamedTuple):
@@ -45,49 +47,66 @@ def vertices_of_centers(a: BoxRange, b: BoxRange, axis: int) -> list[Vertex]:
     ]
 
 
-def vertices_of_corners(
-    a: tuple[Tensor, Tensor], b: tuple[Tensor, Tensor], axis: int
-) -> list[Vertex]:
-    """Both ways of moving the two first corners apart, times both of the two second ones.
+def vertices_after_clipping(a: BoxRange, b: BoxRange, axis: int, size: float) -> list[Vertex]:
+    """What decides if both boxes are clipped to [0, size] along this axis; exact.
 
-    A combination may have a corner beyond its opposite; it has no overlap then, as some real box on
-    the way there has none.
+    *Proof.* Let a reach over [p_a, q_a] after clipping, b over [p_b, q_b]. With x = (side of a) /
+    overlap and y = (side of b) / overlap, the largest x·u + y·v is wanted, for any u, v > 0 that
+    the other axis contributes. There are four orders.
+
+    a first (p_a ≤ p_b and q_a ≤ q_b), overlap q_a − p_b: lowering q_a or p_a and raising p_b or q_b
+    keeps the order and raises both ratios or leaves them. A box with centre c and side s reaches
+    over [max(0, c − s/2), min(size, c + s/2)], both ends rising with c: so a has the lowest centre,
+    b the highest. As a's side grows from its shortest, q_a rises and p_a falls until one of them
+    meets the border. Up to there both are linear, (u·side_a + v·side_b) / overlap is quasi-convex
+    as in the first note above, and only the ends of that stretch are left.
+    - If p_a meets 0, at s = 2c, any longer side only raises q_a.
+    - If q_a meets `size`, p_a falls alone, which raises the ratios for as long as it does: for b
+      inside a too, and q_a = size ≥ q_b leaves no other order. That ends where p_a meets 0 as well.
+    So the shortest side and the one that is nearest to 2c are enough; of b, by mirroring, the
+    shortest and the one nearest to 2(size − c). That makes 4 pairs, with real boxes each.
+
+    b first: the same with a and b exchanged.
+
+    b inside a: x = (side of a) / (side of b) and y = 1, most with a's side at its longest and b's
+    at its shortest. Where those two boxes lie otherwise, they overlap by less, and their ratios are
+    only larger: taking this pair of ratios in loses nothing. The clipped side rises with s, and
+    with c up to size/2, from where on it falls: it is longest at the centre nearest to size/2, and
+    shortest at either end. a inside b: exchanged.
     """
-    starts = [(x[..., axis], y[..., axis]) for x, y in ((a[0], b[1]), (a[1], b[0]))]
-    ends = [(x[..., axis + 2], y[..., axis + 2]) for x, y in ((a[0], b[1]), (a[1], b[0]))]
+    first_a, last_a, short_a, long_a = _extremes(a, axis, size)
+    first_b, last_b, short_b, long_b = _extremes(b, axis, size)
+    apart = [*itertools.product(first_a, last_b), *itertools.product(last_a, first_b)]
     return [
-        vertex(start_a, end_a, start_b, end_b)
-        for (start_a, start_b), (end_a, end_b) in itertools.product(starts, ends)
+        *(_vertex(*one, *other) for one, other in apart),
+        _ratios(short_b, long_a, short_b),
+        _ratios(short_a, short_a, long_b),
     ]
 
 
-def points_after_clipping(boxes: BoxRange, axis: int, size: float) -> list[tuple[Tensor, Tensor]]:
-    """The pairs of clipped corners along one axis that decide, whatever the other box.
+def _extremes(
+    boxes: BoxRange, axis: int, size: float
+) -> tuple[list[_Ends], list[_Ends], Tensor, Tensor]:
+    """The intervals that lie first, those that lie last, and the shortest and longest side."""
+    (near, far), (short, long) = (
+        (boxes.low[..., index], boxes.high[..., index]) for index in (axis, axis + 2)
+    )
 
-    The clipped side is linear in centre c and side s but for bends, where c − s/2 = 0 and where
-    c + s/2 = size. Within each part the argument for vertices holds, so the least IoU is at a
-    vertex of a part: one of the range, an end of a bend, or where the bends cross. There the box is
-    the whole image, as it is at the longer end of either bend.
-    """
-    centers = boxes.low[..., axis], boxes.high[..., axis]
-    sides = boxes.low[..., axis + 2], boxes.high[..., axis + 2]
-    points = [(c - s / 2, c + s / 2) for c in centers for s in sides]
-    # Along a bend the box runs from a border over any side that both intervals allow.
-    to_first = 2 * centers[0], 2 * centers[1]
-    to_last = 2 * (size - centers[1]), 2 * (size - centers[0])
-    for (least, most), at_first in ((to_first, True), (to_last, False)):
-        shortest, longest = torch.maximum(least, sides[0]), torch.minimum(most, sides[1])
-        for side in (shortest, longest):
-            zero = torch.zeros_like(side)
-            ends = (zero, side) if at_first else (size - side, zero + size)
-            # Where there is no bend, a vertex stands in.
-            pairs = zip(ends, points[0], strict=True)
-            x1, x2 = (torch.where(shortest <= longest, x, y) for x, y in pairs)
-            points.append((x1, x2))
-    return [(x1.clamp(0, size), x2.clamp(0, size)) for x1, x2 in points]
+    def clipped(center: Tensor, side: Tensor) -> _Ends:
+        return (center - side / 2).clamp(0, size), (center + side / 2).clamp(0, size)
+
+    def sides(to_border: Tensor) -> tuple[Tensor, Tensor]:
+        return short, torch.minimum(torch.maximum(to_border, short), long)
+
+    first = [clipped(near, side) for side in sides(2 * near)]
+    last = [clipped(far, side) for side in sides(2 * (size - far))]
+    shortest = torch.minimum(first[0][1] - first[0][0], last[0][1] - last[0][0])
+    middle = torch.minimum(torch.full_like(near, size / 2).maximum(near), far)
+    start, end = clipped(middle, long)
+    return first, last, shortest, end - start
 
 
-def vertex(start_a: Tensor, end_a: Tensor, start_b: Tensor, end_b: Tensor) -> Vertex:
+def _vertex(start_a: Tensor, end_a: Tensor, start_b: Tensor, end_b: Tensor) -> Vertex:
     """What two boxes with these corners along one axis contribute."""
     overlap = torch.minimum(end_a, end_b) - torch.maximum(start_a, start_b)
     return _ratios(overlap, end_a - start_a, end_b - start_b)

@@ -155,6 +155,13 @@ def test_more_positives_than_a_third_of_the_default_boxes() -> None:
     assert found.classification.item() == pytest.approx(5 * math.log(3) / 3, rel=1e-6)
 
 
+def test_the_weight_of_localisation() -> None:
+    raw, targets = random_raw(5, 4), random_targets(5)
+    found = multibox_loss(raw, pad_targets(targets), decoder(DEFAULTS), localisation_weight=20.0)
+    classification, localisation = naive_loss(raw, targets)
+    assert found.total.item() == pytest.approx(classification + 20 * localisation, rel=1e-5)
+
+
 def test_bf16_outputs_are_counted_in_float32() -> None:
     raw, targets = random_raw(5, 4), random_targets(5)
     half = RawOutput(raw.logits.detach().bfloat16(), raw.offsets.detach().bfloat16())

@@ -14,6 +14,7 @@ from lipdet.detector.matching import PaddedTargets, match
 from lipdet.types import RawOutput
 
 NEGATIVES_PER_POSITIVE = 3
+# As in the reference experiment.
 LOCALISATION_WEIGHT = 2.0
 BACKGROUND = -1
 RAMP = 0.6
@@ -24,15 +25,20 @@ class MultiboxLoss(NamedTuple):
 
     classification: Tensor
     localisation: Tensor
+    localisation_weight: float = LOCALISATION_WEIGHT
 
     @property
     def total(self) -> Tensor:
-        """Classification + α · localisation, α = 2 as in the reference experiment."""
-        return self.classification + LOCALISATION_WEIGHT * self.localisation
+        """Classification + α · localisation."""
+        return self.classification + self.localisation_weight * self.localisation
 
 
 def multibox_loss(
-    raw: RawOutput, targets: PaddedTargets, decoder: Decoder, margin: float = 0.0
+    raw: RawOutput,
+    targets: PaddedTargets,
+    decoder: Decoder,
+    margin: float = 0.0,
+    localisation_weight: float = LOCALISATION_WEIGHT,
 ) -> MultiboxLoss:
     """SSD loss (Liu et al., 2016, §2.2), in float32 whatever the precision of `raw`.
 
@@ -45,6 +51,7 @@ def multibox_loss(
         decoder: of the detector that the raw output comes from.
         margin: how far every logit is moved against its label before the loss is taken. Where
             logits are 1-Lipschitz, this is the worst that a perturbation of that norm can do.
+        localisation_weight: α.
     """
     default_boxes, coding = decoder.default_boxes, decoder.coding
     matches = match(corners(default_boxes), targets)
@@ -62,7 +69,8 @@ def multibox_loss(
     wanted_boxes = targets.boxes[rows[0], matches.objects[rows]]
     wanted_offsets = coding.encode(wanted_boxes, default_boxes[rows[1]])
     error = functional.smooth_l1_loss(raw.offsets[rows].float(), wanted_offsets, reduction="none")
-    return MultiboxLoss(classification, error.mean(dim=1).sum() / total_positives)
+    localisation = error.mean(dim=1).sum() / total_positives
+    return MultiboxLoss(classification, localisation, localisation_weight)
 
 
 def classification_loss(

@@ -10,15 +10,18 @@ from torch import Tensor
 
 from lipdet.boxes.scores import logit
 from lipdet.boxes.select import Selection
+from lipdet.certificate.certify import certified_up_to
 from lipdet.certificate.radius import (
+    LARGEST_RADIUS,
     TOLERANCE,
     certified_radii,
     largest_radius,
     remaining_detections,
 )
+from lipdet.certificate.tightenings import ALL
 from lipdet.certificate.truths import truths_of
 from tests.certificate.directed import AT_THE_BORDER, HUB, STRAYS, TIED_RIVALS
-from tests.certificate.scenes import Scene, detect
+from tests.certificate.scenes import Scene, detect, random_scene
 
 FLOOR = logit(0.01)
 
@@ -27,6 +30,40 @@ def _radii(scene: Scene, iou: float = 0.5) -> list[float]:
     truths = truths_of(scene.targets)
     found: list[float] = certified_radii(scene.verifier, scene.raw, truths, iou, FLOOR).tolist()
     return found
+
+
+def _certified_at(scene: Scene, epsilon: float) -> Tensor:
+    """What the certificate of the whole batch at one ε says of each object, all switches on."""
+    verifier, truths = scene.verifier, truths_of(scene.targets)
+    radius = torch.full((len(scene.targets),), epsilon, dtype=torch.float64)
+    candidates = verifier.candidates(scene.raw, radius)
+    entries = verifier.entries(candidates, radius)
+    found = verifier.certifiers(candidates, truths, radius, 0.5, entries)
+    floor = logit(verifier.selection.score_floor)
+    return certified_up_to(found, len(truths.image), [0.5])[:, 0] >= floor
+
+
+def test_radii_are_where_the_certificate_of_the_batch_ends() -> None:
+    # Oracle: the certificate of all images at one ε, whose soundness test_fuzz shows. It must hold
+    # at each radius and below it, and not beyond it by more than the tolerance.
+    sharper = 0
+    for seed in range(10):
+        scene = random_scene(seed)
+        verifier, truths = scene.verifier, truths_of(scene.targets)
+        floor = logit(verifier.selection.score_floor)
+        radii = certified_radii(verifier, scene.raw, truths, 0.5, floor)
+        for index, radius in enumerate(radii.tolist()):
+            if radius > 0:
+                assert _certified_at(scene, radius)[index], (seed, index)
+                assert _certified_at(scene, radius / 2)[index], (seed, index)
+            if radius < LARGEST_RADIUS:
+                assert not _certified_at(scene, radius + TOLERANCE)[index], (seed, index)
+                assert not _certified_at(scene, 1.3 * radius + 0.1)[index], (seed, index)
+        blunt = replace(verifier, tightenings=replace(ALL, counted_cliques=False))
+        without = certified_radii(blunt, scene.raw, truths, 0.5, floor)
+        assert (without <= radii).all(), seed
+        sharper += int((radii > without + TOLERANCE).sum())
+    assert sharper >= 3
 
 
 def test_bisection_ends_just_below_each_limit() -> None:

@@ -4,6 +4,8 @@ Notable choices:
 - What is returned was itself checked, so it is a certificate whatever the check does in between.
   A certificate at ε is one at every smaller ε: it speaks of all perturbations up to it.
 - Each object brings its own ε: its image is certified as if alone, at that ε.
+- What NMS can keep, the second form of condition 4, is bounded only where it decides: that costs
+  more than all else.
 """
 
 from __future__ import annotations
@@ -16,7 +18,7 @@ from torch import Tensor
 
 from lipdet.boxes.scores import logit
 from lipdet.certificate.box_range import corner_range
-from lipdet.certificate.certify import certified_up_to
+from lipdet.certificate.certify import Certifiers, certified_up_to
 from lipdet.certificate.conditions import stays_on
 from lipdet.certificate.truths import Truths, free_truths
 from lipdet.certificate.verifier import Verifier
@@ -68,7 +70,7 @@ def certified_radii(
     log_odds: float,
     tolerance: float = TOLERANCE,
 ) -> Tensor:
-    """The largest ε at which each object is certified.
+    """The largest ε at which each object is certified, with all tightenings of the verifier.
 
     Args:
         verifier: of the detector.
@@ -84,23 +86,57 @@ def certified_radii(
 
     def holds(objects: Tensor, epsilon: Tensor) -> Tensor:
         parts = (torch.split(values, OBJECTS_AT_ONCE) for values in (objects, epsilon))
-        return torch.cat([_certified(*part) for part in zip(*parts, strict=True)])
-
-    def _certified(objects: Tensor, epsilon: Tensor) -> Tensor:
-        images = truths.image[objects]
-        copies = RawOutput(raw.logits[images], raw.offsets[images])
-        alone = truths._replace(
-            image=torch.arange(len(objects)),
-            label=truths.label[objects],
-            box=truths.box[objects],
-            rival_starts=truths.rival_starts[objects],
-            rival_counts=truths.rival_counts[objects],
+        return torch.cat(
+            [
+                _each_holds(verifier, raw, truths.at(index), at, iou, log_odds)
+                for index, at in zip(*parts, strict=True)
+            ]
         )
-        candidates = verifier.candidates(copies, epsilon)
-        found = verifier.certifiers(candidates, alone, epsilon, iou)
-        return certified_up_to(found, len(objects), [iou])[:, 0] >= log_odds
 
+    if not len(truths.image):
+        return torch.zeros(0, dtype=torch.float64)
     return largest_radius(holds, len(truths.image), tolerance)
+
+
+def _each_holds(
+    verifier: Verifier,
+    raw: RawOutput,
+    truths: Truths,
+    epsilon: Tensor,
+    iou: float,
+    log_odds: float,
+    count_kept: bool = False,
+) -> Tensor:
+    """Whether each object is certified at its own ε (G,).
+
+    Args:
+        verifier: of the detector.
+        raw: its outputs for the images of `truths`.
+        truths: objects.
+        epsilon: (G,).
+        iou: threshold of a match.
+        log_odds: that the detection shall keep.
+        count_kept: bound what NMS can keep for all of them, not only where that decides.
+    """
+    alone = truths._replace(image=torch.arange(len(epsilon)))
+    copies = RawOutput(raw.logits[truths.image], raw.offsets[truths.image])
+    candidates = verifier.candidates(copies, epsilon)
+    entries = verifier.entries(candidates, epsilon) if count_kept else None
+    found = verifier.certifiers(candidates, alone, epsilon, iou, entries)
+
+    def hold(found: Certifiers) -> Tensor:
+        return certified_up_to(found, len(epsilon), [iou])[:, 0] >= log_odds
+
+    held = hold(found)
+    if count_kept or not verifier.tightenings.counted_cliques:
+        return held
+    untruncated = hold(found._replace(fits=torch.ones_like(found.fits)))
+    open_ = torch.nonzero(untruncated & ~held)[:, 0]
+    if len(open_):
+        held[open_] = _each_holds(
+            verifier, raw, truths.at(open_), epsilon[open_], iou, log_odds, count_kept=True
+        )
+    return held
 
 
 class Remaining(NamedTuple):

@@ -30,6 +30,16 @@ class Truths(NamedTuple):
     rival_counts: Tensor
     rivals: Tensor
 
+    def at(self, index: Tensor) -> Truths:
+        """Some of the objects, each with all of its rivals."""
+        return self._replace(
+            image=self.image[index],
+            label=self.label[index],
+            box=self.box[index],
+            rival_starts=self.rival_starts[index],
+            rival_counts=self.rival_counts[index],
+        )
+
 
 def truths_of(targets: Sequence[Target]) -> Truths:
     """The objects of a batch of images; the rivals of each are the others of its class there."""

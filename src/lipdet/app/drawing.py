@@ -1,30 +1,20 @@
-"""Panels: what a detector sees, what is proven about it, and what an attack changed.
-
-The marks are those of the report: blue and solid is certified, orange and dashed is not, and shaded
-is where a certified box can be at worst.
-"""
+"""Panels: what a detector sees, what is proven about it, and what an attack changed."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from functools import cache
-from pathlib import Path
 from typing import NamedTuple
 
-from matplotlib import get_data_path
-from PIL import Image, ImageDraw, ImageFont
+from PIL import Image, ImageDraw
 from torch import Tensor
 
 from lipdet.app.exhibits import Exhibit
-from lipdet.app.views import Attacked, Box, View, regions
+from lipdet.app.views import Attacked, View, regions
 from lipdet.report.attacks import to_picture
-from lipdet.report.gallery import CERTIFIED, UNCERTIFIED
+from lipdet.report.marks import TEXT, Mark, draw_marks, text_font
 from lipdet.types import Detections
 
 SIDE = 370
-TEXT = 16
-DASH = 7
-SHADE = 0.3
 
 
 class Panel(NamedTuple):
@@ -39,20 +29,6 @@ class Panel(NamedTuple):
     picture: Image.Image
     caption: str
     alternative: str
-
-
-class Mark(NamedTuple):
-    """One box to draw, in pixels of the network's input.
-
-    Attributes:
-        box: x1, y1, x2, y2.
-        text: beside it.
-        region: where the box can be at worst, if that is certified.
-    """
-
-    box: Box
-    text: str
-    region: Box | None
 
 
 def clean_panel(view: View, exhibit: Exhibit, epsilon: float) -> Panel:
@@ -119,10 +95,10 @@ def sheet(rows: Sequence[tuple[str, Sequence[Panel]]]) -> Image.Image:
     columns = max(len(panels) for _, panels in rows)
     canvas = Image.new("RGB", (columns * (SIDE + gap) + gap, len(rows) * height + gap), "white")
     pen = ImageDraw.Draw(canvas)
-    font = _font(TEXT - 3)
+    font = text_font(TEXT - 3)
     for row, (name, panels) in enumerate(rows):
         top = gap + row * height
-        pen.text((gap, top), name, "black", _font(TEXT))
+        pen.text((gap, top), name, "black", text_font(TEXT))
         for column, panel in enumerate(panels):
             left = gap + column * (SIDE + gap)
             pen.text((left, top + line), panel.caption, "black", font)
@@ -130,47 +106,5 @@ def sheet(rows: Sequence[tuple[str, Sequence[Panel]]]) -> Image.Image:
     return canvas
 
 
-@cache
-def _font(size: int) -> ImageFont.FreeTypeFont:
-    """A font that has ε, ≤ and ×, which Pillow's own lacks; it comes with matplotlib."""
-    return ImageFont.truetype(Path(get_data_path()) / "fonts" / "ttf" / "DejaVuSans.ttf", size)
-
-
 def _draw(image: Tensor, marks: Sequence[Mark]) -> Image.Image:
-    """The picture enlarged, with its marks; the first mark is on top."""
-    scale = SIDE / image.shape[-1]
-    small = to_picture(image)
-    canvas = small.resize((SIDE, SIDE), Image.Resampling.NEAREST)
-    for mark in marks:
-        if mark.region:
-            _shade(canvas, [round(value * scale) for value in mark.region])
-    pen = ImageDraw.Draw(canvas)
-    font = _font(TEXT)
-    for mark in reversed(marks):
-        colour = CERTIFIED if mark.region else UNCERTIFIED
-        left, top, right, bottom = (min(round(value * scale), SIDE - 1) for value in mark.box)
-        if mark.region:
-            pen.rectangle((left, top, right, bottom), outline=colour, width=3)
-        else:
-            _dashed(pen, (left, top, right, bottom), colour)
-        width = pen.textlength(mark.text, font)
-        place = (max(0.0, min(left, SIDE - width)), max(0, top - TEXT - 4))
-        pen.rectangle(pen.textbbox(place, mark.text, font), "black")
-        pen.text(place, mark.text, colour, font)
-    return canvas
-
-
-def _shade(canvas: Image.Image, box: Sequence[int]) -> None:
-    part = canvas.crop(tuple(box))  # type: ignore[arg-type]
-    colour = Image.new("RGB", part.size, CERTIFIED)
-    canvas.paste(Image.blend(part, colour, SHADE), (box[0], box[1]))
-
-
-def _dashed(pen: ImageDraw.ImageDraw, box: Sequence[int], colour: str) -> None:
-    left, top, right, bottom = box
-    for x in range(left, right, 2 * DASH):
-        for y in (top, bottom):
-            pen.line((x, y, min(x + DASH, right), y), colour, 3)
-    for y in range(top, bottom, 2 * DASH):
-        for x in (left, right):
-            pen.line((x, y, x, min(y + DASH, bottom)), colour, 3)
+    return draw_marks(to_picture(image), marks, SIDE)

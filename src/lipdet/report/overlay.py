@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from PIL import Image, ImageDraw, ImageFont
+from PIL import Image, ImageDraw
 
+from lipdet.report.marks import Mark, draw_marks, text_font, with_legend
 from lipdet.types import Detections
 
 # Okabe and Ito's colour-blind-safe colours, without black and with two greys: one per digit.
@@ -15,6 +16,7 @@ COLOURS = (
 )  # fmt: skip
 SMALLEST_SIDE = 296
 LABEL_HEIGHT = 22
+CERTIFICATE_SIDE = 444
 
 
 def draw_detections(
@@ -30,7 +32,7 @@ def draw_detections(
     scale = max(1, -(-SMALLEST_SIDE // min(image.size)))
     canvas = image.resize((image.width * scale, image.height * scale), Image.Resampling.BICUBIC)
     pen = ImageDraw.Draw(canvas)
-    font = ImageFont.load_default(LABEL_HEIGHT - 4)
+    font = text_font(LABEL_HEIGHT - 4)
     # The best detection is drawn last, on top.
     for box, label, score in reversed(
         list(
@@ -59,43 +61,23 @@ def draw_certificates(
     regions: Sequence[Sequence[float]],
     class_names: Sequence[str],
 ) -> Image.Image:
-    """The picture with each box, the radius up to which it remains, and where it then lies.
+    """A square with each box, the radius up to which it remains, where it then lies, and a legend.
 
     Args:
         image: RGB, what the network sees.
         detections: boxes in pixels of `image`.
         radii: of each; 0 where nothing is promised.
-        regions: of each, xyxy: drawn dotted around what is promised.
+        regions: of each, xyxy.
         class_names: names in the order of the labels.
     """
-    scale = max(1, -(-SMALLEST_SIDE // min(image.size)))
-    canvas = image.resize((image.width * scale, image.height * scale), Image.Resampling.BICUBIC)
-    pen = ImageDraw.Draw(canvas)
-    font = ImageFont.load_default(LABEL_HEIGHT - 4)
-    rows = zip(
-        detections["boxes"].tolist(), detections["labels"].tolist(), radii, regions, strict=True
-    )
-    for box, label, radius, region in reversed(list(rows)):
-        colour = COLOURS[label % len(COLOURS)]
-        left, top, right, bottom = (value * scale for value in box)
-        pen.rectangle((left, top, max(left, right - 1), max(top, bottom - 1)), None, colour, 2)
-        if radius > 0:
-            _dotted(pen, [value * scale for value in region], colour)
-        text = f"{class_names[label]} ε {radius:.3f}" if radius > 0 else f"{class_names[label]} –"
-        place = (left, max(0, top - LABEL_HEIGHT))
-        pen.rectangle(pen.textbbox(place, text, font), "black")
-        pen.text(place, text, colour, font)
-    return canvas
-
-
-def _dotted(pen: ImageDraw.ImageDraw, box: Sequence[float], colour: str) -> None:
-    left, top, right, bottom = (round(value) for value in box)
-    for x in range(left, right, 6):
-        for y in (top, bottom - 1):
-            pen.line((x, y, min(x + 2, right), y), colour, 2)
-    for y in range(top, bottom, 6):
-        for x in (left, right - 1):
-            pen.line((x, y, x, min(y + 2, bottom)), colour, 2)
+    names = [class_names[label] for label in detections["labels"].tolist()]
+    marks = [
+        Mark(box, f"{name} ε {radius:.3f}", region) if radius > 0 else Mark(box, name, None)
+        for name, box, radius, region in zip(
+            names, detections["boxes"].tolist(), radii, regions, strict=True
+        )
+    ]
+    return with_legend(draw_marks(image, marks, CERTIFICATE_SIDE))
 
 
 def contact_sheet(pictures: Sequence[Image.Image], columns: int) -> Image.Image:

@@ -34,6 +34,7 @@ ALLOWED: dict[str, set[str]] = {
     "types": set(),
     "progress": set(),
     "hardware": set(),
+    "distributed": BASE,
     "versions": set(),
     "__init__": set(),
     "config": BASE,
@@ -46,14 +47,16 @@ ALLOWED: dict[str, set[str]] = {
     "certificate": BASE | {"boxes", "config", "detector", "layers", "progress", "types"},
     "evaluate": BASE
     | {"attack", "boxes", "certificate", "checkpoint", "config", "detector", "images"}
-    | {"progress", "types", "versions"},
+    | {"distributed", "progress", "types", "versions"},
     "detect": BASE | {"boxes", "certificate", "config", "detector", "evaluate", "images", "types"},
     "export": BASE
     | {"boxes", "certificate", "checkpoint", "config", "detector", "layers", "types", "versions"},
     "job": BASE | {"config"},
     "train_log": BASE,
-    "train_state": BASE | {"checkpoint", "config", "detector"},
-    "train": BASE | TRAINING | {"hardware", "job", "progress", "train_log", "train_state"},
+    "train_state": BASE | {"checkpoint", "config", "detector", "distributed"},
+    "train": BASE
+    | TRAINING
+    | {"distributed", "hardware", "job", "progress", "train_log", "train_state"},
 }
 # These stand at the end of the way and may import all before them; nothing before imports them.
 LAST = {"report", "demo", "reproduce", "app"}

@@ -1,6 +1,7 @@
 """The command `lipdet VERB …`: typed options, one clear sentence for every mistake.
 
-Exit status: 0 done, 1 a training that diverged, 2 bad input, 130 interrupted (state kept).
+Exit status: 0 done, 1 a training that diverged or a process that was lost, 2 bad input,
+130 interrupted (state kept).
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ from pathlib import Path
 
 from jsonargparse import Namespace
 
-from lipdet import __version__
+from lipdet import __version__, distributed
 from lipdet.commands import (
     app,
     attack,
@@ -34,6 +35,8 @@ from lipdet.errors import InputError
 from lipdet.progress import quietly
 from lipdet.train import NonFiniteLossError
 
+# What several processes can do together.
+SHARED = ("train", "eval")
 VERBS = {
     "data": data.VERB,
     "train": train.VERB,
@@ -55,8 +58,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
     """Run the command line; `arguments` default to those of the process."""
     words = list(sys.argv[1:] if arguments is None else arguments)
     try:
+        distributed.join()
         _hint_at_key_value(words)
         _run(_parse(words))
+        distributed.leave()
     except InputError as error:
         fail(str(error), 2)
     except BrokenPipeError:
@@ -66,7 +71,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     except OSError as error:
         # What is read is checked where it is read; what is left are places to write to.
         fail(f"{error.filename}: {error.strerror}; choose another place.", 2)
-    except NonFiniteLossError as error:
+    except (NonFiniteLossError, distributed.LostProcessError) as error:
         fail(str(error), 1)
     except KeyboardInterrupt:
         fail("Interrupted; finished work and checkpoints are kept.", 130)
@@ -107,10 +112,17 @@ def build_parser(preset_name: str = "naive") -> Parser:
 
 
 def _run(options: Namespace) -> None:
+    if distributed.size() > 1 and options.verb not in SHARED:
+        raise InputError(
+            f"{options.verb} is the work of one process: start it without torchrun, which is for "
+            f"{' and '.join(SHARED)}."
+        )
     chosen = options[options.verb].as_dict()
     # Of a verb with actions, the options of the chosen one.
     common = chosen.get(chosen.get("action"), chosen)
     arguments = {key: value for key, value in chosen.items() if key not in COMMON}
     json_on_stdout = common.get("json") == Path("-")
-    with quietly(keep_output=json_on_stdout) if common["quiet"] else nullcontext():
+    leads = distributed.rank() == 0
+    quiet = common["quiet"] or not leads
+    with quietly(keep_output=json_on_stdout and leads) if quiet else nullcontext():
         VERBS[options.verb].run(**arguments)

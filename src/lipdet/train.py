@@ -3,6 +3,8 @@
 Notable choices:
 - Every batch and every augmentation depends on (seed, step) alone, so that a training that was
   killed goes on as if nothing had happened: bit for bit in float32.
+- Of several processes each takes its part of every such batch, and all take the same step. The
+  first alone validates and writes.
 - The weights that are validated and kept are the moving average, evaluated in float32.
 - The best checkpoint is chosen on photographs cut from the training data, never on a test set.
 """
@@ -14,19 +16,21 @@ import signal
 import threading
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 
 import numpy as np
 import torch
 
+from lipdet import distributed
 from lipdet.attack import AttackSettings, attack_batch
 from lipdet.boxes import AP_SELECTION, Decoder
+from lipdet.boxes.coding import corners
 from lipdet.checkpoint import BEST, load_detector, save_detector
 from lipdet.config import TrainConfig
 from lipdet.detector import SSD, build_detector
 from lipdet.detector.calibration import calibrated
-from lipdet.detector.matching import PaddedTargets, pad_targets
+from lipdet.detector.matching import PaddedTargets, match, pad_targets
 from lipdet.detector.multibox import MultiboxLoss, multibox_loss, training_scores
 from lipdet.errors import InputError
 from lipdet.evaluate.average_precision import AveragePrecision, average_precision
@@ -66,23 +70,28 @@ def train(job: Job, run: Path, resume: bool = False) -> Path:
         NonFiniteLossError: the loss became infinite or NaN.
         KeyboardInterrupt: interrupted; the state is kept.
     """
-    if run.exists() and not resume:
+    leads = distributed.rank() == 0
+    if leads and run.exists() and not resume:
         raise InputError(f"{run} exists already; choose another --out, or add --resume.")
     if job.train.tensorboard:
         check_tensorboard()
     keep_freed_memory()
     if job.train.threads:
         torch.set_num_threads(job.train.threads)
-    packs = open_packs(job)
+    packs = distributed.made_once(lambda: open_packs(job))
+    distributed.check_same("The training data", [pack.hash for pack in packs])
     job = job.with_classes(packs[0].class_names)
     training, validation = training_data(job.train, job.weights, packs)
     trainer = Trainer(job, run, training, validation)
-    run.mkdir(parents=True, exist_ok=True)
-    if (run / STATE).exists():
-        trainer.state.restore(run, trainer.provenance)
-    save_job(job, run)
+    if leads:
+        run.mkdir(parents=True, exist_ok=True)
+        if (run / STATE).exists():
+            trainer.state.restore(run, trainer.provenance)
+        save_job(job, run)
+    trainer.state.share(run)
+    step, tensorboard = trainer.state.step, job.train.tensorboard
     with (
-        TrainLog(run, trainer.state.step, job.train.tensorboard) as log,
+        TrainLog(run, step, tensorboard) if leads else nullcontext() as log,
         _interruption() as interrupted,
     ):
         trainer.run_all(log, interrupted)
@@ -144,8 +153,10 @@ class Trainer:
         self.job, self.config, self.run = job, job.train, run
         self.training, self.validation = training, validation
         self.device = training_device()
+        self.own_part = distributed.own_part(self.config.batch_size)
         torch.manual_seed(self.config.seed)
         detector = first_detector(job)
+        distributed.share_batch_statistics(detector)
         detector = detector.to(self.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
         self.state = TrainState.start(detector, self.config)
         self.total_steps = self.config.epochs * training.batches_per_epoch
@@ -159,8 +170,11 @@ class Trainer:
             "versions": versions(),
         }
 
-    def run_all(self, log: TrainLog, interrupted: threading.Event) -> None:
-        """Take all steps that are left, with validation after epochs and regular checkpoints."""
+    def run_all(self, log: TrainLog | None, interrupted: threading.Event) -> None:
+        """Take all steps that are left, with validation after epochs and regular checkpoints.
+
+        Without a log, another process validates and writes the checkpoints.
+        """
         per_epoch = self.training.batches_per_epoch
         saved = time.monotonic()
         self.restart_watch()
@@ -170,15 +184,16 @@ class Trainer:
                 epoch, index = divmod(self.state.step, per_epoch)
                 loss, norm = self.step(epoch, index)
                 bar.update(task, advance=1, description=f"Training, loss {loss.total.item():.2f}")
-                if self.state.step % LOG_EVERY == 0:
+                if log and self.state.step % LOG_EVERY == 0:
                     self.log_step(log, epoch, loss, norm)
-                if index + 1 == per_epoch:
+                if log and index + 1 == per_epoch:
                     self.finish_epoch(log, epoch)
+                stops = distributed.any_of(interrupted.is_set())
                 out_of_time = time.monotonic() - saved >= self.config.checkpoint_seconds
-                if index + 1 == per_epoch or out_of_time or interrupted.is_set():
+                if log and (index + 1 == per_epoch or out_of_time or stops):
                     self.state.save(self.run, self.provenance)
                     saved = time.monotonic()
-                if interrupted.is_set():
+                if stops:
                     raise KeyboardInterrupt
 
     def step(self, epoch: int, index: int) -> tuple[MultiboxLoss, float]:
@@ -190,10 +205,19 @@ class Trainer:
         with part("forward"), torch.autocast(self.device.type, torch.bfloat16, self.bf16):
             raw = detector(images)
         with part("loss"):
-            loss = multibox_loss(raw, targets, self.decoder(), self.config.margin)
+            loss = multibox_loss(
+                raw,
+                targets,
+                self.decoder(),
+                self.config.margin,
+                self.config.localisation_weight,
+            )
         with part("backward"):
             optimizer.zero_grad()
-            loss.total.backward()  # type: ignore[no-untyped-call]
+            if distributed.size() > 1:
+                loss = self.backward_of_all(loss, targets)
+            else:
+                loss.total.backward()  # type: ignore[no-untyped-call]
         with part("update"):
             parameters = detector.parameters()
             norm = torch.nn.utils.clip_grad_norm_(parameters, self.config.gradient_clip).item()
@@ -210,6 +234,30 @@ class Trainer:
         self.state.step += 1
         return loss, norm
 
+    def backward_of_all(self, loss: MultiboxLoss, targets: PaddedTargets) -> MultiboxLoss:
+        """Take the gradient of the loss of the whole batch; returns that loss.
+
+        Every loss is a sum over pictures divided by the positives among them, or by 1 if there are
+        none. So the sums are added, and divided by the positives of all. Hard negatives are chosen
+        in each picture by itself.
+
+        Args:
+            loss: of this process's part of the batch.
+            targets: of the same part.
+        """
+        detector = self.state.detector
+        positives = match(corners(detector.default_boxes), targets).positive.sum()
+        own = positives.clamp(min=1)
+        (loss.total * own).backward()  # type: ignore[no-untyped-call]
+        parts = loss.classification, loss.localisation
+        sums = torch.stack([*(own * one.detach() for one in parts), positives.float()])
+        gradients = [one.grad for one in detector.parameters() if one.grad is not None]
+        distributed.add_up([*gradients, sums])
+        whole = sums[2].clamp(min=1)
+        for gradient in gradients:
+            gradient /= whole
+        return MultiboxLoss(sums[0] / whole, sums[1] / whole, loss.localisation_weight)
+
     def decoder(self) -> Decoder:
         """The detector's decoder, with the scores that this step trains."""
         decoder = self.state.detector.decoder
@@ -219,7 +267,10 @@ class Trainer:
         )
 
     def load(self, epoch: int, index: int) -> tuple[torch.Tensor, PaddedTargets]:
-        """Images (B, 3, S, S) in [0, 1], channels last, and targets, on the device."""
+        """This process's images (B, 3, S, S) in [0, 1], channels last, and targets, on the device.
+
+        The random choices are those of the whole batch, whoever takes which part.
+        """
         batch = self.training.batch(epoch, index)
         images = batch.images.to(self.device).float() / 255
         if self.config.augment:
@@ -227,10 +278,11 @@ class Trainer:
                 self.config.seed * 1_000_003 + self.state.step
             )
             images = augment(images, generator)
-        images = images.contiguous(memory_format=torch.channels_last)
+        images = images[self.own_part].contiguous(memory_format=torch.channels_last)
+        wanted = batch.targets[self.own_part]
         if self.config.adversarial_epsilon:
-            images = self.attacked(images, batch.targets)
-        return images, pad_targets(batch.targets).to(self.device)
+            images = self.attacked(images, wanted)
+        return images, pad_targets(wanted).to(self.device)
 
     def attacked(self, images: torch.Tensor, targets: Sequence[Target]) -> torch.Tensor:
         """The worst pictures that a few steps of PGD on the loss find, from starts of this step."""
@@ -239,7 +291,7 @@ class Trainer:
             steps=self.config.adversarial_steps,
             seed=self.config.seed,
         )
-        first = self.state.step * len(images)
+        first = self.state.step * self.config.batch_size + self.own_part.start
         with torch.autocast(self.device.type, torch.bfloat16, self.bf16):
             return attack_batch(
                 self.state.detector, images, targets, settings, range(first, first + len(images))

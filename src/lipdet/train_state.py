@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 from torch.optim.swa_utils import AveragedModel
 
+from lipdet import distributed
 from lipdet.checkpoint import load_state, read_tensors, write_tensors
 from lipdet.config import TrainConfig
 from lipdet.detector import SSD
@@ -54,12 +55,8 @@ class TrainState:
 
     def save(self, run: Path, info: Mapping[str, Any]) -> None:
         """Write the state into a run folder, replacing the last one atomically."""
-        tensors = {
-            **_prefixed("detector.", self.detector.state_dict()),
-            **_prefixed("average.", self.average.state_dict()),
-            **_prefixed("optimizer.", _flat(self.optimizer)),
-        }
-        write_tensors(run / STATE, tensors, {**info, "step": self.step, "best": self.best})
+        info = {**info, "step": self.step, "best": self.best}
+        write_tensors(run / STATE, self._tensors(), info)
 
     def restore(self, run: Path, provenance: Mapping[str, Any]) -> None:
         """Take over the state of a run folder.
@@ -79,10 +76,27 @@ class TrainState:
                     f"({key} differs); resume it with its own, choose another --out, or remove "
                     "the folder."
                 )
+        self._load(tensors, run)
+        self.step, self.best = info["step"], info["best"]
+
+    def share(self, run: Path) -> None:
+        """Take over the state of the first process, which alone reads the run folder."""
+        if distributed.size() > 1:
+            mine = self._tensors(), self.step, self.best
+            tensors, self.step, self.best = distributed.of_first(mine)
+            self._load(tensors, run)
+
+    def _tensors(self) -> dict[str, Tensor]:
+        return {
+            **_prefixed("detector.", self.detector.state_dict()),
+            **_prefixed("average.", self.average.state_dict()),
+            **_prefixed("optimizer.", _flat(self.optimizer)),
+        }
+
+    def _load(self, tensors: Mapping[str, Tensor], run: Path) -> None:
         load_state(self.detector, _without("detector.", tensors), run / STATE)
         load_state(self.average, _without("average.", tensors), run / STATE)
         _unflatten(self.optimizer, _without("optimizer.", tensors))
-        self.step, self.best = info["step"], info["best"]
 
 
 def _moving_average(decay: float) -> Any:

@@ -7,6 +7,7 @@ from pathlib import Path
 
 from rich.console import Console
 
+from lipdet import distributed
 from lipdet.attack import AttackSettings
 from lipdet.attack.settings import AttackName, Norm
 from lipdet.checkpoint import load_detector
@@ -23,7 +24,7 @@ from lipdet.commands.options import (
 )
 from lipdet.errors import InputError
 from lipdet.evaluate.attacked import Campaign
-from lipdet.evaluate.run import evaluate
+from lipdet.evaluate.together import evaluate_together
 from lipdet.images.spec import open_data
 from lipdet.report.attacks import attacked_table
 from lipdet.report.certificate import certified_table, reasons_table
@@ -78,7 +79,7 @@ def run(
         norm: of the perturbation, l2 or linf.
         steps: gradients of an attack per start.
         restarts: random starts of an attack.
-        state: folder that keeps finished parts of the attacks, for going on after an interruption.
+        state: folder that keeps finished parts, for going on after an interruption.
         json: file for the result; `-` prints it instead of the tables.
     """
     if limit is not None:
@@ -96,10 +97,13 @@ def run(
     if certify and norm != "l2":
         raise InputError("Certificates hold for L2 perturbations: leave out --norm, or --certify.")
     loaded = load_detector(detector)
-    pack = open_data(data, "test", loaded.detector.config.image_size, seed)
+    size = loaded.detector.config.image_size
+    pack = distributed.made_once(lambda: open_data(data, "test", size, seed))
     if limit is not None:
         pack = pack.head(limit)
-    result = evaluate(loaded, pack, seed, campaign, epsilons if certify else ())
+    result = evaluate_together(loaded, pack, seed, campaign, epsilons if certify else (), state)
+    if result is None:
+        return  # the first of several processes writes it
     if json == Path("-"):
         print(as_json(result))
         return

@@ -10,6 +10,7 @@ from typing import NamedTuple, NoReturn
 
 from jsonargparse import ArgumentParser
 
+from lipdet import distributed
 from lipdet.errors import InputError
 from lipdet.images.crop import Region
 from lipdet.images.spec import FORMS
@@ -50,8 +51,9 @@ def verb_parser(summary: str, example: str) -> Parser:
 
 
 def fail(sentence: str, status: int) -> NoReturn:
-    """Print a sentence on stderr and exit."""
-    print(f"{PROGRAM}: {sentence}", file=sys.stderr)
+    """Print a sentence on stderr and exit; of several processes that fail, the first speaks."""
+    if distributed.may_speak():
+        print(f"{PROGRAM}: {sentence}", file=sys.stderr)
     sys.exit(status)
 
 

@@ -7,6 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from lipdet import distributed
 from lipdet.commands.options import SPEC_HELP, Parser, Verb, verb_parser
 from lipdet.config import PRESETS, TrainConfig, as_plain
 from lipdet.detector import build_detector
@@ -67,9 +68,9 @@ def run(
         # Refused before any data are prepared.
         build_detector(detector)
     job = Job(preset, detector, TrainConfig(**settings), tuple(data), tuple(weights))
-    if resume and (out / JOB).exists():
+    if distributed.rank() == 0 and resume and (out / JOB).exists():
         job = _resumed(job, load_job(out), out)
-    best = train(job, out, resume)
+    best = train(distributed.of_first(job), out, resume)
     print(f"Weights: {best}\nEvaluate them: lipdet eval {out} --data SPEC")
 
 

@@ -1,19 +1,16 @@
-"""What an interrupted attack on a data set leaves behind: finished chunks, found by a hash."""
+"""Detections of pictures as the tensors that the file of a chunk holds, and the keys of attacks."""
 
 from __future__ import annotations
 
-import hashlib
-import json
+from collections.abc import Sequence
 from dataclasses import asdict
-from pathlib import Path
 from typing import NamedTuple
 
 import torch
 
-from lipdet.attack import AttackSettings, Outcome
-from lipdet.checkpoint import read_tensors, write_tensors
+from lipdet.attack import AttackSettings
 from lipdet.detector import SSD
-from lipdet.errors import InputError
+from lipdet.evaluate.chunks import Tensors, pass_key, weights_hash
 from lipdet.images.pack import Pack
 from lipdet.types import Detections
 
@@ -25,62 +22,42 @@ class Found(NamedTuple):
     damage: list[float]
 
 
-def write_chunk(file: Path, outcome: Outcome) -> None:
-    """Keep the detections and the damage of a chunk.
-
-    Raises:
-        InputError: a file stands where the folder should be.
-    """
-    try:
-        file.parent.mkdir(parents=True, exist_ok=True)
-    except FileExistsError:
-        raise InputError(f"{file.parent} is a file; the state needs a folder.") from None
-    found = outcome.detections
-    write_tensors(
-        file,
-        {
-            "boxes": torch.cat([one["boxes"] for one in found]),
-            "labels": torch.cat([one["labels"] for one in found]),
-            "scores": torch.cat([one["scores"] for one in found]),
-            "counts": torch.tensor([len(one["labels"]) for one in found]),
-            "damage": torch.tensor(outcome.damage, dtype=torch.float64),
-        },
-        {},
-    )
+def detections_to_tensors(found: Sequence[Detections]) -> Tensors:
+    """Detections of several pictures, one after the other, and how many each has."""
+    return {
+        "boxes": torch.cat([one["boxes"] for one in found]),
+        "labels": torch.cat([one["labels"] for one in found]),
+        "scores": torch.cat([one["scores"] for one in found]),
+        "counts": torch.tensor([len(one["labels"]) for one in found]),
+    }
 
 
-def read_chunk(file: Path) -> Found:
-    """What `write_chunk` kept.
+def detections_of(chunks: Sequence[Tensors]) -> list[Detections]:
+    """What `detections_to_tensors` was given, chunk after chunk."""
+    return [one for tensors in chunks for one in _detections(tensors)]
 
-    Raises:
-        InputError: the file is damaged.
-    """
-    tensors, _ = read_tensors(file)
-    columns = (
-        torch.split(tensors[name], tensors["counts"].tolist())
-        for name in ("boxes", "labels", "scores")
-    )
-    detections = [
-        Detections(boxes=boxes, labels=labels, scores=scores)
-        for boxes, labels, scores in zip(*columns, strict=True)
-    ]
-    return Found(detections, tensors["damage"].tolist())
+
+def damage_of(chunks: Sequence[Tensors]) -> list[float]:
+    """The damage of every picture, chunk after chunk."""
+    return [value for tensors in chunks for value in tensors["damage"].tolist()]
 
 
 def attack_key(detector: SSD, pack: Pack, settings: AttackSettings, source: SSD | None) -> str:
     """A hash of everything that determines the outcome."""
-    parts = {
-        "detector": _weights_hash(detector),
-        "source": _weights_hash(source or detector),
-        "data": pack.hash,
-        "settings": asdict(settings),
-    }
-    return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:16]
+    return pass_key(
+        detector=weights_hash(detector),
+        source=weights_hash(source or detector),
+        data=pack.hash,
+        settings=asdict(settings),
+    )
 
 
-def _weights_hash(detector: SSD) -> str:
-    digest = hashlib.sha256(repr((detector.config, detector.coding, detector.scores)).encode())
-    for name, tensor in sorted(detector.state_dict().items()):
-        digest.update(name.encode())
-        digest.update(tensor.detach().cpu().contiguous().numpy().tobytes())
-    return digest.hexdigest()
+def _detections(tensors: Tensors) -> list[Detections]:
+    columns = (
+        torch.split(tensors[name], tensors["counts"].tolist())
+        for name in ("boxes", "labels", "scores")
+    )
+    return [
+        Detections(boxes=boxes, labels=labels, scores=scores)
+        for boxes, labels, scores in zip(*columns, strict=True)
+    ]

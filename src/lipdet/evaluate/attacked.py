@@ -24,11 +24,17 @@ from lipdet.attack import AttackSettings, attack_and_detect, detect, recall
 from lipdet.attack.settings import AttackName, single_attacks
 from lipdet.boxes import DISPLAY_SELECTION
 from lipdet.detector import SSD
-from lipdet.evaluate.attack_state import Found, attack_key, read_chunk, write_chunk
+from lipdet.evaluate.attack_state import (
+    Found,
+    attack_key,
+    damage_of,
+    detections_of,
+    detections_to_tensors,
+)
 from lipdet.evaluate.average_precision import average_precision
+from lipdet.evaluate.chunks import Pass, Tensors, code, pass_key, weights_hash
 from lipdet.evaluate.consistency import consistency
 from lipdet.images.pack import Pack
-from lipdet.progress import track
 from lipdet.types import Detections
 
 CHUNK = 32
@@ -56,7 +62,7 @@ class Campaign:
 def attacked_results(detector: SSD, pack: Pack, campaign: Campaign) -> list[dict[str, Any]]:
     """One entry per radius, as docs/json.md describes it."""
     prepared = prepare(detector)
-    clean = _clean(prepared, pack)
+    clean = detections_of(_clean_pass(prepared, pack, campaign.state).results())
     return [_entry(prepared, pack, campaign, epsilon, clean) for epsilon in campaign.epsilons]
 
 
@@ -76,16 +82,19 @@ def attack_pack(
         state: folder in which finished chunks are kept and looked for.
         source: detector whose gradient is used, if another one.
     """
-    folder = state and state / attack_key(detector, pack, settings, source)
-    starts = range(0, len(pack), CHUNK)
-    label = f"{settings.schedule} {settings.objective} ε={settings.epsilon:g}"
-    parts = [
-        _chunk(detector, pack, settings, source, start, folder) for start in track(starts, label)
+    chunks = _attack_pass(detector, pack, settings, state, source).results()
+    return Found(detections_of(chunks), damage_of(chunks))
+
+
+def attack_passes(detector: SSD, pack: Pack, campaign: Campaign) -> list[Pass]:
+    """All passes over the pack that `attacked_results` sums up."""
+    prepared, state = prepare(detector), campaign.state
+    attacks = [
+        _attack_pass(prepared, pack, single, state)
+        for epsilon in campaign.epsilons
+        for single in _singles(campaign, epsilon)
     ]
-    return Found(
-        [one for part in parts for one in part.detections],
-        [value for part in parts for value in part.damage],
-    )
+    return [_clean_pass(prepared, pack, state), *attacks]
 
 
 def prepare(detector: SSD) -> SSD:
@@ -124,19 +133,27 @@ def worst(candidates: Sequence[Found]) -> Found:
     )
 
 
-def _clean(detector: SSD, pack: Pack) -> list[Detections]:
-    device = detector.default_boxes.device
-    return [
-        one
-        for start in range(0, len(pack), CHUNK)
-        for one in detect(detector, pictures(pack, start, start + CHUNK, device))
-    ]
+def _clean_pass(detector: SSD, pack: Pack, state: Path | None) -> Pass:
+    def compute(chunk: range) -> Tensors:
+        images = pictures(pack, chunk.start, chunk.stop, detector.default_boxes.device)
+        return detections_to_tensors(detect(detector, images))
+
+    # Apart from that of clean AP, which has other chunks.
+    key = state and pass_key(
+        to="compare", detector=weights_hash(detector), data=pack.hash, **code()
+    )
+    folder = state and state / "clean" / str(key)
+    return Pass(f"Detecting in {pack.name}", len(pack), CHUNK, compute, folder)
+
+
+def _singles(campaign: Campaign, epsilon: float) -> list[AttackSettings]:
+    return single_attacks(campaign.attack, replace(campaign.settings, epsilon=epsilon))
 
 
 def _entry(
     detector: SSD, pack: Pack, campaign: Campaign, epsilon: float, clean: list[Detections]
 ) -> dict[str, Any]:
-    singles = single_attacks(campaign.attack, replace(campaign.settings, epsilon=epsilon))
+    singles = _singles(campaign, epsilon)
     found = [attack_pack(detector, pack, single, campaign.state) for single in singles]
     figures = {
         single.objective: measure(one, pack) for single, one in zip(singles, found, strict=True)
@@ -161,21 +178,20 @@ def _entry(
     return {**entry, **lowest, "composite": composite, "objectives": figures}
 
 
-def _chunk(
+def _attack_pass(
     detector: SSD,
     pack: Pack,
     settings: AttackSettings,
-    source: SSD | None,
-    start: int,
-    folder: Path | None,
-) -> Found:
-    file = folder and folder / f"{start:08d}.safetensors"
-    if file and file.is_file():
-        return read_chunk(file)
-    indices = range(start, min(start + CHUNK, len(pack)))
-    images = pictures(pack, start, indices.stop, detector.default_boxes.device)
-    targets = [pack.target(index) for index in indices]
-    outcome = attack_and_detect(detector, images, targets, settings, indices, source=source)
-    if file:
-        write_chunk(file, outcome)
-    return Found(outcome.detections, outcome.damage)
+    state: Path | None,
+    source: SSD | None = None,
+) -> Pass:
+    def compute(chunk: range) -> Tensors:
+        images = pictures(pack, chunk.start, chunk.stop, detector.default_boxes.device)
+        targets = [pack.target(index) for index in chunk]
+        outcome = attack_and_detect(detector, images, targets, settings, chunk, source=source)
+        damage = torch.tensor(outcome.damage, dtype=torch.float64)
+        return {**detections_to_tensors(outcome.detections), "damage": damage}
+
+    folder = state and state / attack_key(detector, pack, settings, source)
+    label = f"{settings.schedule} {settings.objective} ε={settings.epsilon:g}"
+    return Pass(label, len(pack), CHUNK, compute, folder)

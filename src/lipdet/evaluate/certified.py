@@ -10,6 +10,8 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Sequence
+from functools import cache
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -28,8 +30,8 @@ from lipdet.certificate.diagnosis import REASONS, box_stays, class_stays, clean_
 from lipdet.certificate.truths import truths_of
 from lipdet.certificate.verifier import Verifier, verifier_of
 from lipdet.detector import SSD
+from lipdet.evaluate.chunks import Pass, Tensors, code, pass_key, weights_hash
 from lipdet.images.pack import Pack
-from lipdet.progress import track
 from lipdet.types import RawOutput, Target
 
 BATCH_SIZE = 64
@@ -57,30 +59,70 @@ class Certified(NamedTuple):
     entries: tuple[Tensor, ...]
 
 
-def certified_results(detector: SSD, pack: Pack, epsilons: Sequence[float]) -> list[dict[str, Any]]:
+def certified_results(
+    detector: SSD, pack: Pack, epsilons: Sequence[float], state: Path | None = None
+) -> list[dict[str, Any]]:
     """One entry per radius, as docs/json.md describes it.
 
     Args:
         detector: of an architecture whose layers all have a Lipschitz bound.
         pack: pictures of its input size.
         epsilons: L2 radii in [0, 1] pixel units.
+        state: folder in which finished chunks are kept and looked for.
 
     Raises:
         UnknownLipschitz: a layer has no bound; the message names it.
     """
-    detector.eval()
-    first = pictures(pack, range(min(BATCH_SIZE, len(pack))))
-    verifier = verifier_of(detector, AP_SELECTION, first)
-    parts: list[list[Certified]] = []
-    for start in track(range(0, len(pack), BATCH_SIZE), f"Certifying {pack.name}"):
-        indices = range(start, min(start + BATCH_SIZE, len(pack)))
-        raw = outputs(detector, pictures(pack, indices))
-        targets = [pack.target(index) for index in indices]
-        parts.append([certify_batch(verifier, raw, targets, epsilon) for epsilon in epsilons])
+    chunks = certificate_pass(detector, pack, epsilons, state).results()
     return [
-        summary(epsilon, join([part[index] for part in parts]), pack.class_names)
+        summary(epsilon, join([_from_tensors(one, index) for one in chunks]), pack.class_names)
         for index, epsilon in enumerate(epsilons)
     ]
+
+
+def certificate_pass(
+    detector: SSD, pack: Pack, epsilons: Sequence[float], state: Path | None
+) -> Pass:
+    """The pass over the pack that `certified_results` sums up."""
+    detector.eval()
+
+    @cache
+    def verifier() -> Verifier:
+        first = pictures(pack, range(min(BATCH_SIZE, len(pack))))
+        return verifier_of(detector, AP_SELECTION, first)
+
+    def compute(chunk: range) -> Tensors:
+        raw = outputs(detector, pictures(pack, chunk))
+        targets = [pack.target(index) for index in chunk]
+        found = [certify_batch(verifier(), raw, targets, epsilon) for epsilon in epsilons]
+        return {
+            name: value
+            for index, one in enumerate(found)
+            for name, value in _to_tensors(one, index).items()
+        }
+
+    key = state and pass_key(
+        detector=weights_hash(detector),
+        data=pack.hash,
+        epsilons=list(epsilons),
+        **code(),
+    )
+    folder = state and state / "certificates" / str(key)
+    return Pass(f"Certifying {pack.name}", len(pack), BATCH_SIZE, compute, folder)
+
+
+def _to_tensors(found: Certified, index: int) -> Tensors:
+    """What is certified at one ε of several, under names of its own."""
+    columns = {name: getattr(found, name) for name in Certified._fields if name != "entries"}
+    entries = {f"entries.{label}": value for label, value in enumerate(found.entries)}
+    return {f"{index}.{name}": value for name, value in {**columns, **entries}.items()}
+
+
+def _from_tensors(tensors: Tensors, index: int) -> Certified:
+    columns = {name: tensors[f"{index}.{name}"] for name in Certified._fields if name != "entries"}
+    classes = sum(name.startswith(f"{index}.entries.") for name in tensors)
+    entries = tuple(tensors[f"{index}.entries.{label}"] for label in range(classes))
+    return Certified(**columns, entries=entries)
 
 
 def pictures(pack: Pack, indices: Sequence[int]) -> Tensor:
@@ -91,8 +133,8 @@ def pictures(pack: Pack, indices: Sequence[int]) -> Tensor:
 
 @torch.no_grad()
 def outputs(detector: SSD, images: Tensor) -> RawOutput:
-    """Raw outputs on the CPU."""
-    raw = detector(images.to(detector.default_boxes.device))
+    """Raw outputs on the CPU, in the precision of the detector."""
+    raw = detector(images.to(detector.default_boxes))
     return RawOutput(raw.logits.cpu(), raw.offsets.cpu())
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any, Protocol
 
 import torch
@@ -12,10 +13,13 @@ from torch import Tensor, nn
 
 from lipdet.boxes import AP_SELECTION, Decoder, Selection, select_detections
 from lipdet.checkpoint import LoadedDetector
+from lipdet.detector import SSD
 from lipdet.errors import InputError
+from lipdet.evaluate.attack_state import detections_of, detections_to_tensors
 from lipdet.evaluate.attacked import Campaign, attacked_results
 from lipdet.evaluate.average_precision import AveragePrecision, average_precision
 from lipdet.evaluate.certified import certified_results
+from lipdet.evaluate.chunks import Pass, Tensors, code, pass_key, weights_hash
 from lipdet.images.pack import Pack
 from lipdet.progress import track
 from lipdet.types import Detections, RawOutput
@@ -41,6 +45,7 @@ def evaluate(
     seed: int,
     campaign: Campaign | None = None,
     certify: Sequence[float] = (),
+    state: Path | None = None,
 ) -> dict[str, Any]:
     """AP of a detector, clean, under attack and certified, with all that is needed to repeat it.
 
@@ -50,6 +55,8 @@ def evaluate(
         seed: the one that the pack was made with; recorded.
         campaign: the attacks to run, if any.
         certify: L2 radii at which to certify, if any.
+        state: folder that keeps finished parts of everything but attacks, whose own is in
+            `campaign`.
 
     Returns:
         The json object that docs/json.md describes; AP values are fractions.
@@ -57,16 +64,14 @@ def evaluate(
     Raises:
         InputError: the pack's classes are not the detector's, or it cannot be certified.
     """
+    check_classes(loaded, pack)
     detector = loaded.detector
-    if pack.class_names != detector.config.class_names:
-        raise InputError(
-            f"{pack.name} has the classes {', '.join(pack.class_names)}; "
-            f"{loaded.name} detects {', '.join(detector.config.class_names)}."
-        )
     started = time.monotonic()
-    clean = clean_ap(detector, pack)
+    found = detections_of(clean_pass(detector, pack, state).results())
+    targets = [pack.target(index) for index in range(len(pack))]
+    clean = average_precision(targets, found, pack.class_names)
     attacked = attacked_results(detector, pack, campaign) if campaign else []
-    certified = certified_results(detector, pack, certify) if certify else []
+    certified = certified_results(detector, pack, certify, state) if certify else []
     return {
         "weights": loaded.name,
         "parameters": sum(parameter.numel() for parameter in detector.parameters()),
@@ -80,6 +85,27 @@ def evaluate(
     }
 
 
+def check_classes(loaded: LoadedDetector, pack: Pack) -> None:
+    """Refuse pictures of other classes than the detector's."""
+    if pack.class_names != loaded.detector.config.class_names:
+        raise InputError(
+            f"{pack.name} has the classes {', '.join(pack.class_names)}; "
+            f"{loaded.name} detects {', '.join(loaded.detector.config.class_names)}."
+        )
+
+
+def clean_pass(detector: SSD, pack: Pack, state: Path | None) -> Pass:
+    """The pass over the pack that clean AP sums up."""
+
+    def compute(chunk: range) -> Tensors:
+        images = torch.from_numpy(pack.images[chunk.start : chunk.stop].copy())
+        return detections_to_tensors(detect_batch(detector, images, AP_SELECTION))
+
+    key = state and pass_key(detector=weights_hash(detector), data=pack.hash, **code())
+    folder = state and state / "clean" / str(key)
+    return Pass(f"Detecting in {pack.name}", len(pack), BATCH_SIZE, compute, folder)
+
+
 def clean_ap(detector: Network, pack: Pack) -> AveragePrecision:
     """AP on the pictures of a pack."""
     chosen = range(len(pack))
@@ -90,7 +116,7 @@ def clean_ap(detector: Network, pack: Pack) -> AveragePrecision:
 def detect_pack(
     detector: Network, pack: Pack, indices: Sequence[int], selection: Selection
 ) -> list[Detections]:
-    """Detections on pictures of a pack, in float32 and eval mode, on the detector's device."""
+    """Detections on pictures of a pack, in eval mode, on the detector's device."""
     starts = range(0, len(indices), BATCH_SIZE)
     return [
         found
@@ -112,6 +138,7 @@ def detect_pack(
 def detect_batch(detector: Network, images: Tensor, selection: Selection) -> list[Detections]:
     """Detections on 8-bit images (B, S, S, 3), on the CPU; a module's mode is left as it was."""
     pixels = images.to(detector.decoder.default_boxes.device).permute(0, 3, 1, 2).float() / 255
+    pixels = pixels.to(detector.decoder.default_boxes.dtype)
     with _eval_mode(detector):
         found = select_detections(detector(pixels), detector.decoder, selection)
     return [

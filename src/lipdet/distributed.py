@@ -1,0 +1,279 @@
+"""One run in several processes, started by torchrun: who does what, and how all end together.
+
+Without torchrun there is no process group, and every function here does nothing or returns what it
+was given. torchrun starts the processes, and ends all of them when one is lost.
+
+Notable choices:
+- Gradients are added by one plain all_reduce after backward, not by DistributedDataParallel: the
+  loss is a sum over the whole batch divided by the positives of the whole batch, which is no mean
+  of the processes' own losses.
+- What decides (settings, state, when to stop) comes from process 0, so that all do the same.
+- Objects and flags travel through gloo, gradients on GPUs through nccl.
+- A process waits for the others as long as they live: shares of work may be uneven.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from datetime import timedelta
+from typing import Any, TypeVar
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+from torch.distributed.rendezvous import rendezvous
+
+from lipdet.errors import InputError
+
+Value = TypeVar("Value")
+
+PATIENCE = timedelta(days=7)
+# What torchrun serves to all processes, a dist.Store; it survives the loss of any of them.
+_store: Any = None
+# Words of gloo and nccl for another process that is gone; other errors are our own.
+_GONE = ("onnection", "roken pipe", "remote process", "imeout")
+
+
+class LostProcessError(Exception):
+    """Another process of the run has ended, or torchrun ends this one."""
+
+    def __init__(self) -> None:
+        super().__init__(
+            "A process of this run was lost or told to stop; finished work is kept. Start the same "
+            "command again to go on (train: with --resume, eval: with the same --state)."
+        )
+
+
+def join() -> None:
+    """Join the processes that torchrun started, if it did and there are several."""
+    global _store
+    if not dist.is_available() or not dist.is_torchelastic_launched():
+        return
+    _store, number, processes = next(rendezvous("env://"))
+    if processes == 1:
+        _store = None
+        return
+    backend = "gloo"
+    if torch.cuda.is_available():
+        _check_one_gpu_each()
+        torch.cuda.set_device(_local_rank())
+        backend = "cpu:gloo,cuda:nccl"
+    signal.signal(signal.SIGTERM, _told_to_stop)
+    with _together():
+        dist.init_process_group(
+            backend, store=_store, rank=number, world_size=processes, timeout=PATIENCE
+        )
+
+
+def leave() -> None:
+    """End the work with the other processes, in order."""
+    if size() > 1:
+        dist.destroy_process_group()
+
+
+def rank() -> int:
+    """Number of this process; the first, 0, is the only one that writes results."""
+    return dist.get_rank() if _grouped() else 0
+
+
+def size() -> int:
+    """How many processes work on this run."""
+    return dist.get_world_size() if _grouped() else 1
+
+
+def on_one_machine() -> bool:
+    """Whether all processes see the same temporary files."""
+    return size() == int(os.environ.get("LOCAL_WORLD_SIZE", size()))
+
+
+def own_part(count: int) -> slice:
+    """This process's part of `count` things, as large as that of any other.
+
+    Raises:
+        InputError: they cannot be shared evenly.
+    """
+    part, left = divmod(count, size())
+    if left:
+        raise InputError(
+            f"A batch of {count} pictures cannot be shared evenly by {size()} processes; choose a "
+            f"--batch_size that is a multiple of {size()}."
+        )
+    return slice(rank() * part, (rank() + 1) * part)
+
+
+def wait() -> None:
+    """Wait until all processes are here."""
+    any_of(False)
+
+
+def any_of(flag: bool) -> bool:
+    """Whether any process says so."""
+    if size() == 1:
+        return flag
+    said = torch.tensor(int(flag))
+    with _together():
+        dist.all_reduce(said, dist.ReduceOp.MAX)
+    return bool(said)
+
+
+def of_first(value: Value) -> Value:
+    """The value that process 0 gives."""
+    if size() == 1:
+        return value
+    box = [value if rank() == 0 else None]
+    with _together():
+        dist.broadcast_object_list(box, src=0)
+    return box[0]  # type: ignore[return-value]
+
+
+def check_same(what: str, value: Any) -> None:
+    """Refuse to work on different things together.
+
+    Raises:
+        InputError: `value` is not the same everywhere; raised in every process.
+    """
+    if size() == 1:
+        return
+    values: list[Any] = [None] * size()
+    with _together():
+        dist.all_gather_object(values, value)
+    for number, other in enumerate(values):
+        if other != values[0]:
+            raise InputError(
+                f"{what} of process {number} ({other}) differ from those of process 0 "
+                f"({values[0]}); give every machine the same files."
+            )
+
+
+def made_once(make: Callable[[], Value]) -> Value:
+    """What every process makes, but the first of each machine before the others.
+
+    For what is kept in a cache on the disk: the others find it there.
+    """
+    if _local_rank() == 0:
+        made = make()
+        wait()
+        return made
+    wait()
+    return make()
+
+
+def add_up(tensors: Sequence[Tensor]) -> None:
+    """Replace each of some tensors of the same kind by its sum over the processes, at once."""
+    flat = torch.cat([tensor.reshape(-1) for tensor in tensors])
+    with _together():
+        dist.all_reduce(flat)
+    start = 0
+    for tensor in tensors:
+        tensor.copy_(flat[start : start + tensor.numel()].view_as(tensor))
+        start += tensor.numel()
+
+
+def may_speak() -> bool:
+    """Whether a failure of this process is the first of the run, the one that the user reads."""
+    if _store is None:
+        return True
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)  # torchrun ends what is about to end by itself
+    try:
+        return bool(_store.add("lipdet/failed", 1) == 1)
+    except RuntimeError:
+        return True  # torchrun itself is gone
+
+
+class SharedBatchNorm2d(nn.BatchNorm2d):
+    """Batch normalisation with the statistics of the whole batch, of which each process has a part.
+
+    torch's SyncBatchNorm needs a GPU. The parts must be equally large.
+    """
+
+    def forward(self, maps: Tensor) -> Tensor:
+        """(B, C, H, W) to the same shape."""
+        if not self.training:
+            return super().forward(maps)
+        values = maps.to(torch.promote_types(maps.dtype, torch.float32))
+        own_variance, own_mean = torch.var_mean(values, dim=(0, 2, 3), correction=0)
+        mean = _mean_of_all(own_mean)
+        variance = _mean_of_all(own_variance + (own_mean - mean).square())
+        self._remember(mean, variance, maps.numel() // maps.shape[1] * size())
+        scale = self.weight * (variance + self.eps).rsqrt()
+        shift = self.bias - mean * scale
+        return torch.addcmul(shift[:, None, None], values, scale[:, None, None]).to(maps.dtype)
+
+    @torch.no_grad()
+    def _remember(self, mean: Tensor, variance: Tensor, count: int) -> None:
+        assert self.running_mean is not None
+        assert self.running_var is not None
+        assert self.num_batches_tracked is not None
+        assert self.momentum is not None
+        self.num_batches_tracked += 1
+        self.running_mean.lerp_(mean, self.momentum)
+        self.running_var.lerp_(variance * (count / (count - 1)), self.momentum)
+
+
+def share_batch_statistics(module: nn.Module) -> None:
+    """Let every batch normalisation inside a module see the batches of all processes."""
+    if size() == 1:
+        return
+    for name, child in module.named_children():
+        if type(child) is nn.BatchNorm2d:
+            shared = SharedBatchNorm2d(child.num_features, child.eps, child.momentum)
+            shared.to(child.weight).load_state_dict(child.state_dict())
+            setattr(module, name, shared)
+        else:
+            share_batch_statistics(child)
+
+
+class _Sum(torch.autograd.Function):
+    """The sum over all processes; so is its gradient, for all of them use the sum."""
+
+    @staticmethod
+    def forward(context: Any, values: Tensor) -> Tensor:
+        total = values.detach().clone()
+        add_up([total])
+        return total
+
+    @staticmethod
+    def backward(context: Any, gradient: Tensor) -> Tensor:
+        total = gradient.clone()
+        add_up([total])
+        return total
+
+
+def _mean_of_all(values: Tensor) -> Tensor:
+    total: Tensor = _Sum.apply(values)
+    return total / size()
+
+
+def _grouped() -> bool:
+    return dist.is_available() and dist.is_initialized()
+
+
+def _local_rank() -> int:
+    return int(os.environ.get("LOCAL_RANK", 0)) if _grouped() or _store else 0
+
+
+def _check_one_gpu_each() -> None:
+    processes, gpus = int(os.environ["LOCAL_WORLD_SIZE"]), torch.cuda.device_count()
+    if processes > gpus:
+        raise InputError(
+            f"{processes} processes were started where there are {gpus} GPUs; give torchrun "
+            f"--nproc_per_node {gpus}, or hide the GPUs with CUDA_VISIBLE_DEVICES= ."
+        )
+
+
+def _told_to_stop(*_: object) -> None:
+    raise LostProcessError
+
+
+@contextmanager
+def _together() -> Iterator[None]:
+    """What the backends raise when another process has ended."""
+    try:
+        yield
+    except RuntimeError as error:
+        if any(word in str(error) for word in _GONE):
+            raise LostProcessError from error
+        raise

@@ -1,0 +1,111 @@
+"""One pass over a data set in chunks of pictures: computed in any process, kept in one file each.
+
+Notable choices:
+- A chunk is the same pictures whoever computes it, so that its result is the same, bit for bit.
+- The number of a chunk says which process computes it, and its file is found by its first picture:
+  none is lost or counted twice, whatever ends when, and another number of processes may go on.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from lipdet import distributed
+from lipdet.checkpoint import read_tensors, write_tensors
+from lipdet.detector import SSD
+from lipdet.errors import InputError
+from lipdet.progress import track
+from lipdet.versions import versions
+
+Tensors = dict[str, Tensor]
+
+
+@dataclass(frozen=True)
+class Pass:
+    """One pass over the pictures of a data set.
+
+    Attributes:
+        label: what is done, for the progress bar.
+        pictures: how many there are.
+        size: pictures per chunk.
+        compute: indices of a chunk's pictures to its result.
+        folder: where finished chunks are kept and looked for; None keeps none.
+    """
+
+    label: str
+    pictures: int
+    size: int
+    compute: Callable[[range], Tensors]
+    folder: Path | None = None
+
+    def share(self) -> None:
+        """Compute this process's chunks, as far as they are not there yet."""
+        own = self._chunks()[distributed.rank() :: distributed.size()]
+        for chunk in track(own, self.label):
+            if not self._file(chunk).is_file():
+                self._result(chunk)
+
+    def results(self) -> list[Tensors]:
+        """The results of all chunks, in order; what is not there yet is computed."""
+        return [self._result(chunk) for chunk in track(self._chunks(), self.label)]
+
+    def _chunks(self) -> list[range]:
+        return [
+            range(start, min(start + self.size, self.pictures))
+            for start in range(0, self.pictures, self.size)
+        ]
+
+    def _file(self, chunk: range) -> Path:
+        assert self.folder is not None
+        return self.folder / f"{chunk.start:08d}.safetensors"
+
+    def _result(self, chunk: range) -> Tensors:
+        if self.folder is None:
+            return self.compute(chunk)
+        file = self._file(chunk)
+        if file.is_file():
+            return read_tensors(file)[0]
+        result = self.compute(chunk)
+        _make_folder(self.folder)
+        write_tensors(file, result, {})
+        return result
+
+
+def pass_key(**parts: Any) -> str:
+    """A hash of everything that determines the results of a pass, as plain values."""
+    return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:16]
+
+
+def weights_hash(detector: SSD) -> str:
+    """A hash of what a detector computes."""
+    digest = hashlib.sha256(repr((detector.config, detector.coding, detector.scores)).encode())
+    for name, tensor in sorted(detector.state_dict().items()):
+        digest.update(name.encode())
+        digest.update(tensor.detach().cpu().contiguous().numpy().tobytes())
+    return digest.hexdigest()
+
+
+@cache
+def code() -> dict[str, Any]:
+    """What computes: versions and a hash of the source. No other's results are taken over."""
+    digest = hashlib.sha256()
+    package = Path(__file__).parent.parent
+    for folder in ("boxes", "certificate", "detector", "evaluate", "layers"):
+        for file in sorted((package / folder).glob("*.py")):
+            digest.update(file.read_bytes())
+    return {"code": digest.hexdigest(), "versions": versions()}
+
+
+def _make_folder(folder: Path) -> None:
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except FileExistsError:
+        raise InputError(f"{folder} is a file; the state needs a folder.") from None

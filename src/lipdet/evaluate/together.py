@@ -1,0 +1,92 @@
+"""Evaluate with all processes of a run: they fill the state, and the first sums up what is there.
+
+Notable choices:
+- The sum is what one process would make of the same state; so the json is the same.
+- The processes exchange nothing but files and the word that they are done.
+"""
+
+from __future__ import annotations
+
+import shutil
+import tempfile
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from lipdet import distributed
+from lipdet.checkpoint import LoadedDetector
+from lipdet.errors import InputError
+from lipdet.evaluate.attacked import Campaign, attack_passes
+from lipdet.evaluate.certified import certificate_pass
+from lipdet.evaluate.chunks import code, weights_hash
+from lipdet.evaluate.run import check_classes, clean_pass, evaluate
+from lipdet.images.pack import Pack
+
+
+def evaluate_together(
+    loaded: LoadedDetector,
+    pack: Pack,
+    seed: int,
+    campaign: Campaign | None = None,
+    certify: Sequence[float] = (),
+    state: Path | None = None,
+) -> dict[str, Any] | None:
+    """Evaluate with however many processes there are; see `evaluate` for the arguments.
+
+    Returns:
+        The result in the first process, None in the others.
+
+    Raises:
+        InputError: as `evaluate`; the processes have different data or weights; or there are
+            several machines and no state that they share.
+    """
+    if distributed.size() == 1:
+        return evaluate(loaded, pack, seed, campaign, certify, state)
+    started = time.monotonic()
+    check_classes(loaded, pack)
+    distributed.check_same("The pictures", pack.hash)
+    distributed.check_same("The versions", code())
+    distributed.check_same("The weights", weights_hash(loaded.detector))
+    with _shared(state) as folder:
+        campaign = campaign and replace(campaign, state=folder)
+        _fill(loaded, pack, campaign, certify, folder)
+        distributed.wait()
+        if distributed.rank():
+            return None
+        result = evaluate(loaded, pack, seed, campaign, certify, folder)
+    return {**result, "seconds": round(time.monotonic() - started, 3)}
+
+
+def _fill(
+    loaded: LoadedDetector,
+    pack: Pack,
+    campaign: Campaign | None,
+    certify: Sequence[float],
+    state: Path,
+) -> None:
+    """Compute this process's chunks of everything."""
+    clean_pass(loaded.detector, pack, state).share()
+    if campaign:
+        for one in attack_passes(loaded.detector, pack, campaign):
+            one.share()
+    if certify:
+        certificate_pass(loaded.detector, pack, certify, state).share()
+
+
+@contextmanager
+def _shared(state: Path | None) -> Iterator[Path]:
+    """The folder that all processes write to; a passing one if none is given."""
+    if state is not None:
+        yield state
+        return
+    if not distributed.on_one_machine():
+        raise InputError("Several machines need --state with a folder that all of them share.")
+    folder = Path(distributed.of_first(tempfile.mkdtemp() if distributed.rank() == 0 else ""))
+    try:
+        yield folder
+    finally:
+        if distributed.rank() == 0:
+            shutil.rmtree(folder, ignore_errors=True)

@@ -37,7 +37,7 @@ class Decoder(NamedTuple):
 
     def boxes(self, offsets: Tensor) -> Tensor:
         """Offsets (..., A, 4) to boxes (..., A, 4), xyxy pixels inside the image, in float32."""
-        decoded = self.coding.decode(offsets.float(), self.default_boxes)
+        decoded = self.coding.decode(offsets.float(), self.default_boxes.float())
         return decoded.clamp(0, self.image_size)
 
 

@@ -13,7 +13,7 @@ from lipdet.certificate.candidates import Candidates, find_candidates
 from lipdet.certificate.certify import Certifiers, PairReach, certifiers
 from lipdet.certificate.cover import Entries, detection_entries
 from lipdet.certificate.head_norms import PairwiseLogits, collective_class_constants
-from lipdet.certificate.numerics import measured_rounding
+from lipdet.certificate.numerics import rounding_of
 from lipdet.certificate.outputs import OutputBounds, bounds_of_outputs, propagate_detector
 from lipdet.certificate.tightenings import ALL, Tightenings
 from lipdet.certificate.truths import Truths
@@ -32,6 +32,7 @@ class Verifier:
         decoder: of the detector, on the CPU.
         selection: floor, NMS threshold and top-k for which certificates hold.
         rounding: how far any output of a forward pass may lie from real arithmetic.
+        rounding_known: how that is known, in the words of reports.
         collective: (C,) of all logits of a class together; None if unknown.
         pairwise: of differences of two logits of a class; None if unknown.
         tightenings: which sharpenings are used.
@@ -44,6 +45,7 @@ class Verifier:
     collective: Tensor | None = None
     pairwise: PairwiseLogits | None = None
     tightenings: Tightenings = ALL
+    rounding_known: str = "not looked at"
 
     def candidates(self, raw: RawOutput, epsilon: float | Tensor) -> Candidates:
         """What can exceed the floor in a batch, at one ε or at that of each image (B,)."""
@@ -124,6 +126,7 @@ def verifier_of(detector: SSD, selection: Selection, images: Tensor | None = Non
     propagation = propagate_detector(detector)
     bounds = bounds_of_outputs(detector, propagation)
     one_vs_all = isinstance(detector.scores, SigmoidScores)
+    rounding = rounding_of(detector, images.to(detector.default_boxes.device))
     return Verifier(
         bounds=OutputBounds(
             bounds.features,
@@ -135,7 +138,8 @@ def verifier_of(detector: SSD, selection: Selection, images: Tensor | None = Non
         ),
         decoder=detector.decoder._replace(default_boxes=detector.default_boxes.cpu()),
         selection=selection,
-        rounding=measured_rounding(detector, images.to(detector.default_boxes.device)),
+        rounding=rounding.bound,
+        rounding_known=rounding.known,
         collective=collective_class_constants(detector, propagation, bounds).cpu()
         if one_vs_all
         else None,

@@ -51,6 +51,8 @@ class TrainConfig:
         margin: ε in [0, 1] pixel units whose worst case the classification loss counts, where
             logits are 1-Lipschitz: the dial between clean and certified AP.
         localisation_weight: of the loss of offsets; that of classes has weight 1.
+        near_iou: default boxes that overlap an object by at least this much, but by less than 0.5,
+            are no negatives of its class; 0.5 for none.
         start_temperature: temperature of one-vs-all scores at the start; it rises to the detector's
             own within the first 60 % of the steps.
         adversarial_epsilon: ε in [0, 1] pixel units of adversarial training: every picture is
@@ -79,6 +81,7 @@ class TrainConfig:
     augment: bool = True
     margin: float = 0.0
     localisation_weight: float = 2.0
+    near_iou: float = 0.5
     start_temperature: float = 3.0
     adversarial_epsilon: float = 0.0
     adversarial_steps: int = 3
@@ -102,6 +105,7 @@ class TrainConfig:
             "start_temperature",
             "adversarial_steps",
             "localisation_weight",
+            "near_iou",
         ):
             if not getattr(self, name) > 0:
                 raise InputError(f"{name} must be positive, not {getattr(self, name)}.")
@@ -154,6 +158,7 @@ def _certified(width: int, architecture: str = "orthogonal-ssd") -> Preset:
         augment=False,
         margin=0.1,
         localisation_weight=20.0,
+        near_iou=0.3,
     )
     return Preset(DetectorConfig(architecture, width=width), settings)
 

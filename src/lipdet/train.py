@@ -211,6 +211,7 @@ class Trainer:
                 self.decoder(),
                 self.config.margin,
                 self.config.localisation_weight,
+                self.config.near_iou,
             )
         with part("backward"):
             optimizer.zero_grad()
@@ -352,7 +353,9 @@ class Trainer:
         """The averaged weights, calibrated on the held-out pictures if there are any."""
         averaged = self.state.averaged.eval()
         parts = [part for part in self.validation if len(part.indices)]
-        return calibrated(averaged, self.held_out(parts)) if parts else averaged
+        if not parts:
+            return averaged
+        return calibrated(averaged, self.held_out(parts), self.config.near_iou)
 
     def held_out(self, parts: Sequence[Part]) -> Iterator[tuple[torch.Tensor, PaddedTargets]]:
         """Batches of held-out pictures (B, 3, S, S) in [0, 1] and their objects."""

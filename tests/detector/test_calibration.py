@@ -10,6 +10,7 @@ from lipdet.config import PRESETS, DetectorConfig
 from lipdet.detector import build_detector
 from lipdet.detector.calibration import calibrated, calibration_shift
 from lipdet.detector.matching import match, pad_targets
+from lipdet.types import Target
 from tests.detector.test_matching import random_targets
 
 
@@ -42,6 +43,21 @@ def test_scores_of_held_out_pictures_add_up() -> None:
     moved = after.logits - before.logits
     torch.testing.assert_close(moved, moved[:1, :1, :1].expand_as(moved), atol=1e-5, rtol=0)
     torch.testing.assert_close(after.offsets, before.offsets)
+
+
+def test_boxes_near_an_object_do_not_count_for_its_class() -> None:
+    torch.manual_seed(0)
+    detector = build_detector(DetectorConfig("orthogonal-ssd", ("a", "b", "c"), 74, 48)).eval()
+    target = Target(boxes=torch.tensor([[20.0, 10, 45, 60]]), labels=torch.tensor([1]))
+    images, targets = torch.rand(1, 3, 74, 74), pad_targets([target])
+    shifted = calibrated(detector, [(images, targets)], near_iou=0.3)
+    matches = match(corners(detector.default_boxes), targets, near_iou=0.3)
+    assert matches.near.any()
+    with torch.no_grad():
+        scores = detector.scores.log_odds(shifted(images).logits).sigmoid()[0]
+    # By its definition: all scores but those that may be right or not.
+    counted = scores.sum() - scores[matches.near[0], 1].sum()
+    assert counted.item() == pytest.approx(matches.positive.sum().item(), rel=1e-3)
 
 
 def test_a_softmax_detector_stays_as_it_is() -> None:

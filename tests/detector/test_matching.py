@@ -125,6 +125,25 @@ def test_a_claim_overrides_a_better_overlap_of_another_object() -> None:
     assert as_dictionaries(defaults, pad_targets([target])) == [{0: 1, 1: 0}]
 
 
+@pytest.mark.parametrize("seed", range(4))
+def test_near_boxes_overlap_an_object_but_are_not_positive(seed: int) -> None:
+    targets = random_targets(seed)
+    matches = match(DEFAULTS, pad_targets(targets), near_iou=0.3)
+    assert matches.near.any()
+    # Oracle: IoU from torchvision.
+    for target, positive, objects, near in zip(targets, *matches, strict=True):
+        if not len(target["boxes"]):
+            assert not near.any()
+            continue
+        best, which = box_iou(DEFAULTS, target["boxes"]).max(dim=1)
+        assert torch.equal(near, (best >= 0.3) & ~positive)
+        assert torch.equal(objects[near], which[near])
+
+
+def test_no_box_is_near_by_default() -> None:
+    assert not match(DEFAULTS, pad_targets(random_targets(0))).near.any()
+
+
 def test_the_threshold_is_reached_at_equality() -> None:
     # By hand: 10 × 10 and 10 × 5 inside it overlap by 0.5 exactly; 10 × 4.9 by less.
     defaults = torch.tensor([[0.0, 0, 10, 10], [0, 0, 10, 5]])

@@ -162,6 +162,40 @@ def test_the_weight_of_localisation() -> None:
     assert found.total.item() == pytest.approx(classification + 20 * localisation, rel=1e-5)
 
 
+def test_near_boxes_are_no_negatives_of_their_class_and_learn_their_box() -> None:
+    # Side by side boxes, 10 wide: the second overlaps the object by 1/3, the third not at all.
+    defaults = torch.tensor([[10.0, 10, 10, 10], [15, 10, 10, 10], [40, 40, 10, 10]])
+    box = Target(boxes=torch.tensor([[5.0, 5, 15, 15]]), labels=torch.tensor([1]))
+    gradients = []
+    for near_iou in (0.5, 0.3):
+        raw = RawOutput(
+            torch.zeros(1, 3, 3, requires_grad=True), torch.zeros(1, 3, 4, requires_grad=True)
+        )
+        one_vs_all = decoder(defaults, SigmoidScores(1.0))
+        multibox_loss(raw, pad_targets([box]), one_vs_all, near_iou=near_iou).total.backward()
+        assert raw.logits.grad is not None
+        assert raw.offsets.grad is not None
+        gradients.append((raw.logits.grad[0], raw.offsets.grad[0]))
+    (plain_logits, plain_offsets), (logits, offsets) = gradients
+    # By hand: the derivative of softplus at 0 is 1/2, for each of three negatives.
+    assert plain_logits[1].tolist() == [0.5, 0.5, 0.5]
+    assert logits[1].tolist() == [0.5, 0.0, 0.5]
+    assert logits[[0, 2]].tolist() == plain_logits[[0, 2]].tolist()
+    # The object is half a side to the left; the offset in units of 0.1, saturated: weight 2 times
+    # 1/4, a quarter for the mean over four offsets.
+    assert plain_offsets[1].tolist() == [0, 0, 0, 0]
+    assert offsets[1].tolist() == [0.125, 0, 0, 0]
+
+
+def test_near_boxes_do_not_count_in_a_softmax() -> None:
+    logits = torch.randn(1, 3, 4, generator=torch.Generator().manual_seed(0))
+    labels = torch.tensor([[0, BACKGROUND, BACKGROUND]])
+    ignored = torch.tensor([[BACKGROUND, 1, BACKGROUND]])
+    plain = classification_loss(logits, labels, SOFTMAX)
+    found = classification_loss(logits, labels, SOFTMAX, ignored_labels=ignored)
+    assert found.tolist() == [[plain[0, 0].item(), 0.0, plain[0, 2].item()]]
+
+
 def test_bf16_outputs_are_counted_in_float32() -> None:
     raw, targets = random_raw(5, 4), random_targets(5)
     half = RawOutput(raw.logits.detach().bfloat16(), raw.offsets.detach().bfloat16())

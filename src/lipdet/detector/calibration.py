@@ -18,7 +18,7 @@ from torch import Tensor
 
 from lipdet.boxes import SigmoidScores
 from lipdet.boxes.coding import corners
-from lipdet.detector.matching import PaddedTargets, match
+from lipdet.detector.matching import POSITIVE_IOU, PaddedTargets, match
 from lipdet.detector.ssd import SSD, Head
 
 LARGEST_SHIFT = 16.0
@@ -26,19 +26,28 @@ BISECTIONS = 40
 
 
 @torch.no_grad()
-def calibrated(detector: SSD, batches: Iterable[tuple[Tensor, PaddedTargets]]) -> SSD:
+def calibrated(
+    detector: SSD,
+    batches: Iterable[tuple[Tensor, PaddedTargets]],
+    near_iou: float = POSITIVE_IOU,
+) -> SSD:
     """A copy of a detector with shifted class biases; a softmax detector is copied as it is.
 
     Args:
         detector: in eval mode.
         batches: images (B, 3, S, S) and their objects, held out from training.
+        near_iou: as in training; a box near an object does not count for the object's class.
     """
     shifted = copy.deepcopy(detector)
     if isinstance(detector.scores, SigmoidScores):
         logits, positives = [], 0
         for images, targets in batches:
-            logits.append(detector(images).logits.double().flatten())
-            matches = match(corners(detector.default_boxes), targets)
+            found = detector(images).logits.double()
+            matches = match(corners(detector.default_boxes), targets, near_iou)
+            labels = targets.labels.gather(1, matches.objects)
+            columns = torch.arange(found.shape[-1], device=found.device)
+            near = matches.near.unsqueeze(-1) & (columns == labels.unsqueeze(-1))
+            logits.append(found[~near])
             positives += int(matches.positive.sum())
         shift = calibration_shift(torch.cat(logits), positives, detector.scores.temperature)
         for head in shifted.heads:

@@ -10,6 +10,8 @@ from torch import Tensor
 
 from lipdet.types import Target
 
+POSITIVE_IOU = 0.5
+
 
 class PaddedTargets(NamedTuple):
     """The targets of a batch as rectangular tensors; M ≥ 1 is the largest number of objects.
@@ -48,29 +50,34 @@ class Matches(NamedTuple):
 
     Attributes:
         positive: (B, A) bool.
-        objects: (B, A) int64 index into the padded objects; meaningful where positive.
+        objects: (B, A) int64 index into the padded objects; meaningful where positive or near.
+        near: (B, A) bool: not positive, but close to the object.
     """
 
     positive: Tensor
     objects: Tensor
+    near: Tensor
 
 
-def match(default_corners: Tensor, targets: PaddedTargets, threshold: float = 0.5) -> Matches:
+def match(
+    default_corners: Tensor, targets: PaddedTargets, near_iou: float = POSITIVE_IOU
+) -> Matches:
     """SSD matching (Liu et al., 2016, §2.2).
 
-    A default box is positive for the object it overlaps best if their IoU reaches the threshold;
+    A default box is positive for the object it overlaps best if their IoU reaches POSITIVE_IOU;
     besides, each object claims the default box that overlaps it best. Where two objects claim the
     same one, the later object has it.
 
     Args:
         default_corners: (A, 4) default boxes as xyxy pixels.
         targets: the objects of B images.
-        threshold: IoU in (0, 1].
+        near_iou: from which IoU on a default box that is not positive is near its object; none is
+            near at POSITIVE_IOU or more.
     """
     overlap = pairwise_iou(default_corners, targets.boxes)
     overlap = overlap.masked_fill(~targets.valid.unsqueeze(1), -1.0)
     best_overlap, objects = overlap.max(dim=2)
-    positive = best_overlap >= threshold
+    positive = best_overlap >= POSITIVE_IOU
     best_anchor = overlap.argmax(dim=1)
     anchors = torch.arange(len(default_corners), device=overlap.device)
     # One pass per object, not one scatter: duplicate indices in a scatter have no defined winner.
@@ -78,7 +85,7 @@ def match(default_corners: Tensor, targets: PaddedTargets, threshold: float = 0.
         claimed = (anchors == best_anchor[:, index, None]) & targets.valid[:, index, None]
         objects = objects.masked_fill(claimed, index)
         positive = positive | claimed
-    return Matches(positive, objects)
+    return Matches(positive, objects, (best_overlap >= near_iou) & ~positive)
 
 
 def pairwise_iou(default_corners: Tensor, boxes: Tensor) -> Tensor:

@@ -10,13 +10,15 @@ from torch.nn import functional
 
 from lipdet.boxes import Decoder, Scores, SigmoidScores, SoftmaxScores
 from lipdet.boxes.coding import corners
-from lipdet.detector.matching import PaddedTargets, match
+from lipdet.detector.matching import POSITIVE_IOU, Matches, PaddedTargets, match
 from lipdet.types import RawOutput
 
 NEGATIVES_PER_POSITIVE = 3
 # As in the reference experiment.
 LOCALISATION_WEIGHT = 2.0
 BACKGROUND = -1
+# What the offsets of a near default box count, beside those of a positive one.
+NEAR_WEIGHT = 0.25
 RAMP = 0.6
 
 
@@ -39,11 +41,15 @@ def multibox_loss(
     decoder: Decoder,
     margin: float = 0.0,
     localisation_weight: float = LOCALISATION_WEIGHT,
+    near_iou: float = POSITIVE_IOU,
 ) -> MultiboxLoss:
     """SSD loss (Liu et al., 2016, §2.2), in float32 whatever the precision of `raw`.
 
     Per image the negatives with the highest loss are kept, three per positive; an image without
-    objects keeps three, so that it teaches what background is.
+    objects keeps three, so that it teaches what background is. A default box near an object is no
+    negative of the object's class, and learns to find its box: a logit that cannot change steeply
+    from one default box to the next would spend its margin there, and a near box that does score
+    high must not take a good one's place in NMS.
 
     Args:
         raw: logits (B, A, K), offsets (B, A, 4).
@@ -52,12 +58,19 @@ def multibox_loss(
         margin: how far every logit is moved against its label before the loss is taken. Where
             logits are 1-Lipschitz, this is the worst that a perturbation of that norm can do.
         localisation_weight: α.
+        near_iou: see `match`; by default no box is near.
     """
-    default_boxes, coding = decoder.default_boxes, decoder.coding
-    matches = match(corners(default_boxes), targets)
+    default_boxes = decoder.default_boxes
+    matches = match(corners(default_boxes), targets, near_iou)
     positive = matches.positive
-    wanted_labels = targets.labels.gather(1, matches.objects).masked_fill(~positive, BACKGROUND)
-    entropy = classification_loss(raw.logits.float(), wanted_labels, decoder.scores, margin)
+    labels = targets.labels.gather(1, matches.objects)
+    entropy = classification_loss(
+        raw.logits.float(),
+        labels.masked_fill(~positive, BACKGROUND),
+        decoder.scores,
+        margin,
+        labels.masked_fill(~matches.near, BACKGROUND),
+    )
     positives = positive.sum(dim=1, keepdim=True)
     negatives = NEGATIVES_PER_POSITIVE * positives.clamp(min=1)
     hardest = entropy.masked_fill(positive, 0.0).sort(dim=1, descending=True).values
@@ -65,16 +78,29 @@ def multibox_loss(
     total_positives = positives.sum().clamp(min=1)
     classification = (entropy[positive].sum() + hardest[ranks < negatives].sum()) / total_positives
 
-    rows = torch.nonzero(positive, as_tuple=True)
-    wanted_boxes = targets.boxes[rows[0], matches.objects[rows]]
-    wanted_offsets = coding.encode(wanted_boxes, default_boxes[rows[1]])
-    error = functional.smooth_l1_loss(raw.offsets[rows].float(), wanted_offsets, reduction="none")
-    localisation = error.mean(dim=1).sum() / total_positives
+    error = _offset_errors(raw, matches, targets, decoder)
+    weight = positive + NEAR_WEIGHT * matches.near
+    localisation = (weight * error).sum() / total_positives
     return MultiboxLoss(classification, localisation, localisation_weight)
 
 
+def _offset_errors(
+    raw: RawOutput, matches: Matches, targets: PaddedTargets, decoder: Decoder
+) -> Tensor:
+    """Smooth L1 of the offsets of positive and near default boxes, (B, A); 0 for others."""
+    rows = torch.nonzero(matches.positive | matches.near, as_tuple=True)
+    wanted_boxes = targets.boxes[rows[0], matches.objects[rows]]
+    wanted = decoder.coding.encode(wanted_boxes, decoder.default_boxes[rows[1]])
+    error = functional.smooth_l1_loss(raw.offsets[rows].float(), wanted, reduction="none")
+    return torch.zeros_like(matches.near, dtype=error.dtype).index_put(rows, error.mean(dim=1))
+
+
 def classification_loss(
-    logits: Tensor, wanted_labels: Tensor, scores: Scores, margin: float = 0.0
+    logits: Tensor,
+    wanted_labels: Tensor,
+    scores: Scores,
+    margin: float = 0.0,
+    ignored_labels: Tensor | None = None,
 ) -> Tensor:
     """Cross-entropy of each default box: of the softmax, or summed over one-vs-all sigmoids.
 
@@ -83,6 +109,8 @@ def classification_loss(
         wanted_labels: (B, A) int64 classes, BACKGROUND where there is no object.
         scores: how logits become scores.
         margin: as in `multibox_loss`.
+        ignored_labels: (B, A) int64 classes of which a default box may be one or not, BACKGROUND
+            where there is none. Of a softmax, such a box does not count at all.
 
     Returns:
         (B, A).
@@ -93,9 +121,13 @@ def classification_loss(
     wanted = columns == (wanted_labels + softmax).unsqueeze(-1)
     worst = torch.where(wanted, logits - margin, logits + margin)
     if softmax:
-        return functional.cross_entropy(worst.mT, wanted_labels + 1, reduction="none")
+        entropy = functional.cross_entropy(worst.mT, wanted_labels + 1, reduction="none")
+        return entropy if ignored_labels is None else entropy * (ignored_labels == BACKGROUND)
     log_odds = scores.log_odds(worst)
-    return functional.softplus(torch.where(wanted, -log_odds, log_odds)).sum(dim=-1)
+    entropy = functional.softplus(torch.where(wanted, -log_odds, log_odds))
+    if ignored_labels is not None:
+        entropy = entropy * (columns != ignored_labels.unsqueeze(-1))
+    return entropy.sum(dim=-1)
 
 
 def training_scores(scores: Scores, start_temperature: float, progress: float) -> Scores:

@@ -41,7 +41,7 @@ def scene_of(targets: Sequence[Target], decoder: Decoder) -> Scene:
     """Match the objects of a batch once; they stay where they are while an image is attacked."""
     default_boxes = decoder.default_boxes
     padded = pad_targets(targets).to(default_boxes.device)
-    positive, objects = match(corners(default_boxes), padded)
+    positive, objects, _ = match(corners(default_boxes), padded)
     own_boxes = padded.boxes.gather(1, objects.unsqueeze(2).expand(-1, -1, 4))
     return Scene(
         boxes=padded.boxes,

@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 
 import pytest
 
 from lipdet import reproduce as module
+from lipdet.checkpoint import weights_file
+from lipdet.commands.reproduce import run
 from lipdet.config import PRESETS
-from lipdet.reproduce import EPSILONS, QUICK_ROWS, ROWS, Effort, reproduce
+from lipdet.errors import InputError
+from lipdet.reproduce import EPSILONS, QUICK_ROWS, ROWS, Effort, detector_of, reproduce
 
 TINY = Effort(("rendered:128",), epochs=1, pictures=2, steps=1, packaged=True)
 
@@ -21,7 +25,7 @@ def test_rows_are_trained_or_loaded_measured_and_kept(
     presets = ("certified-small", "sll-l2-small")
     [loaded, trained] = reproduce(tmp_path, presets, "rendered:4", TINY, seed=0)
     assert loaded["weights"] == "certified-small"
-    assert trained["weights"] == str(tmp_path / "runs" / "sll-l2-small")
+    assert trained["weights"] == "sll-l2-small"
     for row in (loaded, trained):
         assert row["data"]["images"] == 2
         [attacked], [certified] = row["attacked"], row["certified"]
@@ -34,12 +38,35 @@ def test_rows_are_trained_or_loaded_measured_and_kept(
         assert 0 <= low <= high <= 1
     assert json.loads((tmp_path / "results.json").read_text()) == [loaded, trained]
     assert "certified 0.1" in (tmp_path / "table.md").read_text()
+    assert "sll-l2-small" in (tmp_path / "index.html").read_text()
+    assert (tmp_path / "figures" / "frontier.svg").is_file()
 
     def no_work(*_: object) -> None:
         raise AssertionError("a finished row is measured again")
 
     monkeypatch.setattr(module, "measured", no_work)
     assert reproduce(tmp_path, presets, "rendered:4", TINY, seed=0) == [loaded, trained]
+
+
+def test_rows_can_be_detectors(tmp_path: Path) -> None:
+    loaded = detector_of("certified-margin-0.1", tmp_path, TINY, seed=0)
+    assert loaded.name == "certified-margin-0.1"
+    file = tmp_path / "mine.safetensors"
+    shutil.copy(weights_file("certified-small"), file)
+    assert detector_of(str(file), tmp_path, TINY, seed=0).name == "mine"
+
+
+@pytest.mark.parametrize(
+    ("rows", "problem"),
+    [
+        (["naive", "nowhere"], "There is no detector 'nowhere'"),
+        (["naive", "certified", "naive"], "Two rows are called naive"),
+    ],
+)
+def test_rows_are_checked_before_any_work(rows: list[str], problem: str, tmp_path: Path) -> None:
+    with pytest.raises(InputError, match=problem):
+        run(rows, out=tmp_path / "table")
+    assert not (tmp_path / "table" / "rows").exists()
 
 
 def test_all_rows_are_presets() -> None:

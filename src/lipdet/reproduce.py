@@ -3,6 +3,7 @@
 Notable choices:
 - Rows whose weights come with the package are loaded; all others are trained on the same data.
 - A finished training, a finished chunk of an attack and a finished row are never done again.
+- A row is a preset, or any DETECTOR: packaged weights without a preset, or one's own run.
 - `worst` attacks and certificates use the same pictures, so certified ≤ attacked can be read off.
 """
 
@@ -29,11 +30,15 @@ from lipdet.images.spec import open_data
 from lipdet.job import Job
 from lipdet.progress import console
 from lipdet.report.comparison import comparison_markdown
+from lipdet.report.inspection import inspect_detector
+from lipdet.report.page import write_figures, write_page
 from lipdet.train import train
 from lipdet.types import Detections
 
 EPSILONS = (0.1, 0.25, 0.5, 1.0)
 RECALLS = (0.25, 0.5, 0.75)
+# Pictures on the page, each attacked.
+SHOWN = 6
 ROWS = (
     "naive",
     "naive-adversarial",
@@ -76,46 +81,56 @@ QUICK = Effort(("rendered:6000",), 2, 32, 10, False)
 
 
 def reproduce(
-    out: Path, presets: Sequence[str], data: str, effort: Effort, seed: int
+    out: Path, rows: Sequence[str], data: str, effort: Effort, seed: int
 ) -> list[dict[str, Any]]:
-    """Measure every preset; a second call goes on from what the first has left.
+    """Measure every row and write the page; a second call goes on from what the first has left.
 
     Args:
-        out: receives `runs/PRESET`, `attacks/`, `rows/PRESET.json`, `results.json`, `table.md`.
-        presets: rows, in their order.
+        out: receives `runs/ROW`, `attacks/`, `rows/ROW.json`, `results.json`, `table.md`,
+            `index.html` and `figures/`.
+        rows: presets and DETECTORs, in their order.
         data: SPEC to evaluate on.
         effort: how much is spent.
         seed: of trainings, crops and random starts.
 
     Returns:
-        The rows, each the json object of `lipdet eval`.
+        The rows, each the json object of `lipdet eval` with `working_points`.
     """
     (out / "rows").mkdir(parents=True, exist_ok=True)
-    results = []
-    for number, preset in enumerate(presets, start=1):
-        file = out / "rows" / f"{preset}.json"
+    results, inspections = [], []
+    for number, row in enumerate(rows, start=1):
+        console.log(f"{row} ({number} of {len(rows)})")
+        loaded = detector_of(row, out, effort, seed)
+        pack = open_data(data, "test", loaded.detector.config.image_size, seed)
+        pack = pack.head(effort.pictures or len(pack))
+        file = out / "rows" / f"{loaded.name}.json"
         if not file.exists():
-            console.log(f"{preset} ({number} of {len(presets)})")
-            loaded = detector_of(preset, out, effort, seed)
-            pack = open_data(data, "test", loaded.detector.config.image_size, seed)
-            result = measured(loaded, pack.head(effort.pictures or len(pack)), out, effort, seed)
-            _write(file, {**result, "preset": preset})
+            _write(file, measured(loaded, pack, out, effort, seed))
         results.append(json.loads(file.read_text()))
+        first = AttackSettings(EPSILONS[0], steps=effort.steps, seed=seed)
+        inspections.append(inspect_detector(loaded, pack, SHOWN, single_attacks("worst", first)))
     _write(out / "results.json", results)
     (out / "table.md").write_text(comparison_markdown(results))
+    write_page(out / "index.html", results, inspections, f"All detectors on {data}")
+    write_figures(out / "figures", results, inspections)
     return results
 
 
-def detector_of(preset: str, out: Path, effort: Effort, seed: int) -> LoadedDetector:
-    """The packaged weights of a preset, or those that this training ends with."""
-    if effort.packaged and preset in packaged_names():
-        return load_detector(preset)
-    settings = dataclasses.replace(PRESETS[preset].train, seed=seed)
+def row_name(row: str) -> str:
+    """What a preset or DETECTOR is called in the table."""
+    return Path(row).name.removesuffix(".safetensors")
+
+
+def detector_of(row: str, out: Path, effort: Effort, seed: int) -> LoadedDetector:
+    """The weights of a row under its name: given ones, or those that a training ends with."""
+    if row not in PRESETS or (effort.packaged and row in packaged_names()):
+        return dataclasses.replace(load_detector(row), name=row_name(row))
+    settings = dataclasses.replace(PRESETS[row].train, seed=seed)
     if effort.epochs:
         settings = dataclasses.replace(settings, epochs=effort.epochs)
-    run = out / "runs" / preset
-    train(Job(preset, PRESETS[preset].detector, settings, effort.training, ()), run, resume=True)
-    return load_detector(str(run))
+    run = out / "runs" / row
+    train(Job(row, PRESETS[row].detector, settings, effort.training, ()), run, resume=True)
+    return dataclasses.replace(load_detector(str(run)), name=row)
 
 
 def measured(

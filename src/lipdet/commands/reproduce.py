@@ -8,11 +8,12 @@ from pathlib import Path
 
 from rich.console import Console
 
+from lipdet.checkpoint import weights_file
 from lipdet.commands.options import SPEC_HELP, Parser, Verb, check_folder, verb_parser
 from lipdet.config import PRESETS
 from lipdet.errors import InputError
 from lipdet.report.comparison import comparison_table
-from lipdet.reproduce import FULL, QUICK, QUICK_ROWS, ROWS, reproduce
+from lipdet.reproduce import FULL, QUICK, QUICK_ROWS, ROWS, reproduce, row_name
 
 
 def parser() -> Parser:
@@ -21,7 +22,12 @@ def parser() -> Parser:
         "Train or load every detector of the comparison; measure each clean, attacked, certified.",
         "lipdet reproduce --quick --out quick",
     )
-    parser.add_argument("--presets", nargs="+", metavar="PRESET", help="rows (default: all)")
+    parser.add_argument(
+        "--presets",
+        nargs="+",
+        metavar="ROW",
+        help="rows: presets, or DETECTORs to load (default: the comparison's six)",
+    )
     parser.add_argument(
         "--training",
         nargs="+",
@@ -50,7 +56,7 @@ def run(
     """Make the table.
 
     Args:
-        presets: rows.
+        presets: see its help.
         training: SPECs.
         data: SPEC to evaluate on.
         out: folder for runs, results, table and figures; a second call goes on where it stopped.
@@ -59,15 +65,24 @@ def run(
     """
     check_folder(out)
     rows = tuple(presets or (QUICK_ROWS if quick else ROWS))
-    for preset in rows:
-        if preset not in PRESETS:
-            raise InputError(f"There is no preset {preset!r}; choose from: {', '.join(PRESETS)}.")
+    _check(rows)
     effort = QUICK if quick else FULL
     if training:
         effort = dataclasses.replace(effort, training=tuple(training))
     results = reproduce(out, rows, data, effort, seed)
     Console().print(comparison_table(results))
-    print(f"Results and figures: {out}")
+    print(f"Page: {out}/index.html; figures: {out}/figures; results: {out}/results.json")
+
+
+def _check(rows: Sequence[str]) -> None:
+    """Refuse what is neither a preset nor a DETECTOR, and names given twice, before any work."""
+    for row in rows:
+        if row not in PRESETS:
+            weights_file(row)
+    names = [row_name(row) for row in rows]
+    for name in names:
+        if names.count(name) > 1:
+            raise InputError(f"Two rows are called {name}; give each once, under its own name.")
 
 
 VERB = Verb("the comparison of all detectors in one command", parser, run)

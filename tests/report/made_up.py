@@ -55,6 +55,7 @@ def result(weights: str, clean: float, full: bool) -> dict[str, Any]:
                 "vanish_recall": 0.4,
                 "class_recall": 0.45,
                 "recall_score": 0.2,
+                "rounding": "measured in float32",
                 "failed": dict.fromkeys(REASONS, 2) | {"score": 3},
                 "per_class": copy.deepcopy(per_class),
             }

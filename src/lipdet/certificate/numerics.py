@@ -44,6 +44,9 @@ from lipdet.layers import (
 # that their largest value over many outputs grows slowly with the number of images.
 SAFETY = 8.0
 
+# How a bound is known, in the words of reports.
+MEASURED, PROVEN = "measured in float32", "proven in float64"
+
 _EXACT = (
     *(Abs, DisjointMaxPool2d, DropChannels, SpaceToDepth, ZeroPadChannels),
     *(nn.Identity, nn.ReLU, nn.ReLU6, nn.MaxPool2d, nn.ZeroPad2d, nn.Dropout, nn.Dropout2d),
@@ -55,7 +58,7 @@ class Rounding(NamedTuple):
 
     Attributes:
         bound: κ.
-        known: how it is known, in the words of reports.
+        known: MEASURED or PROVEN.
     """
 
     bound: float
@@ -69,14 +72,14 @@ def rounding_of(detector: SSD, images: Tensor) -> Rounding:
         detector: in eval mode, in the precision in which it detects.
         images: see `measured_rounding`.
     """
-    measured = Rounding(measured_rounding(detector, images), "measured in float32")
+    measured = Rounding(measured_rounding(detector, images), MEASURED)
     if detector.default_boxes.dtype != torch.float64:
         return measured
     try:
         proven = proven_rounding(detector, torch.float64)
     except UnknownLipschitz:
         return measured
-    return Rounding(max(proven, measured.bound), "proven in float64")
+    return Rounding(max(proven, measured.bound), PROVEN)
 
 
 @torch.no_grad()

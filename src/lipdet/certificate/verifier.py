@@ -13,7 +13,7 @@ from lipdet.certificate.candidates import Candidates, find_candidates
 from lipdet.certificate.certify import Certifiers, PairReach, certifiers
 from lipdet.certificate.cover import Entries, detection_entries
 from lipdet.certificate.head_norms import PairwiseLogits, collective_class_constants
-from lipdet.certificate.numerics import rounding_of
+from lipdet.certificate.numerics import MEASURED, rounding_of
 from lipdet.certificate.outputs import OutputBounds, bounds_of_outputs, propagate_detector
 from lipdet.certificate.tightenings import ALL, Tightenings
 from lipdet.certificate.truths import Truths
@@ -32,7 +32,7 @@ class Verifier:
         decoder: of the detector, on the CPU.
         selection: floor, NMS threshold and top-k for which certificates hold.
         rounding: how far any output of a forward pass may lie from real arithmetic.
-        rounding_known: how that is known, in the words of reports.
+        rounding_known: how that is known, as in `numerics.Rounding`.
         collective: (C,) of all logits of a class together; None if unknown.
         pairwise: of differences of two logits of a class; None if unknown.
         tightenings: which sharpenings are used.
@@ -45,7 +45,7 @@ class Verifier:
     collective: Tensor | None = None
     pairwise: PairwiseLogits | None = None
     tightenings: Tightenings = ALL
-    rounding_known: str = "not looked at"
+    rounding_known: str = MEASURED
 
     def candidates(self, raw: RawOutput, epsilon: float | Tensor) -> Candidates:
         """What can exceed the floor in a batch, at one ε or at that of each image (B,)."""

@@ -13,6 +13,7 @@ from lipdet.certificate.verifier import verifier_of
 from lipdet.checkpoint import load_detector
 from lipdet.commands.options import (
     DETECTOR_HELP,
+    FLOAT64_HELP,
     Parser,
     Verb,
     as_json,
@@ -35,12 +36,18 @@ def parser() -> Parser:
     )
     parser.add_argument("detector", help=DETECTOR_HELP)
     parser.add_argument("images", nargs="+", type=Path, help="picture files")
-    parser.add_function_arguments(run, skip={"detector", "images"})
+    parser.add_argument("--float64", action="store_true", help=FLOAT64_HELP)
+    parser.add_function_arguments(run, skip={"detector", "images", "float64"})
     return parser
 
 
 def run(
-    detector: str, images: Sequence[Path], out: Path, crop: str | None = None, iou: float = 0.5
+    detector: str,
+    images: Sequence[Path],
+    out: Path,
+    crop: str | None = None,
+    iou: float = 0.5,
+    float64: bool = False,
 ) -> None:
     """Certify the detections in pictures; write an overlay of each square and one json for all.
 
@@ -50,12 +57,14 @@ def run(
         out: folder for NAME-N.png, one for each square looked at, and certificates.json.
         crop: LEFT,TOP,RIGHT,BOTTOM in pixels: look only there, and do not search.
         iou: how much of a box must remain.
+        float64: compute in float64.
     """
     if not 0 < iou < 1:
         raise InputError(f"--iou must lie between 0 and 1, not {iou:g}.")
     check_folder(out)
     loaded = load_detector(detector)
-    model, names = loaded.detector, loaded.detector.config.class_names
+    model = loaded.detector.double() if float64 else loaded.detector
+    names = model.config.class_names
     region = parse_region(crop) if crop else None
     verifier = verifier_of(model, DISPLAY_SELECTION)
     entries, overlays = [], {}
@@ -72,9 +81,14 @@ def run(
     out.mkdir(parents=True, exist_ok=True)
     for name, overlay in overlays.items():
         overlay.save(out / name)
-    result = {"weights": loaded.name, "iou": iou, "pictures": entries}
+    result = {
+        "weights": loaded.name,
+        "iou": iou,
+        "rounding": verifier.rounding_known,
+        "pictures": entries,
+    }
     (out / "certificates.json").write_text(as_json(result) + "\n")
-    print(f"Overlays and certificates.json: {out}")
+    print(f"Overlays and certificates.json: {out} (rounding {verifier.rounding_known})")
 
 
 def _overlay(one: CertifiedRegion, names: Sequence[str]) -> Image.Image:

@@ -14,6 +14,7 @@ from lipdet.checkpoint import load_detector
 from lipdet.commands.attack_options import EPSILON_HELP, parse_epsilons
 from lipdet.commands.options import (
     DETECTOR_HELP,
+    FLOAT64_HELP,
     SPEC_HELP,
     Parser,
     Verb,
@@ -27,7 +28,7 @@ from lipdet.evaluate.attacked import Campaign
 from lipdet.evaluate.together import evaluate_together
 from lipdet.images.spec import open_data
 from lipdet.report.attacks import attacked_table
-from lipdet.report.certificate import certified_table, reasons_table
+from lipdet.report.certificate import certified_classes_table, certified_table, reasons_table
 from lipdet.report.table import classes_table, results_table
 
 
@@ -45,7 +46,8 @@ def parser() -> Parser:
         action="store_true",
         help="also bound AP under every L2 perturbation of at most each radius",
     )
-    parser.add_function_arguments(run, skip={"detector", "data", "epsilon", "certify"})
+    parser.add_argument("--float64", action="store_true", help=FLOAT64_HELP)
+    parser.add_function_arguments(run, skip={"detector", "data", "epsilon", "certify", "float64"})
     return parser
 
 
@@ -57,6 +59,7 @@ def run(
     epsilon: Sequence[str] = (),
     attack: AttackName | None = None,
     certify: bool = False,
+    float64: bool = False,
     objective: str = "multibox",
     norm: Norm = "l2",
     steps: int = 50,
@@ -73,6 +76,7 @@ def run(
         seed: of crops, rendered pictures and random starts of attacks.
         epsilon: radii.
         certify: also bound AP under every L2 perturbation of at most each radius.
+        float64: compute in float64.
         attack: also measure under this attack; worst runs every objective and reports the lowest.
         objective: what pgd and apgd raise: multibox, classification, localisation, vanish,
             mislabel or fabricate.
@@ -96,7 +100,11 @@ def run(
         raise InputError("--epsilon needs --certify, or an attack such as --attack worst.")
     if certify and norm != "l2":
         raise InputError("Certificates hold for L2 perturbations: leave out --norm, or --certify.")
+    if float64 and attack is not None:
+        raise InputError("Attacks run in float32: leave out --float64, or --attack.")
     loaded = load_detector(detector)
+    if float64:
+        loaded.detector.double()
     size = loaded.detector.config.image_size
     pack = distributed.made_once(lambda: open_data(data, "test", size, seed))
     if limit is not None:
@@ -116,6 +124,7 @@ def run(
         console.print(attacked_table(result))
     if result["certified"]:
         console.print(certified_table(result))
+        console.print(certified_classes_table(result))
         console.print(reasons_table(result))
 
 

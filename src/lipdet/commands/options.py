@@ -18,6 +18,10 @@ from lipdet.images.spec import FORMS
 PROGRAM = "lipdet"
 SPEC_HELP = FORMS
 DETECTOR_HELP = "name of packaged weights, a run folder, or a weights file"
+FLOAT64_HELP = (
+    "compute in float64, twice as slow: what certificates allow for rounding is then proven, not "
+    "measured"
+)
 LARGEST_IMAGE = 4_096
 # Options of every verb that are not for its function.
 COMMON = frozenset({"config", "quiet"})

@@ -2,7 +2,8 @@
 
 Notable choices:
 - The same pictures, selection, matcher rules and recalls as for clean AP.
-- Recall and precision are stated at the score above which detections are shown to users.
+- Recall and precision are stated at the score above which detections are shown to users, but like
+  AP under AP_SELECTION: among at most 100 detections of a picture, not the 20 that are shown.
 - One forward pass of each picture serves all ε.
 """
 
@@ -27,6 +28,7 @@ from lipdet.certificate.average_precision import (
 )
 from lipdet.certificate.certify import MAX_DETECTIONS, certified_up_to
 from lipdet.certificate.diagnosis import REASONS, box_stays, class_stays, clean_matches, reasons
+from lipdet.certificate.numerics import MEASURED, PROVEN
 from lipdet.certificate.truths import truths_of
 from lipdet.certificate.verifier import Verifier, verifier_of
 from lipdet.detector import SSD
@@ -74,8 +76,14 @@ def certified_results(
         UnknownLipschitz: a layer has no bound; the message names it.
     """
     chunks = certificate_pass(detector, pack, epsilons, state).results()
+    proven = all(bool(one["proven"]) for one in chunks)
     return [
-        summary(epsilon, join([_from_tensors(one, index) for one in chunks]), pack.class_names)
+        {
+            **summary(
+                epsilon, join([_from_tensors(one, index) for one in chunks]), pack.class_names
+            ),
+            "rounding": PROVEN if proven else MEASURED,
+        }
         for index, epsilon in enumerate(epsilons)
     ]
 
@@ -95,11 +103,12 @@ def certificate_pass(
         raw = outputs(detector, pictures(pack, chunk))
         targets = [pack.target(index) for index in chunk]
         found = [certify_batch(verifier(), raw, targets, epsilon) for epsilon in epsilons]
-        return {
+        tensors = {
             name: value
             for index, one in enumerate(found)
             for name, value in _to_tensors(one, index).items()
         }
+        return {**tensors, "proven": torch.tensor(verifier().rounding_known == PROVEN)}
 
     key = state and pass_key(
         detector=weights_hash(detector),

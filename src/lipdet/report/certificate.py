@@ -21,6 +21,9 @@ MEANING = {
     "matching": "it can be matched with another object",
 }
 
+# What is shown of a class.
+CELLS = ("ap50", "ap", "recall", "precision")
+
 
 def certified_table(result: dict[str, Any]) -> Table:
     """Certified AP, recall and precision of one result of `lipdet eval`, at each radius."""
@@ -32,7 +35,22 @@ def certified_table(result: dict[str, Any]) -> Table:
     for entry in result["certified"]:
         table.add_row(f"{entry['epsilon']:g}", *(_share(entry[key]) for key in keys))
     score = result["certified"][0]["recall_score"]
-    table.caption = f"Recall and precision at IoU 0.5 and scores of {score:g} or more."
+    table.caption = (
+        f"Recall and precision at IoU 0.5 and scores of {score:g} or more, pooled over the "
+        f"classes; rounding {result['certified'][0]['rounding']}."
+    )
+    return table
+
+
+def certified_classes_table(result: dict[str, Any]) -> Table:
+    """Certified AP50, AP, recall and precision of each class, at each radius."""
+    table = Table(title="Certified, by class, percent: AP50 / AP / recall / precision")
+    table.add_column("class")
+    for entry in result["certified"]:
+        table.add_column(f"ε = {entry['epsilon']:g}", justify="right")
+    for name in result["certified"][0]["per_class"]:
+        of_class = (entry["per_class"][name] for entry in result["certified"])
+        table.add_row(name, *(" / ".join(_share(one[key]) for key in CELLS) for one in of_class))
     return table
 
 

@@ -26,6 +26,7 @@ from lipdet.errors import InputError
 from lipdet.evaluate.certified import outputs
 from lipdet.evaluate.run import BATCH_SIZE, Network, detect_batch
 from lipdet.images.crop import Region, cut, full_region, out_of_region
+from lipdet.images.resize import resized
 from lipdet.types import Detections
 
 # The coarse pass accepts only what is surely a digit, and the fine pass decides.
@@ -74,7 +75,8 @@ def detect_in_region(detector: Network, image: Image.Image, region: Region) -> F
 def detect_in_photograph(detector: Network, image: Image.Image) -> Found:
     """Detections in a whole photograph, wherever the numbers are."""
     shrink = max(1.0, max(image.size) / SEARCHED_SIDE)
-    small = image if shrink == 1 else image.resize([round(side / shrink) for side in image.size])
+    size = (round(image.width / shrink), round(image.height / shrink))
+    small = resized(image, size, Image.Resampling.BICUBIC)
     squares = search_squares(small.width, small.height)
     coarse = _merge(_detect_in_regions(detector, small, squares, COARSE))
     boxes = (coarse["boxes"] * shrink).numpy()

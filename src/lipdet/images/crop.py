@@ -15,6 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
+from lipdet.images.resize import resized
 from lipdet.images.source import clip_boxes
 
 EXPANSION = 0.3
@@ -104,8 +105,8 @@ def cut(image: Image.Image, region: Region, size: int) -> NDArray[np.uint8]:
     margins = ((inside[1] - top, bottom - inside[3]), (inside[0] - left, right - inside[2]), (0, 0))
     pixels = np.pad(np.asarray(image.crop(inside)), margins, mode="edge")
     box = (region.left - left, region.top - top, region.right - left, region.bottom - top)
-    resized = Image.fromarray(pixels).resize((size, size), Image.Resampling.BILINEAR, box=box)
-    return np.asarray(resized)
+    picture = Image.fromarray(pixels)
+    return np.asarray(resized(picture, (size, size), Image.Resampling.BILINEAR, box))
 
 
 def into_region(

@@ -15,6 +15,8 @@ from pathlib import Path
 import matplotlib
 from PIL import Image, ImageDraw, ImageFilter, ImageFont
 
+from lipdet.images.resize import resized
+
 GLYPH_HEIGHT = 112
 HALF_INK = [0] * 128 + [255] * 128
 
@@ -68,7 +70,7 @@ def font_mask(font: str, digit: int, weight: int) -> Image.Image:
 
 def _to_glyph_height(mask: Image.Image) -> Image.Image:
     width = max(1, round(mask.width * GLYPH_HEIGHT / mask.height))
-    return mask.resize((width, GLYPH_HEIGHT), Image.Resampling.BILINEAR)
+    return resized(mask, (width, GLYPH_HEIGHT), Image.Resampling.BILINEAR)
 
 
 def pen_mask(digit: int, variant: int, aspect: float, pen: float, round_caps: bool) -> Image.Image:

@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from lipdet.images.glyphs import FONTS, crop_to_ink, font_mask, pen_mask
+from lipdet.images.resize import resized
 
 # Mean share of the box's height that stays free: left, top, right, bottom.
 MEAN_MARGIN = np.array([0.065, 0.09, 0.045, 0.06])
@@ -140,7 +141,7 @@ def draw_ink(
         mask = _sheared(digit_mask(face, int(digit)), face.slant, face.rise)
         x0, y0 = round(left), round(top)
         size = (max(2, round(right) - x0), max(2, round(bottom) - y0))
-        placed.append((mask.resize(size, Image.Resampling.BILINEAR), (x0, y0)))
+        placed.append((resized(mask, size, Image.Resampling.BILINEAR), (x0, y0)))
     return placed
 
 

@@ -89,6 +89,7 @@ def plot_reasons(result: dict[str, Any]) -> Drawing | None:
         axes.barh(names, shares, left=left, color=colour(index), label=reason)
         left = [start + share for start, share in zip(left, shares, strict=True)]
     axes.invert_yaxis()
+    axes.grid(visible=False)
     axes.set_xlim(0, 1)
     axes.xaxis.set_major_formatter(PercentFormatter(1))
     axes.set_xlabel("share of all objects")

@@ -105,7 +105,8 @@ def _lost(
         )
         for promise in found
     ]
-    assert all(damage.moved <= 1 for damage in damages if share <= 1)
+    # Rounding is a part of what moves at small radii.
+    assert all(damage.moved <= 1.01 for damage in damages)
     pairs = zip(found, damages, strict=True)
     return [(promise, damage.lost) for promise, damage in pairs if damage.lost]
 

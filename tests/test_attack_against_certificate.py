@@ -25,7 +25,9 @@ from lipdet.attack import AttackSettings
 from lipdet.boxes import AP_SELECTION
 from lipdet.certificate.verifier import Verifier, verifier_of
 from lipdet.checkpoint import load_detector, packaged_names
+from lipdet.commands.eval import run
 from lipdet.detector import SSD
+from lipdet.errors import InputError
 from lipdet.evaluate.attacked import Campaign, attacked_results
 from lipdet.evaluate.certified import certified_results, outputs, pictures
 from lipdet.images.pack import Pack
@@ -156,7 +158,13 @@ def test_certified_ap_is_at_most_the_attacked_one(single: Certified, house_numbe
     campaign = Campaign("worst", epsilons, AttackSettings(epsilons[0], steps=STEPS))
     attacked = attacked_results(single.detector, pack, campaign)
     assert certified[0]["ap50"] > 0.05
+    assert certified[0]["rounding"] == "measured in float32"
     for least, seen in zip(certified, attacked, strict=True):
         assert seen["attack"] == "worst"
         assert least["ap50"] <= seen["ap50"] + 1e-9
         assert least["ap"] <= seen["ap"] + 1e-9
+
+
+def test_attacks_of_the_command_line_run_in_float32() -> None:
+    with pytest.raises(InputError, match="--float64"):
+        run("naive", "rendered:1", epsilon=["0.1"], attack="worst", float64=True)

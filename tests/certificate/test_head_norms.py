@@ -13,7 +13,6 @@ from lipdet.certificate.head_norms import (
     PairwiseLogits,
     _SharedTaps,
     collective_class_constants,
-    margin_constants,
 )
 from lipdet.certificate.heads import HeadConvolution, head_convolution
 from lipdet.certificate.outputs import bounds_of_outputs, propagate_detector
@@ -71,16 +70,6 @@ def test_differences_of_logits_of_one_class(
     # Two levels: their features move in ways of their own.
     apart = scales[a] * rows[a, labels].norm(dim=1) + scales[b] * rows[b, labels].norm(dim=1)
     torch.testing.assert_close(found[~same], apart[~same], rtol=1e-6, atol=0)
-
-
-def test_margins_of_softmax_logits(detector: SSD, propagation: Propagation, rows: Tensor) -> None:
-    bounds = bounds_of_outputs(detector, propagation)
-    found = margin_constants(detector, propagation, bounds)
-    first, second = bounds.features
-    scales = torch.where(torch.arange(40) < 32, first, second).double()[:, None, None]
-    dense = scales * (rows[:, :, None] - rows[:, None]).norm(dim=-1)
-    assert (found >= dense).all()
-    torch.testing.assert_close(found, dense, rtol=1e-5, atol=1e-5 * float(dense.max()))
 
 
 def test_all_logits_of_a_class(detector: SSD, propagation: Propagation, rows: Tensor) -> None:

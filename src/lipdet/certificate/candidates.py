@@ -5,15 +5,16 @@ Notable choices:
   images of a batch. What cannot exceed the floor is never looked at again.
 - The list is ordered by image and class ("group") and within a group by falling highest score, so
   that "all that can outscore s" is the beginning of a group and found by binary search.
-- float64 throughout; what the detector computes in float32 is covered by a slack.
+- Default boxes that cannot exceed the floor are left out in float32, with a slack for that; all
+  that follows is float64. What the detector computes in float32 is covered by a slack.
+- The box of a default box is the same for all classes, and is kept once.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from typing import NamedTuple
+from dataclasses import dataclass
+from typing import Any, Generic, NamedTuple, TypeVar
 
-import numpy as np
 import torch
 from torch import Tensor
 
@@ -22,12 +23,15 @@ from lipdet.boxes.scores import Scores, SigmoidScores, SoftmaxScores, logit
 from lipdet.boxes.select import Decoder
 from lipdet.certificate.box_range import BoxRange, box_range
 from lipdet.certificate.outputs import OutputBounds
+from lipdet.certificate.segments import count_reaching, sorted_within
 from lipdet.errors import InputError
 from lipdet.types import RawOutput
 
 # Log-odds are computed and compared in float32. One is off by at most K + 8 roundings of 2⁻²⁴ plus
 # two of the largest logit of its anchor.
 _ROUNDING = 2.0**-22
+# The same for the first look, which rounds outputs and constants to float32 besides.
+_FIRST_LOOK_ROUNDING = 4 * 2.0**-22
 
 
 class Balls(NamedTuple):
@@ -52,6 +56,26 @@ class Balls(NamedTuple):
         )
 
 
+_Boxes = TypeVar("_Boxes", BoxRange, Balls)
+
+
+@dataclass(frozen=True)
+class Shared(Generic[_Boxes]):
+    """Boxes of N candidates, of which those of one default box share one.
+
+    Attributes:
+        place: (N,) index of each one's box.
+        boxes: U of them.
+    """
+
+    place: Tensor
+    boxes: _Boxes
+
+    def at(self, index: Any) -> _Boxes:
+        """The boxes of some candidates."""
+        return self.boxes.at(self.place[index])
+
+
 class Candidates(NamedTuple):
     """All (anchor, class) of a batch that can exceed the floor, N in number.
 
@@ -64,9 +88,8 @@ class Candidates(NamedTuple):
         log_odds: see `low`.
         high: see `low`.
         slack: (N,) what numerics alone can change of a log-odds.
-        boxes: (N, 4) where the box can lie, before clipping.
+        boxes: where each one's box can lie, before clipping.
         balls: the offsets of the same boxes.
-        rank: (N,) position in the list of all candidates by falling `high`.
     """
 
     classes: int
@@ -76,9 +99,8 @@ class Candidates(NamedTuple):
     log_odds: Tensor
     high: Tensor
     slack: Tensor
-    boxes: BoxRange
-    balls: Balls
-    rank: Tensor
+    boxes: Shared[BoxRange]
+    balls: Shared[Balls]
 
     def starts(self, group: Tensor) -> Tensor:
         """Index of the first candidate of each group."""
@@ -93,21 +115,13 @@ class Candidates(NamedTuple):
 
         They are the first ones of the group.
         """
-        return self._reaching(self.group, group, log_odds)
+        return count_reaching(self.high, self.starts(group), self.members(group), log_odds)
 
     def reaching_in_image(self, image: Tensor, log_odds: Tensor) -> Tensor:
         """How many candidates of all classes of `image` (P,) have `high` ≥ `log_odds` (P,)."""
-        return self._reaching(self.group // self.classes, image, log_odds)
-
-    def _reaching(self, member_of: Tensor, place: Tensor, log_odds: Tensor) -> Tensor:
-        # Candidate i has high ≥ s exactly if its rank is below the number that have it anywhere.
-        # So comparisons of floats become one of integers, within each place.
-        size = len(self.rank) + 1
-        falling = torch.empty_like(self.high).index_put((self.rank,), self.high)
-        above = torch.searchsorted(-falling, -log_odds, right=True)
-        keys = (member_of * size + self.rank).sort().values
-        first = torch.searchsorted(keys, place * size)
-        return torch.searchsorted(keys, place * size + above) - first
+        groups = (image * self.classes)[:, None] + torch.arange(self.classes)
+        found = self.reaching(groups.flatten(), log_odds.repeat_interleave(self.classes))
+        return found.reshape(-1, self.classes).sum(dim=1)
 
 
 def find_candidates(
@@ -132,42 +146,71 @@ def find_candidates(
     Raises:
         InputError: an output is not finite; nothing can be said about it.
     """
-    if not (raw.logits.isfinite().all() and raw.offsets.isfinite().all()):
-        raise InputError("The detector's outputs are not all finite, so nothing can be certified.")
-    logits = raw.logits.double()
-    radius = torch.as_tensor(epsilon, dtype=torch.float64).expand(len(logits))
-    moving = radius[:, None, None] * bounds.logits
+    for output in raw:
+        if not (output.amin().isfinite() and output.amax().isfinite()):
+            raise InputError(
+                "The detector's outputs are not all finite, so nothing can be certified."
+            )
+    radius = torch.as_tensor(epsilon, dtype=torch.float64).expand(len(raw.logits))
+    image, anchor = _first_look(raw, bounds, decoder.scores, score_floor, radius, rounding)
+    logits = raw.logits[image, anchor].double()
+    moving = radius[image, None] * bounds.logits[anchor]
     # Of the outputs with perturbation, which are rounded too.
-    largest = (logits.abs() + moving).amax(dim=-1, keepdim=True)
-    slack = 2 * rounding + _ROUNDING * (largest + logits.shape[-1])
-    moved = moving + slack
-    low, high = log_odds_interval(decoder.scores, logits, moved)
-    found = torch.nonzero(high > logit(score_floor)).unbind(dim=1)
-    order, rank = _order(found[0] * high.shape[2] + found[2], high[found])
-    image, anchor, label = found = tuple(index[order] for index in found)
+    largest = (logits.abs() + moving).amax(dim=1, keepdim=True)
+    slack = 2 * rounding + _ROUNDING * (largest + logits.shape[1])
+    low, high = log_odds_interval(decoder.scores, logits, moving + slack)
+    place, label = torch.nonzero(high > logit(score_floor)).unbind(dim=1)
+    group = image[place] * high.shape[1] + label
+    order = group.argsort(stable=True)
+    ends = torch.unique_consecutive(group[order], return_counts=True)[1].cumsum(0)
+    order = order[sorted_within(ends, high[place, label][order])]
+    place, label = place[order], label[order]
     return Candidates(
-        classes=high.shape[2],
-        group=image * high.shape[2] + label,
-        anchor=anchor,
-        low=low[found],
-        log_odds=decoder.scores.log_odds(logits[image, anchor]).gather(1, label[:, None])[:, 0],
-        high=high[found],
-        slack=_largest_factor(decoder.scores) * slack[image, anchor, 0],
-        boxes=box_range(
-            raw.offsets[image, anchor],
-            radius[image, None] * bounds.offsets[anchor] + 2 * rounding,
-            decoder.default_boxes[anchor],
-            decoder.coding,
+        classes=high.shape[1],
+        group=group[order],
+        anchor=anchor[place],
+        low=low[place, label],
+        log_odds=decoder.scores.log_odds(logits)[place, label],
+        high=high[place, label],
+        slack=_largest_factor(decoder.scores) * slack[place, 0],
+        boxes=Shared(
+            place,
+            box_range(
+                raw.offsets[image, anchor],
+                radius[image, None] * bounds.offsets[anchor] + 2 * rounding,
+                decoder.default_boxes[anchor],
+                decoder.coding,
+            ),
         ),
-        balls=Balls(
-            raw.offsets[image, anchor].double(),
-            # Rounding moves each of the four.
-            radius[image] * bounds.offsets_joint[anchor] + 4 * rounding,
-            decoder.default_boxes[anchor].double(),
-            decoder.coding,
+        balls=Shared(
+            place,
+            Balls(
+                raw.offsets[image, anchor].double(),
+                # Rounding moves each of the four.
+                radius[image] * bounds.offsets_joint[anchor] + 4 * rounding,
+                decoder.default_boxes[anchor].double(),
+                decoder.coding,
+            ),
         ),
-        rank=rank,
     )
+
+
+def _first_look(
+    raw: RawOutput,
+    bounds: OutputBounds,
+    scores: Scores,
+    score_floor: float,
+    radius: Tensor,
+    rounding: float,
+) -> tuple[Tensor, Tensor]:
+    """Image and index of the default boxes of which some class may exceed the floor, (U,) each."""
+    logits = raw.logits.float()
+    moving = radius.float()[:, None, None] * bounds.logits.float()
+    largest = torch.add(logits.abs(), moving).amax(dim=-1, keepdim=True)
+    slack = 2 * rounding + _FIRST_LOOK_ROUNDING * (largest + logits.shape[-1])
+    _, high = log_odds_interval(scores, logits, moving.add_(slack))
+    image, anchor = torch.nonzero(high.amax(dim=-1) > logit(score_floor)).unbind(dim=1)
+    return image, anchor
 
 
 def log_odds_interval(scores: Scores, logits: Tensor, moved: Tensor) -> tuple[Tensor, Tensor]:
@@ -179,7 +222,7 @@ def log_odds_interval(scores: Scores, logits: Tensor, moved: Tensor) -> tuple[Te
 
     Args:
         scores: how logits become log-odds.
-        logits: (..., K) float64.
+        logits: (..., K).
         moved: (..., K) ≥ 0.
 
     Returns:
@@ -195,37 +238,3 @@ def log_odds_interval(scores: Scores, logits: Tensor, moved: Tensor) -> tuple[Te
 def _largest_factor(scores: Scores) -> float:
     """How much a log-odds can move if no logit moves by more than 1."""
     return scores.temperature if isinstance(scores, SigmoidScores) else 2.0
-
-
-def _order(group: Tensor, high: Tensor) -> tuple[Tensor, Tensor]:
-    """How to order by group, then falling `high`; and each one's rank by falling `high` alone."""
-    falling = high.argsort(descending=True, stable=True)
-    order = falling[group[falling].argsort(stable=True)]
-    rank = torch.empty_like(falling).index_put((falling,), torch.arange(len(falling)))
-    return order, rank[order]
-
-
-def in_parts(counts: Tensor, most: int) -> Iterator[Tensor]:
-    """Split rows that expand to `counts` (P,) entries each into runs of about `most` entries.
-
-    Yields:
-        Indices of rows.
-    """
-    run = (counts.cumsum(0) // most).numpy()
-    for rows in np.split(np.arange(len(run)), np.flatnonzero(np.diff(run)) + 1):
-        yield torch.from_numpy(rows)
-
-
-def expand(starts: Tensor, counts: Tensor) -> tuple[Tensor, Tensor]:
-    """All indices of several ranges at once.
-
-    Args:
-        starts: (P,) first index of each range.
-        counts: (P,) its length.
-
-    Returns:
-        Which range (M,) and which index (M,), range by range.
-    """
-    owner = torch.repeat_interleave(counts)
-    offset = torch.arange(len(owner)) - (counts.cumsum(0) - counts)[owner]
-    return owner, starts[owner] + offset

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from lipdet.boxes.scores import logit
 from lipdet.boxes.select import Selection
-from lipdet.certificate.candidates import Candidates, expand, in_parts
+from lipdet.certificate.candidates import Candidates
 from lipdet.certificate.conditions import (
     clears_floor,
     fits,
@@ -22,6 +22,7 @@ from lipdet.certificate.conditions import (
 )
 from lipdet.certificate.cover import Entries
 from lipdet.certificate.iou_bounds import max_iou_fixed
+from lipdet.certificate.segments import expand, in_parts
 from lipdet.certificate.tightenings import ALL, Tightenings
 from lipdet.certificate.truths import Truths
 

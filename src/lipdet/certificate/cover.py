@@ -25,17 +25,14 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from lipdet.certificate.box_range import BoxRange, corner_range
-from lipdet.certificate.candidates import Candidates, expand
-from lipdet.certificate.iou_bounds import min_iou_pair
+from lipdet.certificate.candidates import Candidates
+from lipdet.certificate.overlaps import surely_overlap
+from lipdet.certificate.segments import count_reaching
 
 MOST_COVERED = 64
-ROWS_AT_ONCE = 512
-PAIRS_AT_ONCE = 100_000
-# NMS computes IoU in float32: overlap is sure only from this much above its threshold.
-OVERLAP_SLACK = 1e-3
 _PRICE_SLACK = 1e-9
-_BISECTIONS = 30
+# Sums of squares lose at most 2·width^1.5 roundings of 1.1e-16 of their size, for width ≤ 2,000.
+_LOST_DIGITS = 1e-14
 
 
 class Entries(NamedTuple):
@@ -54,13 +51,9 @@ class Entries(NamedTuple):
 
     def reaching(self, group: Tensor, log_odds: Tensor) -> Tensor:
         """At most how many detections of `group` (P,) have at least `log_odds` (P,)."""
-        owner, entry = expand(
-            torch.searchsorted(self.group, group),
-            torch.searchsorted(self.group, group, right=True)
-            - torch.searchsorted(self.group, group),
-        )
-        passed = self.log_odds[entry] >= log_odds[owner]
-        return torch.zeros_like(group).index_add(0, owner, passed.long())
+        starts = torch.searchsorted(self.group, group)
+        counts = torch.searchsorted(self.group, group, right=True) - starts
+        return count_reaching(self.log_odds, starts, counts, log_odds)
 
     def pooled(self, label: int, classes: int, most: int) -> Tensor:
         """The entries of one class in all images, at most so many of each, in no order."""
@@ -86,17 +79,38 @@ def detection_entries(
         budget: (B · C,) how far, in the L2 norm, all log-odds of a group can move together.
     """
     numbers = clique_numbers(candidates, nms_iou, size, limit)
-    width = len(numbers) + limit
-    keys, clique = torch.unique(candidates.group * width + numbers, return_inverse=True)
-    group = keys // width
+    nearest = candidates.log_odds + candidates.slack
+    read = _read(candidates.group, numbers, nearest if budget is not None else None, limit)
+    keys, clique = torch.unique(
+        candidates.group[read] * (len(numbers) + limit) + numbers[read], return_inverse=True
+    )
+    group = keys // (len(numbers) + limit)
     place = torch.arange(len(group)) - torch.searchsorted(group, group)
     lowest = torch.full((len(group),), -torch.inf, dtype=torch.float64)
-    highest = lowest.scatter_reduce(0, clique, candidates.high, "amax")
+    highest = lowest.scatter_reduce(0, clique, candidates.high[read], "amax")
     if budget is not None:
-        nearest = lowest.scatter_reduce(0, clique, candidates.log_odds + candidates.slack, "amax")
+        nearest = lowest.scatter_reduce(0, clique, nearest[read], "amax")
         highest = torch.minimum(highest, affordable(group, place, nearest, budget, limit))
     inside = place < limit
     return Entries(group[inside], highest[inside])
+
+
+def _read(group: Tensor, numbers: Tensor, nearest: Tensor | None, limit: int) -> Tensor:
+    """Which candidates decide about the first `limit` entries of their group; (N,) bool.
+
+    Of those that are cliques of their own, these are the `limit` with the highest `high`, which
+    come first, and the `limit` with the highest `nearest`.
+    """
+    alone = torch.nonzero(numbers >= limit)[:, 0]
+    counts = torch.unique_consecutive(group[alone], return_counts=True)[1]
+    starts = counts.cumsum(0) - counts
+    first = torch.arange(len(alone)) - starts.repeat_interleave(counts) < limit
+    read = torch.ones(len(group), dtype=torch.bool).index_put((alone,), first)
+    for start, count in zip(starts.tolist(), counts.tolist(), strict=True):
+        if nearest is not None and count > limit:
+            own = alone[start : start + count]
+            read[own[nearest[own].topk(limit).indices]] = True
+    return read
 
 
 def affordable(group: Tensor, place: Tensor, nearest: Tensor, budget: Tensor, limit: int) -> Tensor:
@@ -105,8 +119,13 @@ def affordable(group: Tensor, place: Tensor, nearest: Tensor, budget: Tensor, li
     For a clique to hold a detection at τ, some member must rise to it, by (τ − nearest)₊ at least.
     The members of different cliques are different candidates, so the squares of these add up to no
     more than the budget's (THEORY §6, collective D⁺). The n cheapest cliques are those with the
-    highest `nearest`, for every τ; what they cost rises with τ, and at the n-th `nearest` plus the
-    budget the n-th alone costs all of it. The upper end of a bisection is returned.
+    highest `nearest`, v₁ ≥ … ≥ v_n, and what they cost rises with τ.
+
+    If the last m of them pay, with mean v̄, then m·(τ − v̄)² + Σ(v − v̄)² ≤ budget² bounds τ. That
+    holds for any m of which all do lie below the largest τ: for those i for which raising i, …, n
+    to v_i costs no more than the budget, and for the n-th alone, which makes τ ≤ v_n + budget. The
+    sums lose digits, and a budget may be smaller than what they lose: their error is taken from
+    the budget as m is chosen and added to it afterwards, and v_n + budget caps the result.
 
     Args:
         group: (M,) of each clique, ascending.
@@ -115,34 +134,46 @@ def affordable(group: Tensor, place: Tensor, nearest: Tensor, budget: Tensor, li
         budget: (groups,) L2 norm of how far all log-odds of a group can move together.
         limit: places from here on are +∞.
     """
-    falling = nearest.argsort(descending=True)
-    nearest = nearest[falling[group[falling].argsort(stable=True)]]
-    inside = place < limit
     present, row = torch.unique_consecutive(group, return_inverse=True)
-    row, column = row[inside], place[inside]
-    width = int(column.max()) + 1 if len(column) else 1
+    width = int(place.max()) + 1 if len(place) else 1
     values = torch.full((len(present), width), -torch.inf, dtype=torch.float64)
-    values[row, column] = nearest[inside]
-    top = values[:, :1]
-    # Relative to the group's best, so that sums of squares lose no digits. Places without a clique
-    # repeat the last one, to keep the order; they are not read.
+    values[row, place] = nearest
+    values = torch.from_numpy(-np.sort(-values.numpy(), axis=1))[:, :limit]
+    top, width = values[:, :1], min(width, limit)
+    # Relative to the group's best, for the digits. Places without a clique repeat the last one, to
+    # keep the order; they are not read.
     values = values - top
     values = values.clamp(min=values.nan_to_num(neginf=0.0).amin(dim=1, keepdim=True))
     reach = budget[present][:, None]
-    low, high = values.clone(), values + reach
     sums = torch.nn.functional.pad(values.cumsum(1), (1, 0))
     squares = torch.nn.functional.pad(values.square().cumsum(1), (1, 0))
-    count = torch.arange(1, width + 1)
-    for _ in range(_BISECTIONS):
-        middle = (low + high) / 2
-        free = torch.minimum(torch.searchsorted(-values, -middle, right=True), count)
-        paid = count - free
-        cost = paid * middle.square() - 2 * middle * (sums[:, 1:] - sums.gather(1, free))
-        cost = cost + squares[:, 1:] - squares.gather(1, free)
-        within = cost <= reach.square()
-        low, high = torch.where(within, middle, low), torch.where(within, high, middle)
+    error = _LOST_DIGITS * width * squares[:, -1:]
+
+    def spread(first: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Number, mean and sum of squares around it of values `first` to n."""
+        number = torch.arange(1, width + 1) - first
+        mean = (sums[:, 1:] - sums.gather(1, first)) / number
+        return number, mean, squares[:, 1:] - squares.gather(1, first) - number * mean.square()
+
+    # Costs fall as i rises: bisection for the lowest i that pays.
+    low = torch.zeros(len(values), width, dtype=torch.int64)
+    high = torch.arange(width).expand_as(low)
+    for _ in range(width.bit_length()):
+        middle = (low + high) // 2
+        number, mean, rest = spread(middle)
+        cost = number * (values.gather(1, middle) - mean).square() + rest
+        pays = cost + error <= reach.square()
+        low, high = (
+            torch.where(pays, low, (middle + 1).minimum(high)),
+            torch.where(pays, middle, high),
+        )
+    number, mean, rest = spread(high)
+    level = mean + ((reach.square() - rest + error).clamp(min=0) / number).sqrt()
+    level = torch.minimum(level, values + reach)
     result = torch.full_like(nearest, torch.inf)
-    result[inside] = (high + top + _PRICE_SLACK * (1 + reach + values.abs()))[row, column]
+    inside = place < limit
+    level = level + top + _PRICE_SLACK * (1 + reach + values.abs())
+    result[inside] = level[row[inside], place[inside]]
     return result
 
 
@@ -155,21 +186,21 @@ def clique_numbers(candidates: Candidates, nms_iou: float, size: int, limit: int
     if not len(candidates.group):
         return torch.zeros(0, dtype=torch.int64)
     numbers = np.arange(limit, limit + len(candidates.group))
-    place = torch.arange(len(candidates.group)) - candidates.starts(candidates.group)
+    counts = torch.unique_consecutive(candidates.group, return_counts=True)[1]
+    place = torch.arange(len(numbers)) - (counts.cumsum(0) - counts).repeat_interleave(counts)
     chosen = torch.nonzero(place < MOST_COVERED)[:, 0]
-    group, anchor = candidates.group[chosen], candidates.anchor[chosen]
+    group = candidates.group[chosen]
+    # A default box stands for all of its candidates in an image: the class does not move the box.
+    # Boxes are numbered image by image.
+    boxes, places = torch.unique(candidates.boxes.place[chosen], return_inverse=True)
     runs = list(_runs(group // candidates.classes))
-    # An anchor stands for all of its candidates in an image: the class does not move the box.
-    places = [torch.unique(anchor[rows], return_inverse=True)[1] for rows in runs]
-    shown = [
-        torch.zeros(int(place.max()) + 1, dtype=torch.int64).index_put((place,), chosen[rows])
-        for rows, place in zip(runs, places, strict=True)
-    ]
-    overlaps = surely_overlap(candidates.boxes, shown, nms_iou, size)
-    for rows, place, sure in zip(runs, places, overlaps, strict=True):
+    first = [int(places[rows].min()) for rows in runs]
+    images = list(torch.split(boxes, np.diff([*first, len(boxes)]).tolist()))
+    overlaps = surely_overlap(candidates.boxes.boxes, images, nms_iou, size)
+    for rows, start, sure in zip(runs, first, overlaps, strict=True):
         for members in _runs(group[rows]):
-            index = place[members].numpy()
-            found = np.array(first_fit(_masks(sure[index[:, None], index]), limit))
+            own = places[rows][members].numpy() - start
+            found = np.array(first_fit(_masks(sure[own[:, None], own]), limit))
             mine = chosen[rows][members].numpy()[found >= 0]
             numbers[mine] = found[found >= 0]
     return torch.from_numpy(numbers)
@@ -186,7 +217,8 @@ def first_fit(overlaps: Sequence[int], limit: int) -> list[int]:
     """Cover boxes by cliques, each box going to the first one all of whose members it overlaps.
 
     Args:
-        overlaps: for each box a bit mask of the *later* boxes that it surely overlaps.
+        overlaps: for each box a bit mask of the boxes that it surely overlaps; not itself, and of
+            those before it any.
         limit: stop when there are so many cliques.
 
     Returns:
@@ -209,67 +241,8 @@ def first_fit(overlaps: Sequence[int], limit: int) -> list[int]:
 
 
 def _masks(overlaps: NDArray[np.bool_]) -> list[int]:
-    """Rows of a square matrix as bit masks, of what stands right of its diagonal."""
-    packed = np.packbits(np.triu(overlaps, 1), axis=1, bitorder="little")
-    return [int.from_bytes(row.tobytes(), "little") for row in packed]
-
-
-def surely_overlap(
-    boxes: BoxRange, images: Sequence[Tensor], nms_iou: float, size: int
-) -> list[NDArray[np.bool_]]:
-    """Which boxes of an image overlap by more than η under every perturbation.
-
-    Args:
-        boxes: (N, 4).
-        images: of each image the indices (U,) of its boxes.
-        nms_iou: η.
-        size: of the images.
-
-    Returns:
-        For each image (U, U), symmetric and false on the diagonal.
-    """
-    if not images:
-        return []
-    needed = nms_iou + OVERLAP_SLACK
-    likely = [_may_overlap(boxes.at(index), needed, size) for index in images]
-    one = torch.cat([index[a] for index, (a, _) in zip(images, likely, strict=True)])
-    other = torch.cat([index[b] for index, (_, b) in zip(images, likely, strict=True)])
-    sure = torch.cat(
-        [
-            min_iou_pair(boxes.at(a), boxes.at(b), size) > needed
-            for a, b in zip(*(torch.split(x, PAIRS_AT_ONCE) for x in (one, other)), strict=True)
-        ]
-    )
-    result = []
-    parts = torch.split(sure, [len(a) for a, _ in likely])
-    for index, (a, b), kept in zip(images, likely, parts, strict=True):
-        matrix = np.zeros((len(index), len(index)), np.bool_)
-        matrix[a[kept].numpy(), b[kept].numpy()] = True
-        result.append(matrix | matrix.T)
-    return result
-
-
-def _may_overlap(boxes: BoxRange, needed: float, size: int) -> tuple[Tensor, Tensor]:
-    """Pairs of an image's boxes (U, 4) that cheap tests do not rule out, the first before.
-
-    The middles of both ranges are boxes that can occur, and IoU is at most the ratio of the areas.
-    A pair that is ruled out wrongly adds cliques, which is safe.
-    """
-    corners = corner_range(BoxRange(*[(boxes.low + boxes.high) / 2] * 2), size)[0].float()
-    starts, ends = corners[:, :2], corners[:, 2:]
-    areas = (ends - starts).prod(dim=1)
-    smallest, largest = boxes.low[:, 2:].prod(dim=1), boxes.high[:, 2:].prod(dim=1)
-    parts = []
-    for first in range(0, len(areas), ROWS_AT_ONCE):
-        rows = slice(first, first + ROWS_AT_ONCE)
-        x, y = (
-            torch.minimum(ends[rows, None, axis], ends[:, axis])
-            - torch.maximum(starts[rows, None, axis], starts[:, axis])
-            for axis in (0, 1)
-        )
-        shared = x.clamp_(min=0) * y.clamp_(min=0)
-        likely = shared * (1 + needed) > needed * (areas[rows, None] + areas)
-        likely &= smallest[rows, None] > needed * largest
-        parts.append(torch.nonzero(likely.triu_(1 + first)) + torch.tensor([first, 0]))
-    one, other = torch.cat(parts).unbind(dim=1)
-    return one, other
+    """Rows of a square matrix without diagonal as bit masks."""
+    padded = np.zeros((len(overlaps), MOST_COVERED), np.bool_)
+    padded[:, : len(overlaps)] = overlaps
+    masks: list[int] = np.packbits(padded, axis=1, bitorder="little").view("<u8")[:, 0].tolist()
+    return masks

@@ -13,9 +13,10 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from lipdet.certificate.candidates import Candidates, expand
+from lipdet.certificate.candidates import Candidates
 from lipdet.certificate.certify import Certifiers, certified_up_to, not_truncated
 from lipdet.certificate.cover import Entries
+from lipdet.certificate.segments import expand
 from lipdet.certificate.truths import Truths, free_truths
 from lipdet.certificate.verifier import Verifier
 

@@ -58,25 +58,6 @@ def _class_norms(convolution: HeadConvolution) -> Tensor:
     return torch.stack(squares).clamp_min(0).sqrt().cpu()
 
 
-def margin_constants(detector: SSD, propagation: Propagation, bounds: OutputBounds) -> Tensor:
-    """Constants of z_c − z_j of each default box, for softmax scores.
-
-    Both logits are linear functionals of one patch, so their difference has the constant
-    (bound of the features) × ‖w_c − w_j‖_F, over the taps that fall inside.
-
-    Returns:
-        (A, K, K) float64; memory grows with K².
-    """
-    convolutions, _ = head_convolutions(detector, propagation)
-    parts = []
-    for bound, convolution in zip(bounds.features, convolutions, strict=True):
-        gram = convolution.gram()
-        squares = gram.diagonal(dim1=-2, dim2=-1)
-        sums = squares.unsqueeze(-1) + squares.unsqueeze(-2)
-        parts.append(bound * _norm_of_difference(sums, gram))
-    return torch.cat(parts)
-
-
 class PairwiseLogits:
     """Constants of z_{b,c} − z_{a,c} for pairs of default boxes and a class (tightening 2).
 

@@ -1,4 +1,4 @@
-"""Boxes whose four offsets lie in a ball (THEORY §4, §6 tightening 3): lowest IoU, and corners.
+"""Boxes whose four offsets lie in a ball (THEORY §4, §6 tightening 3): the lowest IoU.
 
 Four offsets whose map from the features has norm ‖W₄‖ move in a ball of radius ε·L·‖W₄‖, of which
 the intervals of `BoxRange` see the corners, where all four are at their worst together.
@@ -55,48 +55,6 @@ def min_iou_in_ball(
         strict=True,
     )
     return torch.cat([_lowest(coding, *rows) for rows in columns])
-
-
-def corners_in_ball(
-    offsets: Tensor, radius: Tensor, default_boxes: Tensor, coding: BoxCoding
-) -> tuple[Tensor, Tensor]:
-    """Intervals of x1, y1, x2, y2 over a ball of offsets, before clipping.
-
-    *Proof.* A corner is ĉ + α·u ± (ŝ/2)·exp(v·q), with (u, q) in a disc of radius r, α the centre
-    variance times the default side, v the size variance and ŝ the side in the middle. Over |q| ≤ r,
-    exp(v·q) lies below its chord cosh(v·r) + q·sinh(v·r)/r, and above its tangent at any q₀; over a
-    disc, what is linear, a·u + b·q, lies within r·√(a² + b²). Where the largest ratio of sides can
-    be reached, nothing is said.
-
-    Args:
-        offsets: (P, 4).
-        radius: (P,) of the ball, ≥ 0.
-        default_boxes: (P, 4) cx, cy, w, h in pixels.
-        coding: how offsets become boxes.
-
-    Returns:
-        Smallest and largest corners, (P, 4) float64 each; −∞ and ∞ where nothing is said. Those of
-        `corner_range` hold as well, and the narrower of both can be taken.
-    """
-    offsets, default_boxes = offsets.double(), default_boxes.double()
-    radius = _grown_by_rounding(offsets, radius.double(), default_boxes, coding).unsqueeze(1)
-    boxes = coding.decode(offsets, default_boxes)
-    centers, half = (boxes[:, :2] + boxes[:, 2:]) / 2, (boxes[:, 2:] - boxes[:, :2]) / 2
-    shift, variance = coding.center_variance * default_boxes[:, 2:], coding.size_variance
-    slope = torch.sinh(variance * radius) * half
-    longest = half * torch.cosh(variance * radius)
-    longest = longest + torch.hypot(radius * shift, slope)
-    # A tangent where the linear part is lowest.
-    start = -radius * variance * half / torch.hypot(shift, variance * half)
-    tangent = half * torch.exp(variance * start)
-    shortest = tangent * (1 - variance * start)
-    shortest = shortest - radius * torch.hypot(shift, variance * tangent)
-    unknown = variance * (offsets[:, 2:] + radius) >= MAX_LOG_RATIO
-    longest = longest.masked_fill(unknown | longest.isnan(), math.inf)
-    shortest = shortest.masked_fill(unknown | shortest.isnan(), -math.inf)
-    low = torch.cat([centers - longest, centers + shortest], dim=1)
-    high = torch.cat([centers - shortest, centers + longest], dim=1)
-    return low, high
 
 
 def _lowest(

@@ -1,0 +1,108 @@
+"""Which uncertain boxes of an image overlap so much that NMS can never keep both.
+
+Notable choices:
+- A test in float32 on all pairs comes first; the exact bound is for those that it leaves.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from lipdet.certificate.box_range import BoxRange
+from lipdet.certificate.iou_bounds import min_iou_pair
+
+# For the cache, both.
+ROWS_AT_ONCE = 64
+PAIRS_AT_ONCE = 16_384
+# NMS computes IoU in float32: overlap is sure only from this much above its threshold.
+OVERLAP_SLACK = 1e-3
+
+
+def surely_overlap(
+    boxes: BoxRange, images: Sequence[Tensor], nms_iou: float, size: int
+) -> list[NDArray[np.bool_]]:
+    """Which boxes of an image overlap by more than η under every perturbation.
+
+    Args:
+        boxes: (N, 4).
+        images: of each image the indices (U,) of its boxes.
+        nms_iou: η.
+        size: of the images.
+
+    Returns:
+        For each image (U, U), symmetric and false on the diagonal.
+    """
+    if not images:
+        return []
+    needed = nms_iou + OVERLAP_SLACK
+    likely = [_may_overlap(boxes.at(index), needed, size) for index in images]
+    one = torch.cat([index[a] for index, (a, _) in zip(images, likely, strict=True)])
+    other = torch.cat([index[b] for index, (_, b) in zip(images, likely, strict=True)])
+    sure = torch.cat(
+        [
+            min_iou_pair(boxes.at(a), boxes.at(b), size) > needed
+            for a, b in zip(*(torch.split(x, PAIRS_AT_ONCE) for x in (one, other)), strict=True)
+        ]
+    )
+    result = []
+    parts = torch.split(sure, [len(a) for a, _ in likely])
+    for index, (a, b), kept in zip(images, likely, parts, strict=True):
+        matrix = np.zeros((len(index), len(index)), np.bool_)
+        matrix[a[kept].numpy(), b[kept].numpy()] = True
+        result.append(matrix | matrix.T)
+    return result
+
+
+def _may_overlap(boxes: BoxRange, needed: float, size: int) -> tuple[Tensor, Tensor]:
+    """Pairs of an image's boxes (U, 4) that a test in float32 does not rule out, the first before.
+
+    Tested are one box at its smallest, the other at its largest and as far away as can be, both
+    ways round: these can occur, and are mostly what decides. Of the differences of ends of which
+    the overlap is the least, those that hardly ever are it are left out, which only rules out less.
+    A pair that is ruled out wrongly, by rounding, adds cliques, which is safe.
+    """
+    small, large = (_first_and_last(boxes, sides, size) for sides in (boxes.low, boxes.high))
+    (small_side, least), (_, most) = (_smaller(placed) for placed in (small, large))
+    # IoU > η is overlap > (sum of areas)·η / (1 + η).
+    least, most = (area * (needed / (1 + needed)) for area in (least, most))
+    possible = torch.empty(len(least), len(least), dtype=torch.bool)
+    for first in range(0, len(least), ROWS_AT_ONCE):
+        rows = slice(first, first + ROWS_AT_ONCE)
+        x, y = (
+            torch.minimum(
+                # The small one first, the large one last; and the other way round.
+                small[0][1][axis, rows, None] - large[1][0][axis],
+                large[0][1][axis] - small[1][0][axis, rows, None],
+            )
+            .minimum(small_side[axis, rows, None])
+            .clamp_(min=0)
+            for axis in (0, 1)
+        )
+        possible[rows] = x.mul_(y) > least[rows, None] + most
+    one, other = torch.nonzero((possible & possible.T).triu_(1)).unbind(dim=1)
+    return one, other
+
+
+def _first_and_last(boxes: BoxRange, at: Tensor, size: int) -> list[tuple[Tensor, Tensor]]:
+    """Boxes (U, 4) with the sides of `at`, at their first and last centres.
+
+    Returns:
+        Starts and ends of each, (2, U) float32.
+    """
+    half = at[:, 2:].T / 2
+    centers = (boxes.low[:, :2].T, boxes.high[:, :2].T)
+    return [
+        ((middle - half).clamp(0, size).float(), (middle + half).clamp(0, size).float())
+        for middle in centers
+    ]
+
+
+def _smaller(placed: list[tuple[Tensor, Tensor]]) -> tuple[Tensor, Tensor]:
+    """The shorter sides (2, U) of two placements, and their areas (U,)."""
+    sides = torch.minimum(*(ends - starts for starts, ends in placed))
+    return sides, sides[0] * sides[1]

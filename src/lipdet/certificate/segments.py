@@ -1,0 +1,82 @@
+"""Flat lists in which consecutive entries belong together: sort, count and expand each run.
+
+Runs are short (an image's candidates of a class), and there are hundreds of them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import numpy as np
+import torch
+from torch import Tensor
+
+
+def sorted_within(ends: Tensor, values: Tensor) -> Tensor:
+    """How to put each run into falling order.
+
+    Args:
+        ends: (G,) where each run ends; each begins where the one before ends.
+        values: (N,).
+
+    Returns:
+        (N,) indices; those of a run stay within it.
+    """
+    rising = -values.numpy()
+    order = np.empty(len(rising), np.int64)
+    start = 0
+    # Much faster than one sort of all: a run fits into the cache.
+    for end in ends.tolist():
+        np.add(rising[start:end].argsort(), start, out=order[start:end])
+        start = end
+    return torch.from_numpy(order)
+
+
+def count_reaching(falling: Tensor, starts: Tensor, counts: Tensor, levels: Tensor) -> Tensor:
+    """How many values of a range are at least a level; they are its first ones.
+
+    Args:
+        falling: (N,) values that fall within each range.
+        starts: (P,) first index of each range.
+        counts: (P,) its length.
+        levels: (P,) one for each range.
+
+    Returns:
+        (P,) int64.
+    """
+    low, high = starts.clone(), starts + counts
+    longest = int(counts.max()) if len(counts) else 0
+    for _ in range(longest.bit_length()):
+        middle = (low + high) // 2
+        is_open = low < high
+        # Where the range is closed already, `middle` may lie behind the last value.
+        passed = falling[middle.clamp(max=len(falling) - 1)] >= levels
+        low = torch.where(is_open & passed, middle + 1, low)
+        high = torch.where(is_open & ~passed, middle, high)
+    return low - starts
+
+
+def in_parts(counts: Tensor, most: int) -> Iterator[Tensor]:
+    """Split rows that expand to `counts` (P,) entries each into runs of about `most` entries.
+
+    Yields:
+        Indices of rows.
+    """
+    run = (counts.cumsum(0) // most).numpy()
+    for rows in np.split(np.arange(len(run)), np.flatnonzero(np.diff(run)) + 1):
+        yield torch.from_numpy(rows)
+
+
+def expand(starts: Tensor, counts: Tensor) -> tuple[Tensor, Tensor]:
+    """All indices of several ranges at once.
+
+    Args:
+        starts: (P,) first index of each range.
+        counts: (P,) its length.
+
+    Returns:
+        Which range (M,) and which index (M,), range by range.
+    """
+    owner = torch.repeat_interleave(counts)
+    offset = torch.arange(len(owner)) - (counts.cumsum(0) - counts)[owner]
+    return owner, starts[owner] + offset

@@ -9,18 +9,23 @@ table replaces the detector's outputs by random ones with a given number of cand
 Notable choices:
 - Processor time, not wall time: another process on the machine must not count.
 - The median of several rounds, in which detection and certificate take turns.
-- Memory is the growth of the process's peak while one batch is certified.
+- Memory is how far the process rises above what it holds before, while one batch is certified. The
+  kernel forgets the peak (`/proc/self/clear_refs`) and the allocator returns what is free before
+  each count, so that nothing is left of the count before; Linux with glibc only.
+- Exponents are slopes of least-squares lines through logarithms: 1 is linear.
 """
 
 from __future__ import annotations
 
 import argparse
-import resource
+import ctypes
+import functools
 import statistics
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
+import numpy as np
 import torch
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
@@ -71,15 +76,42 @@ def with_candidates(raw: RawOutput, verifier: Verifier, count: int, epsilon: flo
     return RawOutput(logits, raw.offsets)
 
 
-def plot(counts: Sequence[int], times: Sequence[float], file: Path) -> None:
-    """Milliseconds per image against candidates per image."""
-    figure = Figure(figsize=(4.4, 3.0), layout="constrained")
+def megabytes(step: Callable[[], object]) -> float:
+    """How far one call raises the memory of the process."""
+    ctypes.CDLL("libc.so.6").malloc_trim(0)
+    Path("/proc/self/clear_refs").write_text("5")
+    before = _status("VmRSS")
+    step()
+    return (_status("VmHWM") - before) / 1024
+
+
+def _status(name: str) -> int:
+    """Kilobytes, of an entry of the process's own status."""
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return next(int(line.split()[1]) for line in lines if line.startswith(name))
+
+
+def exponent(counts: Sequence[int], values: Sequence[float]) -> float:
+    """The power of the count that the values follow."""
+    return float(np.polyfit(np.log(counts), np.log(values), 1)[0])
+
+
+def plot(
+    counts: Sequence[int], times: Sequence[float], memory: Sequence[float], file: Path
+) -> None:
+    """Milliseconds and megabytes per image against candidates per image."""
+    figure = Figure(figsize=(8.4, 3.0), layout="constrained")
     FigureCanvasAgg(figure)
-    axes = figure.add_subplot()
-    axes.loglog(counts, [1000 * value for value in times], marker="o")
-    axes.set_xlabel("candidates per image")
-    axes.set_ylabel("certifying, ms per image")
-    axes.grid(which="both", alpha=0.3)
+    panels = {"certifying, ms per image": times, "memory, MB per image": memory}
+    for axes, (label, values) in zip(figure.subplots(1, 2), panels.items(), strict=True):
+        axes.loglog(counts, values, marker="o")
+        linear = [values[-1] * count / counts[-1] for count in counts]
+        axes.loglog(counts, linear, color="grey", linestyle=":", label="linear")
+        axes.set_xlabel("candidates per image")
+        axes.set_ylabel(label)
+        axes.set_title(f"exponent {exponent(counts, values):.2f}", fontsize="medium")
+        axes.grid(which="both", alpha=0.3)
+        axes.legend()
     figure.savefig(file, dpi=150)
 
 
@@ -97,7 +129,7 @@ def main() -> None:
     images = pictures(pack, range(len(pack)))
     targets = [pack.target(index) for index in range(len(pack))]
     verifier = verifier_of(detector, AP_SELECTION, images)
-    network = fold(detector).eval().to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    network = fold(detector).eval().to(memory_format=torch.channels_last)
     raw = outputs(detector, images)
 
     def detect(batch: Tensor = images) -> None:
@@ -109,27 +141,27 @@ def main() -> None:
     print("|---|---|---|---|---|")
     for epsilon in options.epsilon:
         count = certify(verifier, raw, targets, epsilon)
-        pairs = [
-            (seconds(detect), seconds(lambda e=epsilon: certify(verifier, raw, targets, e)))
-            for _ in range(ROUNDS)
-        ]
+        step = functools.partial(certify, verifier, raw, targets, epsilon)
+        pairs = [(seconds(detect), seconds(step)) for _ in range(ROUNDS)]
         plain, own = (statistics.median(column) for column in zip(*pairs, strict=True))
         scale = 1000 / len(pack)
         print(
             f"| {epsilon:g} | {count / len(pack):.0f} | {scale * plain:.2f} | {scale * own:.2f} "
             f"| {own / plain:.2f} |"
         )
-    print("\n| candidates | certifying, ms | peak memory so far, MB |")
+    print("\n| candidates | certifying, ms | memory, MB |")
     print("|---|---|---|")
-    times = []
+    times, memory = [], []
     for count in CANDIDATES:
         changed = with_candidates(raw, verifier, count, 0.05)
-        runs = [seconds(lambda r=changed: certify(verifier, r, targets, 0.05)) for _ in range(3)]
-        times.append(statistics.median(runs) / len(pack))
-        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
-        print(f"| {count} | {1000 * times[-1]:.2f} | {peak:.0f} |")
+        step = functools.partial(certify, verifier, changed, targets, 0.05)
+        memory.append(megabytes(step) / len(pack))
+        times.append(1000 * statistics.median(seconds(step) for _ in range(ROUNDS)) / len(pack))
+        print(f"| {count} | {times[-1]:.2f} | {memory[-1]:.2f} |")
+    powers = (exponent(CANDIDATES, values) for values in (times, memory))
+    print("exponents: time {:.2f}, memory {:.2f}; per image".format(*powers))
     if options.plot:
-        plot(CANDIDATES, times, options.plot)
+        plot(CANDIDATES, times, memory, options.plot)
 
 
 if __name__ == "__main__":

@@ -16,10 +16,10 @@ from lipdet.report.overlay import CERTIFICATE_SIDE
 def test_certify_draws_boxes_and_writes_radii(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    pixels, _, _ = rendered("test", 3, size=74)
+    pixels, _, _ = rendered("test", 6, size=74)
     Image.fromarray(pixels).save(tmp_path / "door.png")
     look = [str(tmp_path / "door.png"), "--crop", "0,0,74,74"]
-    main(["certify", "certified", *look, "--out", str(tmp_path / "certified")])
+    main(["certify", "certified-small", *look, "--out", str(tmp_path / "certified")])
     assert "ε 0." in capsys.readouterr().out
     written = json.loads((tmp_path / "certified" / "certificates.json").read_text())
     [region] = written["pictures"][0]["regions"]
@@ -34,7 +34,7 @@ def test_certify_draws_boxes_and_writes_radii(
     with Image.open(tmp_path / "certified" / "door-1.png") as drawn:
         assert drawn.width == CERTIFICATE_SIDE
     # Oracle: the other command, which finds its detections on its own.
-    main(["detect", "certified", *look, "--out", str(tmp_path / "detected")])
+    main(["detect", "certified-small", *look, "--out", str(tmp_path / "detected")])
     found = json.loads((tmp_path / "detected" / "detections.json").read_text())
     radii = {one["label"]: one["radius"] for one in found["pictures"][0]["detections"]}
     assert radii == pytest.approx({one["label"]: one["radius"] for one in region["detections"]})

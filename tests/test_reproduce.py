@@ -13,15 +13,14 @@ from lipdet.checkpoint import weights_file
 from lipdet.commands.reproduce import run
 from lipdet.config import PRESETS
 from lipdet.errors import InputError
-from lipdet.reproduce import EPSILONS, QUICK_ROWS, ROWS, Effort, detector_of, reproduce
+from lipdet.reproduce import QUICK_ROWS, ROWS, Effort, detector_of, reproduce
 
-TINY = Effort(("rendered:128",), epochs=1, pictures=2, steps=1, packaged=True)
+TINY = Effort(("rendered:128",), epochs=1, pictures=2, steps=1, packaged=True, epsilons=(0.1,))
 
 
 def test_rows_are_trained_or_loaded_measured_and_kept(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(module, "EPSILONS", EPSILONS[:1])
     presets = ("certified-small", "sll-l2-small")
     [loaded, trained] = reproduce(tmp_path, presets, "rendered:4", TINY, seed=0)
     assert loaded["weights"] == "certified-small"
@@ -33,7 +32,7 @@ def test_rows_are_trained_or_loaded_measured_and_kept(
         # THEORY §6: a certificate bounds every attack from below.
         assert certified["ap50"] <= attacked["ap50"]
         clean, worst = row["working_points"]
-        assert (clean["epsilon"], worst["epsilon"]) == (0.0, EPSILONS[0])
+        assert (clean["epsilon"], worst["epsilon"]) == (0.0, 0.1)
         low, high = clean["ap50_interval"]
         assert 0 <= low <= high <= 1
     assert json.loads((tmp_path / "results.json").read_text()) == [loaded, trained]

@@ -67,6 +67,7 @@ class Effort:
         pictures: of the data to evaluate on; None for all.
         steps: of each attack.
         packaged: whether weights of the package are used where there are any.
+        epsilons: L2 radii of attacks and certificates.
     """
 
     training: tuple[str, ...]
@@ -74,6 +75,7 @@ class Effort:
     pictures: int | None
     steps: int
     packaged: bool
+    epsilons: tuple[float, ...] = EPSILONS
 
 
 FULL = Effort(("rendered:20000",), 0, None, 50, True)
@@ -107,7 +109,7 @@ def reproduce(
         if not file.exists():
             _write(file, measured(loaded, pack, out, effort, seed))
         results.append(json.loads(file.read_text()))
-        first = AttackSettings(EPSILONS[0], steps=effort.steps, seed=seed)
+        first = AttackSettings(effort.epsilons[0], steps=effort.steps, seed=seed)
         inspections.append(inspect_detector(loaded, pack, SHOWN, single_attacks("worst", first)))
     _write(out / "results.json", results)
     (out / "table.md").write_text(comparison_markdown(results))
@@ -137,12 +139,12 @@ def measured(
     loaded: LoadedDetector, pack: Pack, out: Path, effort: Effort, seed: int
 ) -> dict[str, Any]:
     """Clean, attacked and certified AP of one row, with intervals and false positives."""
-    settings = AttackSettings(EPSILONS[0], steps=effort.steps, seed=seed)
-    campaign = Campaign("worst", EPSILONS, settings, out / "attacks")
-    result = evaluate(loaded, pack, seed, campaign, EPSILONS)
+    settings = AttackSettings(effort.epsilons[0], steps=effort.steps, seed=seed)
+    campaign = Campaign("worst", effort.epsilons, settings, out / "attacks")
+    result = evaluate(loaded, pack, seed, campaign, effort.epsilons)
     detector = prepare(loaded.detector)
     found = {0.0: detect_pack(detector, pack, range(len(pack)), AP_SELECTION)}
-    for epsilon in EPSILONS:
+    for epsilon in effort.epsilons:
         singles = single_attacks("worst", dataclasses.replace(settings, epsilon=epsilon))
         # All of them were run before; this reads what the state folder holds.
         attacks = [attack_pack(detector, pack, single, campaign.state) for single in singles]

@@ -9,11 +9,14 @@ from pathlib import Path
 from rich.console import Console
 
 from lipdet.checkpoint import weights_file
+from lipdet.commands.attack_options import EPSILON_HELP, parse_epsilons
 from lipdet.commands.options import SPEC_HELP, Parser, Verb, check_folder, verb_parser
 from lipdet.config import PRESETS
 from lipdet.errors import InputError
 from lipdet.report.comparison import comparison_table
-from lipdet.reproduce import FULL, QUICK, QUICK_ROWS, ROWS, reproduce, row_name
+from lipdet.reproduce import EPSILONS, FULL, QUICK, QUICK_ROWS, ROWS, reproduce, row_name
+
+DEFAULT = " ".join(f"{epsilon:g}" for epsilon in EPSILONS)
 
 
 def parser() -> Parser:
@@ -36,12 +39,15 @@ def parser() -> Parser:
     )
     parser.add_argument("--data", default="rendered:1000", metavar="SPEC", help=SPEC_HELP)
     parser.add_argument(
+        "--epsilon", nargs="+", metavar="E", help=f"{EPSILON_HELP} (default: {DEFAULT})"
+    )
+    parser.add_argument(
         "--quick",
         action="store_true",
         help="small detectors, short trainings, few pictures and weak attacks: every step of the "
         "way in about a quarter of an hour, figures without meaning",
     )
-    parser.add_function_arguments(run, skip={"presets", "training", "data", "quick"})
+    parser.add_function_arguments(run, skip={"presets", "training", "data", "epsilon", "quick"})
     return parser
 
 
@@ -50,6 +56,7 @@ def run(
     training: Sequence[str] | None = None,
     data: str = "rendered:1000",
     out: Path = Path("reproduce"),
+    epsilon: Sequence[str] = (),
     quick: bool = False,
     seed: int = 0,
 ) -> None:
@@ -60,6 +67,7 @@ def run(
         training: SPECs.
         data: SPEC to evaluate on.
         out: folder for runs, results, table and figures; a second call goes on where it stopped.
+        epsilon: L2 radii of attacks and certificates.
         quick: see its help.
         seed: of trainings, crops and random starts.
     """
@@ -69,6 +77,8 @@ def run(
     effort = QUICK if quick else FULL
     if training:
         effort = dataclasses.replace(effort, training=tuple(training))
+    if epsilon:
+        effort = dataclasses.replace(effort, epsilons=parse_epsilons(epsilon))
     results = reproduce(out, rows, data, effort, seed)
     Console().print(comparison_table(results))
     print(f"Page: {out}/index.html; figures: {out}/figures; results: {out}/results.json")

@@ -35,6 +35,7 @@ ALLOWED: dict[str, set[str]] = {
     "progress": set(),
     "hardware": set(),
     "distributed": BASE,
+    "batch_norm": {"distributed"},
     "versions": set(),
     "__init__": set(),
     "config": BASE,
@@ -56,7 +57,7 @@ ALLOWED: dict[str, set[str]] = {
     "train_state": BASE | {"checkpoint", "config", "detector", "distributed"},
     "train": BASE
     | TRAINING
-    | {"distributed", "hardware", "job", "progress", "train_log", "train_state"},
+    | {"batch_norm", "distributed", "hardware", "job", "progress", "train_log", "train_state"},
 }
 # These stand at the end of the way and may import all before them; nothing before imports them.
 LAST = {"report", "demo", "reproduce", "app"}

@@ -23,7 +23,7 @@ from typing import Any, TypeVar
 
 import torch
 import torch.distributed as dist
-from torch import Tensor, nn
+from torch import Tensor
 from torch.distributed.rendezvous import rendezvous
 
 from lipdet.errors import InputError
@@ -181,70 +181,6 @@ def may_speak() -> bool:
         return bool(_store.add("lipdet/failed", 1) == 1)
     except RuntimeError:
         return True  # torchrun itself is gone
-
-
-class SharedBatchNorm2d(nn.BatchNorm2d):
-    """Batch normalisation with the statistics of the whole batch, of which each process has a part.
-
-    torch's SyncBatchNorm needs a GPU. The parts must be equally large.
-    """
-
-    def forward(self, maps: Tensor) -> Tensor:
-        """(B, C, H, W) to the same shape."""
-        if not self.training:
-            return super().forward(maps)
-        values = maps.to(torch.promote_types(maps.dtype, torch.float32))
-        own_variance, own_mean = torch.var_mean(values, dim=(0, 2, 3), correction=0)
-        mean = _mean_of_all(own_mean)
-        variance = _mean_of_all(own_variance + (own_mean - mean).square())
-        self._remember(mean, variance, maps.numel() // maps.shape[1] * size())
-        scale = self.weight * (variance + self.eps).rsqrt()
-        shift = self.bias - mean * scale
-        return torch.addcmul(shift[:, None, None], values, scale[:, None, None]).to(maps.dtype)
-
-    @torch.no_grad()
-    def _remember(self, mean: Tensor, variance: Tensor, count: int) -> None:
-        assert self.running_mean is not None
-        assert self.running_var is not None
-        assert self.num_batches_tracked is not None
-        assert self.momentum is not None
-        self.num_batches_tracked += 1
-        self.running_mean.lerp_(mean, self.momentum)
-        self.running_var.lerp_(variance * (count / (count - 1)), self.momentum)
-
-
-def share_batch_statistics(module: nn.Module) -> None:
-    """Let every batch normalisation inside a module see the batches of all processes."""
-    if size() == 1:
-        return
-    for name, child in module.named_children():
-        if type(child) is nn.BatchNorm2d:
-            shared = SharedBatchNorm2d(child.num_features, child.eps, child.momentum)
-            shared.to(child.weight).load_state_dict(child.state_dict())
-            setattr(module, name, shared)
-        else:
-            share_batch_statistics(child)
-
-
-class _Sum(torch.autograd.Function):
-    """The sum over all processes; so is its gradient, for all of them use the sum."""
-
-    @staticmethod
-    def forward(context: Any, values: Tensor) -> Tensor:
-        total = values.detach().clone()
-        add_up([total])
-        return total
-
-    @staticmethod
-    def backward(context: Any, gradient: Tensor) -> Tensor:
-        total = gradient.clone()
-        add_up([total])
-        return total
-
-
-def _mean_of_all(values: Tensor) -> Tensor:
-    total: Tensor = _Sum.apply(values)
-    return total / size()
 
 
 def _grouped() -> bool:

@@ -24,6 +24,7 @@ import torch
 
 from lipdet import distributed
 from lipdet.attack import AttackSettings, attack_batch
+from lipdet.batch_norm import share_batch_statistics
 from lipdet.boxes import AP_SELECTION, Decoder
 from lipdet.boxes.coding import corners
 from lipdet.checkpoint import BEST, load_detector, save_detector
@@ -156,7 +157,7 @@ class Trainer:
         self.own_part = distributed.own_part(self.config.batch_size)
         torch.manual_seed(self.config.seed)
         detector = first_detector(job)
-        distributed.share_batch_statistics(detector)
+        share_batch_statistics(detector)
         detector = detector.to(self.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
         self.state = TrainState.start(detector, self.config)
         self.total_steps = self.config.epochs * training.batches_per_epoch

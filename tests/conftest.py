@@ -1,16 +1,21 @@
-"""What all tests share: a cache of their own, two threads, small data sets."""
+"""What all tests share: a cache of their own, two threads, small data sets, a browser."""
 
 from __future__ import annotations
 
 import os
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
 import torch
 
 from lipdet.images.pack import Pack
 from lipdet.images.prepare import pack_rendered
+
+if TYPE_CHECKING:
+    from playwright.sync_api import Browser
 
 REPOSITORY = Path(__file__).parent.parent
 SVHN = REPOSITORY.parent / "shared" / "svhn"
@@ -42,3 +47,17 @@ def svhn() -> Path:
     if not SVHN.is_dir():
         pytest.skip("../shared/svhn is not here")
     return SVHN
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Browser]:
+    """Headless Chromium: the system's (`.ci/run` installs it), never a download of the driver."""
+    driver = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
+    chromium = shutil.which("chromium") or shutil.which("chromium-browser")
+    if chromium is None:
+        pytest.skip("chromium is not installed")
+    with driver.sync_playwright() as playwright:
+        # A container's root cannot have Chromium's sandbox; the page is our own.
+        started = playwright.chromium.launch(executable_path=chromium, args=["--no-sandbox"])
+        yield started
+        started.close()

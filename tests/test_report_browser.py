@@ -1,13 +1,7 @@
-"""The page in a real browser: nothing fails, nothing leaves it, nothing sticks out, all is named.
-
-Chromium comes from the system (`.ci/run` installs it where it may), never from a download of the
-driver; without it these tests are skipped by name.
-"""
+"""The page in a browser: nothing fails, nothing leaves it, nothing sticks out, all is named."""
 
 from __future__ import annotations
 
-import shutil
-from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -21,20 +15,6 @@ if TYPE_CHECKING:
 
 LARGEST_PAGE = 10 * 2**20
 PHONE, DESKTOP = 390, 1280
-
-
-@pytest.fixture(scope="module")
-def browser() -> Iterator[Browser]:
-    """Headless Chromium."""
-    driver = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
-    chromium = shutil.which("chromium") or shutil.which("chromium-browser")
-    if chromium is None:
-        pytest.skip("chromium is not installed")
-    with driver.sync_playwright() as playwright:
-        # A container's root cannot have Chromium's sandbox; the page is our own.
-        started = playwright.chromium.launch(executable_path=chromium, args=["--no-sandbox"])
-        yield started
-        started.close()
 
 
 @pytest.fixture(scope="module")

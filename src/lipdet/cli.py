@@ -1,15 +1,17 @@
 """The command `lipdet VERB …`: typed options, one clear sentence for every mistake.
 
 Exit status: 0 done, 1 a training that diverged or a process that was lost, 2 bad input,
-130 interrupted (state kept).
+130 interrupted, 143 terminated (state kept).
 """
 
 from __future__ import annotations
 
 import re
+import signal
 import sys
-from collections.abc import Sequence
-from contextlib import nullcontext
+import threading
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 
 from jsonargparse import Namespace
@@ -60,7 +62,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     try:
         distributed.join()
         _hint_at_key_value(words)
-        _run(_parse(words))
+        with _unwound_by_sigterm():
+            _run(_parse(words))
         distributed.leave()
     except InputError as error:
         fail(str(error), 2)
@@ -75,6 +78,20 @@ def main(arguments: Sequence[str] | None = None) -> None:
         fail(str(error), 1)
     except KeyboardInterrupt:
         fail("Interrupted; finished work and checkpoints are kept.", 130)
+
+
+@contextmanager
+def _unwound_by_sigterm() -> Iterator[None]:
+    """Let SIGTERM end us as Ctrl-C does, so that temporary folders do not stay behind."""
+    in_charge = threading.current_thread() is threading.main_thread()
+    if not in_charge or signal.getsignal(signal.SIGTERM) is not signal.SIG_DFL:
+        yield
+        return
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
 
 
 def _hint_at_key_value(words: Sequence[str]) -> None:

@@ -1,15 +1,10 @@
-"""The app in a real browser: upload, slider, attack, download, and everything that goes wrong.
-
-Chromium comes from the system, never from a download of the driver; without it, or without gradio,
-these tests are skipped by name.
-"""
+"""The app in a real browser: upload, slider, attack, download, and everything that goes wrong."""
 
 from __future__ import annotations
 
 import json
 import os
 import re
-import shutil
 import tempfile
 import threading
 from collections.abc import Callable, Iterator
@@ -34,20 +29,6 @@ pytestmark = pytest.mark.filterwarnings("default")
 
 UPLOADS = 50
 PATIENCE = 60_000  # milliseconds
-
-
-@pytest.fixture(scope="module")
-def browser() -> Iterator[Browser]:
-    """Headless Chromium."""
-    driver = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
-    chromium = shutil.which("chromium") or shutil.which("chromium-browser")
-    if chromium is None:
-        pytest.skip("chromium is not installed")
-    with driver.sync_playwright() as playwright:
-        # A container's root cannot have Chromium's sandbox; the page is our own.
-        started = playwright.chromium.launch(executable_path=chromium, args=["--no-sandbox"])
-        yield started
-        started.close()
 
 
 @pytest.fixture(scope="module")

@@ -6,7 +6,9 @@ import base64
 import html.parser
 import io
 import json
+import os
 import struct
+import subprocess
 import sys
 import threading
 import zlib
@@ -342,6 +344,22 @@ def test_bad_ports_and_detectors_end_in_one_sentence(capsys: pytest.CaptureFixtu
             main(["app", *words])
         assert ended.value.code == 2
         assert sentence in capsys.readouterr().err
+
+
+def test_sigterm_leaves_nothing_behind(tmp_path: Path) -> None:
+    """Slow, because it starts the program: only a process of its own can be ended."""
+    pytest.importorskip("gradio", reason="gradio is not installed")
+    command = [sys.executable, "-m", "lipdet", "app", "naive", "--port", "0"]
+    folder = {"TMPDIR": str(tmp_path), "OMP_NUM_THREADS": "1"}
+    with subprocess.Popen(
+        command, stdout=subprocess.PIPE, text=True, env={**os.environ, **folder}
+    ) as app:
+        assert app.stdout
+        assert app.stdout.readline().startswith("The page is at http://127.0.0.1:")
+        assert list(tmp_path.glob("lipdet-app-*"))
+        app.terminate()
+        assert app.wait(60) == 143  # 128 + SIGTERM
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_bounds_are_made_once_for_all_visitors(

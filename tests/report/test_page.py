@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 
 from lipdet.report.page import write_figures, write_page
+from lipdet.report.presets import draw_presets
 from tests.report.made_up import EVIL, EVIL_CLASS, inspections, results
 
 
@@ -28,6 +29,7 @@ class Page(html.parser.HTMLParser):
         self.identities: list[str] = []
         self.document = ""
         self.words = ""
+        self.sentences = ""
         self.feed(text)
 
     def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
@@ -47,6 +49,8 @@ class Page(html.parser.HTMLParser):
             self.titles.append("")
 
     def handle_data(self, data: str) -> None:
+        if not {"svg", "table", "pre", "script", "style", "title"} & set(self.open):
+            self.sentences += f"{data} "
         last = self.open[-1] if self.open else ""
         if last == "td":
             self.cells[-1] = (self.cells[-1][0] + data, self.cells[-1][1])
@@ -110,6 +114,29 @@ def test_every_number_is_that_of_the_json(page: Page) -> None:
         "results/0/clean/per_class/<u>7~18<~1u>~0/ap50",
     ):  # fmt: skip
         assert path in shown
+
+
+def numbers_in(value: Any) -> set[str]:
+    """The numbers of a json value in every form in which sentences show them."""
+    if isinstance(value, dict | list):
+        inner = value.values() if isinstance(value, dict) else value
+        return set().union(*map(numbers_in, inner))
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        return set()
+    return {f"{value:,}", f"{value:g}", f"{100 * value:.1f}"}
+
+
+def test_every_number_in_a_sentence_is_that_of_the_json(page: Page) -> None:
+    text = page.sentences.replace(EVIL, "").replace(EVIL_CLASS, "")
+    # The presets are no part of the results.
+    for drawing in draw_presets({one.loaded.detector.config for one in inspections()}):
+        assert drawing.caption in text
+        text = text.replace(drawing.caption, "")
+    # By hand: pixel values lie in [0, 1]; picture 1; 1 of 2 certified; class 6.
+    known = numbers_in(json.loads(page.document)) | {"0", "1", "2", "6"}
+    shown = re.findall(r"(?<![\w.])\d+(?:,\d{3})*(?:\.\d+)?", text)
+    assert {"86.4", "69.2", "34.6", "12", "20", "0.25"} <= set(shown)
+    assert set(shown) <= known
 
 
 def test_what_was_not_measured_is_said_so(page: Page) -> None:

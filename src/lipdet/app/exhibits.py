@@ -9,6 +9,8 @@ Notable choices:
 from __future__ import annotations
 
 import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 import torch
 
@@ -67,16 +69,25 @@ def load_exhibits(specs: list[str]) -> dict[str, Exhibit]:
     return {spec: Exhibit(spec, load_detector(spec).detector) for spec in dict.fromkeys(specs)}
 
 
-def bound_in_background(exhibits: dict[str, Exhibit]) -> threading.Thread:
-    """Make all bounds while visitors still look around."""
+@contextmanager
+def bounding(exhibits: dict[str, Exhibit]) -> Iterator[None]:
+    """Make all bounds while visitors look around, until the block ends."""
+    ending = threading.Event()
 
     def bound() -> None:
         for exhibit in exhibits.values():
+            if ending.is_set():
+                return
             try:
                 exhibit.verifier()
             except UnknownLipschitz:
                 continue  # said where the detector is shown
 
-    thread = threading.Thread(target=bound, daemon=True)
+    thread = threading.Thread(target=bound)
     thread.start()
-    return thread
+    try:
+        yield
+    finally:
+        # Python would abort if it ended while another thread computes in torch.
+        ending.set()
+        thread.join()

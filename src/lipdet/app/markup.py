@@ -30,6 +30,7 @@ CSS = """
 .lipdet-detectors figure { margin: 0; flex: 1 1 15rem; max-width: 23rem; }
 .lipdet-detectors img { width: 100%; height: auto; display: block; }
 .lipdet-detectors figcaption { font-size: .85rem; }
+.lipdet-downloads { margin-bottom: .8rem; }
 .lipdet-downloads a { margin-right: 1rem; text-decoration: underline; }
 .lipdet-status { padding: .5rem .8rem; border-left: 4px solid #0072B2; }
 .lipdet-status.problem { border-color: #D55E00; }

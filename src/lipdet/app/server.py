@@ -63,16 +63,17 @@ def serving(exhibits: Mapping[str, Exhibit], host: str, port: int) -> Iterator[s
         InputError: gradio is not installed, or the port cannot be had.
     """
     os.environ.setdefault("GRADIO_ANALYTICS_ENABLED", "False")
-    try:
-        import gradio as gr
-
-        from lipdet.app.page import build_page
-    except ModuleNotFoundError as error:
-        raise InputError(
-            f"The page needs {error.name}; install it with: pip install 'lipdet[app]'."
-        ) from None
     with tempfile.TemporaryDirectory(prefix="lipdet-app-") as folder:
+        # Read when gradio is imported, which makes a folder that stays behind without it.
         os.environ["GRADIO_TEMP_DIR"] = folder
+        try:
+            import gradio as gr
+
+            from lipdet.app.page import build_page
+        except ModuleNotFoundError as error:
+            raise InputError(
+                f"The page needs {error.name}; install it with: pip install 'lipdet[app]'."
+            ) from None
         page = build_page(exhibits, _write_samples(exhibits, Path(folder)))
         try:
             _, address, _ = page.launch(

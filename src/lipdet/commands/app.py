@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 import torch
 
-from lipdet.app.exhibits import bound_in_background, load_exhibits
+from lipdet.app.exhibits import bounding, load_exhibits
 from lipdet.app.server import serving
 from lipdet.checkpoint import packaged_names
 from lipdet.commands.options import DETECTOR_HELP, Parser, Verb, verb_parser
@@ -41,8 +41,7 @@ def run(detectors: Sequence[str] = (), host: str = "127.0.0.1", port: int = 7860
     # Visitors share the cores; networks this small gain nothing from several.
     torch.set_num_threads(1)
     exhibits = load_exhibits(list(detectors) or sorted(packaged_names(), key=_order))
-    with serving(exhibits, host, port) as address:
-        bound_in_background(exhibits)
+    with serving(exhibits, host, port) as address, bounding(exhibits):
         print(f"The page is at {address} (Ctrl-C ends it)", flush=True)
         threading.Event().wait()
 

@@ -32,7 +32,9 @@ def comparison_table(results: Sequence[dict[str, Any]]) -> Table:
     names, rows = comparison_rows(results)
     table = Table(title="AP50, percent, by L2 radius in [0, 1] pixel units")
     for index, name in enumerate(names):
-        table.add_column(name, justify="right" if index else "left", overflow="fold")
+        # Two short lines: eighty columns hold three radii.
+        heading = name.replace(" ", "\n")
+        table.add_column(heading, justify="right" if index else "left", overflow="fold")
     for row in rows:
         table.add_row(*row)
     return table

@@ -12,6 +12,9 @@ from lipdet.report.results import Result, attacked, certified, radii
 from lipdet.report.style import Drawing, colour, marker, new_figure, styled
 from lipdet.report.table import percent
 
+# Of the range of AP.
+LABEL_HEIGHT = 0.05
+
 
 @styled
 def plot_curves(results: Sequence[Result]) -> Drawing | None:
@@ -55,15 +58,19 @@ def plot_frontier(results: Sequence[Result]) -> Drawing | None:
         clean = result["clean"]["ap50"]
         axes.plot([], [], color=colour(index), marker=marker(index), ls="", label=result["weights"])
         for entries, face in ((attacked(result), "none"), (certified(result), colour(index))):
-            for epsilon, entry in entries.items():
-                axes.plot(
-                    clean, entry["ap50"], color=colour(index), marker=marker(index),
-                    markerfacecolor=face, ls="",
-                )  # fmt: skip
-                axes.annotate(
-                    f"{epsilon:g}", (clean, entry["ap50"]), (6, 0), textcoords="offset points",
-                    fontsize=7, va="center",
-                )  # fmt: skip
+            axes.plot(
+                [clean] * len(entries), [entry["ap50"] for entry in entries.values()],
+                color=colour(index), marker=marker(index), markerfacecolor=face, ls="",
+            )  # fmt: skip
+        # Left and right by turns, so that detectors of nearly the same clean AP do not collide.
+        right = index % 2
+        side: dict[str, Any] = {
+            "xytext": (6 if right else -6, 0), "ha": "left" if right else "right",
+        }  # fmt: skip
+        for height, words in _labels(result):
+            axes.annotate(
+                words, (clean, height), textcoords="offset points", fontsize=7, va="center", **side
+            )
     axes.axline((0, 0), slope=1, color=colour(6), lw=0.8, ls=":")
     axes.set(xlim=(0, 1.02), xlabel="clean AP50, percent")
     axes.set_ylabel("AP50 at radius ε, percent")
@@ -80,6 +87,28 @@ def plot_frontier(results: Sequence[Result]) -> Drawing | None:
         "Clean AP50 against AP50 at each radius, in percent. "
         + " ".join(_described(result) for result in results),
     )
+
+
+def _labels(result: Result) -> list[tuple[float, str]]:
+    """Height and radii of the markers of a detector; markers too close for two share one label."""
+    markers = sorted(
+        (entry["ap50"], epsilon)
+        for entries in (attacked(result), certified(result))
+        for epsilon, entry in entries.items()
+    )
+    groups: list[list[tuple[float, float]]] = []
+    for one in markers:
+        if groups and one[0] - groups[-1][-1][0] < LABEL_HEIGHT:
+            groups[-1].append(one)
+        else:
+            groups.append([one])
+    return [
+        (
+            sum(height for height, _ in group) / len(group),
+            ", ".join(f"{epsilon:g}" for epsilon in sorted({epsilon for _, epsilon in group})),
+        )
+        for group in groups
+    ]
 
 
 def _curve(axes: Axes, index: int, result: Result) -> None:

@@ -19,6 +19,8 @@ from PIL import Image
 from lipdet.report.scenes import Box, Scene, Shown
 from lipdet.report.style import COLOURS, Drawing, styled
 
+# Width of a letter and height of a line of the names on a tile, in pixels of the picture.
+LETTER, LINE = 4.2, 7.0
 # On pictures: certified is blue and solid, uncertified orange and dashed.
 CERTIFIED, UNCERTIFIED = COLOURS[5], COLOURS[4]
 
@@ -27,8 +29,9 @@ def tile(scene: Scene, attacked: bool) -> str:
     """One picture of a scene as `<figure>` with an inline SVG."""
     picture, found = _side(scene, attacked)
     size = picture.shape[0]
-    regions = "" if attacked else "".join(_region(one, size) for one in found)
-    boxes = "".join(_box(one, scene.epsilon, size) for one in reversed(found))
+    regions = "" if attacked else "".join(_region(one, scene.epsilon) for one in found)
+    boxes = "".join(_box(one, scene.epsilon) for one in reversed(found))
+    boxes += _labels(found, scene.epsilon, size)
     return (
         f'<figure class="tile"><svg role="img" viewBox="0 0 {size} {size}">'
         f"<title>{escape(_described(scene, attacked))}</title>"
@@ -110,20 +113,35 @@ def _read(found: Sequence[Shown]) -> str:
     return " ".join(one.label for one in sorted(found, key=lambda one: one.box[0])) or "nothing"
 
 
-def _box(one: Shown, epsilon: float, size: int) -> str:
-    certified = _certified(one, epsilon)
-    look = f'class="{"sure" if certified else "unsure"}"'
-    text = f"{one.label} {one.radius:.2f}" if one.radius else one.label
-    top = max(one.box[1] - 1, 6)
-    return (
-        f"<rect {look} {_geometry(one.box)}/>"
-        f'<text {look} x="{min(one.box[0], size - 4 * len(text)):.1f}" y="{top:.1f}">'
-        f"{escape(text)}</text>"
-    )
+def _box(one: Shown, epsilon: float) -> str:
+    return f"<rect {_look(one, epsilon)} {_geometry(one.box)}/>"
 
 
-def _region(one: Shown, size: int) -> str:
-    if one.outer is None or not one.radius:
+def _look(one: Shown, epsilon: float) -> str:
+    return f'class="{"sure" if _certified(one, epsilon) else "unsure"}"'
+
+
+def _labels(found: Sequence[Shown], epsilon: float, size: int) -> str:
+    """Names and radii; each above its box, or inside it where another's name is already."""
+    taken: list[tuple[float, float, float]] = []
+    labels = ""
+    for one in found:
+        text = f"{one.label} {one.radius:.2f}" if one.radius else one.label
+        width = LETTER * len(text)
+        left = max(0.0, min(one.box[0], size - width))
+        line = max(one.box[1] - 1, LINE - 1)
+        while any(
+            left < end and start < left + width and abs(line - other) < LINE
+            for start, end, other in taken
+        ):
+            line += 1
+        taken.append((left, left + width, line))
+        labels += f'<text {_look(one, epsilon)} x="{left:.1f}" y="{line:.1f}">{escape(text)}</text>'
+    return labels
+
+
+def _region(one: Shown, epsilon: float) -> str:
+    if one.outer is None or not _certified(one, epsilon):
         return ""
     outer = _path(one.outer)
     inner = _path(one.inner) if one.inner else ""

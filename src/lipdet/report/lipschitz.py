@@ -75,7 +75,7 @@ def plot_profiles(profiles: Mapping[str, Sequence[LayerRow]]) -> Drawing | None:
     axes.yaxis.set_major_formatter(lambda value, _: f"{value:g}")
     axes.set_xlabel("layer, from the image to the logits of the coarsest map")
     axes.set_ylabel("Lipschitz constant from the image, L2")
-    axes.legend()
+    axes.legend(loc="upper left")
     return Drawing(
         "lipschitz",
         figure,

@@ -17,6 +17,7 @@ from lipdet.report.gallery import plot_scenes
 from lipdet.report.inspection import Inspection
 from lipdet.report.lipschitz import plot_profiles
 from lipdet.report.markup import Section
+from lipdet.report.presets import draw_presets
 from lipdet.report.results import Result
 from lipdet.report.style import Drawing, save_drawing
 
@@ -35,6 +36,7 @@ def draw_all(results: Sequence[Result], inspections: Sequence[Inspection]) -> di
             draw_architecture(one.loaded.name, one.architecture, place)
             for place, one in enumerate(inspections, 1)
         ),
+        *draw_presets({one.loaded.detector.config for one in inspections}),
     ]
     return {drawing.name: drawing for drawing in drawn if drawing}
 

@@ -23,6 +23,7 @@ from lipdet.report.markup import (
     rate,
     table,
 )
+from lipdet.report.presets import PREFIX
 from lipdet.report.results import attacked, certified, radii
 from lipdet.report.scenes import Scene
 from lipdet.report.style import Drawing
@@ -191,12 +192,16 @@ def lipschitz(document: Document, drawings: Drawings) -> Section:
 
 
 def architectures(document: Document, drawings: Drawings) -> Section:
-    """What the detectors are made of."""
-    body = "".join(
-        f'<div class="wide">{figure(drawing)}</div>'
-        for name, drawing in drawings.items()
-        if name.startswith("architecture-")
+    """What the detectors are made of, and folded away, the presets that are not among them."""
+    shown, presets = (
+        "".join(
+            f'<div class="wide">{figure(drawing)}</div>'
+            for name, drawing in drawings.items()
+            if name.startswith(prefix)
+        )
+        for prefix in ("architecture-", PREFIX)
     )
+    body = shown + (presets and details("The other presets of lipdet", presets))
     return Section("architecture", "Architecture", body)
 
 

@@ -9,17 +9,14 @@ pixels wide). Needs the extra `app`.
 from __future__ import annotations
 
 import argparse
-import shutil
 from pathlib import Path
 
 import torch
-from playwright.sync_api import Browser, sync_playwright
+from playwright.sync_api import Browser
+from screenshots import PATIENCE, chromium
 
 from lipdet.app.exhibits import load_exhibits
 from lipdet.app.server import serving
-from lipdet.checkpoint import packaged_names
-
-PATIENCE = 300_000  # milliseconds
 
 
 def main() -> None:
@@ -28,18 +25,12 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawTextHelpFormatter
     )
     parser.add_argument("out", type=Path)
-    parser.add_argument("--detectors", nargs="+", default=packaged_names())
+    parser.add_argument("--detectors", nargs="+", default=["naive", "certified"])
     options = parser.parse_args()
-    chromium = shutil.which("chromium") or shutil.which("chromium-browser")
-    if chromium is None:
-        raise SystemExit("chromium is not installed")
     torch.set_num_threads(1)
     exhibits = load_exhibits(options.detectors)
-    with serving(exhibits, "127.0.0.1", 0) as address, sync_playwright() as playwright:
-        # A container's root cannot have Chromium's sandbox; the page is our own.
-        browser = playwright.chromium.launch(executable_path=chromium, args=["--no-sandbox"])
+    with serving(exhibits, "127.0.0.1", 0) as address, chromium() as browser:
         shoot(browser, address, len(exhibits), options.out)
-        browser.close()
 
 
 def shoot(browser: Browser, address: str, detectors: int, out: Path) -> None:

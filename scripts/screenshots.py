@@ -10,9 +10,13 @@ from __future__ import annotations
 
 import argparse
 import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 from playwright.sync_api import Browser, sync_playwright
+
+PATIENCE = 300_000  # milliseconds
 
 
 def main() -> None:
@@ -23,13 +27,20 @@ def main() -> None:
     parser.add_argument("page", type=Path)
     parser.add_argument("out", type=Path)
     options = parser.parse_args()
-    chromium = shutil.which("chromium") or shutil.which("chromium-browser")
-    if chromium is None:
+    with chromium() as browser:
+        shoot(browser, options.page, options.out)
+
+
+@contextmanager
+def chromium() -> Iterator[Browser]:
+    """The system's Chromium, headless."""
+    program = shutil.which("chromium") or shutil.which("chromium-browser")
+    if program is None:
         raise SystemExit("chromium is not installed")
     with sync_playwright() as playwright:
         # A container's root cannot have Chromium's sandbox; the page is our own.
-        browser = playwright.chromium.launch(executable_path=chromium, args=["--no-sandbox"])
-        shoot(browser, options.page, options.out)
+        browser = playwright.chromium.launch(executable_path=program, args=["--no-sandbox"])
+        yield browser
         browser.close()
 
 
@@ -37,10 +48,12 @@ def shoot(browser: Browser, file: Path, out: Path) -> None:
     """Take the screenshots of one page."""
     address = file.resolve().as_uri()
     wide = browser.new_page(viewport={"width": 1280, "height": 1500}, color_scheme="light")
+    wide.set_default_timeout(PATIENCE)
     wide.goto(address)
     wide.screenshot(path=out / "report.png")
     wide.locator("#pictures").screenshot(path=out / "report-pictures.png")
     narrow = browser.new_page(viewport={"width": 390, "height": 1500}, color_scheme="dark")
+    narrow.set_default_timeout(PATIENCE)
     narrow.goto(address)
     narrow.screenshot(path=out / "report-phone.png")
 

@@ -34,6 +34,7 @@ from lipdet.evaluate.run import Network
 from lipdet.export.runtime import load_onnx
 from lipdet.images.crop import Region
 from lipdet.images.source import load_rgb
+from lipdet.progress import track
 from lipdet.report.overlay import draw_detections
 from lipdet.types import Detections
 
@@ -64,7 +65,7 @@ def run(detector: str, images: Sequence[Path], out: Path, crop: str | None = Non
     check_folder(out)
     model, names = _load(detector)
     region = parse_region(crop) if crop else None
-    found = [_detect_one(model, path, region) for path in images]
+    found = [_detect_one(model, path, region) for path in track(images, "Detecting")]
     out.mkdir(parents=True, exist_ok=True)
     verifier = _verifier(model)
     entries = []

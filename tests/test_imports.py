@@ -37,7 +37,7 @@ ALLOWED: dict[str, set[str]] = {
     "distributed": BASE,
     "batch_norm": {"distributed"},
     "versions": set(),
-    "__init__": set(),
+    "__init__": {"pretrained"},
     "config": BASE,
     "layers": set(),
     "images": BASE | {"config", "types", "progress"},
@@ -60,13 +60,15 @@ ALLOWED: dict[str, set[str]] = {
     | {"batch_norm", "distributed", "hardware", "job", "progress", "train_log", "train_state"},
 }
 # These stand at the end of the way and may import all before them; nothing before imports them.
-LAST = {"report", "demo", "reproduce", "app"}
+LAST = {"report", "demo", "reproduce", "app", "hub", "pretrained"}
 COMMAND_LINE = {"commands", "cli", "__main__"}
 IMPORTERS = {
     "report": LAST | COMMAND_LINE,
     "demo": COMMAND_LINE,
     "reproduce": COMMAND_LINE,
     "app": COMMAND_LINE,
+    "hub": {"pretrained"},
+    "pretrained": {"__init__"},
     "commands": {"cli"},
     "cli": {"__main__"},
     "__main__": set(),

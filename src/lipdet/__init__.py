@@ -1,3 +1,18 @@
 """lipdet: object detectors whose detections are provably stable."""
 
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from lipdet.pretrained import Detector as Detector
+
 __version__ = "0.1.0"
+__all__ = ["Detector"]
+
+
+def __getattr__(name: str) -> object:
+    """Import `Detector`, and torch with it, when it is asked for."""
+    if name == "Detector":
+        from lipdet.pretrained import Detector
+
+        return Detector
+    raise AttributeError(f"module 'lipdet' has no attribute {name!r}")

@@ -3,7 +3,8 @@
 Notable choices:
 - The file's header holds json: the detector's configuration, how it was trained, its figures.
 - Files appear under their name only when complete.
-- A DETECTOR is the name of packaged weights, a run folder (its best weights), or a file.
+- A DETECTOR is the name of packaged weights, a folder (the best weights of a run, or the weights
+  that `Detector.save_pretrained` wrote), or a file.
 """
 
 from __future__ import annotations
@@ -25,6 +26,8 @@ from lipdet.errors import InputError
 
 PACKAGED = Path(__file__).parent / "weights"
 BEST = "best.safetensors"
+# The name that the Hugging Face Hub gives to weights.
+MODEL = "model.safetensors"
 
 
 @dataclass(frozen=True)
@@ -55,9 +58,10 @@ def weights_file(spec: str) -> Path:
     """
     path = Path(spec)
     if spec and path.is_dir():
-        if not (path / BEST).is_file():
-            raise InputError(f"{spec} is no finished run (it has no {BEST}).")
-        return path / BEST
+        for name in (BEST, MODEL):
+            if (path / name).is_file():
+                return path / name
+        raise InputError(f"{spec} is no finished run (it has no {BEST} and no {MODEL}).")
     if path.is_file():
         return path
     if spec in packaged_names():

@@ -1,0 +1,205 @@
+"""A detector as a folder for the Hugging Face Hub: weights, their configuration, a model card.
+
+Notable choices:
+- `model.safetensors` is an ordinary weights file of lipdet and describes itself. `config.json` is a
+  copy of that description for readers and search; nothing is loaded from it.
+- Only these two files are ever fetched, so a repository cannot bring code or pickles along.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import tempfile
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+from lipdet.certificate import UnknownLipschitz, output_bounds
+from lipdet.checkpoint import MODEL, PACKAGED, LoadedDetector, save_detector
+from lipdet.config import as_plain
+from lipdet.errors import InputError
+from lipdet.report.comparison import comparison_markdown
+
+CONFIG = "config.json"
+CARD = "README.md"
+_FIGURES = ("weights", "parameters", "data", "versions")
+
+
+def write_folder(
+    loaded: LoadedDetector, folder: Path, results: Sequence[Mapping[str, Any]] = ()
+) -> None:
+    """Write `model.safetensors`, `config.json` and the model card into a folder.
+
+    Args:
+        loaded: a detector.
+        folder: made if need be; files of these names in it are replaced.
+        results: json objects of `lipdet eval`, whose figures go into all three files; those that
+            the weights file brings along stay if none are given.
+
+    Raises:
+        InputError: `folder` is a file.
+    """
+    if folder.exists() and not folder.is_dir():
+        raise InputError(f"{folder} is a file; a detector needs a folder.")
+    folder.mkdir(parents=True, exist_ok=True)
+    if results:
+        loaded = replace(loaded, info={**loaded.info, "figures": list(map(_figures, results))})
+    config = loaded.detector.config
+    save_detector(folder / MODEL, loaded.detector, config, _without_detector(loaded.info))
+    described = {"detector": as_plain(config), **_without_detector(loaded.info)}
+    (folder / CONFIG).write_text(json.dumps(described, indent=1) + "\n", encoding="utf-8")
+    (folder / CARD).write_text(model_card(loaded), encoding="utf-8")
+
+
+def is_repository(name: str) -> bool:
+    """Whether this can be the id of a repository, `owner/name`."""
+    return re.fullmatch(r"[\w.-]+/[\w.-]+", name) is not None and not name.startswith(".")
+
+
+def fetch(repository: str, revision: str | None = None) -> Path:
+    """Download a detector into the cache of `huggingface_hub` and return its folder.
+
+    Raises:
+        InputError: the library is missing, or the repository cannot be had.
+    """
+    hub = _library()
+    try:
+        folder = hub.snapshot_download(
+            repository, revision=revision, allow_patterns=[MODEL, CONFIG]
+        )
+    except (OSError, ValueError, hub.errors.HfHubHTTPError) as error:
+        reason = str(error).strip().partition("\n")[0]
+        raise InputError(
+            f"{repository} is no folder here, and could not be fetched from the Hub ({reason})."
+        ) from None
+    return Path(folder)
+
+
+def push(
+    loaded: LoadedDetector,
+    repository: str,
+    results: Sequence[Mapping[str, Any]] = (),
+    private: bool | None = None,
+) -> str:
+    """Upload what `write_folder` writes as one commit; the repository is made if need be.
+
+    Returns:
+        The address of the commit.
+
+    Raises:
+        InputError: the library is missing, or the Hub refuses.
+    """
+    hub = _library()
+    api = hub.HfApi()
+    with tempfile.TemporaryDirectory() as folder:
+        write_folder(loaded, Path(folder), results)
+        try:
+            api.create_repo(repository, private=private, exist_ok=True)
+            commit = api.upload_folder(
+                repo_id=repository, folder_path=folder, commit_message="Upload with lipdet"
+            )
+        except (OSError, ValueError, hub.errors.HfHubHTTPError) as error:
+            reason = str(error).strip().partition("\n")[0]
+            raise InputError(
+                f"{repository} could not be uploaded ({reason}); `hf auth login` logs in."
+            ) from None
+    return str(commit.commit_url)
+
+
+def model_card(loaded: LoadedDetector) -> str:
+    """The card: what the detector sees, what its certificates speak of, figures, how to use it."""
+    config = loaded.detector.config
+    size = config.image_size
+    parameters = sum(one.numel() for one in loaded.detector.parameters())
+    rows = {
+        "architecture": f"`{config.architecture}`, {parameters:,} parameters",
+        "classes": ", ".join(config.class_names),
+        "input": f"RGB, {size}×{size} pixels",
+        "pixel range": "[0, 1]; any normalisation is part of the network",
+        "norm": f"L2, over all 3·{size}·{size} values",
+        "ε": "in these units, at the network's input; resizing and 8-bit rounding count",
+        **_bounds(loaded),
+    }
+    table = "".join(f"| {name} | {text} |\n" for name, text in rows.items())
+    return (
+        "---\nlibrary_name: lipdet\npipeline_tag: object-detection\ntags:\n- object-detection\n"
+        "- adversarial-robustness\n- lipschitz\n- certification\n---\n\n"
+        f"# A lipdet detector of {len(config.class_names)} classes\n\n"
+        f"| | |\n|---|---|\n{table}\n"
+        "## Use it\n\n```python\nfrom lipdet import Detector\n\n"
+        'detector = Detector.from_pretrained("owner/name")  # this repository, or its folder\n'
+        'print(detector.detect("photo.png"))\n'
+        'print(detector.certify("photo.png"))  # with the largest ε that each detection survives\n'
+        f"```\n\n## Figures\n\n{_figures_text(loaded.info)}{_packaged_card(loaded.name)}"
+    )
+
+
+def _bounds(loaded: LoadedDetector) -> dict[str, str]:
+    try:
+        bounds = output_bounds(loaded.detector)
+    except UnknownLipschitz as error:
+        return {"certificates": f"none: {error}"}
+    return {
+        "Lipschitz bound of any logit": f"{bounds.logits.max().item():.4g}",
+        "Lipschitz bound of any box offset": f"{bounds.offsets.max().item():.4g}",
+    }
+
+
+def _figures_text(info: Mapping[str, Any]) -> str:
+    figures = info.get("figures") or []
+    if not figures:
+        best = info.get("validation_ap50")
+        held_out = "" if best is None else f" On held-out pictures AP50 was {100 * best:.1f} %."
+        return f"No results of `lipdet eval` were given when this was saved.{held_out}\n"
+    data = "; ".join(
+        sorted(
+            {
+                f"{one['data']['images']} pictures of {one['data']['name']} (hash "
+                f"{one['data']['hash'][:12]})"
+                for one in figures
+            }
+        )
+    )
+    return (
+        f"AP50 in percent on {data}, by ε. Attacked is what the attack left; certified is a lower "
+        f"bound of what any attack can leave.\n\n{comparison_markdown(figures)}"
+    )
+
+
+def _figures(result: Mapping[str, Any]) -> dict[str, Any]:
+    """A result of `lipdet eval` without what fills pages."""
+    return {
+        **{key: result[key] for key in _FIGURES},
+        "clean": {key: result["clean"][key] for key in ("ap50", "ap")},
+        **{
+            kind: [
+                {key: value for key, value in entry.items() if not isinstance(value, dict | list)}
+                for entry in result[kind]
+            ]
+            for kind in ("attacked", "certified")
+        },
+    }
+
+
+def _packaged_card(name: str) -> str:
+    """What the package says about weights of its own."""
+    card = PACKAGED / f"{name}.md"
+    return f"\n#{card.read_text(encoding='utf-8')}" if card.is_file() else ""
+
+
+def _without_detector(info: Mapping[str, Any]) -> dict[str, Any]:
+    return {key: value for key, value in info.items() if key != "detector"}
+
+
+def _library() -> ModuleType:
+    try:
+        import huggingface_hub
+        import huggingface_hub.errors
+    except ImportError:
+        raise InputError(
+            "The Hub needs the package huggingface_hub; install it with: pip install lipdet[hub]."
+        ) from None
+    return huggingface_hub

@@ -1,0 +1,170 @@
+"""`lipdet.Detector`: load a detector, use it on pictures, save it, share it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from functools import cached_property
+from pathlib import Path
+from typing import NamedTuple
+
+from PIL import Image
+
+from lipdet import hub
+from lipdet.boxes import DISPLAY_SELECTION
+from lipdet.certificate.verifier import Verifier, verifier_of
+from lipdet.checkpoint import LoadedDetector, load_detector, packaged_names
+from lipdet.detect import (
+    Found,
+    certify_regions,
+    detect_in_photograph,
+    detect_in_region,
+    radii_in_photograph,
+)
+from lipdet.detector import SSD
+from lipdet.images.crop import Region
+from lipdet.images.source import load_rgb
+from lipdet.report.results import read_results
+
+Picture = Image.Image | Path | str
+Box = tuple[float, float, float, float]
+# A radius promises that a box of this IoU with the detection remains.
+REMAINING_IOU = 0.5
+
+
+class Detection(NamedTuple):
+    """One detection in a picture.
+
+    Attributes:
+        label: class name.
+        score: in [0, 1].
+        box: x1, y1, x2, y2 in pixels of the picture.
+        radius: the largest ε (L2, [0, 1] pixel units at the network's input) that it provably
+            survives; None where that was not asked for.
+    """
+
+    label: str
+    score: float
+    box: Box
+    radius: float | None = None
+
+
+class Detector:
+    """A trained detector.
+
+    Attributes:
+        loaded: the network, its name, and what its file says about it.
+    """
+
+    def __init__(self, loaded: LoadedDetector) -> None:
+        self.loaded = loaded
+
+    @classmethod
+    def from_pretrained(cls, source: Path | str, revision: str | None = None) -> Detector:
+        """Load a detector.
+
+        Args:
+            source: the name of packaged weights, a run folder, a weights file, a folder that
+                `save_pretrained` wrote, or the id `owner/name` of a repository on the Hub. What
+                exists here comes first.
+            revision: branch, tag or commit of the repository.
+
+        Raises:
+            InputError: there is no such detector, or its file is damaged.
+        """
+        name = str(source)
+        here = Path(source).exists() or name in packaged_names()
+        if here or not hub.is_repository(name):
+            return cls(load_detector(name))
+        fetched = load_detector(str(hub.fetch(name, revision)))
+        return cls(replace(fetched, name=name))
+
+    @property
+    def network(self) -> SSD:
+        """The network: images (B, 3, S, S) in [0, 1] to raw output."""
+        return self.loaded.detector
+
+    @property
+    def class_names(self) -> tuple[str, ...]:
+        """Names of the classes, in the order of the network's labels."""
+        return self.network.config.class_names
+
+    @property
+    def image_size(self) -> int:
+        """Side of the square that the network sees, in pixels."""
+        return self.network.config.image_size
+
+    def detect(self, picture: Picture, crop: Sequence[float] | None = None) -> list[Detection]:
+        """Find objects in a picture, best first.
+
+        Args:
+            picture: of any size, or its file.
+            crop: left, top, right, bottom in pixels: look only there, in one pass. Without it the
+                picture is searched for rows of small objects, as house numbers are.
+
+        Raises:
+            InputError: the file is no picture, or the crop reaches outside it.
+        """
+        _, found = self._find(picture, crop)
+        return self._detections(found, [None] * len(found.detections["labels"]))
+
+    def certify(self, picture: Picture, crop: Sequence[float] | None = None) -> list[Detection]:
+        """Like `detect`, and say of each detection how much perturbation it provably survives.
+
+        Raises:
+            UnknownLipschitz: a layer of the network has no bound.
+            InputError: as in `detect`.
+        """
+        image, found = self._find(picture, crop)
+        if not found.regions:
+            return []
+        certified = certify_regions(
+            self.network, self._verifier, image, found.regions, REMAINING_IOU
+        )
+        radii = radii_in_photograph(found, certified, image, self.image_size)
+        return self._detections(found, radii)
+
+    def save_pretrained(self, folder: Path | str, results: Sequence[Path] = ()) -> None:
+        """Write weights (safetensors), config.json and a model card.
+
+        Args:
+            folder: made if need be.
+            results: json files of `lipdet eval`, whose figures the card shows.
+        """
+        hub.write_folder(self.loaded, Path(folder), read_results(results))
+
+    def push_to_hub(
+        self, repository: str, results: Sequence[Path] = (), private: bool | None = None
+    ) -> str:
+        """Upload what `save_pretrained` writes and return the address of the commit.
+
+        Args:
+            repository: `owner/name`; made if need be.
+            results: as in `save_pretrained`.
+            private: of a new repository.
+
+        Raises:
+            InputError: huggingface_hub is not installed, or the Hub refuses.
+        """
+        return hub.push(self.loaded, repository, read_results(results), private)
+
+    @cached_property
+    def _verifier(self) -> Verifier:
+        return verifier_of(self.network, DISPLAY_SELECTION)
+
+    def _find(self, picture: Picture, crop: Sequence[float] | None) -> tuple[Image.Image, Found]:
+        if isinstance(picture, Image.Image):
+            image = picture.convert("RGB")
+        else:
+            image = load_rgb(Path(picture))
+        if crop is None:
+            return image, detect_in_photograph(self.network, image)
+        return image, detect_in_region(self.network, image, Region(*crop))
+
+    def _detections(self, found: Found, radii: Sequence[float | None]) -> list[Detection]:
+        one = found.detections
+        columns = one["labels"].tolist(), one["scores"].tolist(), one["boxes"].tolist(), radii
+        return [
+            Detection(self.class_names[label], score, tuple(box), radius)
+            for label, score, box, radius in zip(*columns, strict=True)
+        ]

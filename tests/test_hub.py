@@ -1,0 +1,162 @@
+"""The public object, and detectors as folders: local ones and a Hub that a test plays."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+import torch
+from PIL import Image
+
+from lipdet import Detector
+from lipdet.checkpoint import read_tensors, save_detector
+from lipdet.cli import main
+from lipdet.config import DetectorConfig
+from lipdet.detector import build_detector
+from lipdet.errors import InputError
+from lipdet.images.render import rendered
+
+FILES = {"README.md", "config.json", "model.safetensors"}
+
+
+@pytest.fixture(scope="module")
+def detector(tmp_path_factory: pytest.TempPathFactory) -> Detector:
+    """Untrained, small and fully 1-Lipschitz."""
+    torch.manual_seed(0)
+    config = DetectorConfig("orthogonal-ssd", image_size=32, width=48)
+    file = tmp_path_factory.mktemp("weights") / "small.safetensors"
+    save_detector(file, build_detector(config), config, {"training": {"seed": 3}})
+    return Detector.from_pretrained(file)
+
+
+def result_file(folder: Path) -> Path:
+    """What `lipdet eval` writes, with made-up figures."""
+    result = {
+        "weights": "mine",
+        "parameters": 7,
+        "data": {"name": "made up", "hash": "0123456789abcdef", "images": 5, "objects": 9},
+        "seed": 0,
+        "versions": {},
+        "clean": {"ap50": 0.5, "ap": 0.25, "per_class": {}},
+        "attacked": [{"epsilon": 0.25, "norm": "l2", "ap50": 0.375, "consistency": {"shown": 1}}],
+        "certified": [{"epsilon": 0.25, "ap50": 0.125, "per_class": {}}],
+    }
+    path = folder / "result.json"
+    path.write_text(json.dumps(result))
+    return path
+
+
+def test_a_saved_detector_is_the_same_detector(detector: Detector, tmp_path: Path) -> None:
+    detector.save_pretrained(tmp_path / "mine")
+    assert {path.name for path in (tmp_path / "mine").iterdir()} == FILES
+    again = Detector.from_pretrained(tmp_path / "mine")
+    before, after = detector.network.state_dict(), again.network.state_dict()
+    assert all(torch.equal(after[name], tensor) for name, tensor in before.items())
+    assert again.loaded.info == detector.loaded.info
+    # The description is one and the same in both files.
+    _, header = read_tensors(tmp_path / "mine" / "model.safetensors")
+    assert json.loads((tmp_path / "mine" / "config.json").read_text()) == header
+
+
+def test_detections_have_names_places_and_radii(tmp_path: Path) -> None:
+    pixels, _, _ = rendered("test", 6, size=74)
+    picture = Image.fromarray(pixels)
+    picture.save(tmp_path / "door.png")
+    detector = Detector.from_pretrained("certified-small")
+    whole = (0, 0, 74, 74)
+    found = detector.detect(picture, whole)
+    assert found, "nothing is found, so nothing is tested"
+    certified = detector.certify(tmp_path / "door.png", whole)
+    assert [one._replace(radius=None) for one in certified] == found
+    # Oracle: `lipdet detect`, which writes names, boxes, scores and radii too.
+    look = [str(tmp_path / "door.png"), "--crop", "0,0,74,74"]
+    main(["detect", "certified-small", *look, "--out", str(tmp_path / "out")])
+    written = json.loads((tmp_path / "out" / "detections.json").read_text())
+    for one, other in zip(certified, written["pictures"][0]["detections"], strict=True):
+        assert one._asdict() == {**other, "box": tuple(other["box"])}
+
+
+def test_the_card_states_units_and_figures(detector: Detector, tmp_path: Path) -> None:
+    detector.save_pretrained(tmp_path / "mine", [result_file(tmp_path)])
+    card = (tmp_path / "mine" / "README.md").read_text()
+    for words in (
+        "library_name: lipdet",
+        "| pixel range | [0, 1]",
+        "| norm | L2, over all 3·32·32 values |",
+        "| Lipschitz bound of any logit | ",
+        "5 pictures of made up",
+        "| mine | 7 | 50.0 | 37.5 | 12.5 |",
+    ):
+        assert words in card
+    # Saved once more, it still has its figures.
+    again = Detector.from_pretrained(tmp_path / "mine")
+    again.save_pretrained(tmp_path / "copy")
+    assert "| mine | 7 | 50.0 | 37.5 | 12.5 |" in (tmp_path / "copy" / "README.md").read_text()
+
+
+def test_a_repository_is_fetched_and_its_weights_alone(
+    detector: Detector, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    hub = pytest.importorskip("huggingface_hub", reason="huggingface_hub is not installed")
+    detector.save_pretrained(tmp_path / "cache")
+    asked = []
+
+    def download(repository: str, **options: object) -> str:
+        asked.append((repository, options))
+        return str(tmp_path / "cache")
+
+    monkeypatch.setattr(hub, "snapshot_download", download)
+    fetched = Detector.from_pretrained("owner/name", revision="v1")
+    assert fetched.loaded.name == "owner/name"
+    patterns = ["model.safetensors", "config.json"]
+    assert asked == [("owner/name", {"revision": "v1", "allow_patterns": patterns})]
+
+
+def test_push_uploads_the_folder(detector: Detector, monkeypatch: pytest.MonkeyPatch) -> None:
+    hub = pytest.importorskip("huggingface_hub", reason="huggingface_hub is not installed")
+    made, uploaded = [], []
+
+    class Api:
+        def create_repo(self, repository: str, private: bool | None, exist_ok: bool) -> None:
+            made.append((repository, private, exist_ok))
+
+        def upload_folder(self, **options: str) -> SimpleNamespace:
+            uploaded.append({path.name for path in Path(options["folder_path"]).iterdir()})
+            return SimpleNamespace(commit_url=f"https://hub/{options['repo_id']}/commit/1")
+
+    monkeypatch.setattr(hub, "HfApi", Api)
+    address = detector.push_to_hub("owner/name", private=True)
+    assert address == "https://hub/owner/name/commit/1"
+    assert made == [("owner/name", True, True)]
+    assert uploaded == [FILES]
+
+
+def test_what_is_missing_is_named(
+    detector: Detector, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with pytest.raises(InputError, match="no detector 'nobody'"):
+        Detector.from_pretrained("nobody")
+    with pytest.raises(InputError, match="is no finished run"):
+        Detector.from_pretrained(tmp_path)
+    (tmp_path / "file").touch()
+    with pytest.raises(InputError, match="file is a file"):
+        detector.save_pretrained(tmp_path / "file")
+    # None in sys.modules makes an import fail.
+    monkeypatch.setitem(sys.modules, "huggingface_hub", None)
+    for call in (Detector.from_pretrained, detector.push_to_hub):
+        with pytest.raises(InputError, match=r"pip install lipdet\[hub\]"):
+            call("owner/name")
+
+
+def test_what_the_hub_refuses_is_one_sentence(monkeypatch: pytest.MonkeyPatch) -> None:
+    hub = pytest.importorskip("huggingface_hub", reason="huggingface_hub is not installed")
+
+    def refuse(*_: object, **__: object) -> str:
+        raise hub.errors.LocalEntryNotFoundError("no connection\nand many more lines")
+
+    monkeypatch.setattr(hub, "snapshot_download", refuse)
+    with pytest.raises(InputError, match=r"owner/name is no folder here.*\(no connection\)\.$"):
+        Detector.from_pretrained("owner/name")

@@ -166,9 +166,9 @@ def build_page(
                     yield _KEEP, _KEEP, status("Stopped; what was finished is shown.")
 
         def stop_attack(request: gr.Request) -> Any:
-            if stops.stop(str(request.session_hash)):
-                return status("Stopping…")
-            return status("No attack is running.")
+            # The attack itself says that it has stopped; a word from here could come after that.
+            running = stops.stop(str(request.session_hash))
+            return _KEEP if running else status("No attack is running.")
 
         def leave(request: gr.Request) -> None:
             stops.stop(str(request.session_hash))

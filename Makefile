@@ -1,10 +1,11 @@
 # make demo: install, then run the main job. make test: install, then run every check.
-# Both are incremental: a second call installs nothing.
+# make docs: install, then build the documentation site into out/site.
+# All are incremental: a second call installs nothing.
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: demo test clean
+.PHONY: demo test docs clean
 
 demo: $(VENV)/installed
 	$(BIN)/lipdet demo --out out/demo
@@ -14,6 +15,9 @@ test: $(VENV)/installed-dev
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/pytest
+
+docs: $(VENV)/installed-dev
+	$(BIN)/mkdocs build --strict
 
 $(BIN)/pip:
 	sh scripts/make_venv.sh $(PYTHON) $(VENV)

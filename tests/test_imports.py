@@ -60,7 +60,7 @@ ALLOWED: dict[str, set[str]] = {
     | {"batch_norm", "distributed", "hardware", "job", "progress", "train_log", "train_state"},
 }
 # These stand at the end of the way and may import all before them; nothing before imports them.
-LAST = {"report", "demo", "reproduce", "app", "hub", "pretrained"}
+LAST = {"report", "demo", "reproduce", "app", "hub", "pretrained", "foreign"}
 COMMAND_LINE = {"commands", "cli", "__main__"}
 IMPORTERS = {
     "report": LAST | COMMAND_LINE,
@@ -68,6 +68,7 @@ IMPORTERS = {
     "reproduce": COMMAND_LINE,
     "app": COMMAND_LINE,
     "hub": {"pretrained"},
+    "foreign": COMMAND_LINE,
     "pretrained": {"__init__"},
     "commands": {"cli"},
     "cli": {"__main__"},

@@ -47,6 +47,8 @@ class Propagation:
         shapes: the shape of each tensor among them, with a batch axis of 1.
         fused: for each BatchNorm that follows a convolution, that convolution. The two are bounded
             as one kernel, which is tighter, and have the same bound.
+        obstacles: why each node without a rule has no bound, where that was asked for; the bounds
+            of all nodes behind them are those that would hold if they had constant 1.
     """
 
     network: fx.GraphModule
@@ -54,6 +56,7 @@ class Propagation:
     fixed: set[fx.Node] = field(default_factory=set)
     shapes: dict[fx.Node, torch.Size] = field(default_factory=dict)
     fused: dict[fx.Node, fx.Node] = field(default_factory=dict)
+    obstacles: dict[fx.Node, str] = field(default_factory=dict)
 
     @property
     def outputs(self) -> Any:
@@ -70,12 +73,16 @@ class Propagation:
 
 
 @torch.no_grad()
-def propagate(module: nn.Module, input_shape: Sequence[int]) -> Propagation:
+def propagate(
+    module: nn.Module, input_shape: Sequence[int], past_obstacles: bool = False
+) -> Propagation:
     """Bound every intermediate of a module for inputs of one shape.
 
     Args:
         module: a module with one tensor as input, as it is used: in eval mode.
         input_shape: shape of one input without the batch axis.
+        past_obstacles: note operations without a rule in `obstacles` and go on. What comes out is
+            then no bound unless there are none.
 
     Raises:
         UnknownLipschitz: an operation has no rule; its name and the reason are in the message.
@@ -107,7 +114,7 @@ def propagate(module: nn.Module, input_shape: Sequence[int]) -> Propagation:
         kind = type(module).__name__
         raise UnknownLipschitz(f"{kind} cannot be traced to a graph: {error}") from error
     result = Propagation(fx.GraphModule(tracer.root, graph))
-    found = _Bounding(result).run(x.clone())
+    found = _Bounding(result, past_obstacles).run(x.clone())
     if not agree(expected, found):
         raise UnknownLipschitz(
             f"The graph of {type(module).__name__} computes something else than the module: it is "
@@ -136,8 +143,9 @@ class _Tracer(fx.Tracer):
 class _Bounding(fx.Interpreter):
     """Runs a graph and bounds each node as it is computed."""
 
-    def __init__(self, result: Propagation) -> None:
+    def __init__(self, result: Propagation, past_obstacles: bool) -> None:
         super().__init__(result.network, garbage_collect_values=False)
+        self.past_obstacles = past_obstacles
         self.extra_traceback = False
         self.result = result
         self.bounds = result.bounds
@@ -158,6 +166,11 @@ class _Bounding(fx.Interpreter):
                 if not math.isfinite(self.bounds[n]):
                     raise UnknownLipschitz("the bound leaves the range of float64")
             except UnknownLipschitz as error:
+                if self.past_obstacles:
+                    self.result.obstacles[n] = str(error).rstrip(".")
+                    sources = n.all_input_nodes
+                    self.bounds[n] = max(self.bounds.get(source, 0.0) for source in sources)
+                    return y
                 path, kind = describe(n, self.result.network)
                 where = f' at "{path}"' if path else ""
                 reason = str(error).rstrip(".")

@@ -19,7 +19,9 @@ from lipdet.commands.options import (
     verb_parser,
 )
 from lipdet.errors import InputError
+from lipdet.foreign import MODULE_HELP, audit_module, is_foreign, load_foreign
 from lipdet.images.spec import open_data
+from lipdet.report.audit import audit_json, audit_sentence, audit_table
 from lipdet.report.lipschitz import bounds_table, plot_profile, profile_json, profile_table
 
 # Power iteration takes one pass per layer and iteration for each picture.
@@ -33,13 +35,21 @@ def parser() -> Parser:
         "Bound a detector's Lipschitz constants in [0, 1] pixel units, layer by layer.",
         "lipdet lipschitz naive --plot profile.png",
     )
-    parser.add_argument("detector", help=DETECTOR_HELP)
-    parser.add_function_arguments(run, skip={"detector"})
+    parser.add_argument("detector", nargs="?", help=DETECTOR_HELP)
+    parser.add_argument(
+        "--audit",
+        metavar="MODULE",
+        help="say what makes the bound large and what to use instead; a DETECTOR, or "
+        f"{MODULE_HELP}",
+    )
+    parser.add_function_arguments(run, skip={"detector", "audit"})
     return parser
 
 
 def run(
-    detector: str,
+    detector: str | None = None,
+    audit: str | None = None,
+    image_size: int | None = None,
     data: str = "rendered:4",
     plot: Path | None = None,
     json: Path | None = None,  # the option is called --json
@@ -48,6 +58,8 @@ def run(
 
     Args:
         detector: DETECTOR.
+        audit: MODULE.
+        image_size: side of the pictures that a MODULE of yours takes; 74 if it does not say.
         data: SPEC of a few pictures at which the constants are also observed, from below.
         plot: file for the figure; its ending chooses the format.
         json: file for the result; `-` prints it instead of the tables.
@@ -56,6 +68,13 @@ def run(
     check_writable(plot)
     if plot is not None and plot.suffix[1:].lower() not in PLOT_FORMATS:
         raise InputError(f"--plot {plot}: its ending must be one of: {', '.join(PLOT_FORMATS)}.")
+    if audit is not None:
+        if detector is not None or plot is not None:
+            raise InputError("--audit MODULE stands alone: without a DETECTOR before it or --plot.")
+        _audit(audit, image_size, json)
+        return
+    if detector is None:
+        raise InputError("Give a DETECTOR, or --audit MODULE.")
     loaded = load_detector(detector)
     model = loaded.detector
     pack = open_data(data, "test", model.config.image_size).head(MOST_OBSERVED)
@@ -71,6 +90,26 @@ def run(
     console = Console()
     console.print(profile_table(loaded.name, rows))
     console.print(bounds_table(bounds))
+
+
+def _audit(spec: str, image_size: int | None, file: Path | None) -> None:
+    if is_foreign(spec):
+        foreign = load_foreign(spec)
+        model, size = foreign.module, image_size or foreign.image_size
+    else:
+        model = load_detector(spec).detector
+        size = model.config.image_size
+        if image_size not in (None, size):
+            raise InputError(f"{spec} takes pictures of {size} pixels, not {image_size}.")
+    found = audit_module(model, size)
+    text = as_json(audit_json(spec, size, found))
+    if file == Path("-"):
+        print(text)
+        return
+    if file is not None:
+        file.write_text(text + "\n")
+    print(audit_sentence(spec, found))
+    Console().print(audit_table(found))
 
 
 VERB = Verb("bound a detector's constants", parser, run)

@@ -9,6 +9,7 @@ from rich.console import Console
 
 from lipdet.attack import AttackSettings
 from lipdet.attack.settings import AttackName
+from lipdet.certificate import UnknownLipschitz
 from lipdet.checkpoint import load_detector
 from lipdet.commands.attack_options import EPSILON_HELP, parse_epsilons
 from lipdet.commands.options import (
@@ -21,10 +22,24 @@ from lipdet.commands.options import (
     check_writable,
     verb_parser,
 )
+from lipdet.errors import InputError
 from lipdet.evaluate.attacked import Campaign
+from lipdet.foreign import (
+    MODULE_HELP,
+    ForeignDetector,
+    attacks_at,
+    audit_module,
+    evaluate_foreign,
+    foreign_scenes,
+    is_foreign,
+    load_foreign,
+)
+from lipdet.images.pack import Pack
 from lipdet.images.spec import open_data
+from lipdet.report.audit import audit_json
 from lipdet.report.build import build_report
 from lipdet.report.comparison import comparison_table
+from lipdet.report.module_page import write_module_page
 from lipdet.report.page import write_figures, write_page
 from lipdet.report.results import read_results
 
@@ -35,7 +50,7 @@ def parser() -> Parser:
         "Show detectors side by side on one page that opens anywhere, without a network.",
         "lipdet report naive runs/mine --data rendered:200 --epsilon 0.1 0.25 --out report.html",
     )
-    parser.add_argument("detectors", nargs="+", help=DETECTOR_HELP)
+    parser.add_argument("detectors", nargs="+", help=f"{DETECTOR_HELP}; or {MODULE_HELP}")
     parser.add_argument("--data", required=True, metavar="SPEC", help=SPEC_HELP)
     parser.add_argument("--epsilon", nargs="+", default=[], metavar="E", help=EPSILON_HELP)
     parser.add_argument(
@@ -93,6 +108,18 @@ def run(
     if epsilons:
         settings = AttackSettings(epsilons[0], steps=steps, restarts=restarts, seed=seed)
         campaign = Campaign(attack, epsilons, settings, state)
+    if any(map(is_foreign, detectors)):
+        if len(detectors) > 1 or results or figures is not None or state is not None:
+            raise InputError(
+                f"{next(filter(is_foreign, detectors))}: a module of yours has a page of its own; "
+                "give it alone, without --results, --figures and --state."
+            )
+        foreign = load_foreign(detectors[0])
+        pack = open_data(data, "test", foreign.image_size, seed)
+        _report_foreign(
+            foreign, pack if limit is None else pack.head(limit), seed, campaign, out, pictures
+        )
+        return
     known = read_results(results)
     loaded = [load_detector(name) for name in detectors]
     pack = open_data(data, "test", loaded[0].detector.config.image_size, seed)
@@ -106,6 +133,28 @@ def run(
     if figures is not None:
         files = write_figures(figures, measured, inspections)
         print(f"Figures: {len(files)} files in {figures}")
+
+
+def _report_foreign(
+    detector: ForeignDetector,
+    pack: Pack,
+    seed: int,
+    campaign: Campaign | None,
+    out: Path,
+    pictures: int,
+) -> None:
+    measured = evaluate_foreign(detector, pack, seed, campaign)
+    attacks = attacks_at(campaign.attack, campaign.settings) if campaign else []
+    scenes = foreign_scenes(detector, pack, pictures, attacks) if attacks else []
+    try:
+        found = audit_module(detector.module, detector.image_size)
+        write_module_page(
+            out, measured, scenes, (found, audit_json(detector.name, detector.image_size, found))
+        )
+    except UnknownLipschitz as error:
+        write_module_page(out, measured, scenes, str(error))
+    Console().print(comparison_table([measured]))
+    print(f"Page: {out}")
 
 
 VERB = Verb("one page about detectors, side by side", parser, run)

@@ -69,7 +69,7 @@ def write_page(
         sections.classes(document, drawings),
         sections.provenance(document, drawings),
     ]
-    text = _page(title, sections.answer(document), parts, json.dumps(document))
+    text = page_text(title, sections.answer(document), parts, json.dumps(document))
     try:
         path.write_text(text, encoding="utf-8")
     except OSError as error:
@@ -94,7 +94,8 @@ def _numbered(drawing: Drawing | None, place: int) -> Drawing | None:
     return drawing and drawing._replace(name=f"{drawing.name}-{place}")
 
 
-def _page(title: str, answer: str, parts: Sequence[Section], document: str) -> str:
+def page_text(title: str, answer: str, parts: Sequence[Section], document: str) -> str:
+    """The html of a page with its json."""
     links = "".join(f'<a href="#{part.name}">{escape(part.heading)}</a>' for part in parts)
     body = "".join(
         f'<section id="{part.name}"><h2>{escape(part.heading)}</h2>{part.body}</section>'

@@ -1,0 +1,200 @@
+"""What makes a network's Lipschitz bound large: layers and settings, each with its factor.
+
+Notable choices:
+- The bound of a layer is its own factor times the largest bound of what it reads. Followed back
+  from the output with the largest bound, the factors of that one path multiply to the bound, so
+  every finding says by how much the bound falls if its layer is replaced by one of norm 1.
+- A convolution and its BatchNorm are bounded as one kernel, which is tighter than one after the
+  other; the BatchNorm's factor is what it adds to the convolution alone.
+- Operations without any bound are listed first. What comes behind them is still looked at, as if
+  they had constant 1.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, fx, nn
+
+from lipdet.certificate import gains
+from lipdet.certificate.advice import advice, obstacle_advice
+from lipdet.certificate.gains import as_pair
+from lipdet.certificate.module_rules import batch_norm_factors, conv_gain
+from lipdet.certificate.outputs import propagate_detector
+from lipdet.certificate.propagation import Propagation, describe, propagate
+from lipdet.detector.ssd import SSD
+
+# Factors of layers that are 1 by construction carry some rounding.
+_ONE = 1 + 1e-4
+_REPEATING = ("reflect", "replicate")
+
+
+@dataclass(frozen=True)
+class Finding:
+    """A layer, or a setting of one, that enlarges the bound.
+
+    Attributes:
+        name: path of the layer in the network; empty for a function of the network itself.
+        kind: its class, or the function.
+        cause: the setting, in words.
+        factor: by which it multiplies the bound; None where there is no bound.
+        instead: what to use in its place.
+    """
+
+    name: str
+    kind: str
+    cause: str
+    factor: float | None
+    instead: str
+
+
+@dataclass(frozen=True)
+class Audit:
+    """The findings of one network.
+
+    Attributes:
+        bound: of the output with the largest bound, from the input; None where an operation has
+            none.
+        shrinking: product of all factors on its path that are no findings, about 1 or less. Times
+            the factors of the findings it is the bound.
+        findings: operations without a bound, then by falling factor.
+    """
+
+    bound: float | None
+    shrinking: float
+    findings: tuple[Finding, ...]
+
+
+@torch.no_grad()
+def audit(module: nn.Module, input_shape: Sequence[int]) -> Audit:
+    """Find what makes the Lipschitz bound of a network large.
+
+    Args:
+        module: in eval mode, with one tensor as input.
+        input_shape: of one input without the batch axis.
+
+    Raises:
+        UnknownLipschitz: the network cannot be seen as a graph.
+        InputError: it cannot process this shape.
+    """
+    if isinstance(module, SSD):
+        propagation = propagate_detector(module, input_shape)
+    else:
+        propagation = propagate(module, input_shape, past_obstacles=True)
+    obstacles = [
+        Finding(*describe(node, propagation.network), reason, None, obstacle_advice(reason))
+        for node, reason in propagation.obstacles.items()
+    ]
+    found: list[Finding] = []
+    shrinking = 1.0
+    path = worst_path(propagation)
+    for node in path:
+        for finding in _findings(propagation, node, raw=_on_pixels(propagation, node)):
+            assert finding.factor is not None
+            if finding.factor > _ONE:
+                found.append(finding)
+            else:
+                shrinking *= finding.factor
+    found.sort(key=lambda one: -(one.factor or 0.0))
+    bound = None if obstacles else propagation.bounds[path[-1]]
+    return Audit(bound, shrinking, (*obstacles, *found))
+
+
+def worst_path(propagation: Propagation) -> list[fx.Node]:
+    """The nodes from the input to the output with the largest bound, without the input itself."""
+    outputs = propagation.network.graph.output_node().all_input_nodes
+    node = max(outputs, key=lambda one: propagation.bounds.get(one, 0.0))
+    path = []
+    while sources := _sources(propagation, node):
+        path.append(node)
+        node = max(sources, key=propagation.bounds.__getitem__)
+    return path[::-1]
+
+
+def _sources(propagation: Propagation, node: fx.Node) -> list[fx.Node]:
+    return [source for source in node.all_input_nodes if source in propagation.bounds]
+
+
+def _findings(propagation: Propagation, node: fx.Node, raw: bool) -> Iterator[Finding]:
+    """The factors of one node; they multiply to its bound over the largest it reads."""
+    if node in propagation.fused.values() or node in propagation.obstacles:
+        return  # A convolution is told together with its BatchNorm.
+    first = propagation.fused.get(node, node)
+    sources = _sources(propagation, first)
+    largest = max(propagation.bounds[source] for source in sources)
+    factor = propagation.bounds[node] / largest if largest else 1.0
+    name, kind = describe(first, propagation.network)
+    module = _module(propagation, first)
+    if isinstance(module, nn.Conv2d):
+        x, y = (_shaped(propagation, one) for one in (sources[0], first))
+        yield from _convolution(name, kind, module, x, y)
+        if node is not first:
+            norm = _module(propagation, node)
+            assert isinstance(norm, nn.BatchNorm2d)
+            path, normed = describe(node, propagation.network)
+            alone = conv_gain(module, x, y)
+            cause = f"BatchNorm scales by up to {batch_norm_factors(norm).abs().max():.3g}"
+            yield Finding(path, normed, cause, factor / alone, advice("BatchNorm2d"))
+        return
+    dependent = len(sources)
+    cause = _cause(module, kind, dependent, raw, factor)
+    yield Finding(name, kind, cause, factor, advice("pixels" if raw else kind, dependent))
+
+
+def _convolution(name: str, kind: str, conv: nn.Conv2d, x: Tensor, y: Tensor) -> Iterator[Finding]:
+    total = conv_gain(conv, x, y)
+    padding = 1.0
+    if conv.padding_mode in _REPEATING:
+        padding = gains.pad(x, conv._reversed_padding_repeated_twice, conv.padding_mode)
+        cause = f'padding_mode="{conv.padding_mode}" repeats pixels'
+        yield Finding(name, kind, cause, padding, 'padding_mode="zeros" or "circular"')
+    size = "×".join(str(side) for side in as_pair(conv.kernel_size))
+    stride = "" if as_pair(conv.stride) == (1, 1) else f" at stride {as_pair(conv.stride)[0]}"
+    instead = "OrthogonalConv1x1" if size == "1×1" else "Conv2d"
+    yield Finding(
+        name, kind, f"norm of its {size} kernel{stride}", total / padding, advice(instead)
+    )
+
+
+def _cause(module: nn.Module | None, kind: str, dependent: int, raw: bool, factor: float) -> str:
+    if raw:
+        return f"pixels are scaled by up to {factor:.3g} (normalisation by mean and deviation)"
+    if isinstance(module, nn.MaxPool2d | nn.AvgPool2d):
+        window, step = as_pair(module.kernel_size), as_pair(module.stride)
+        overlap = "overlap" if window[0] > step[0] or window[1] > step[1] else "do not overlap"
+        return f"{window[0]}×{window[1]} windows at stride {step[0]} {overlap}"
+    if dependent > 1:
+        verb = "joined" if kind in ("cat", "stack") else "added up"
+        return f"{dependent} branches are {verb}"
+    if isinstance(module, nn.BatchNorm2d):
+        return f"BatchNorm scales by up to {batch_norm_factors(module).abs().max():.3g}"
+    return "its largest gain"
+
+
+def _on_pixels(propagation: Propagation, node: fx.Node) -> bool:
+    """Whether an operation scales pixels before any layer has seen them."""
+    scales = {"mul", "truediv", "div"}
+    if node.op == "call_module" or describe(node, propagation.network)[1] not in scales:
+        return False
+    while sources := _sources(propagation, node):
+        if node.op == "call_module" or len(sources) > 1:
+            return False
+        [node] = sources
+    return True
+
+
+def _module(propagation: Propagation, node: fx.Node) -> nn.Module | None:
+    is_call = node.op == "call_module"
+    return propagation.network.get_submodule(str(node.target)) if is_call else None
+
+
+def _shaped(propagation: Propagation, node: fx.Node) -> Tensor:
+    return torch.zeros(propagation.shapes[node])
+
+
+def product(found: Audit) -> float:
+    """The factors of all findings and the rest of the path, multiplied."""
+    return found.shrinking * math.prod(one.factor or 1.0 for one in found.findings)

@@ -1,0 +1,85 @@
+"""An audit of a Lipschitz bound as a sentence, a table, json, and a part of the page."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, replace
+from typing import Any
+
+from rich.table import Table
+
+from lipdet.certificate.audit import Audit, Finding
+from lipdet.report.markup import Cell, Section, constant, number, paragraph, table
+from lipdet.versions import versions
+
+COLUMNS = ("layer", "kind", "what enlarges the bound", "factor", "instead")
+NO_BOUND = "no bound"
+
+
+def audit_sentence(name: str, found: Audit) -> str:
+    """What the audit found, in one sentence."""
+    factors = [one for one in found.findings if one.factor is not None]
+    missing = len(found.findings) - len(factors)
+    if found.bound is None:
+        return (
+            f"{name} has no Lipschitz bound and so no certificates: {missing} of its operations "
+            f"have none; {len(factors)} others enlarge what the rest of its worst path amounts to."
+        )
+    if not factors:
+        return f"{name}: bound {found.bound:.4g}, which no layer enlarges."
+    return (
+        f"{name}: bound {found.bound:.4g} = the {len(factors)} factors below, multiplied, × "
+        f"{found.shrinking:.4g} of layers that shrink."
+    )
+
+
+def audit_table(found: Audit) -> Table:
+    """The findings for the terminal; operations without a bound are grouped by reason."""
+    result = Table(title="What makes the Lipschitz bound large, from the image in [0, 1], L2")
+    for column in COLUMNS:
+        result.add_column(
+            column, justify="right" if column == "factor" else "left", overflow="fold"
+        )
+    for one in grouped(found.findings):
+        factor = NO_BOUND if one.factor is None else f"{one.factor:.4g}"
+        result.add_row(one.name, one.kind, one.cause, factor, one.instead)
+    return result
+
+
+def audit_json(name: str, image_size: int, found: Audit) -> dict[str, Any]:
+    """What `lipdet lipschitz --audit --json` writes; docs/json.md describes it."""
+    return {
+        "module": name,
+        "input_shape": [3, image_size, image_size],
+        "bound": found.bound,
+        "shrinking": found.shrinking,
+        "findings": [asdict(one) for one in found.findings],
+        "versions": versions(),
+    }
+
+
+def audit_section(document: dict[str, Any], audit: Audit | str) -> Section:
+    """The findings on a page, whose json has them under `audit`."""
+    heading = "What makes the Lipschitz bound large"
+    if isinstance(audit, str):
+        return Section("audit", heading, paragraph(audit))
+    rows: list[list[Cell | str]] = []
+    for one in grouped(audit.findings):
+        if one.factor is None:
+            rows.append([one.name or one.kind, one.kind, one.cause, NO_BOUND, one.instead])
+            continue
+        cell = number(document, f"audit/findings/{audit.findings.index(one)}/factor", constant)
+        rows.append([one.name or one.kind, one.kind, one.cause, cell, one.instead])
+    text = paragraph(audit_sentence(document["audit"]["module"], audit))
+    return Section("audit", heading, text + table("By falling factor", COLUMNS, rows))
+
+
+def grouped(findings: tuple[Finding, ...]) -> list[Finding]:
+    """The findings, with those that lack a bound for the same reason as one."""
+    result: dict[object, list[Finding]] = {}
+    for place, one in enumerate(findings):
+        key = (one.kind, one.cause) if one.factor is None else place
+        result.setdefault(key, []).append(one)
+    return [
+        first if not others else replace(first, name=f"{first.name} and {len(others)} more")
+        for first, *others in result.values()
+    ]

@@ -16,6 +16,7 @@ from lipdet.cli import main
 from lipdet.errors import InputError
 from lipdet.foreign import audit_module, detect, load_foreign
 
+GUIDE = Path(__file__).resolve().parent.parent / "docs" / "your-own-detector.md"
 MINE = """
 import torch
 from torch import nn
@@ -135,3 +136,28 @@ def test_what_breaks_the_protocol_is_one_sentence(mine: Path) -> None:
     assert one["scores"].tolist() == [0.75, 0.25]
     with pytest.raises(InputError, match="does not accept inputs"):
         audit_module(nn.Sequential(nn.Conv2d(4, 1, 1)), 8)
+
+
+def test_the_example_of_the_documentation_works(
+    mine: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    [example] = re.findall(r"```python\n(.*?)```", GUIDE.read_text(), re.DOTALL)
+    (mine / "mine.py").write_text(example)
+    commands = [
+        line.split()[1:]
+        for block in re.findall(r"```sh\n(.*?)```", GUIDE.read_text(), re.DOTALL)
+        for line in block.splitlines()
+        # The others take longer, and tests above and in tests/certificate do what they do.
+        if "onebox" in line
+    ]
+    assert [words[0] for words in commands] == ["report", "lipschitz", "lipschitz"]
+    for words in commands:
+        main([word.replace("rendered:8", "rendered:2") for word in words])
+    found = json.loads((mine / "audit.json").read_text())
+    # By hand: 3×3 windows at stride 2.
+    pools = [one["factor"] for one in found["findings"] if one["kind"] == "MaxPool2d"]
+    assert pools == [pytest.approx(2.0)]
+    page = (mine / "onebox.html").read_text()
+    for words in ("Nothing is certified here", "DisjointMaxPool2d", "0.5"):
+        assert words in page
+    capsys.readouterr()

@@ -82,7 +82,10 @@ def load_foreign(spec: str) -> ForeignDetector:
 
 
 def audit_module(module: nn.Module, image_size: int) -> Audit:
-    """Audit a module for square RGB pictures; of torchvision's detectors pixels to head maps.
+    """Audit a module for square RGB pictures, from the pixels.
+
+    Of torchvision's detectors up to the maps of the heads; of a module with an attribute `network`,
+    that part.
 
     Raises:
         UnknownLipschitz: it cannot be seen as a graph.
@@ -91,7 +94,14 @@ def audit_module(module: nn.Module, image_size: int) -> Audit:
     shape = (3, image_size, image_size)
     if not isinstance(module, SSD) and is_torchvision(module):
         module = PixelsToHeads(module, shape)
+    elif isinstance(network := getattr(module, "network", None), nn.Module):
+        module = network
     return audit(module, shape)
+
+
+def can_be_audited(module: nn.Module) -> bool:
+    """Whether it is known which part of a detector of this protocol maps pixels to raw output."""
+    return is_torchvision(module) or isinstance(getattr(module, "network", None), nn.Module)
 
 
 def detect(module: nn.Module, images: Tensor, classes: int) -> list[Detections]:

@@ -29,6 +29,7 @@ from lipdet.foreign import (
     ForeignDetector,
     attacks_at,
     audit_module,
+    can_be_audited,
     evaluate_foreign,
     foreign_scenes,
     is_foreign,
@@ -147,6 +148,11 @@ def _report_foreign(
     attacks = attacks_at(campaign.attack, campaign.settings) if campaign else []
     scenes = foreign_scenes(detector, pack, pictures, attacks) if attacks else []
     try:
+        if not can_be_audited(detector.module):
+            raise UnknownLipschitz(
+                f"{detector.name} has no attribute `network`, the part from pixels to raw output, "
+                "and so was not audited."
+            )
         found = audit_module(detector.module, detector.image_size)
         write_module_page(
             out, measured, scenes, (found, audit_json(detector.name, detector.image_size, found))

@@ -92,7 +92,7 @@ def test_the_audit_has_a_sentence_a_table_and_json(
     main(["lipschitz", "--audit", "small:build", "--image_size", "9", "--json", "audit.json"])
     text = " ".join(capsys.readouterr().out.split())
     sys.modules.pop("small", None)
-    assert "small:build: bound 2 = the 1 factors below" in text
+    assert "small:build: bound 2, the product of the factors below and 1 of layers" in text
     assert "windows at" in text
     written = json.loads((mine / "audit.json").read_text())
     # By hand: √(⌈3/2⌉²).

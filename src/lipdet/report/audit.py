@@ -22,12 +22,12 @@ def audit_sentence(name: str, found: Audit) -> str:
     if found.bound is None:
         return (
             f"{name} has no Lipschitz bound and so no certificates: {missing} of its operations "
-            f"have none; {len(factors)} others enlarge what the rest of its worst path amounts to."
+            "have none. The factors are those of the rest of its worst path."
         )
     if not factors:
         return f"{name}: bound {found.bound:.4g}, which no layer enlarges."
     return (
-        f"{name}: bound {found.bound:.4g} = the {len(factors)} factors below, multiplied, × "
+        f"{name}: bound {found.bound:.4g}, the product of the factors below and "
         f"{found.shrinking:.4g} of layers that shrink."
     )
 

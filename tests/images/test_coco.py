@@ -38,7 +38,7 @@ def write(folder: Path, root: Any, pictures: Path | None = None) -> Path:
     Image.new("RGB", (40, 30)).save(pictures / "b.png")
     Image.new("RGB", (20, 10)).save(pictures / "a.png")
     file = folder / "instances.json"
-    file.write_text(json.dumps(root))
+    file.write_text(json.dumps(root, indent=1))
     return file
 
 
@@ -114,10 +114,37 @@ def test_bad_entries_are_named(
 
 
 @pytest.mark.parametrize(
+    ("change", "key", "position"),
+    [
+        (lambda r: r["annotations"][1].pop("id"), "annotations", 1),
+        (lambda r: r["annotations"][1].update(bbox=[1]), "annotations", 1),
+        (lambda r: r["annotations"][1].update(bbox=[1, 1, 1, float("nan")]), "annotations", 1),
+        (lambda r: r["annotations"][0].update(image_id=8), "annotations", 0),
+        (lambda r: r["images"][1].update(width=30), "images", 1),
+        (lambda r: r["categories"][2].pop("name"), "categories", 2),
+        (lambda r: r["categories"].append({"id": 2}), "categories", 3),
+    ],
+)
+def test_the_line_of_an_entry_is_named(
+    tmp_path: Path, change: Callable[[dict[str, Any]], object], key: str, position: int
+) -> None:
+    root = edit(change)
+    file = write(tmp_path, root)
+    # Oracle: with this indentation each entry of a list begins on a line "  {" of its own.
+    lists = ("images", "annotations", "categories")
+    before = sum(len(root[name]) for name in lists[: lists.index(key)]) + position
+    lines = file.read_text().split("\n")
+    line = [number for number, text in enumerate(lines, start=1) if text == "  {"][before]
+    with pytest.raises(InputError) as error:
+        read_coco(file)
+    assert str(error.value).startswith(f"{file}, line {line}: ")
+
+
+@pytest.mark.parametrize(
     ("content", "message"),
     [
         (b"", "cannot be read as json"),
-        (b'{"images": [', "cannot be read as json"),
+        (b'{"images":\n [', r"x\.json, line 2: cannot be read as json"),
         (b"\xff\xfe\x00", "cannot be read as json"),
         (b"[" * 100_000, "cannot be read as json"),
         (b"[]", "holds no json object"),

@@ -37,7 +37,7 @@ def read_coco(file: Path) -> Source:
 
     Raises:
         InputError: the file is missing, malformed or contradicts itself or its pictures; the
-            message names the file and the entry.
+            message names the file, the entry and the line on which it begins.
     """
     root = _load(file)
     images = _by_id(file, root, "images")
@@ -116,6 +116,10 @@ def _load(file: Path) -> dict[str, Any]:
         root = json.loads(file.read_text(encoding="utf-8"))
     except (FileNotFoundError, IsADirectoryError):
         raise InputError(f"{file}: no such file; name a COCO detection json.") from None
+    except json.JSONDecodeError as error:
+        raise InputError(
+            f"{file}, line {error.lineno}: cannot be read as json ({error.msg}); check the file."
+        ) from None
     except (OSError, ValueError, RecursionError) as error:
         raise InputError(f"{file}: cannot be read as json ({error}); check the file.") from None
     if not isinstance(root, dict):
@@ -134,13 +138,48 @@ def _by_id(file: Path, root: dict[str, Any], key: str) -> dict[int, dict[str, An
     for position, entry in enumerate(entries):
         entry_id = entry.get("id") if isinstance(entry, dict) else None
         if not isinstance(entry_id, int):
-            raise InputError(f"{file}: {key}[{position}] has no integer `id`; add one.")
+            where = _at(file, key, position)
+            raise InputError(f"{where}: {key}[{position}] has no integer `id`; add one.")
         if entry_id in by_id:
+            where = _at(file, key, position)
             raise InputError(
-                f"{file}: {key}[{position}] repeats the id {entry_id}; ids are unique."
+                f"{where}: {key}[{position}] repeats the id {entry_id}; ids are unique."
             )
         by_id[entry_id] = entry
     return by_id
+
+
+def _at(file: Path, key: str, entry: int | dict[str, Any]) -> str:
+    """The file and the line on which an entry of one of its lists begins, for messages.
+
+    The text is read again, since json keeps no lines; `entry` is a position or what has been read.
+    """
+    text = file.read_text(encoding="utf-8")
+    decode = json.JSONDecoder().raw_decode
+    found = at = _next(text, text.index("{") + 1)
+    while text[at] != "}":
+        name, at = decode(text, at)
+        at = _next(text, at)
+        if name != key or text[at] != "[":
+            at = _next(text, decode(text, at)[1])
+            continue
+        at, position = _next(text, at + 1), 0
+        while text[at] != "]":
+            value, end = decode(text, at)
+            # By id, which is unique: an entry that holds a NaN does not equal itself.
+            entry_id = value.get("id") if isinstance(value, dict) else None
+            if entry == position if isinstance(entry, int) else entry["id"] == entry_id:
+                found = at
+            at, position = _next(text, end), position + 1
+        at = _next(text, at + 1)
+    return f"{file}, line {text.count(chr(10), 0, found) + 1}"
+
+
+def _next(text: str, at: int) -> int:
+    """Where the next value or bracket is, beyond white space and the signs between values."""
+    while text[at] in " \t\r\n,:":
+        at += 1
+    return at
 
 
 def _known(
@@ -149,8 +188,8 @@ def _known(
     entry_id = annotation.get(key)
     if not isinstance(entry_id, int) or entry_id not in entries:
         raise InputError(
-            f"{file}: annotation {annotation['id']} has {key} {entry_id!r}, which is not in the "
-            "file; correct it."
+            f"{_at(file, 'annotations', annotation)}: annotation {annotation['id']} has {key} "
+            f"{entry_id!r}, which is not in the file; correct it."
         )
     return entry_id
 
@@ -158,7 +197,8 @@ def _known(
 def _string(file: Path, kind: str, entry: dict[str, Any], key: str) -> str:
     value = entry.get(key)
     if not isinstance(value, str) or not value:
-        raise InputError(f"{file}: {kind} {entry['id']} has no `{key}`; add it.")
+        where = _at(file, {"image": "images", "category": "categories"}[kind], entry)
+        raise InputError(f"{where}: {kind} {entry['id']} has no `{key}`; add it.")
     return value
 
 
@@ -166,24 +206,29 @@ def _size(file: Path, image: dict[str, Any]) -> tuple[int, int]:
     width, height = image.get("width"), image.get("height")
     if not (isinstance(width, int) and isinstance(height, int) and min(width, height) > 0):
         raise InputError(
-            f"{file}: image {image['id']} needs a positive integer `width` and `height`."
+            f"{_at(file, 'images', image)}: image {image['id']} needs a positive integer `width` "
+            "and `height`."
         )
     return width, height
 
 
 def _box(file: Path, annotation: dict[str, Any], image: dict[str, Any]) -> NDArray[np.float32]:
     """(4,) xyxy inside the picture."""
-    where = f"{file}: annotation {annotation['id']} of image {image['id']}"
+    name = f"annotation {annotation['id']} of image {image['id']}"
     width, height = _size(file, image)
     try:
         x, y, w, h = np.array(annotation.get("bbox"), np.float64)
     except (TypeError, ValueError):
-        raise InputError(f"{where} needs a `bbox` of four numbers [x, y, width, height].") from None
+        where = _at(file, "annotations", annotation)
+        raise InputError(
+            f"{where}: {name} needs a `bbox` of four numbers [x, y, width, height]."
+        ) from None
     box = box_inside((x, y, x + w, y + h), width, height)
     if box is None:
+        where = _at(file, "annotations", annotation)
         raise InputError(
-            f"{where} has the box [{x:g}, {y:g}, {w:g}, {h:g}], which has no area inside the "
-            f"{width}x{height} image; correct or remove it."
+            f"{where}: {name} has the box [{x:g}, {y:g}, {w:g}, {h:g}], which has no area inside "
+            f"the {width}x{height} image; correct or remove it."
         )
     return box
 
@@ -195,12 +240,14 @@ def _picture_path(file: Path, image: dict[str, Any]) -> Path:
     path = next((path for path in tried if path.is_file()), None)
     if path is None:
         raise InputError(
-            f"{file}: image {image['id']} is neither {tried[0]} nor {tried[1]}; add the picture."
+            f"{_at(file, 'images', image)}: image {image['id']} is neither {tried[0]} nor "
+            f"{tried[1]}; add the picture."
         )
     actual = picture_size(path)
     if actual != (stated := _size(file, image)):
         raise InputError(
-            f"{file}: image {image['id']} is stated as {stated[0]}x{stated[1]}, but {path} is "
-            f"{actual[0]}x{actual[1]}; correct the size and the boxes."
+            f"{_at(file, 'images', image)}: image {image['id']} is stated as "
+            f"{stated[0]}x{stated[1]}, but {path} is {actual[0]}x{actual[1]}; correct the size and "
+            "the boxes."
         )
     return path

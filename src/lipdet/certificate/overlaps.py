@@ -24,23 +24,32 @@ OVERLAP_SLACK = 1e-3
 
 
 def surely_overlap(
-    boxes: BoxRange, images: Sequence[Tensor], nms_iou: float, size: int
+    boxes: BoxRange,
+    images: Sequence[Tensor],
+    members: Sequence[Tensor],
+    nms_iou: float,
+    size: int,
 ) -> list[NDArray[np.bool_]]:
     """Which boxes of an image overlap by more than η under every perturbation.
 
     Args:
         boxes: (N, 4).
         images: of each image the indices (U,) of its boxes.
+        members: of each image (U, C), 1 for the classes of which a box is a candidate, else 0; only
+            boxes with a class in common are compared.
         nms_iou: η.
         size: of the images.
 
     Returns:
-        For each image (U, U), symmetric and false on the diagonal.
+        For each image (U, U), symmetric, false on the diagonal and where nothing was compared.
     """
     if not images:
         return []
     needed = nms_iou + OVERLAP_SLACK
-    likely = [_may_overlap(boxes.at(index), needed, size) for index in images]
+    likely = [
+        _may_overlap(boxes.at(index), of_class, needed, size)
+        for index, of_class in zip(images, members, strict=True)
+    ]
     one = torch.cat([index[a] for index, (a, _) in zip(images, likely, strict=True)])
     other = torch.cat([index[b] for index, (_, b) in zip(images, likely, strict=True)])
     sure = torch.cat(
@@ -58,7 +67,9 @@ def surely_overlap(
     return result
 
 
-def _may_overlap(boxes: BoxRange, needed: float, size: int) -> tuple[Tensor, Tensor]:
+def _may_overlap(
+    boxes: BoxRange, members: Tensor, needed: float, size: int
+) -> tuple[Tensor, Tensor]:
     """Pairs of an image's boxes (U, 4) that a test in float32 does not rule out, the first before.
 
     Tested are one box at its smallest, the other at its largest and as far away as can be, both
@@ -84,7 +95,8 @@ def _may_overlap(boxes: BoxRange, needed: float, size: int) -> tuple[Tensor, Ten
             for axis in (0, 1)
         )
         possible[rows] = x.mul_(y) > least[rows, None] + most
-    one, other = torch.nonzero((possible & possible.T).triu_(1)).unbind(dim=1)
+    possible = (possible & possible.T) & (members @ members.T > 0)
+    one, other = torch.nonzero(possible.triu_(1)).unbind(dim=1)
     return one, other
 
 

@@ -196,9 +196,9 @@ def clique_numbers(candidates: Candidates, nms_iou: float, size: int, limit: int
     runs = list(_runs(group // candidates.classes))
     first = [int(places[rows].min()) for rows in runs]
     images = list(torch.split(boxes, np.diff([*first, len(boxes)]).tolist()))
-    members = torch.zeros(len(boxes), candidates.classes)
-    members[places, group % candidates.classes] = 1
-    of_images = torch.split(members, [len(index) for index in images])
+    of_class = torch.zeros(len(boxes), candidates.classes)
+    of_class[places, group % candidates.classes] = 1
+    of_images = torch.split(of_class, [len(index) for index in images])
     overlaps = surely_overlap(candidates.boxes.boxes, images, of_images, nms_iou, size)
     for rows, start, sure in zip(runs, first, overlaps, strict=True):
         for members in _runs(group[rows]):

@@ -46,9 +46,9 @@ def test_frontier_holds_the_results() -> None:
     drawing = plot_frontier(results())
     assert drawing
     points = {
-        tuple(line.get_xydata()[0].round(6))
+        tuple(point)
         for line in drawing.figure.axes[0].lines
-        if len(line.get_xydata()) == 1
+        for point in np.asarray(line.get_xydata()).round(6).tolist()
     }
     expected = {(0.86449, round(0.86449 * share, 6)) for share in (0.8, 0.4, 0.2)}
     assert expected <= points

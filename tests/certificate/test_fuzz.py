@@ -8,7 +8,6 @@ objects were certified in them).
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
 
 import pytest
 import torch
@@ -39,14 +38,6 @@ CAUGHT_FROM = {
     "half the ball of offsets": 13,
 }
 MOST_SCENES = 200
-
-
-@pytest.fixture(autouse=True)
-def one_thread() -> Iterator[None]:
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
 
 
 def test_what_is_certified_holds_for_every_perturbed_output() -> None:

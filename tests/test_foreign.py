@@ -12,9 +12,10 @@ import pytest
 import torch
 from torch import nn
 
+from lipdet.checkpoint import load_any
 from lipdet.cli import main
 from lipdet.errors import InputError
-from lipdet.foreign import audit_module, detect, load_foreign
+from lipdet.foreign.protocol import audit_module, detect
 
 GUIDE = Path(__file__).resolve().parent.parent / "docs" / "your-own-detector.md"
 MINE = """
@@ -116,10 +117,10 @@ def test_what_breaks_the_protocol_is_one_sentence(mine: Path) -> None:
         ("nowhere:build", "cannot be imported"),
         ("mine:missing", "cannot be imported"),
         ("mine:nothing", "returned str"),
-        ("mine", "names no module"),
+        ("mine", "package.module:callable, or one of"),
     ):
         with pytest.raises(InputError, match=words):
-            load_foreign(spec)
+            load_any(spec)
     images = torch.rand(1, 3, 8, 8)
     with pytest.raises(InputError, match="a dictionary with the tensors"):
         detect(Protocol(torch.zeros(3)), images, 2)

@@ -43,7 +43,8 @@ ALLOWED: dict[str, set[str]] = {
     "images": BASE | {"config", "types", "progress"},
     "boxes": {"types"},
     "detector": BASE | {"boxes", "config", "layers", "types"},
-    "checkpoint": BASE | {"config", "detector"},
+    "user_module": BASE | {"config"},
+    "checkpoint": BASE | {"config", "detector", "user_module"},
     "attack": BASE | {"boxes", "config", "detector", "progress", "types"},
     "certificate": BASE | {"boxes", "config", "detector", "layers", "progress", "types"},
     "evaluate": BASE

@@ -4,7 +4,7 @@ Notable choices:
 - The file's header holds json: the detector's configuration, how it was trained, its figures.
 - Files appear under their name only when complete.
 - A DETECTOR is the name of packaged weights, a folder (the best weights of a run, or the weights
-  that `Detector.save_pretrained` wrote), or a file.
+  that `Detector.save_pretrained` wrote), a file, or `package.module:callable` in the user's code.
 """
 
 from __future__ import annotations
@@ -23,6 +23,7 @@ from torch import Tensor, nn
 from lipdet.config import DetectorConfig, as_plain
 from lipdet.detector import ARCHITECTURES, SSD, build_detector
 from lipdet.errors import InputError
+from lipdet.user_module import ForeignDetector, as_foreign, load_module, names_module
 
 PACKAGED = Path(__file__).parent / "weights"
 BEST = "best.safetensors"
@@ -37,12 +38,17 @@ class LoadedDetector:
     Attributes:
         name: as the user gave it.
         detector: with its trained weights.
-        info: `detector`, `training`, `figures`, `versions` as stored.
+        info: `detector`, `training`, `figures`, `versions` as stored; empty for code of the user's.
     """
 
     name: str
     detector: SSD
     info: dict[str, Any]
+
+    @property
+    def image_size(self) -> int:
+        """Side of its square pictures in pixels."""
+        return self.detector.config.image_size
 
 
 def packaged_names() -> list[str]:
@@ -67,20 +73,47 @@ def weights_file(spec: str) -> Path:
     if spec in packaged_names():
         return PACKAGED / f"{spec}.safetensors"
     raise InputError(
-        f"There is no detector {spec!r}; give a run folder, a weights file, or one of: "
-        f"{', '.join(packaged_names())}."
+        f"There is no detector {spec!r}; give a run folder, a weights file, "
+        f"package.module:callable, or one of: {', '.join(packaged_names())}."
     )
 
 
+def load_any(spec: str) -> LoadedDetector | ForeignDetector:
+    """What a DETECTOR means, made of lipdet's parts or not.
+
+    Raises:
+        InputError: as `load_detector`, but for a module that is no `SSD`.
+    """
+    if not names_module(spec):
+        return _load_weights(spec)
+    module = load_module(spec)
+    if isinstance(module, SSD):
+        return LoadedDetector(spec, module, {})
+    return as_foreign(spec, module)
+
+
 def load_detector(spec: str) -> LoadedDetector:
-    """Build the detector that a weights file describes and load its weights.
+    """Build the detector that a weights file describes, or that a callable of the user's returns.
 
     Args:
         spec: a DETECTOR; see the module's first lines.
 
     Raises:
-        InputError: missing, damaged, or weights of another architecture.
+        InputError: missing, damaged, weights of another architecture, or a module that is no `SSD`.
     """
+    loaded = load_any(spec)
+    if isinstance(loaded, ForeignDetector):
+        kind = type(loaded.module)
+        raise InputError(
+            f"{spec} is a {kind.__module__}.{kind.__qualname__} and no lipdet.detector.SSD, so how "
+            "it gets from raw output to boxes is not known here: build it from lipdet's parts "
+            "(docs/your-own-detector.md), or use eval, attack, report or lipschitz --audit, which "
+            "take any detector."
+        )
+    return loaded
+
+
+def _load_weights(spec: str) -> LoadedDetector:
     path = weights_file(spec)
     tensors, info = read_tensors(path)
     try:

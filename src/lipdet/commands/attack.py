@@ -8,13 +8,15 @@ from typing import Any
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from lipdet.attack import AttackSettings, attack_unlabelled
+from lipdet.attack.outcome import Outcome
 from lipdet.attack.settings import AttackName, Norm, single_attacks
-from lipdet.checkpoint import load_detector
+from lipdet.checkpoint import LoadedDetector, load_any
 from lipdet.commands.attack_options import EPSILON_HELP, parse_epsilons
 from lipdet.commands.options import (
-    DETECTOR_HELP,
+    ANY_DETECTOR_HELP,
     Parser,
     Verb,
     as_json,
@@ -22,11 +24,14 @@ from lipdet.commands.options import (
     distinct_stems,
     verb_parser,
 )
+from lipdet.foreign.pictures import attack_pictures, names_of
+from lipdet.foreign.protocol import attacks_at
 from lipdet.images.crop import Region, cut, full_region, out_of_region
 from lipdet.images.source import load_rgb
 from lipdet.progress import progress_bar
 from lipdet.report.attacks import attack_panel
 from lipdet.types import Detections
+from lipdet.user_module import ForeignDetector
 from lipdet.versions import versions
 
 
@@ -36,7 +41,7 @@ def parser() -> Parser:
         "Attack pictures: change them by at most epsilon so that the detector errs.",
         "lipdet attack naive door.jpg --epsilon 0.5 --out attacked",
     )
-    parser.add_argument("detector", help=DETECTOR_HELP)
+    parser.add_argument("detector", help=ANY_DETECTOR_HELP)
     parser.add_argument("images", nargs="+", type=Path, help="picture files")
     parser.add_argument("--epsilon", nargs=1, default=[], metavar="E", help=EPSILON_HELP)
     parser.add_function_arguments(run, skip={"detector", "images", "epsilon"})
@@ -75,19 +80,15 @@ def run(
         radius, objective, norm=norm, steps=steps, restarts=restarts, seed=seed
     )
     check_folder(out)
-    loaded = load_detector(detector)
-    model, names = loaded.detector, loaded.detector.config.class_names
+    loaded = load_any(detector)
     photographs = [load_rgb(path) for path in images]
     regions = [full_region(photograph.width, photograph.height) for photograph in photographs]
-    size = model.config.image_size
+    size = loaded.image_size
     cuts = [cut(one, region, size) for one, region in zip(photographs, regions, strict=True)]
     clean = torch.from_numpy(np.stack(cuts)).permute(0, 3, 1, 2).float() / 255
-    singles = single_attacks(attack, settings)
-    with progress_bar() as bar:
-        task = bar.add_task("Attacking", total=len(singles) * len(images) * restarts * (steps + 1))
-        before, after = attack_unlabelled(
-            model, clean, singles, lambda step, places, values: bar.advance(task, len(places))
-        )
+    own = isinstance(loaded, LoadedDetector)
+    singles = single_attacks(attack, settings) if own else attacks_at(attack, settings)
+    before, after, names = _attack(loaded, clean, singles)
     out.mkdir(parents=True, exist_ok=True)
     entries = []
     for index, (path, stem) in enumerate(zip(images, distinct_stems(images), strict=True)):
@@ -122,6 +123,24 @@ def run(
     }
     (out / "attack.json").write_text(as_json(result) + "\n")
     print(f"Panels and attack.json: {out}")
+
+
+def _attack(
+    loaded: LoadedDetector | ForeignDetector, clean: Tensor, singles: Sequence[AttackSettings]
+) -> tuple[Outcome, Outcome, tuple[str, ...]]:
+    """What is shown before and after, and the names of its classes."""
+    gradients = singles[0].restarts * (singles[0].steps + 1)
+    with progress_bar() as bar:
+        task = bar.add_task("Attacking", total=len(singles) * len(clean) * gradients)
+
+        def on_step(step: int, places: Tensor, values: Tensor) -> None:
+            bar.advance(task, len(places))
+
+        if isinstance(loaded, LoadedDetector):
+            shown = attack_unlabelled(loaded.detector, clean, singles, on_step)
+            return *shown, loaded.detector.config.class_names
+        shown = attack_pictures(loaded.module, clean, singles, on_step)
+        return *shown, names_of(loaded, shown)
 
 
 def _as_list(

@@ -10,26 +10,29 @@ from rich.console import Console
 from lipdet import distributed
 from lipdet.attack import AttackSettings
 from lipdet.attack.settings import AttackName, Norm
-from lipdet.checkpoint import load_detector
+from lipdet.checkpoint import LoadedDetector, load_any
 from lipdet.commands.attack_options import EPSILON_HELP, parse_epsilons
 from lipdet.commands.options import (
-    DETECTOR_HELP,
+    ANY_DETECTOR_HELP,
     FLOAT64_HELP,
     SPEC_HELP,
     Parser,
     Verb,
     as_json,
     check_positive,
+    check_state,
     check_writable,
     verb_parser,
 )
 from lipdet.errors import InputError
 from lipdet.evaluate.attacked import Campaign
 from lipdet.evaluate.together import evaluate_together
+from lipdet.foreign.evaluate import evaluate_foreign
 from lipdet.images.spec import open_data
 from lipdet.report.attacks import attacked_table
 from lipdet.report.certificate import certified_classes_table, certified_table, reasons_table
 from lipdet.report.table import classes_table, results_table
+from lipdet.user_module import ForeignDetector
 
 
 def parser() -> Parser:
@@ -38,7 +41,7 @@ def parser() -> Parser:
         "Measure average precision on a data set: clean, under attack, certified.",
         "lipdet eval naive --data svhn:SVHN/test --epsilon 0.25 0.5 --attack worst",
     )
-    parser.add_argument("detector", help=DETECTOR_HELP)
+    parser.add_argument("detector", help=ANY_DETECTOR_HELP)
     parser.add_argument("--data", required=True, metavar="SPEC", help=SPEC_HELP)
     parser.add_argument("--epsilon", nargs="+", default=[], metavar="E", help=EPSILON_HELP)
     parser.add_argument(
@@ -89,6 +92,7 @@ def run(
     if limit is not None:
         check_positive("--limit", limit)
     check_writable(json)
+    check_state(state, [detector])
     campaign = None
     epsilons = parse_epsilons(epsilon) if epsilon or attack or certify else ()
     if attack is not None:
@@ -102,14 +106,18 @@ def run(
         raise InputError("Certificates hold for L2 perturbations: leave out --norm, or --certify.")
     if float64 and attack is not None:
         raise InputError("Attacks run in float32: leave out --float64, or --attack.")
-    loaded = load_detector(detector)
-    if float64:
+    loaded = load_any(detector)
+    if isinstance(loaded, ForeignDetector):
+        _check_foreign(loaded, certify or float64)
+    elif float64:
         loaded.detector.double()
-    size = loaded.detector.config.image_size
-    pack = distributed.made_once(lambda: open_data(data, "test", size, seed))
+    pack = distributed.made_once(lambda: open_data(data, "test", loaded.image_size, seed))
     if limit is not None:
         pack = pack.head(limit)
-    result = evaluate_together(loaded, pack, seed, campaign, epsilons if certify else (), state)
+    if isinstance(loaded, LoadedDetector):
+        result = evaluate_together(loaded, pack, seed, campaign, epsilons if certify else (), state)
+    else:
+        result = evaluate_foreign(loaded, pack, seed, campaign)
     if result is None:
         return  # the first of several processes writes it
     if json == Path("-"):
@@ -126,6 +134,21 @@ def run(
         console.print(certified_table(result))
         console.print(certified_classes_table(result))
         console.print(reasons_table(result))
+
+
+def _check_foreign(detector: ForeignDetector, certify: bool) -> None:
+    """Refuse what needs to know how a detector gets from raw output to boxes."""
+    if certify:
+        raise InputError(
+            f"{detector.name} is no lipdet.detector.SSD, and a certificate follows the decoding of "
+            "boxes that lipdet does itself: leave out --certify and --float64, or build the "
+            "detector from lipdet's parts (docs/your-own-detector.md)."
+        )
+    if distributed.size() > 1:
+        raise InputError(
+            f"{detector.name} is no lipdet.detector.SSD, and is evaluated by one process: start it "
+            "without torchrun."
+        )
 
 
 VERB = Verb("average precision on a data set", parser, run)

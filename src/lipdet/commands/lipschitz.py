@@ -9,7 +9,7 @@ from rich.console import Console
 
 from lipdet.certificate.outputs import output_bounds
 from lipdet.certificate.profile import layer_profile
-from lipdet.checkpoint import load_detector
+from lipdet.checkpoint import LoadedDetector, load_any, load_detector
 from lipdet.commands.options import (
     DETECTOR_HELP,
     Parser,
@@ -19,7 +19,7 @@ from lipdet.commands.options import (
     verb_parser,
 )
 from lipdet.errors import InputError
-from lipdet.foreign import MODULE_HELP, audit_module, is_foreign, load_foreign
+from lipdet.foreign.protocol import audit_module
 from lipdet.images.spec import open_data
 from lipdet.report.audit import audit_json, audit_sentence, audit_table
 from lipdet.report.lipschitz import bounds_table, plot_profile, profile_json, profile_table
@@ -39,8 +39,8 @@ def parser() -> Parser:
     parser.add_argument(
         "--audit",
         metavar="MODULE",
-        help="say what makes the bound large and what to use instead; a DETECTOR, or "
-        f"{MODULE_HELP}",
+        help="say what makes the bound large and what to use instead; any DETECTOR, or "
+        "package.module:callable of yours that returns any nn.Module",
     )
     parser.add_function_arguments(run, skip={"detector", "audit"})
     return parser
@@ -93,14 +93,11 @@ def run(
 
 
 def _audit(spec: str, image_size: int | None, file: Path | None) -> None:
-    if is_foreign(spec):
-        foreign = load_foreign(spec)
-        model, size = foreign.module, image_size or foreign.image_size
-    else:
-        model = load_detector(spec).detector
-        size = model.config.image_size
-        if image_size not in (None, size):
-            raise InputError(f"{spec} takes pictures of {size} pixels, not {image_size}.")
+    loaded = load_any(spec)
+    if isinstance(loaded, LoadedDetector) and image_size not in (None, loaded.image_size):
+        raise InputError(f"{spec} takes pictures of {loaded.image_size} pixels, not {image_size}.")
+    size = image_size or loaded.image_size
+    model = loaded.detector if isinstance(loaded, LoadedDetector) else loaded.module
     found = audit_module(model, size)
     text = as_json(audit_json(spec, size, found))
     if file == Path("-"):

@@ -14,10 +14,13 @@ from lipdet import distributed
 from lipdet.errors import InputError
 from lipdet.images.crop import Region
 from lipdet.images.spec import FORMS
+from lipdet.user_module import names_module
 
 PROGRAM = "lipdet"
 SPEC_HELP = FORMS
-DETECTOR_HELP = "name of packaged weights, a run folder, or a weights file"
+_WEIGHTS_HELP = "name of packaged weights, a run folder, a weights file, or package.module:callable"
+DETECTOR_HELP = f"{_WEIGHTS_HELP} of yours that returns a lipdet.detector.SSD"
+ANY_DETECTOR_HELP = f"{_WEIGHTS_HELP} of yours that returns a detector (docs/your-own-detector.md)"
 FLOAT64_HELP = (
     "compute in float64, twice as slow: what certificates allow for rounding is then proven, not "
     "measured"
@@ -79,6 +82,16 @@ def check_writable(file: Path | None) -> None:
     """Refuse a file that cannot be written, before the work is done."""
     if file is not None and file != Path("-") and (file.is_dir() or not file.parent.is_dir()):
         raise InputError(f"{file} cannot be written; name a file in a folder that exists.")
+
+
+def check_state(state: Path | None, detectors: Sequence[str]) -> None:
+    """Refuse to keep finished parts of what code of the user's computes."""
+    own = next(filter(names_module, detectors), None)
+    if state is not None and own is not None:
+        raise InputError(
+            f"{own}: finished parts are found again by a hash of the weights, which says nothing "
+            "of your code; leave out --state."
+        )
 
 
 def check_folder(out: Path) -> None:

@@ -10,31 +10,24 @@ from rich.console import Console
 from lipdet.attack import AttackSettings
 from lipdet.attack.settings import AttackName
 from lipdet.certificate import UnknownLipschitz
-from lipdet.checkpoint import load_detector
+from lipdet.checkpoint import LoadedDetector, load_any
 from lipdet.commands.attack_options import EPSILON_HELP, parse_epsilons
 from lipdet.commands.options import (
-    DETECTOR_HELP,
+    ANY_DETECTOR_HELP,
     SPEC_HELP,
     Parser,
     Verb,
     check_folder,
     check_positive,
+    check_state,
     check_writable,
     verb_parser,
 )
 from lipdet.errors import InputError
 from lipdet.evaluate.attacked import Campaign
-from lipdet.foreign import (
-    MODULE_HELP,
-    ForeignDetector,
-    attacks_at,
-    audit_module,
-    can_be_audited,
-    evaluate_foreign,
-    foreign_scenes,
-    is_foreign,
-    load_foreign,
-)
+from lipdet.foreign.evaluate import evaluate_foreign
+from lipdet.foreign.pictures import foreign_scenes
+from lipdet.foreign.protocol import attacks_at, audit_module, can_be_audited
 from lipdet.images.pack import Pack
 from lipdet.images.spec import open_data
 from lipdet.report.audit import audit_json
@@ -43,6 +36,7 @@ from lipdet.report.comparison import comparison_table
 from lipdet.report.module_page import write_module_page
 from lipdet.report.page import write_figures, write_page
 from lipdet.report.results import read_results
+from lipdet.user_module import ForeignDetector
 
 
 def parser() -> Parser:
@@ -51,7 +45,7 @@ def parser() -> Parser:
         "Show detectors side by side on one page that opens anywhere, without a network.",
         "lipdet report naive runs/mine --data rendered:200 --epsilon 0.1 0.25 --out report.html",
     )
-    parser.add_argument("detectors", nargs="+", help=f"{DETECTOR_HELP}; or {MODULE_HELP}")
+    parser.add_argument("detectors", nargs="+", help=ANY_DETECTOR_HELP)
     parser.add_argument("--data", required=True, metavar="SPEC", help=SPEC_HELP)
     parser.add_argument("--epsilon", nargs="+", default=[], metavar="E", help=EPSILON_HELP)
     parser.add_argument(
@@ -109,23 +103,22 @@ def run(
     if epsilons:
         settings = AttackSettings(epsilons[0], steps=steps, restarts=restarts, seed=seed)
         campaign = Campaign(attack, epsilons, settings, state)
-    if any(map(is_foreign, detectors)):
-        if len(detectors) > 1 or results or figures is not None or state is not None:
-            raise InputError(
-                f"{next(filter(is_foreign, detectors))}: a module of yours has a page of its own; "
-                "give it alone, without --results, --figures and --state."
-            )
-        foreign = load_foreign(detectors[0])
-        pack = open_data(data, "test", foreign.image_size, seed)
-        _report_foreign(
-            foreign, pack if limit is None else pack.head(limit), seed, campaign, out, pictures
-        )
-        return
+    check_state(state, detectors)
     known = read_results(results)
-    loaded = [load_detector(name) for name in detectors]
-    pack = open_data(data, "test", loaded[0].detector.config.image_size, seed)
+    given = [load_any(name) for name in detectors]
+    loaded = [one for one in given if isinstance(one, LoadedDetector)]
+    foreign = [one for one in given if isinstance(one, ForeignDetector)]
+    if foreign and (len(given) > 1 or results or figures is not None):
+        raise InputError(
+            f"{foreign[0].name} is no lipdet.detector.SSD and has a page of its own: give it "
+            "alone, without --results and --figures."
+        )
+    pack = open_data(data, "test", given[0].image_size, seed)
     if limit is not None:
         pack = pack.head(limit)
+    if foreign:
+        _report_foreign(foreign[0], pack, seed, campaign, out, pictures)
+        return
     measured, inspections = build_report(loaded, pack, seed, campaign, known, pictures)
     title = f"{', '.join(detectors)} on {pack.name}"
     write_page(out, measured, inspections, title)

@@ -133,6 +133,45 @@ def worst(candidates: Sequence[Found]) -> Found:
     )
 
 
+def attacked_entry(
+    attack: AttackName,
+    singles: Sequence[AttackSettings],
+    found: Sequence[Found],
+    clean: Sequence[Detections],
+    pack: Pack,
+) -> dict[str, Any]:
+    """The json entry of one radius.
+
+    Args:
+        attack: the name behind which the single attacks are.
+        singles: at one ε.
+        found: what each of them left.
+        clean: detections on the clean pictures.
+        pack: the pictures.
+    """
+    figures = {
+        single.objective: measure(one, pack) for single, one in zip(singles, found, strict=True)
+    }
+    first, most = singles[0], worst(found)
+    entry: dict[str, Any] = {
+        "epsilon": first.epsilon,
+        "attack": attack,
+        "norm": first.norm,
+        "steps": first.steps,
+        "restarts": first.restarts,
+        "seed": first.seed,
+        "recall_score": RECALL_SCORE,
+        "consistency": consistency(clean, most.detections, RECALL_SCORE),
+    }
+    if attack != "worst":
+        return {**entry, "objective": first.objective, **figures[first.objective]}
+    composite = measure(most, pack)
+    lowest = {
+        name: min(composite[name], *(one[name] for one in figures.values())) for name in composite
+    }
+    return {**entry, **lowest, "composite": composite, "objectives": figures}
+
+
 def _clean_pass(detector: SSD, pack: Pack, state: Path | None) -> Pass:
     def compute(chunk: range) -> Tensors:
         images = pictures(pack, chunk.start, chunk.stop, detector.default_boxes.device)
@@ -155,27 +194,7 @@ def _entry(
 ) -> dict[str, Any]:
     singles = _singles(campaign, epsilon)
     found = [attack_pack(detector, pack, single, campaign.state) for single in singles]
-    figures = {
-        single.objective: measure(one, pack) for single, one in zip(singles, found, strict=True)
-    }
-    entry: dict[str, Any] = {
-        "epsilon": epsilon,
-        "attack": campaign.attack,
-        "norm": singles[0].norm,
-        "steps": singles[0].steps,
-        "restarts": singles[0].restarts,
-        "seed": singles[0].seed,
-        "recall_score": RECALL_SCORE,
-    }
-    most = worst(found)
-    entry["consistency"] = consistency(clean, most.detections, RECALL_SCORE)
-    if campaign.attack != "worst":
-        return {**entry, "objective": singles[0].objective, **figures[singles[0].objective]}
-    composite = measure(most, pack)
-    lowest = {
-        name: min(composite[name], *(one[name] for one in figures.values())) for name in composite
-    }
-    return {**entry, **lowest, "composite": composite, "objectives": figures}
+    return attacked_entry(campaign.attack, singles, found, clean, pack)
 
 
 def _attack_pass(

@@ -64,7 +64,7 @@ def evaluate(
     Raises:
         InputError: the pack's classes are not the detector's, or it cannot be certified.
     """
-    check_classes(loaded, pack)
+    check_classes(loaded.name, loaded.detector.config.class_names, pack)
     detector = loaded.detector
     started = time.monotonic()
     found = detections_of(clean_pass(detector, pack, state).results())
@@ -85,12 +85,12 @@ def evaluate(
     }
 
 
-def check_classes(loaded: LoadedDetector, pack: Pack) -> None:
-    """Refuse pictures of other classes than the detector's."""
-    if pack.class_names != loaded.detector.config.class_names:
+def check_classes(name: str, class_names: Sequence[str], pack: Pack) -> None:
+    """Refuse pictures of other classes than those of the detector of this name."""
+    if pack.class_names != class_names:
         raise InputError(
             f"{pack.name} has the classes {', '.join(pack.class_names)}; "
-            f"{loaded.name} detects {', '.join(loaded.detector.config.class_names)}."
+            f"{name} detects {', '.join(class_names)}."
         )
 
 

@@ -46,7 +46,7 @@ def evaluate_together(
     if distributed.size() == 1:
         return evaluate(loaded, pack, seed, campaign, certify, state)
     started = time.monotonic()
-    check_classes(loaded, pack)
+    check_classes(loaded.name, loaded.detector.config.class_names, pack)
     distributed.check_same("The pictures", pack.hash)
     distributed.check_same("The versions", code())
     distributed.check_same("The weights", weights_hash(loaded.detector))

@@ -1,0 +1,75 @@
+"""Clean and attacked AP of a detector that lipdet did not build."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import replace
+from typing import Any
+
+from lipdet.attack import AttackSettings
+from lipdet.evaluate.attack_state import Found
+from lipdet.evaluate.attacked import Campaign, attacked_entry
+from lipdet.evaluate.average_precision import average_precision
+from lipdet.evaluate.run import check_classes
+from lipdet.foreign.protocol import attack, attacks_at, detect, look, picture
+from lipdet.images.pack import Pack
+from lipdet.progress import track
+from lipdet.user_module import ForeignDetector
+from lipdet.versions import versions
+
+
+def evaluate_foreign(
+    detector: ForeignDetector, pack: Pack, seed: int, campaign: Campaign | None
+) -> dict[str, Any]:
+    """Clean and attacked AP, in the form of `lipdet eval`; nothing is certified.
+
+    Args:
+        detector: looked at picture by picture.
+        pack: pictures of its size.
+        seed: the one that the pack was made with; recorded.
+        campaign: the attacks to run, if any; nothing is kept in its state folder.
+
+    Raises:
+        InputError: the pack's classes are not the detector's, it does not follow the protocol, or
+            the objective needs raw output.
+    """
+    if detector.class_names is not None:
+        check_classes(detector.name, detector.class_names, pack)
+    started = time.monotonic()
+    module, classes = detector.module, len(pack.class_names)
+    targets = [pack.target(index) for index in range(len(pack))]
+    clean = [
+        one
+        for index in track(range(len(pack)), f"Detecting in {pack.name}")
+        for one in detect(module, picture(pack, index), classes)
+    ]
+    attacked = []
+    for epsilon in campaign.epsilons if campaign else ():
+        assert campaign is not None
+        singles = attacks_at(campaign.attack, replace(campaign.settings, epsilon=epsilon))
+        found = [_attack_pack(detector, pack, one) for one in singles]
+        attacked.append(attacked_entry(campaign.attack, singles, found, clean, pack))
+    return {
+        "weights": detector.name,
+        "parameters": sum(parameter.numel() for parameter in module.parameters()),
+        "data": pack.describe(),
+        "seed": seed,
+        "versions": versions(),
+        "seconds": round(time.monotonic() - started, 3),
+        "clean": average_precision(targets, clean, pack.class_names).as_dict(),
+        "attacked": attacked,
+        "certified": [],
+    }
+
+
+def _attack_pack(detector: ForeignDetector, pack: Pack, settings: AttackSettings) -> Found:
+    module, classes = detector.module, len(pack.class_names)
+    found: Found = Found([], [])
+    label = f"{settings.schedule} {settings.objective} ε={settings.epsilon:g}"
+    for index in track(range(len(pack)), label):
+        targets = [pack.target(index)]
+        attacked = attack(module, picture(pack, index), targets, settings, [index])
+        outcome = look(module, attacked, targets, classes)
+        found.detections.extend(outcome.detections)
+        found.damage.extend(outcome.damage)
+    return found

@@ -1,0 +1,65 @@
+"""Modules in the user's own code, named `package.module:callable`; importing one runs that code."""
+
+from __future__ import annotations
+
+import importlib
+import re
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+from torch import nn
+
+from lipdet.config import IMAGE_SIZE
+from lipdet.errors import InputError
+
+
+@dataclass(frozen=True)
+class ForeignDetector:
+    """A detector whose decoding of boxes is its own, as docs/your-own-detector.md describes it.
+
+    Attributes:
+        name: as the user gave it.
+        module: in eval mode.
+        image_size: side of its square pictures in pixels.
+        class_names: in the order of its labels; None if it does not say.
+    """
+
+    name: str
+    module: nn.Module
+    image_size: int
+    class_names: tuple[str, ...] | None
+
+
+def names_module(spec: str) -> bool:
+    """Whether a DETECTOR names a callable and no file."""
+    return re.fullmatch(r"[A-Za-z_][\w.]*:[A-Za-z_]\w*", spec) is not None
+
+
+def load_module(spec: str) -> nn.Module:
+    """Call `package.module:callable`, looked for here first, and take the module it returns.
+
+    Raises:
+        InputError: it cannot be imported, is no callable, or returns no nn.Module.
+    """
+    name, _, attribute = spec.partition(":")
+    here = str(Path.cwd())
+    if here not in sys.path:
+        sys.path.insert(0, here)
+    try:
+        build = getattr(importlib.import_module(name), attribute)
+    except (ImportError, AttributeError) as error:
+        raise InputError(f"{spec} cannot be imported ({error}).") from None
+    if isinstance(build, nn.Module) or not callable(build):
+        raise InputError(f"{spec} must be a function or class that is called without arguments.")
+    module = build()
+    if not isinstance(module, nn.Module):
+        raise InputError(f"{spec} returned {type(module).__name__}; it must return an nn.Module.")
+    return module.eval()
+
+
+def as_foreign(name: str, module: nn.Module) -> ForeignDetector:
+    """A module with what it says about itself."""
+    size = int(getattr(module, "image_size", IMAGE_SIZE))
+    names = getattr(module, "class_names", None)
+    return ForeignDetector(name, module, size, None if names is None else tuple(names))

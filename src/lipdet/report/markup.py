@@ -15,6 +15,9 @@ from typing import Any, NamedTuple
 from lipdet.report.style import Drawing, inline_svg
 from lipdet.report.table import percent
 
+Document = dict[str, Any]
+Drawings = dict[str, Drawing]
+
 MISSING = "not measured"
 
 
@@ -85,6 +88,12 @@ def figure(drawing: Drawing) -> str:
         f'<figure><div class="scroll">{inline_svg(drawing)}</div>'
         f"<figcaption>{escape(drawing.caption)}</figcaption></figure>"
     )
+
+
+def figures(drawings: Drawings, *names: str) -> str:
+    """Those of the named drawings that there are, side by side where the page is wide enough."""
+    shown = "".join(figure(drawings[name]) for name in names if name in drawings)
+    return shown and f'<div class="pair">{shown}</div>'
 
 
 def details(summary: str, body: str) -> str:

@@ -9,7 +9,7 @@ from typing import Any
 
 from lipdet.certificate.audit import Audit
 from lipdet.errors import InputError
-from lipdet.report import sections
+from lipdet.report import detector_sections, sections
 from lipdet.report.audit import audit_section
 from lipdet.report.consistency import plot_consistency
 from lipdet.report.curves import plot_curves
@@ -57,7 +57,7 @@ def write_module_page(
         Section("certificates", "Certificates", paragraph(NOT_CERTIFIED)),
         audit_section(document, found),
         sections.classes(document, drawings),
-        sections.provenance(document, drawings),
+        detector_sections.provenance(document, drawings),
     ]
     title = f"{name} on {result['data']['name']}"
     text = page_text(title, sections.answer(document), parts, json.dumps(document))

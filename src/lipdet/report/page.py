@@ -8,7 +8,7 @@ from html import escape
 from pathlib import Path
 
 from lipdet.errors import InputError
-from lipdet.report import sections
+from lipdet.report import detector_sections, sections
 from lipdet.report.architecture import draw_architecture
 from lipdet.report.certificate import plot_reasons
 from lipdet.report.consistency import plot_consistency
@@ -64,10 +64,10 @@ def write_page(
         sections.gallery(document, scenes),
         sections.consistency(document, drawings),
         sections.failures(document, drawings),
-        sections.lipschitz(document, drawings),
-        sections.architectures(document, drawings),
+        detector_sections.lipschitz(document, drawings),
+        detector_sections.architectures(document, drawings),
         sections.classes(document, drawings),
-        sections.provenance(document, drawings),
+        detector_sections.provenance(document, drawings),
     ]
     text = page_text(title, sections.answer(document), parts, json.dumps(document))
     try:

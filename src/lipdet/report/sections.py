@@ -1,8 +1,7 @@
-"""The parts of the page, each from the report's json and its drawings; the answer comes first."""
+"""The parts of a page that show results of `lipdet eval`, each from the report's json."""
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from html import escape
 from typing import Any
@@ -13,24 +12,20 @@ from lipdet.report.consistency import FATES
 from lipdet.report.gallery import LEGEND, tile
 from lipdet.report.markup import (
     Cell,
+    Document,
+    Drawings,
     Section,
     constant,
     count,
-    details,
-    figure,
+    figures,
     number,
     paragraph,
     rate,
     table,
 )
-from lipdet.report.presets import PREFIX
 from lipdet.report.results import attacked, certified, radii
 from lipdet.report.scenes import Scene
-from lipdet.report.style import Drawing
 from lipdet.report.table import percent
-
-Document = dict[str, Any]
-Drawings = dict[str, Drawing]
 
 
 def answer(document: Document) -> str:
@@ -99,7 +94,7 @@ def headline(document: Document, drawings: Drawings) -> Section:
 
 def curves(document: Document, drawings: Drawings) -> Section:
     """AP against the radius, and what robustness costs."""
-    body = _figures(drawings, "curves", "frontier")
+    body = figures(drawings, "curves", "frontier")
     if not body:
         body = paragraph("Nothing was measured at any radius; give --epsilon.")
     return Section("curves", "AP against the radius", body)
@@ -135,7 +130,7 @@ def consistency(document: Document, drawings: Drawings) -> Section:
         return Section("consistency", heading, paragraph("No detector was attacked."))
     head = ["", "shown, clean", *(words for _, words, _ in FATES)]
     caption = "Number of detections, compared with those of the same detector on clean pictures"
-    body = _figures(drawings, "consistency") + table(caption, head, rows)
+    body = figures(drawings, "consistency") + table(caption, head, rows)
     return Section("consistency", heading, body)
 
 
@@ -162,47 +157,8 @@ def failures(document: Document, drawings: Drawings) -> Section:
         "fails first at each condition"
     )
     shown = (name for name in drawings if name.startswith("reasons-"))
-    body = _figures(drawings, *shown) + table(caption, head, rows)
+    body = figures(drawings, *shown) + table(caption, head, rows)
     return Section("failures", heading, body)
-
-
-def lipschitz(document: Document, drawings: Drawings) -> Section:
-    """Constants, layer by layer."""
-    body = _figures(drawings, "lipschitz")
-    for i, detector in enumerate(document["detectors"]):
-        if isinstance(detector["lipschitz"], str):
-            body += paragraph(f"{detector['weights']}: no bound. {detector['lipschitz']}")
-            continue
-        rows: list[list[Cell | str]] = [
-            [
-                layer["name"],
-                layer["kind"],
-                *(
-                    number(document, f"detectors/{i}/lipschitz/layers/{j}/{key}", _constant_or_dash)
-                    for key in ("constant", "cumulative", "observed")
-                ),
-            ]
-            for j, layer in enumerate(detector["lipschitz"]["layers"])
-        ]
-        head = ["layer", "kind", "bound alone", "bound so far", "observed ≥"]
-        body += details(
-            f"Layers of {detector['weights']}", table("From the image in [0, 1], L2", head, rows)
-        )
-    return Section("lipschitz", "Lipschitz constants, layer by layer", body)
-
-
-def architectures(document: Document, drawings: Drawings) -> Section:
-    """What the detectors are made of, and folded away, the presets that are not among them."""
-    shown, presets = (
-        "".join(
-            f'<div class="wide">{figure(drawing)}</div>'
-            for name, drawing in drawings.items()
-            if name.startswith(prefix)
-        )
-        for prefix in ("architecture-", PREFIX)
-    )
-    body = shown + (presets and details("The other presets of lipdet", presets))
-    return Section("architecture", "Architecture", body)
 
 
 def classes(document: Document, drawings: Drawings) -> Section:
@@ -224,32 +180,6 @@ def classes(document: Document, drawings: Drawings) -> Section:
     return Section("classes", "By class", table("AP50 in percent", head, rows))
 
 
-def provenance(document: Document, drawings: Drawings) -> Section:
-    """All that is needed to repeat this."""
-    body = ""
-    for result, detector in zip(document["results"], document["detectors"], strict=True):
-        speed = detector["speed"]
-        facts = {
-            "data": result["data"],
-            "seed": result["seed"],
-            "seconds": result.get("seconds"),
-            "attacks": [
-                {key: value for key, value in entry.items() if not isinstance(value, dict)}
-                for entry in result["attacked"]
-            ],
-            "versions": result["versions"],
-            "speed": speed,
-            "file": detector["file"],
-        }
-        text = escape(json.dumps(facts, indent=1, ensure_ascii=False))
-        body += details(f"{result['weights']}", f"<pre>{text}</pre>")
-    note = paragraph(
-        "Data with hash, seeds, settings of attacks, versions, and what each weights file says "
-        "about its training. The json of this page is part of its source."
-    )
-    return Section("provenance", "How this was measured", note + body)
-
-
 def _attacks(results: Sequence[Document]) -> str:
     """The attacks behind the attacked figures, with their strength."""
     words = {
@@ -260,17 +190,8 @@ def _attacks(results: Sequence[Document]) -> str:
     return " and ".join(sorted(words)) or "attacks"
 
 
-def _constant_or_dash(value: float | None) -> str:
-    return "–" if value is None else constant(value)
-
-
 def _key(name: str) -> str:
     return name.replace("~", "~0").replace("/", "~1")
-
-
-def _figures(drawings: Drawings, *names: str) -> str:
-    shown = "".join(figure(drawings[name]) for name in names if name in drawings)
-    return shown and f'<div class="pair">{shown}</div>'
 
 
 def _entry_path(document: Document, index: int, kind: str, entry: Any) -> str:

@@ -1,4 +1,7 @@
-"""A torchvision SSDLite with random weights through attack, audit and report."""
+"""Detectors of the user's: any module of torchvision's protocol, and an SSD of lipdet's parts.
+
+A torchvision SSDLite with random weights goes through attack, audit and report.
+"""
 
 from __future__ import annotations
 
@@ -7,21 +10,34 @@ import re
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
+from PIL import Image
 from torch import nn
 
-from lipdet.checkpoint import load_any
+from lipdet.checkpoint import load_any, save_detector
 from lipdet.cli import main
+from lipdet.config import DetectorConfig
+from lipdet.detector import build_detector
 from lipdet.errors import InputError
 from lipdet.foreign.protocol import audit_module, detect
+from lipdet.images.render import rendered
+from lipdet.pretrained import Detector
 
-GUIDE = Path(__file__).resolve().parent.parent / "docs" / "your-own-detector.md"
-MINE = """
+MINE = '''
 import torch
 from torch import nn
 from torchvision.models import detection
+
+from lipdet.attack.gradient import exact
+from lipdet.attack.objectives import classification, localisation
+from lipdet.attack.scene import scene_of
+from lipdet.boxes import AP_SELECTION, select_detections
+from lipdet.checkpoint import load_detector
+from lipdet.config import DIGITS
+from lipdet.detector import SSD
 
 
 def ssdlite():
@@ -35,12 +51,65 @@ def ssdlite():
         if isinstance(module, nn.BatchNorm2d):
             # Random networks would otherwise answer the same to every picture.
             module.running_var.fill_(0.05)
+    for weight in model.head.classification_head.parameters():
+        # Nor would they be sure enough of anything to show it.
+        weight.data *= 30
     return model
+
+
+class Wrapped(nn.Module):
+    """A detector of lipdet's behind torchvision's protocol."""
+
+    class_names = DIGITS
+
+    def __init__(self):
+        super().__init__()
+        self.inner = load_detector("naive").detector
+
+    def forward(self, images, targets=None):
+        raw, decoder = self.inner(torch.stack(images)), self.inner.decoder
+        if targets is not None:
+            scene = scene_of([{**one, "labels": one["labels"] - 1} for one in targets], decoder)
+            return {
+                "classification": classification(exact(raw), scene, decoder).sum(),
+                "bbox_regression": 2 * localisation(exact(raw), scene, decoder).sum(),
+            }
+        found = select_detections(raw, decoder, AP_SELECTION)
+        return [{**one, "labels": one["labels"] + 1} for one in found]
 
 
 def nothing():
     return "no module"
-"""
+
+
+class Body(nn.Module):
+    """A backbone of one's own, around another and a last layer."""
+
+    def __init__(self, inner, last):
+        super().__init__()
+        self.inner, self.last = inner, last
+
+    def forward(self, images):
+        return [self.last(level) for level in self.inner(images)]
+
+
+def same(last=None):
+    """What the file says, with a body of one's own."""
+    made = load_detector("lipschitz.safetensors").detector
+    return SSD(
+        made.config,
+        Body(made.backbone, last or nn.Identity()),
+        list(made.heads),
+        made.default_boxes,
+        made.coding,
+        made.scores,
+        made.normalize,
+    )
+
+
+def unbounded():
+    return same(nn.GELU())
+'''
 
 
 @pytest.fixture
@@ -50,6 +119,164 @@ def mine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     monkeypatch.setattr(sys, "path", list(sys.path))
     yield tmp_path
     sys.modules.pop("mine", None)
+
+
+@pytest.fixture
+def own(mine: Path) -> Path:
+    """A small 1-Lipschitz detector with random weights, and a picture of its size."""
+    torch.manual_seed(0)
+    config = DetectorConfig("orthogonal-ssd", image_size=32, width=48)
+    save_detector(mine / "lipschitz.safetensors", build_detector(config), config, {})
+    Image.fromarray(rendered("test", 1, size=32)[0]).save(mine / "door.png")
+    return mine
+
+
+def measured(*words: str) -> dict[str, Any]:
+    """What `lipdet eval` writes, but for names and times."""
+    main(["eval", *words, "--json", "result.json", "--quiet"])
+    result: dict[str, Any] = json.loads(Path("result.json").read_text())
+    return {key: value for key, value in result.items() if key not in ("weights", "seconds")}
+
+
+def refusal(capsys: pytest.CaptureFixture[str], *words: str) -> str:
+    """The one sentence with which a call ends."""
+    with pytest.raises(SystemExit) as stop:
+        main([*words, "--quiet"])
+    error = capsys.readouterr().err
+    assert stop.value.code == 2
+    assert error.count("\n") == 1
+    return error
+
+
+def test_a_module_is_evaluated_and_attacked_as_the_detector_that_it_wraps(mine: Path) -> None:
+    attack = ["--epsilon", "0.25", "--attack", "pgd", "--steps", "2"]
+    # Oracle: the same network as lipdet's own, whose decoding and losses the module calls.
+    for options in (attack, [*attack, "--objective", "localisation"]):
+        words = ["--data", "rendered:3", *options]
+        assert measured("mine:Wrapped", *words) == measured("naive", *words)
+    Image.fromarray(rendered("test", 0)[0]).save("door.png")
+    for name in ("mine:Wrapped", "naive"):
+        main(["attack", name, "door.png", *attack, "--out", name[:5], "--quiet"])
+    wrapped, naive = (
+        json.loads(Path(folder, "attack.json").read_text()) for folder in ("mine:", "naive")
+    )
+    assert naive["pictures"][0]["clean"], "nothing is shown, so nothing is attacked"
+    for key in ("clean", "attacked"):
+        ours, theirs = (one["pictures"][0].pop(key) for one in (naive, wrapped))
+        assert [one["label"] for one in theirs] == [one["label"] for one in ours]
+        for one, other in zip(ours, theirs, strict=True):
+            assert other["score"] == pytest.approx(one["score"], abs=1e-4)
+            assert other["box"] == pytest.approx(one["box"], abs=1e-2)
+    assert Path("mine:", "door.png").is_file()
+
+
+def test_ssdlite_is_evaluated_and_attacked(mine: Path) -> None:
+    options = ["--data", "rendered:2", "--epsilon", "0", "1", "--attack", "worst", "--steps", "1"]
+    found, ours = measured("mine:ssdlite", *options), measured("naive", *options)
+    assert found["data"]["hash"] == ours["data"]["hash"]
+    # The fields of docs/json.md are those of lipdet's detectors.
+    assert set(found) == set(ours)
+    for entry, own in zip(found["attacked"], ours["attacked"], strict=True):
+        assert set(entry) == set(own)
+        assert set(entry["objectives"]) == {"multibox", "classification", "localisation"}
+        # By construction.
+        every = [entry["composite"], *entry["objectives"].values()]
+        assert all(entry[key] == min(one[key] for one in every) for key in ("ap50", "recall"))
+    nothing, _ = found["attacked"]
+    # A radius of 0 changes nothing.
+    assert nothing["ap50"] == found["clean"]["ap50"]
+    fates = nothing["consistency"]
+    assert fates["kept"] == fates["shown"] > 0
+
+    Image.fromarray(rendered("test", 0)[0]).save("door.png")
+    attack = ["--epsilon", "1", "--steps", "1", "--out", "attacked", "--quiet"]
+    main(["attack", "mine:ssdlite", "door.png", *attack])
+    written = json.loads(Path("attacked", "attack.json").read_text())
+    [picture] = written["pictures"]
+    assert 0 < picture["distance"]["l2"] <= 1 + 1e-5
+    # It has no class names: its own numbers stand for them.
+    assert {one["label"] for one in picture["clean"]} <= set(map(str, range(1, 11)))
+
+
+def test_an_ssd_of_ones_own_is_certified_like_the_same_from_a_file(own: Path) -> None:
+    attack = ["--epsilon", "0.02", "--attack", "pgd", "--steps", "1", "--certify"]
+    words = ["--data", "rendered:2", *attack]
+    # Oracle: the same network, built by lipdet from its file.
+    found, from_file = measured("mine:same", *words), measured("lipschitz.safetensors", *words)
+    assert found == from_file
+    look = ["door.png", "--crop", "0,0,32,32", "--quiet"]
+    main(["certify", "mine:same", *look, "--out", "mine"])
+    main(["detect", "lipschitz.safetensors", *look, "--out", "theirs"])
+    [mine] = json.loads(Path("mine", "certificates.json").read_text())["pictures"]
+    [theirs] = json.loads(Path("theirs", "detections.json").read_text())["pictures"]
+    certified, detected = (
+        sorted(one["radius"] for one in found)
+        for found in (mine["regions"][0]["detections"], theirs["detections"])
+    )
+    assert certified == pytest.approx(detected)
+    assert certified[-1] > 0, "nothing is certified, so nothing is compared"
+
+
+def test_a_layer_without_a_bound_is_refused_by_name(
+    own: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    certify = ["--data", "rendered:1", "--certify", "--epsilon", "0.1"]
+    for words in (
+        ["eval", "mine:unbounded", *certify],
+        ["certify", "mine:unbounded", "door.png", "--out", "found"],
+        ["lipschitz", "mine:unbounded"],
+        ["lipschitz", "--audit", "mine:unbounded"],
+    ):
+        error = refusal(capsys, *words)
+        assert 'No Lipschitz bound for GELU at "backbone.last"' in error
+    # All else works.
+    assert measured("mine:unbounded", "--data", "rendered:1")["certified"] == []
+    main(["detect", "mine:unbounded", "door.png", "--crop", "0,0,32,32", "--out", "found"])
+    [picture] = json.loads(Path("found", "detections.json").read_text())["pictures"]
+    assert {one["radius"] for one in picture["detections"]} <= {None}
+    capsys.readouterr()
+
+
+def test_what_a_module_cannot_do_is_one_sentence(
+    mine: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    data = ["--data", "rendered:1"]
+    for words in (
+        ["certify", "mine:Wrapped", "door.png", "--out", "found"],
+        ["detect", "mine:Wrapped", "door.png", "--out", "found"],
+        ["export", "mine:Wrapped", "--out", "mine.onnx"],
+        ["check-attack", "mine:Wrapped", *data],
+        ["lipschitz", "mine:Wrapped"],
+    ):
+        error = refusal(capsys, *words)
+        for part in ("mine.Wrapped and no lipdet.detector.SSD", "or use eval, attack, report"):
+            assert part in error
+    for words in (["--certify", "--epsilon", "0.1"], ["--float64"]):
+        error = refusal(capsys, "eval", "mine:Wrapped", *data, *words)
+        assert "leave out --certify and --float64, or build" in error
+    for verb in (["eval"], ["report", "--out", "page.html"]):
+        error = refusal(capsys, *verb, "mine:Wrapped", *data, "--state", "state")
+        assert "leave out --state" in error
+    attack = ["--epsilon", "0.1", "--attack", "pgd", "--objective", "vanish"]
+    assert "needs raw output" in refusal(capsys, "eval", "mine:Wrapped", *data, *attack)
+    Image.new("RGB", (9, 9)).save("stop.png")
+    signs = {
+        "images": [{"id": 1, "file_name": "stop.png", "width": 9, "height": 9}],
+        "annotations": [{"id": 1, "image_id": 1, "category_id": 1, "bbox": [1, 1, 5, 5]}],
+        "categories": [{"id": 1, "name": "stop"}],
+    }
+    Path("signs.json").write_text(json.dumps(signs))
+    assert "has the classes stop" in refusal(
+        capsys, "eval", "mine:Wrapped", "--data", "coco:signs.json"
+    )
+
+
+def test_an_ssd_of_ones_own_is_not_saved_without_its_code(own: Path) -> None:
+    detector = Detector.from_pretrained("mine:same")
+    assert detector.image_size == 32
+    with pytest.raises(InputError, match="state_dict"):
+        detector.save_pretrained("shared")
+    assert not Path("shared").exists()
 
 
 def test_ssdlite_goes_through_attack_audit_and_report(
@@ -137,28 +364,3 @@ def test_what_breaks_the_protocol_is_one_sentence(mine: Path) -> None:
     assert one["scores"].tolist() == [0.75, 0.25]
     with pytest.raises(InputError, match="does not accept inputs"):
         audit_module(nn.Sequential(nn.Conv2d(4, 1, 1)), 8)
-
-
-def test_the_example_of_the_documentation_works(
-    mine: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    [example] = re.findall(r"```python\n(.*?)```", GUIDE.read_text(), re.DOTALL)
-    (mine / "mine.py").write_text(example)
-    commands = [
-        line.split()[1:]
-        for block in re.findall(r"```sh\n(.*?)```", GUIDE.read_text(), re.DOTALL)
-        for line in block.splitlines()
-        # The others take longer, and tests above and in tests/certificate do what they do.
-        if "onebox" in line
-    ]
-    assert [words[0] for words in commands] == ["report", "lipschitz", "lipschitz"]
-    for words in commands:
-        main([word.replace("rendered:8", "rendered:2") for word in words])
-    found = json.loads((mine / "audit.json").read_text())
-    # By hand: 3×3 windows at stride 2.
-    pools = [one["factor"] for one in found["findings"] if one["kind"] == "MaxPool2d"]
-    assert pools == [pytest.approx(2.0)]
-    page = (mine / "onebox.html").read_text()
-    for words in ("Nothing is certified here", "DisjointMaxPool2d", "0.5"):
-        assert words in page
-    capsys.readouterr()

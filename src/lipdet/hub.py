@@ -22,6 +22,7 @@ from lipdet.checkpoint import MODEL, PACKAGED, LoadedDetector, save_detector
 from lipdet.config import as_plain
 from lipdet.errors import InputError
 from lipdet.report.comparison import comparison_markdown
+from lipdet.user_module import names_module
 
 CONFIG = "config.json"
 CARD = "README.md"
@@ -40,8 +41,13 @@ def write_folder(
             the weights file brings along stay if none are given.
 
     Raises:
-        InputError: `folder` is a file.
+        InputError: `folder` is a file, or the detector is code of the user's.
     """
+    if names_module(loaded.name):
+        raise InputError(
+            f"{loaded.name} is built by your code, which a folder of weights cannot bring along: "
+            "save the detector's state_dict() with safetensors beside that code."
+        )
     if folder.exists() and not folder.is_dir():
         raise InputError(f"{folder} is a file; a detector needs a folder.")
     folder.mkdir(parents=True, exist_ok=True)

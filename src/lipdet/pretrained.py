@@ -65,8 +65,8 @@ class Detector:
 
         Args:
             source: the name of packaged weights, a run folder, a weights file, a folder that
-                `save_pretrained` wrote, or the id `owner/name` of a repository on the Hub. What
-                exists here comes first.
+                `save_pretrained` wrote, `package.module:callable` that returns an `SSD`, or the
+                id `owner/name` of a repository on the Hub. What exists here comes first.
             revision: branch, tag or commit of the repository.
 
         Raises:

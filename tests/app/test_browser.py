@@ -17,7 +17,7 @@ from torch import Tensor
 
 from lipdet.app import views
 from lipdet.app.exhibits import Exhibit, load_exhibits
-from lipdet.app.pictures import samples
+from lipdet.app.pictures import SAMPLES, samples
 from lipdet.app.server import serving
 from lipdet.attack import AttackSettings
 
@@ -136,6 +136,15 @@ def test_upload_slider_attack_download(page: Page, photo: Path, tmp_path: Path) 
 
 
 def test_a_sample_can_be_chosen(page: Page) -> None:
+    # All of them are seen whole, without scrolling in their frame.
+    frame = page.locator("#samples").bounding_box()
+    pictures = [one.bounding_box() for one in page.locator("#samples button img").all()]
+    assert len(pictures) == len(SAMPLES)
+    assert frame
+    for one in pictures:
+        assert one
+        assert frame["x"] <= one["x"] < one["x"] + one["width"] <= frame["x"] + frame["width"]
+        assert one["y"] + one["height"] <= frame["y"] + frame["height"]
     page.locator("#samples button img").nth(3).click()
     wait_for(page, "sample-4.png: naive reads")
 

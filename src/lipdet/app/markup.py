@@ -25,13 +25,18 @@ CSS = """
   grid-template-columns: repeat(auto-fit, minmax(min(100%, 16rem), 1fr)); }
 .lipdet-detectors section { min-width: 0; }
 .lipdet-detectors h3 { margin: 0; font-size: 1.1rem; overflow-wrap: anywhere; }
-.lipdet-detectors p { margin: .2rem 0 .6rem; font-size: .9rem; min-height: 2.6em; }
+.lipdet-detectors p { margin: .2rem 0 .6rem; font-size: .9rem; min-height: 5.3em; }
 .lipdet-panels { display: flex; flex-wrap: wrap; gap: .8rem; }
 .lipdet-detectors figure { margin: 0; flex: 1 1 15rem; max-width: 23rem; }
 .lipdet-detectors img { width: 100%; height: auto; display: block; }
 .lipdet-detectors figcaption { font-size: .85rem; }
 .lipdet-downloads { margin-bottom: .8rem; }
 .lipdet-downloads a { margin-right: 1rem; text-decoration: underline; }
+/* Gradio's own columns are at least 100 pixels wide and high, and then stick out. */
+#samples .grid-wrap { max-height: none; min-height: 0; overflow: visible; padding: .4rem; }
+#samples .grid-container { gap: .4rem; padding: 0; grid-auto-rows: auto;
+  grid-template-columns: repeat(4, minmax(0, 1fr)); }
+#samples button { height: auto; min-height: 0; aspect-ratio: 1; }
 .lipdet-status { padding: .5rem .8rem; border-left: 4px solid #0072B2; }
 .lipdet-status.problem { border-color: #D55E00; }
 """

@@ -84,9 +84,9 @@ def build_page(
                 gallery = gr.Gallery(
                     [str(sample) for sample in samples],
                     label="Rendered samples",
-                    columns=4,
-                    height=170,
+                    height="auto",
                     show_label=False,
+                    buttons=[],
                     allow_preview=False,
                     interactive=False,
                     elem_id="samples",

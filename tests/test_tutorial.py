@@ -36,7 +36,8 @@ SMALLER = {
     "report.md": {
         "report naive certified --data rendered:200 --epsilon 0.1 0.25": "report naive --data "
         "rendered:2 --epsilon 0.1 --attack pgd --steps 1 --pictures 1",
-        "rendered:1000 --epsilon 0.1 0.25": "rendered:2 --epsilon 0.1",
+        "eval naive --data rendered:200 --epsilon 0.1 0.25": "eval naive --data rendered:2 "
+        "--epsilon 0.1",
         "worst --json naive": "pgd --steps 1 --json naive",
     },
     "export.md": {"--int8 rendered:200": "--int8 rendered:100"},

@@ -11,6 +11,7 @@ import pytest
 from lipdet.config import PRESETS
 from lipdet.detector import build_detector
 from lipdet.report.architecture import describe_architecture, draw_architecture
+from lipdet.report.certificate import plot_reasons
 from lipdet.report.consistency import plot_consistency
 from lipdet.report.curves import plot_curves, plot_frontier
 from lipdet.report.lipschitz import plot_profiles
@@ -78,6 +79,15 @@ def test_consistency_bars_are_shares_of_what_was_shown() -> None:
     widths = [bar.get_width() for bar in drawing.figure.axes[0].patches]
     expected = [100 * value / 18 for value in (10, 10, 3, 3, 5, 5, 2, 2)]
     np.testing.assert_allclose(widths, expected)
+
+
+def test_reasons_bars_are_shares_of_all_objects() -> None:
+    drawing = plot_reasons(results()[0])
+    assert drawing
+    # By hand from `made_up`: of 20 objects 3 fail at the score and 2 at each of 5 others, so 7 are
+    # certified; at both radii.
+    widths = [bar.get_width() for bar in drawing.figure.axes[0].patches]
+    np.testing.assert_allclose(widths, np.repeat([7, 2, 3, 2, 2, 2, 2], 2) / 20)
 
 
 def test_profile_follows_the_path_to_the_logits() -> None:

@@ -20,6 +20,7 @@ from lipdet.detector import SSD
 from lipdet.report.style import COLOURS, INK, Drawing, new_figure, styled
 
 # What changes neither size nor channels and has no weights is not drawn.
+_TOP = 1.35
 _SILENT = (nn.Identity, nn.Sequential, nn.ZeroPad2d)
 
 
@@ -123,7 +124,10 @@ def draw_architecture(name: str, architecture: Architecture, place: int = 1) -> 
         place: among the drawings of a report; part of the drawing's name.
     """
     stages = architecture.stages
-    figure, axes = new_figure(height=3.3, width=max(4.4, 1.05 * (len(stages) + 1)))
+    bottom = -0.42 - 0.085 * max(len(stage.layers) for stage in stages)
+    figure, axes = new_figure(
+        height=1.43 * (_TOP - bottom), width=max(4.4, 1.05 * (len(stages) + 1))
+    )
     axes.set_axis_off()
     left = 0.0
     _block(axes, left, 1.0, COLOURS[6])
@@ -136,15 +140,15 @@ def draw_architecture(name: str, architecture: Architecture, place: int = 1) -> 
         _text(axes, left, side + 0.06, f"{stage.cells}²\n{stage.channels}")
         _arrow(axes, (left - 0.62, 0.08), (left - 0.38, 0.08))
         words = "\n".join(_times(count, _short(kind)) for kind, count in stage.layers.items())
-        axes.text(left - 0.35, -0.42, words, fontsize=5.5, va="top", linespacing=1.3)
+        axes.text(left - 0.35, -0.42, words, fontsize=6.5, va="top", linespacing=1.3)
         if stage.tapped:
             head = heads.pop(0)
             _arrow(axes, (left, 0.0), (left, -0.13))
             axes.text(
-                left, -0.15, f"{head.boxes} boxes\nper cell", fontsize=6, va="top", ha="center",
-                color=COLOURS[1], fontweight="bold", linespacing=1.1,
+                left, -0.15, f"{head.boxes} boxes\nper cell", fontsize=7, va="top", ha="center",
+                fontweight="bold", linespacing=1.1,
             )  # fmt: skip
-    axes.set(xlim=(-0.5, len(stages) + 0.5), ylim=(-0.95, 1.35))
+    axes.set(xlim=(-0.5, len(stages) + 0.5), ylim=(bottom, _TOP))
     caption = (
         f"{name}: {architecture.parameters:,} parameters, {architecture.default_boxes:,} default "
         "boxes. Above each block the side of its maps and their channels; below it the heads and "

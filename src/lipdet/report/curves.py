@@ -14,6 +14,8 @@ from lipdet.report.table import percent
 
 # Of the range of AP.
 LABEL_HEIGHT = 0.05
+# Lower, the axis would run through it.
+LABEL_LOWEST = 0.03
 
 
 @styled
@@ -61,6 +63,7 @@ def plot_frontier(results: Sequence[Result]) -> Drawing | None:
             axes.plot(
                 [clean] * len(entries), [entry["ap50"] for entry in entries.values()],
                 color=colour(index), marker=marker(index), markerfacecolor=face, ls="",
+                clip_on=False,
             )  # fmt: skip
         # Left and right by turns, so that detectors of nearly the same clean AP do not collide.
         right = index % 2
@@ -69,7 +72,12 @@ def plot_frontier(results: Sequence[Result]) -> Drawing | None:
         }  # fmt: skip
         for height, words in _labels(result):
             axes.annotate(
-                words, (clean, height), textcoords="offset points", fontsize=7, va="center", **side
+                words,
+                (clean, max(height, LABEL_LOWEST)),
+                textcoords="offset points",
+                fontsize=7,
+                va="center",
+                **side,
             )
     axes.axline((0, 0), slope=1, color=colour(6), lw=0.8, ls=":")
     axes.set(xlim=(0, 1.02), xlabel="clean AP50, percent")
@@ -115,7 +123,7 @@ def _curve(axes: Axes, index: int, result: Result) -> None:
     clean = {0.0: result["clean"]}
     above = {**clean, **attacked(result)}
     below = certified(result)
-    style: dict[str, Any] = {"color": colour(index), "marker": marker(index)}
+    style: dict[str, Any] = {"color": colour(index), "marker": marker(index), "clip_on": False}
     axes.plot(*_line(above), label=result["weights"], **style)
     if below:
         axes.plot(*_line(below), ls="--", markerfacecolor="none", **style)

@@ -12,7 +12,7 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
-from matplotlib.patches import Rectangle
+from matplotlib.patches import Patch, Rectangle
 from numpy.typing import NDArray
 from PIL import Image
 
@@ -20,7 +20,9 @@ from lipdet.report.scenes import Box, Scene, Shown
 from lipdet.report.style import COLOURS, Drawing, styled
 
 # Width of a letter and height of a line of the names on a tile, in pixels of the picture.
-LETTER, LINE = 4.2, 7.0
+LETTER, LINE = 3.4, 5.6
+# The same of the names in a figure.
+NAME = (3.6, 7.0)
 # On pictures: certified is blue and solid, uncertified orange and dashed.
 CERTIFIED, UNCERTIFIED = COLOURS[5], COLOURS[4]
 
@@ -49,7 +51,7 @@ def plot_scenes(rows: Sequence[Scene], name: str = "gallery") -> Drawing:
         rows: of any detectors and pictures, at least one.
         name: stem of the files.
     """
-    figure = Figure(figsize=(6.0, 2.15 * len(rows)), layout="constrained")
+    figure = Figure(figsize=(6.0, 2.35 * len(rows) + 0.35), layout="constrained")
     FigureCanvasAgg(figure)
     panels = figure.subplots(len(rows), 3, squeeze=False)
     for scene, (left, middle, right) in zip(rows, panels, strict=True):
@@ -58,17 +60,19 @@ def plot_scenes(rows: Sequence[Scene], name: str = "gallery") -> Drawing:
             axes.imshow(picture, interpolation="nearest")
             for one in found:
                 _draw(axes, one, scene.epsilon, region=not attacked)
-            axes.set_title(_caption(scene, attacked), fontsize=7)
+            _name(axes, found, picture.shape[0])
+            axes.set_title(_headed(scene, attacked), fontsize=7.5)
         change = scene.attacked.astype(float) - scene.clean.astype(float)
         gain = 100 / max(1.0, float(np.abs(change).max()))
         right.imshow(np.clip(128 + gain * change, 0, 255).astype(np.uint8), interpolation="nearest")
-        right.set_title(f"the perturbation × {gain:.0f}, L2 {scene.epsilon:g}", fontsize=7)
-        left.set_ylabel(scene.weights)
+        right.set_title(f"what the attack changed, × {gain:.0f}\n", fontsize=7.5)
+        left.set_ylabel(scene.weights, fontsize=10, fontweight="bold")
         for axes in (left, middle, right):
             axes.set(xticks=[], yticks=[])
             axes.grid(False)
             for spine in axes.spines.values():
                 spine.set_visible(False)
+    figure.legend(handles=_keys(), loc="outside lower center", ncols=3, fontsize=7.5)
     alternative = " ".join(
         _described(scene, attacked) for scene in rows for attacked in (False, True)
     )
@@ -123,21 +127,30 @@ def _look(one: Shown, epsilon: float) -> str:
 
 def _labels(found: Sequence[Shown], epsilon: float, size: int) -> str:
     """Names and radii; each above its box, or inside it where another's name is already."""
+    texts = [f"{one.label} {one.radius:.2f}" if one.radius else one.label for one in found]
+    places = _places(found, texts, size, LETTER, LINE)
+    return "".join(
+        f'<text {_look(one, epsilon)} x="{left:.1f}" y="{line:.1f}">{escape(text)}</text>'
+        for one, text, (left, line) in zip(found, texts, places, strict=True)
+    )
+
+
+def _places(
+    found: Sequence[Shown], texts: Sequence[str], size: int, letter: float, height: float
+) -> list[tuple[float, float]]:
+    """Left end and base line of each text, in pixels of the picture."""
     taken: list[tuple[float, float, float]] = []
-    labels = ""
-    for one in found:
-        text = f"{one.label} {one.radius:.2f}" if one.radius else one.label
-        width = LETTER * len(text)
+    for one, text in zip(found, texts, strict=True):
+        width = letter * len(text)
         left = max(0.0, min(one.box[0], size - width))
-        line = max(one.box[1] - 1, LINE - 1)
+        line = max(one.box[1] - 1, height - 1)
         while any(
-            left < end and start < left + width and abs(line - other) < LINE
+            left < end and start < left + width and abs(line - other) < height
             for start, end, other in taken
         ):
             line += 1
         taken.append((left, left + width, line))
-        labels += f'<text {_look(one, epsilon)} x="{left:.1f}" y="{line:.1f}">{escape(text)}</text>'
-    return labels
+    return [(start, line) for start, _, line in taken]
 
 
 def _region(one: Shown, epsilon: float) -> str:
@@ -175,10 +188,33 @@ def _draw(axes: Axes, one: Shown, epsilon: float, region: bool) -> None:
     if region and one.outer and certified:
         x1, y1, x2, y2 = (value - 0.5 for value in one.outer)
         axes.add_patch(Rectangle((x1, y1), x2 - x1, y2 - y1, color=colour, alpha=0.25, lw=0))
-    axes.text(
-        left, top, one.label, fontsize=8, color="white", va="bottom",
-        bbox={"facecolor": "black", "alpha": 0.7, "pad": 0.8, "linewidth": 0},
-    )  # fmt: skip
+
+
+def _name(axes: Axes, found: Sequence[Shown], size: int) -> None:
+    texts = [one.label for one in found]
+    for (left, line), text in zip(_places(found, texts, size, *NAME), texts, strict=True):
+        axes.text(
+            left, line - 0.5, text, fontsize=8, color="white", va="bottom",
+            bbox={"facecolor": "black", "alpha": 0.7, "pad": 0.8, "linewidth": 0},
+        )  # fmt: skip
+
+
+def _headed(scene: Scene, attacked: bool) -> str:
+    """What is shown, and whether it is read right."""
+    found = _side(scene, attacked)[1]
+    sign = "✓" if _read(found) == (" ".join(scene.truth) or "nothing") else "✗"
+    if attacked:
+        return f"attacked, ε = {scene.epsilon:g}\nreads {_read(found)}  {sign}"
+    count = sum(_certified(one, scene.epsilon) for one in found)
+    return f"clean\nreads {_read(found)}  {sign}  {count} of {len(found)} certified"
+
+
+def _keys() -> list[Patch]:
+    return [
+        Patch(fill=False, edgecolor=CERTIFIED, label="certified: stays here whatever the attack"),
+        Patch(color=CERTIFIED, alpha=0.25, lw=0, label="where its corners can be"),
+        Patch(fill=False, edgecolor=UNCERTIFIED, ls="--", label="not certified, or attacked"),
+    ]
 
 
 def _data_url(picture: NDArray[np.uint8]) -> str:

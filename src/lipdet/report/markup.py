@@ -77,7 +77,7 @@ def table(caption: str, head: Sequence[str], rows: Sequence[Sequence[Cell | str]
     )
     return (
         f'<div class="scroll" tabindex="0" role="region" aria-label="{escape(caption)}"><table>'
-        f"<caption>{escape(caption)}</caption><thead><tr>{top}</tr></thead>"
+        f"<caption><span>{escape(caption)}</span></caption><thead><tr>{top}</tr></thead>"
         f"<tbody>{body}</tbody></table></div>"
     )
 

@@ -73,7 +73,7 @@ def headline(document: Document, drawings: Drawings) -> Section:
                     )
                     for i in places
                 ]
-                rows.append([f"{words}, {kind}, ε {epsilon:g}", *cells])
+                rows.append([f"{words}, {kind}, {_radius(epsilon)}", *cells])
     rows += [
         ["parameters", *(number(document, f"results/{i}/parameters", count) for i in places)],
         [
@@ -88,7 +88,7 @@ def headline(document: Document, drawings: Drawings) -> Section:
         bounds = (number(document, f"detectors/{i}/lipschitz/{key}", constant) for i in places)
         rows.append([words, *bounds])
     head = ["", *(result["weights"] for result in results)]
-    body = table("Detectors side by side; AP in percent", head, rows)
+    body = table("AP in percent; attacked and certified at each radius ε", head, rows)
     return Section("detectors", "Detectors side by side", body)
 
 
@@ -165,9 +165,9 @@ def classes(document: Document, drawings: Drawings) -> Section:
     """AP50 of each class: clean, and certified where it was."""
     columns: list[tuple[str, str]] = []
     for i, result in enumerate(document["results"]):
-        columns.append((f"{result['weights']}, clean", f"results/{i}/clean/per_class"))
+        columns.append((f"{result['weights']}: clean", f"results/{i}/clean/per_class"))
         columns += [
-            (f"{result['weights']}, certified, ε {entry['epsilon']:g}", f"{path}/per_class")
+            (f"{result['weights']}: certified, {_radius(entry['epsilon'])}", f"{path}/per_class")
             for name, path, entry in _entries(document, "certified", only=i)
             if "per_class" in entry
         ]
@@ -190,6 +190,11 @@ def _attacks(results: Sequence[Document]) -> str:
     return " and ".join(sorted(words)) or "attacks"
 
 
+def _radius(epsilon: float) -> str:
+    # Without a break between sign and number.
+    return f"ε\u00a0{epsilon:g}"
+
+
 def _key(name: str) -> str:
     return name.replace("~", "~0").replace("/", "~1")
 
@@ -206,7 +211,7 @@ def _entries(
     """Name, path and entry of each radius of each detector."""
     of = attacked if kind == "attacked" else certified
     return [
-        (f"{result['weights']}, ε {epsilon:g}", _entry_path(document, i, kind, entry), entry)
+        (f"{result['weights']}, {_radius(epsilon)}", _entry_path(document, i, kind, entry), entry)
         for i, result in enumerate(document["results"])
         if only is None or i == only
         for epsilon, entry in sorted(of(result).items())

@@ -106,7 +106,7 @@ def inline_svg(drawing: Drawing) -> str:
     width, height = (points * 72 for points in drawing.figure.get_size_inches())
     body = text[text.index(">", text.index("<svg")) + 1 :]
     return (
-        f'<svg role="img" viewBox="0 0 {width:g} {height:g}" style="max-width:{width:g}pt">'
+        f'<svg role="img" viewBox="0 0 {width:g} {height:g}" style="--width:{width:g}pt">'
         f"<title>{escape(drawing.alternative)}</title>{body}"
     )
 

@@ -22,7 +22,6 @@ from collections.abc import Iterator
 from pathlib import Path, PurePosixPath
 from typing import NamedTuple
 
-from rich.console import Console
 from rich.progress import (
     BarColumn,
     DownloadColumn,
@@ -34,6 +33,7 @@ from rich.progress import (
 
 from lipdet.errors import InputError
 from lipdet.images.fetch import fetch, require_http
+from lipdet.progress import console
 
 OFFICIAL = "http://ufldl.stanford.edu/housenumbers/"
 
@@ -117,14 +117,15 @@ def download_svhn(
 
 
 def _progress() -> Progress:
-    """Bar, sizes, rate and time left."""
+    """Bar, sizes, rate and time left; `fetch` says every tenth where there is no terminal."""
     return Progress(
         TextColumn("{task.description}"),
         BarColumn(),
         DownloadColumn(),
         TransferSpeedColumn(),
         TimeRemainingColumn(),
-        console=Console(stderr=True),
+        console=console,
+        disable=console.quiet or not console.is_terminal,
     )
 
 

@@ -6,7 +6,9 @@ import itertools
 from collections.abc import Callable, Sequence
 from typing import Any
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from lipdet.boxes.select import Decoder
@@ -60,16 +62,19 @@ def _fixed_at_vertices(boxes: BoxRange, fixed: Tensor, size: float) -> Tensor:
     return torch.stack(found).amax(dim=0)
 
 
-def _stars(overlaps: Sequence[int], limit: int) -> list[int]:
+def _stars(
+    overlaps: NDArray[np.uint64], inside: NDArray[np.bool_], limit: int
+) -> NDArray[np.int64]:
     """Each box with all that it overlaps, as NMS removes them: a lower bound of what is kept."""
-    numbers, count = [-1] * len(overlaps), 0
-    for box, later in enumerate(overlaps):
-        if numbers[box] < 0 and count < limit:
-            numbers[box] = count
-            for other in range(box + 1, len(overlaps)):
-                if numbers[other] < 0 and later >> other & 1:
-                    numbers[other] = count
-            count += 1
+    numbers = np.full(overlaps.shape, -1)
+    for group, masks in enumerate(overlaps.tolist()):
+        count = 0
+        for box, later in enumerate(masks):
+            if inside[group, box] and numbers[group, box] < 0 and count < limit:
+                taken = [other for other in range(box + 1, len(masks)) if later >> other & 1]
+                alone = [other for other in taken if numbers[group, other] < 0]
+                numbers[group, [box, *alone]] = count
+                count += 1
     return numbers
 
 

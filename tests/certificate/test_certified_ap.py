@@ -47,10 +47,18 @@ def test_recalls_are_those_of_coco() -> None:
 
 
 def test_first_fit_by_hand() -> None:
-    # 0 overlaps 1 and 2, which do not overlap; 3 overlaps 2 alone. As masks of later ones.
-    assert first_fit([0b0110, 0, 0b1000, 0], 10) == [0, 0, 1, 1]
-    assert first_fit([0, 0, 0], 2) == [0, 1, -1]
-    assert first_fit([], 3) == []
+    # 0 overlaps 1 and 2, which do not overlap; 3 overlaps 2 alone. As masks of later ones. The
+    # second group has three boxes that overlap nothing, and a clique too few.
+    overlaps = np.array([[0b0110, 0, 0b1000, 0], [0, 0, 0, 0]], np.uint64)
+    inside = np.array([[True] * 4, [True, True, True, False]])
+    assert first_fit(overlaps, inside, 2).tolist() == [[0, 0, 1, 1], [0, 1, -1, -1]]
+
+
+def test_first_fit_takes_as_many_boxes_as_a_mask_has_bits() -> None:
+    # Every box overlaps the next two: cliques of three, the last of one.
+    overlaps = np.array([[0b11 << box + 1 & 2**64 - 1 for box in range(64)]], np.uint64)
+    found = first_fit(overlaps, np.ones((1, 64), np.bool_), 64)
+    assert found.tolist() == [[box // 3 for box in range(64)]]
 
 
 def test_affordable_by_hand() -> None:

@@ -15,6 +15,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any, Generic, NamedTuple, TypeVar
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -23,7 +24,7 @@ from lipdet.boxes.scores import Scores, SigmoidScores, SoftmaxScores, logit
 from lipdet.boxes.select import Decoder
 from lipdet.certificate.box_range import BoxRange, box_range
 from lipdet.certificate.outputs import OutputBounds
-from lipdet.certificate.segments import count_reaching, sorted_within
+from lipdet.certificate.segments import count_reaching
 from lipdet.errors import InputError
 from lipdet.types import RawOutput
 
@@ -159,19 +160,15 @@ def find_candidates(
     largest = (logits.abs() + moving).amax(dim=1, keepdim=True)
     slack = 2 * rounding + _ROUNDING * (largest + logits.shape[1])
     low, high = log_odds_interval(decoder.scores, logits, moving + slack)
-    place, label = torch.nonzero(high > logit(score_floor)).unbind(dim=1)
-    group = image[place] * high.shape[1] + label
-    order = group.argsort(stable=True)
-    ends = torch.unique_consecutive(group[order], return_counts=True)[1].cumsum(0)
-    order = order[sorted_within(ends, high[place, label][order])]
-    place, label = place[order], label[order]
+    place, label = _in_order(image, high, logit(score_floor))
+    pair = place * high.shape[1] + label
     return Candidates(
         classes=high.shape[1],
-        group=group[order],
+        group=image[place] * high.shape[1] + label,
         anchor=anchor[place],
-        low=low[place, label],
-        log_odds=decoder.scores.log_odds(logits)[place, label],
-        high=high[place, label],
+        low=low.flatten()[pair],
+        log_odds=decoder.scores.log_odds(logits).flatten()[pair],
+        high=high.flatten()[pair],
         slack=_largest_factor(decoder.scores) * slack[place, 0],
         boxes=Shared(
             place,
@@ -211,6 +208,30 @@ def _first_look(
     _, high = log_odds_interval(scores, logits, moving.add_(slack))
     image, anchor = torch.nonzero(high.amax(dim=-1) > logit(score_floor)).unbind(dim=1)
     return image, anchor
+
+
+def _in_order(image: Tensor, high: Tensor, floor: float) -> tuple[Tensor, Tensor]:
+    """Box and class of all candidates, (N,) each: by image, class and falling `high`.
+
+    Args:
+        image: (U,) of each box, ascending.
+        high: (U, C) highest log-odds.
+        floor: log-odds that candidates exceed.
+    """
+    falling = -high.T.contiguous().numpy()
+    counts = (high > floor).numpy()
+    places, labels = [], []
+    start = 0
+    # Much faster than one sort of all: what an image has fits into the cache.
+    for size in torch.unique_consecutive(image, return_counts=True)[1].tolist():
+        rows = slice(start, start + size)
+        inside = np.arange(size) < counts[rows].sum(axis=0)[:, None]
+        places.append(falling[:, rows].argsort(axis=1)[inside] + start)
+        labels.append(np.nonzero(inside)[0])
+        start += size
+    if not places:
+        return torch.zeros(0, dtype=torch.int64), torch.zeros(0, dtype=torch.int64)
+    return torch.from_numpy(np.concatenate(places)), torch.from_numpy(np.concatenate(labels))
 
 
 def log_odds_interval(scores: Scores, logits: Tensor, moved: Tensor) -> tuple[Tensor, Tensor]:

@@ -7,8 +7,7 @@ candidates by cliques bounds the detections.
 Notable choices:
 - First-fit in the order of falling highest score: the cover of what can reach τ is the beginning
   of the cover of what can reach less. One pass serves every τ.
-- First-fit is the same as building the cliques one after the other, each greedily in that order,
-  and that takes a few operations on bit masks for each candidate.
+- The n-th boxes of all groups find their cliques together, by a few operations on bit masks.
 - Which boxes of an image overlap does not depend on the class: it is found once for all classes.
 - A cover is cut off once it reaches what the detector puts out anyhow, and after MOST_COVERED
   candidates of a group: time and memory stay linear in their number.
@@ -17,7 +16,7 @@ Notable choices:
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from typing import NamedTuple
 
 import numpy as np
@@ -105,12 +104,14 @@ def _read(group: Tensor, numbers: Tensor, nearest: Tensor | None, limit: int) ->
     counts = torch.unique_consecutive(group[alone], return_counts=True)[1]
     starts = counts.cumsum(0) - counts
     first = torch.arange(len(alone)) - starts.repeat_interleave(counts) < limit
-    read = torch.ones(len(group), dtype=torch.bool).index_put((alone,), first)
-    for start, count in zip(starts.tolist(), counts.tolist(), strict=True):
-        if nearest is not None and count > limit:
-            own = alone[start : start + count]
-            read[own[nearest[own].topk(limit).indices]] = True
-    return read
+    read = torch.ones(len(group), dtype=torch.bool).index_put((alone,), first).numpy()
+    if nearest is not None:
+        falling = -nearest[alone].numpy()
+        for start, count in zip(starts.tolist(), counts.tolist(), strict=True):
+            if count > limit:
+                highest = falling[start : start + count].argpartition(limit)[:limit]
+                read[alone[start + highest].numpy()] = True
+    return torch.from_numpy(read)
 
 
 def affordable(group: Tensor, place: Tensor, nearest: Tensor, budget: Tensor, limit: int) -> Tensor:
@@ -200,12 +201,18 @@ def clique_numbers(candidates: Candidates, nms_iou: float, size: int, limit: int
     of_class[places, group % candidates.classes] = 1
     of_images = torch.split(of_class, [len(index) for index in images])
     overlaps = surely_overlap(candidates.boxes.boxes, images, of_images, nms_iou, size)
+    members, masks = [], []
     for rows, start, sure in zip(runs, first, overlaps, strict=True):
-        for members in _runs(group[rows]):
-            own = places[rows][members].numpy() - start
-            found = np.array(first_fit(_masks(sure[own[:, None], own]), limit))
-            mine = chosen[rows][members].numpy()[found >= 0]
-            numbers[mine] = found[found >= 0]
+        sizes = torch.unique_consecutive(group[rows], return_counts=True)[1].numpy()
+        inside = np.arange(MOST_COVERED) < sizes[:, None]
+        # Where a group has no more boxes any index will do.
+        own = np.zeros(inside.shape, np.int64)
+        own[inside] = places[rows].numpy() - start
+        members.append(inside)
+        masks.append(_masks(sure[own[:, :, None], own[:, None, :]]))
+    inside = np.concatenate(members)
+    found = first_fit(np.concatenate(masks), inside, limit)[inside]
+    numbers[chosen.numpy()[found >= 0]] = found[found >= 0]
     return torch.from_numpy(numbers)
 
 
@@ -216,36 +223,38 @@ def _runs(values: Tensor) -> Iterator[slice]:
         yield slice(start, end)
 
 
-def first_fit(overlaps: Sequence[int], limit: int) -> list[int]:
+def first_fit(
+    overlaps: NDArray[np.uint64], inside: NDArray[np.bool_], limit: int
+) -> NDArray[np.int64]:
     """Cover boxes by cliques, each box going to the first one all of whose members it overlaps.
 
     Args:
-        overlaps: for each box a bit mask of the boxes that it surely overlaps; not itself, and of
-            those before it any.
-        limit: stop when there are so many cliques.
+        overlaps: (groups, n ≤ 64) for each box of each group a bit mask of the boxes of the group
+            that it surely overlaps; not itself, and of those before it any.
+        inside: (groups, n) whether there is such a box.
+        limit: of cliques in each group.
 
     Returns:
-        For each box the number of its clique, or −1 if it was not reached.
+        (groups, n) the number of each box's clique, −1 if there is no box or no clique left.
     """
-    numbers = [-1] * len(overlaps)
-    left = (1 << len(overlaps)) - 1
-    for clique in range(limit):
-        # A box joins only if every earlier member has it among its overlaps.
-        fits = left
-        while fits:
-            lowest = fits & -fits
-            box = lowest.bit_length() - 1
-            numbers[box] = clique
-            left ^= lowest
-            fits &= overlaps[box]
-        if not left:
-            break
+    groups, width = overlaps.shape
+    numbers = np.full((groups, width), -1)
+    # Of each clique, what overlaps all of its members: at first everything.
+    fits = np.full((groups, min(limit, width)), ~np.uint64(0))
+    opened = 1
+    for box in range(width):
+        admits = (fits[:, :opened] >> np.uint64(box) & np.uint64(1)).astype(np.bool_)
+        clique = admits.argmax(axis=1)
+        [rows] = np.nonzero(inside[:, box] & admits.any(axis=1))
+        joined = clique[rows]
+        numbers[rows, box] = joined
+        fits[rows, joined] &= overlaps[rows, box]
+        # The next box may need one more than are in use.
+        opened = max(opened, joined.max(initial=-1) + 2)
     return numbers
 
 
-def _masks(overlaps: NDArray[np.bool_]) -> list[int]:
-    """Rows of a square matrix without diagonal as bit masks."""
-    padded = np.zeros((len(overlaps), MOST_COVERED), np.bool_)
-    padded[:, : len(overlaps)] = overlaps
-    masks: list[int] = np.packbits(padded, axis=1, bitorder="little").view("<u8")[:, 0].tolist()
-    return masks
+def _masks(overlaps: NDArray[np.bool_]) -> NDArray[np.uint64]:
+    """The last axis of (..., MOST_COVERED) as bit masks."""
+    masks: NDArray[np.uint64] = np.packbits(overlaps, axis=-1, bitorder="little").view("<u8")
+    return masks[..., 0]

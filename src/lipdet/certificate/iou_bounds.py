@@ -14,6 +14,8 @@ Notable choices:
 
 from __future__ import annotations
 
+import itertools
+
 import torch
 from torch import Tensor
 
@@ -46,13 +48,21 @@ def min_iou_pair(a: BoxRange, b: BoxRange, size: float | None) -> Tensor:
     Returns:
         (...) float64.
     """
-    lowest = least(*(vertices_of_centers(a, b, axis) for axis in (0, 1)))
     if size is None:
-        return lowest
-    clipped = (_reaches_border(a, size) | _reaches_border(b, size)).expand(lowest.shape)
-    a, b = _where(clipped, a, b)
-    axes = [vertices_after_clipping(a, b, axis, size) for axis in (0, 1)]
-    return lowest.masked_scatter(clipped, least(*axes))
+        return least(*(vertices_of_centers(a, b, axis) for axis in (0, 1)))
+    x, y = (_reaches_border(a, size) | _reaches_border(b, size)).unbind(dim=-1)
+    lowest = torch.empty(x.shape, dtype=torch.float64)
+    for clipped in itertools.product((False, True), repeat=2):
+        here = (x == clipped[0]) & (y == clipped[1])
+        one, other = _where(here, a, b)
+        axes = [
+            vertices_after_clipping(one, other, axis, size)
+            if clipped[axis]
+            else vertices_of_centers(one, other, axis)
+            for axis in (0, 1)
+        ]
+        lowest[here] = least(*axes)
+    return lowest
 
 
 def max_iou_fixed(boxes: BoxRange, fixed: Tensor, size: float | None) -> Tensor:
@@ -119,9 +129,9 @@ def _where(mask: Tensor, *ranges: BoxRange) -> list[BoxRange]:
 
 
 def _reaches_border(boxes: BoxRange, size: float) -> Tensor:
-    """Whether clipping to [0, size] can change a box, (...)."""
+    """Whether clipping to [0, size] can change a box along each axis, (..., 2)."""
     low, high = corner_range(boxes)
-    return ((low[..., :2] < 0) | (high[..., 2:] > size)).any(dim=-1)
+    return (low[..., :2] < 0) | (high[..., 2:] > size)
 
 
 def _iou(a: Tensor, b: Tensor) -> Tensor:

@@ -16,9 +16,8 @@ from torch import Tensor
 from lipdet.certificate.box_range import BoxRange
 from lipdet.certificate.iou_bounds import min_iou_pair
 
-# For the cache, both.
-ROWS_AT_ONCE = 64
-PAIRS_AT_ONCE = 16_384
+# For bounded memory.
+PAIRS_AT_ONCE = 65_536
 # NMS computes IoU in float32: overlap is sure only from this much above its threshold.
 OVERLAP_SLACK = 1e-3
 
@@ -81,20 +80,17 @@ def _may_overlap(
     (small_side, least), (_, most) = (_smaller(placed) for placed in (small, large))
     # IoU > η is overlap > (sum of areas)·η / (1 + η).
     least, most = (area * (needed / (1 + needed)) for area in (least, most))
-    possible = torch.empty(len(least), len(least), dtype=torch.bool)
-    for first in range(0, len(least), ROWS_AT_ONCE):
-        rows = slice(first, first + ROWS_AT_ONCE)
-        x, y = (
-            torch.minimum(
-                # The small one first, the large one last; and the other way round.
-                small[0][1][axis, rows, None] - large[1][0][axis],
-                large[0][1][axis] - small[1][0][axis, rows, None],
-            )
-            .minimum(small_side[axis, rows, None])
-            .clamp_(min=0)
-            for axis in (0, 1)
+    x, y = (
+        torch.minimum(
+            # The small one first, the large one last; and the other way round.
+            small[0][1][axis, :, None] - large[1][0][axis],
+            large[0][1][axis] - small[1][0][axis, :, None],
         )
-        possible[rows] = x.mul_(y) > least[rows, None] + most
+        .minimum(small_side[axis, :, None])
+        .clamp_(min=0)
+        for axis in (0, 1)
+    )
+    possible = x.mul_(y) > least[:, None] + most
     possible = (possible & possible.T) & (members @ members.T > 0)
     one, other = torch.nonzero(possible.triu_(1)).unbind(dim=1)
     return one, other

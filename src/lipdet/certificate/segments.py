@@ -1,4 +1,4 @@
-"""Flat lists in which consecutive entries belong together: sort, count and expand each run.
+"""Flat lists in which consecutive entries belong together: count and expand each run.
 
 Runs are short (an image's candidates of a class), and there are hundreds of them.
 """
@@ -10,26 +10,6 @@ from collections.abc import Iterator
 import numpy as np
 import torch
 from torch import Tensor
-
-
-def sorted_within(ends: Tensor, values: Tensor) -> Tensor:
-    """How to put each run into falling order.
-
-    Args:
-        ends: (G,) where each run ends; each begins where the one before ends.
-        values: (N,).
-
-    Returns:
-        (N,) indices; those of a run stay within it.
-    """
-    rising = -values.numpy()
-    order = np.empty(len(rising), np.int64)
-    start = 0
-    # Much faster than one sort of all: a run fits into the cache.
-    for end in ends.tolist():
-        np.add(rising[start:end].argsort(), start, out=order[start:end])
-        start = end
-    return torch.from_numpy(order)
 
 
 def count_reaching(falling: Tensor, starts: Tensor, counts: Tensor, levels: Tensor) -> Tensor:

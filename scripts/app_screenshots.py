@@ -13,7 +13,7 @@ from pathlib import Path
 
 import torch
 from playwright.sync_api import Browser
-from screenshots import PATIENCE, chromium
+from screenshots import PATIENCE, chromium, save
 
 from lipdet.app.exhibits import load_exhibits
 from lipdet.app.server import serving
@@ -43,12 +43,12 @@ def shoot(browser: Browser, address: str, detectors: int, out: Path) -> None:
     wide.locator("#message").get_by_text("sample-3.png").wait_for()
     wide.click("#attack")
     wide.locator("#result img").nth(3 * detectors - 1).wait_for()
-    wide.screenshot(path=out / "app-attack.png", full_page=True)
+    save(wide, out / "app-attack.png", full_page=True)
     narrow = browser.new_page(viewport={"width": 390, "height": 1500}, color_scheme="dark")
     narrow.set_default_timeout(PATIENCE)
     narrow.goto(address)
     narrow.locator("#message").get_by_text("sample-1.png").wait_for()
-    narrow.screenshot(path=out / "app-phone.png")
+    save(narrow, out / "app-phone.png")
 
 
 if __name__ == "__main__":

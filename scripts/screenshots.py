@@ -14,7 +14,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from playwright.sync_api import Browser, sync_playwright
+from PIL import Image
+from playwright.sync_api import Browser, Locator, Page, sync_playwright
 
 PATIENCE = 300_000  # milliseconds
 
@@ -44,18 +45,26 @@ def chromium() -> Iterator[Browser]:
         browser.close()
 
 
+def save(shown: Page | Locator, file: Path, **options: bool) -> None:
+    """Write a screenshot with 256 colours: a third of the size, and the same to the eye."""
+    shown.screenshot(path=file, **options)
+    with Image.open(file) as picture:
+        few = picture.convert("RGB").quantize(256, kmeans=3)
+    few.save(file, optimize=True)
+
+
 def shoot(browser: Browser, file: Path, out: Path) -> None:
     """Take the screenshots of one page."""
     address = file.resolve().as_uri()
     wide = browser.new_page(viewport={"width": 1280, "height": 1500}, color_scheme="light")
     wide.set_default_timeout(PATIENCE)
     wide.goto(address)
-    wide.screenshot(path=out / "report.png")
-    wide.locator("#pictures").screenshot(path=out / "report-pictures.png")
+    save(wide, out / "report.png")
+    save(wide.locator("#pictures"), out / "report-pictures.png")
     narrow = browser.new_page(viewport={"width": 390, "height": 1500}, color_scheme="dark")
     narrow.set_default_timeout(PATIENCE)
     narrow.goto(address)
-    narrow.screenshot(path=out / "report-phone.png")
+    save(narrow, out / "report-phone.png")
 
 
 if __name__ == "__main__":

@@ -1,19 +1,22 @@
 """The README's picture: the same number under attack, read by a naive and by a certified detector.
 
-    python scripts/readme_figure.py naive certified --epsilon 0.1 --out docs
+    python scripts/readme_figure.py naive certified --out docs
 
 Of the rendered test stream, the picture is chosen on which the certified detector reads the whole
-number, under attack too, and proves the most, and the naive one reads it until it is attacked. Both
-are attacked with every objective, each with its own gradients.
+number, under attack too, and proves the most, and the naive one reads it until it is attacked, and
+then another number of as many digits. Both are attacked with every objective, each with its own
+gradients.
 """
 
 from __future__ import annotations
 
 import argparse
+from collections.abc import Sequence
 from pathlib import Path
 
-from lipdet.attack import AttackSettings
+from lipdet.attack import AttackSettings, detect
 from lipdet.attack.settings import single_attacks
+from lipdet.boxes import DISPLAY_SELECTION
 from lipdet.checkpoint import LoadedDetector, load_detector
 from lipdet.evaluate.attacked import pictures, prepare
 from lipdet.images.pack import Pack
@@ -21,6 +24,7 @@ from lipdet.images.spec import open_data
 from lipdet.report.gallery import plot_scenes
 from lipdet.report.scenes import Shown, certified_detections, scenes
 from lipdet.report.style import save_drawing
+from lipdet.types import Detections, Target
 
 
 def main() -> None:
@@ -30,17 +34,19 @@ def main() -> None:
     )
     parser.add_argument("naive")
     parser.add_argument("certified")
-    parser.add_argument("--epsilon", type=float, default=0.1)
-    parser.add_argument("--data", default="rendered:200")
+    parser.add_argument("--epsilon", type=float, default=0.18)
+    parser.add_argument("--data", default="rendered:100")
     parser.add_argument("--steps", type=int, default=50)
     parser.add_argument("--out", type=Path, default=Path("docs"))
     options = parser.parse_args()
     naive, certified = load_detector(options.naive), load_detector(options.certified)
     pack = open_data(options.data, "test", naive.detector.config.image_size)
     attacks = single_attacks("worst", AttackSettings(options.epsilon, steps=options.steps))
-    for index, radius in provable(certified, pack, options.epsilon):
+    readable = sorted(read_right(naive, pack) & read_right(certified, pack))
+    for index, radius in provable(certified, pack, readable, options.epsilon):
         before = scenes(naive.name, naive.detector, pack, [index], attacks)[0]
-        if right(before.truth, before.found) and not right(before.truth, before.found_attacked):
+        misread = before.found_attacked
+        if not right(before.truth, misread) and len(misread) == len(before.truth):
             after = scenes(certified.name, certified.detector, pack, [index], attacks)[0]
             # What is certified stays; that nothing appears beside it is not promised.
             if not right(after.truth, after.found_attacked):
@@ -52,19 +58,35 @@ def main() -> None:
     print("No such picture: try a smaller --epsilon or more pictures with --data rendered:N.")
 
 
-def provable(loaded: LoadedDetector, pack: Pack, epsilon: float) -> list[tuple[int, float]]:
-    """Pictures that are read right with everything certified at ε, the largest radius first."""
+def read_right(loaded: LoadedDetector, pack: Pack) -> set[int]:
+    """The pictures whose digits a detector reads, left to right, all of them and no other."""
     images = pictures(pack, 0, len(pack), loaded.detector.default_boxes.device)
+    found = detect(prepare(loaded.detector), images, DISPLAY_SELECTION)
+    return {
+        index for index, one in enumerate(found) if in_order(one) == in_order(pack.target(index))
+    }
+
+
+def in_order(labelled: Detections | Target) -> list[int]:
+    """Labels from left to right."""
+    return [int(label) for label in labelled["labels"][labelled["boxes"][:, 0].argsort()]]
+
+
+def provable(
+    loaded: LoadedDetector, pack: Pack, indices: Sequence[int], epsilon: float
+) -> list[tuple[int, float]]:
+    """Those of the pictures with everything certified at ε; the longest numbers first.
+
+    Of numbers of one length, those with the largest radius come first.
+    """
+    images = pictures(pack, 0, len(pack), loaded.detector.default_boxes.device)[list(indices)]
     found = certified_detections(prepare(loaded.detector), images, epsilon, pack.class_names)
-    rows = []
-    for index, shown in enumerate(found):
-        target = pack.target(index)
-        order = target["labels"][target["boxes"][:, 0].argsort()].tolist()
-        least = min((one.radius or 0.0 for one in shown), default=0.0)
-        if right(tuple(pack.class_names[label] for label in order), shown) and least >= epsilon:
-            rows.append((index, least))
-    # Longer numbers first: they show more.
-    return sorted(rows, key=lambda row: (-len(found[row[0]]), -row[1]))
+    rows = [
+        (index, min(one.radius or 0.0 for one in shown), len(shown))
+        for index, shown in zip(indices, found, strict=True)
+    ]
+    rows.sort(key=lambda row: (-row[2], -row[1]))
+    return [(index, radius) for index, radius, _ in rows if radius >= epsilon]
 
 
 def right(truth: tuple[str, ...], found: tuple[Shown, ...]) -> bool:

@@ -72,7 +72,7 @@ def plot_scenes(rows: Sequence[Scene], name: str = "gallery") -> Drawing:
             axes.grid(False)
             for spine in axes.spines.values():
                 spine.set_visible(False)
-    figure.legend(handles=_keys(), loc="outside lower center", ncols=3, fontsize=7.5)
+    figure.legend(handles=_keys(), loc="outside lower center", ncols=3, fontsize=7)
     alternative = " ".join(
         _described(scene, attacked) for scene in rows for attacked in (False, True)
     )
@@ -211,8 +211,8 @@ def _headed(scene: Scene, attacked: bool) -> str:
 
 def _keys() -> list[Patch]:
     return [
-        Patch(fill=False, edgecolor=CERTIFIED, label="certified: stays here whatever the attack"),
-        Patch(color=CERTIFIED, alpha=0.25, lw=0, label="where its corners can be"),
+        Patch(fill=False, edgecolor=CERTIFIED, label="certified: stays, at any attack up to ε"),
+        Patch(color=CERTIFIED, alpha=0.25, lw=0, label="its corners, at worst"),
         Patch(fill=False, edgecolor=UNCERTIFIED, ls="--", label="not certified, or attacked"),
     ]
 

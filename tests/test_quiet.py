@@ -7,9 +7,11 @@ import os
 import pty
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
+from lipdet.app.pictures import samples
 from lipdet.cli import main
 
 EVAL = ["eval", "naive", "--data", "rendered:2"]
@@ -36,6 +38,44 @@ def test_no_escape_sequences_in_a_pipe(capsys: pytest.CaptureFixture[str]) -> No
     out, err = capsys.readouterr()
     assert "naive" in out
     assert "\x1b" not in out + err
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["data", "render", "--count", "2", "--out", "rendered"],
+        ["train", "--data", "rendered:8", "--epochs", "1", "--batch_size", "4", "--out", "run"],
+        ["detect", "naive", "number.png", "--out", "found"],
+        ["attack", "naive", "number.png", "--epsilon", "0.1", "--steps", "2", "--out", "attacked"],
+    ],
+    ids=lambda words: words[0],
+)
+def test_verbs_in_a_pipe(
+    words: list[str],
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Plain lines: no colours, no bars, nothing that moves a cursor; and none with --quiet."""
+    for name, option in (("loud", []), ("quiet", ["--quiet"])):
+        (tmp_path / name).mkdir()
+        monkeypatch.chdir(tmp_path / name)
+        samples(74)[2].save("number.png")
+        main([*words, *option])
+        shown = "".join(capsys.readouterr())
+        assert not [sign for sign in shown if ord(sign) < 32 and sign != "\n"]
+        assert bool(shown) == (not option)
+
+
+def test_a_pipe_in_ascii_shows_the_result() -> None:
+    done = subprocess.run(
+        [sys.executable, "-m", "lipdet", *EVAL, "--epsilon", "0.1", "--attack", "pgd", "--steps=1"],
+        env={**os.environ, "PYTHONIOENCODING": "ascii"},
+        capture_output=True,
+        check=True,
+    )
+    assert b"naive" in done.stdout
+    assert b"?" in done.stdout  # ε has no place in ASCII
 
 
 def test_no_colour_on_a_terminal() -> None:

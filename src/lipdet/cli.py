@@ -6,6 +6,7 @@ Exit status: 0 done, 1 a training that diverged or a process that was lost, 2 ba
 
 from __future__ import annotations
 
+import io
 import re
 import signal
 import sys
@@ -59,6 +60,9 @@ VERBS = {
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run the command line; `arguments` default to those of the process."""
     words = list(sys.argv[1:] if arguments is None else arguments)
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        # A pipe may be in an encoding without ε: a question mark is better than no result.
+        sys.stdout.reconfigure(errors="replace")
     try:
         distributed.join()
         _hint_at_key_value(words)

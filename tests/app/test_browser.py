@@ -99,6 +99,7 @@ def test_nothing_leaves_the_page_and_everything_is_named(browser: Browser, addre
     wait_for(page, "sample-1.png: naive reads")
     assert {url for url in requests if not url.startswith((address, "data:", "blob:"))} == set()
     assert errors == []
+    assert page.get_by_label("Capture from camera").is_visible()
     assert page.evaluate("document.documentElement.scrollWidth") == 390
     assert len(alternatives(page)) == 2
     assert all(alternatives(page))

@@ -225,10 +225,13 @@ def test_a_layer_without_a_bound_is_refused_by_name(
         ["eval", "mine:unbounded", *certify],
         ["certify", "mine:unbounded", "door.png", "--out", "found"],
         ["lipschitz", "mine:unbounded"],
-        ["lipschitz", "--audit", "mine:unbounded"],
     ):
         error = refusal(capsys, *words)
         assert 'No Lipschitz bound for GELU at "backbone.last"' in error
+    # The audit names it first and goes on.
+    main(["lipschitz", "--audit", "mine:unbounded", "--json", "audit.json"])
+    [first, *_] = json.loads(Path("audit.json").read_text())["findings"]
+    assert (first["name"], first["kind"], first["factor"]) == ("backbone.last", "GELU", None)
     # All else works.
     assert measured("mine:unbounded", "--data", "rendered:1")["certified"] == []
     main(["detect", "mine:unbounded", "door.png", "--crop", "0,0,32,32", "--out", "found"])

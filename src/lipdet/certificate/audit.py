@@ -81,7 +81,7 @@ def audit(module: nn.Module, input_shape: Sequence[int]) -> Audit:
         InputError: it cannot process this shape.
     """
     if isinstance(module, SSD):
-        propagation = propagate_detector(module, input_shape)
+        propagation = propagate_detector(module, input_shape, past_obstacles=True)
     else:
         propagation = propagate(module, input_shape, past_obstacles=True)
     obstacles = [

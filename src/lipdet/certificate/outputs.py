@@ -73,12 +73,15 @@ def output_bounds(detector: SSD) -> OutputBounds:
     return bounds_of_outputs(detector, propagate_detector(detector))
 
 
-def propagate_detector(detector: SSD, input_shape: Sequence[int] | None = None) -> Propagation:
+def propagate_detector(
+    detector: SSD, input_shape: Sequence[int] | None = None, past_obstacles: bool = False
+) -> Propagation:
     """Bound every intermediate of a detector, for its own image size.
 
     Args:
         detector: in eval mode.
         input_shape: the shape that the caller expects, (3, H, W).
+        past_obstacles: as in `propagate`.
 
     Raises:
         InputError: the caller expects another image size.
@@ -94,7 +97,7 @@ def propagate_detector(detector: SSD, input_shape: Sequence[int] | None = None) 
     for index, head in enumerate(detector.heads):
         check_plain(head, Head, f"heads.{index}")
     parts = FeaturesAndHeads(detector)
-    propagation = propagate(parts, (3, size, size))
+    propagation = propagate(parts, (3, size, size), past_obstacles)
     _check_parts(detector, parts)
     return propagation
 

@@ -53,8 +53,8 @@ def min_iou_pair(a: BoxRange, b: BoxRange, size: float | None) -> Tensor:
     x, y = (_reaches_border(a, size) | _reaches_border(b, size)).unbind(dim=-1)
     lowest = torch.empty(x.shape, dtype=torch.float64)
     for clipped in itertools.product((False, True), repeat=2):
-        here = (x == clipped[0]) & (y == clipped[1])
-        one, other = _where(here, a, b)
+        here = torch.nonzero((x == clipped[0]) & (y == clipped[1]), as_tuple=True)
+        one, other = (_expand(each, x.shape).at(here) for each in (a, b))
         axes = [
             vertices_after_clipping(one, other, axis, size)
             if clipped[axis]
@@ -123,15 +123,15 @@ def _known(boxes: Tensor) -> BoxRange:
     return BoxRange(*[torch.cat([centers, sides], dim=-1)] * 2)
 
 
-def _where(mask: Tensor, *ranges: BoxRange) -> list[BoxRange]:
-    """Ranges that broadcast to the shape of a mask, at its true places: (P, 4) each."""
-    return [BoxRange(*(x.expand(*mask.shape, 4)[mask] for x in each)) for each in ranges]
+def _expand(boxes: BoxRange, shape: torch.Size) -> BoxRange:
+    """The same ranges with the leading dimensions of `shape`."""
+    return BoxRange(boxes.low.expand(*shape, 4), boxes.high.expand(*shape, 4))
 
 
 def _reaches_border(boxes: BoxRange, size: float) -> Tensor:
     """Whether clipping to [0, size] can change a box along each axis, (..., 2)."""
-    low, high = corner_range(boxes)
-    return (low[..., :2] < 0) | (high[..., 2:] > size)
+    reach = boxes.high[..., 2:] / 2
+    return (boxes.low[..., :2] < reach) | (boxes.high[..., :2] + reach > size)
 
 
 def _iou(a: Tensor, b: Tensor) -> Tensor:

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 
+from lipdet.evaluate.average_precision import average_precision
 from lipdet.evaluate.bootstrap import ap50_interval
 from lipdet.evaluate.false_positives import false_positives_per_image
 from lipdet.types import Detections, Target
@@ -56,3 +57,23 @@ def test_the_interval_of_pictures_that_are_right_or_wrong() -> None:
     expected = np.quantile(draws, [0.025, 0.975])
     assert low == pytest.approx(expected[0], abs=0.04)
     assert high == pytest.approx(expected[1], abs=0.04)
+
+
+def test_the_interval_lies_around_the_value_though_draws_are_better() -> None:
+    # Two wrong detections beside each right one, in an order that says nothing: precision jumps.
+    random = np.random.default_rng(0)
+    targets, detections = [], []
+    for _ in range(16):
+        right, *wrong = random.uniform(0.01, 1, 3).tolist()
+        targets.append(target(0))
+        detections.append(found((BOX, 0, right), *((ELSEWHERE, 0, score) for score in wrong)))
+    own = average_precision(targets, detections, ["a"]).ap50
+    drawn = (random.integers(16, size=16) for _ in range(200))
+    draws = [
+        average_precision([targets[i] for i in one], [detections[i] for i in one], ["a"]).ap50
+        for one in drawn
+    ]
+    assert np.mean(draws) > own + 0.03
+    low, high = ap50_interval(targets, detections, ["a"], seed=0)
+    # Half of a symmetric distribution on either side; this one is a little skewed.
+    assert (low + high) / 2 == pytest.approx(own, abs=0.025)

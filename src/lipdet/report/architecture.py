@@ -19,8 +19,9 @@ from torch import Tensor, nn
 from lipdet.detector import SSD
 from lipdet.report.style import COLOURS, INK, Drawing, new_figure, styled
 
-# What changes neither size nor channels and has no weights is not drawn.
+# Upper end of the axes; a picture has the side 1.
 _TOP = 1.35
+# What changes neither size nor channels and has no weights is not drawn.
 _SILENT = (nn.Identity, nn.Sequential, nn.ZeroPad2d)
 
 

@@ -79,7 +79,7 @@ class Effort:
 
 
 FULL = Effort(("rendered:20000",), 0, None, 50, True)
-QUICK = Effort(("rendered:6000",), 2, 32, 10, False)
+QUICK = Effort(("rendered:4000",), 2, 24, 10, False)
 
 
 def reproduce(
@@ -165,7 +165,7 @@ def working_points(
     return [
         {
             "epsilon": epsilon,
-            "ap50_interval": list(ap50_interval(targets, detections, pack.class_names, seed)),
+            "ap50_interval": list(ap50_interval(targets, detections, len(pack.class_names), seed)),
             "false_positives_per_image": {
                 f"recall {recall:g}": false_positives_per_image(targets, detections, recall)
                 for recall in RECALLS

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from lipdet.evaluate.average_precision import average_precision
-from lipdet.evaluate.bootstrap import ap50_interval
+from lipdet.evaluate.bootstrap import ranked, ap50, ap50_interval
 from lipdet.evaluate.false_positives import false_positives_per_image
 from lipdet.types import Detections, Target
 
@@ -52,7 +52,7 @@ def test_the_interval_of_pictures_that_are_right_or_wrong() -> None:
     count, right = 60, 45
     targets = [target(0)] * count
     detections = [found((BOX, 0, 0.9))] * right + [found()] * (count - right)
-    low, high = ap50_interval(targets, detections, ["a"], seed=0)
+    low, high = ap50_interval(targets, detections, classes=1, seed=0)
     draws = np.random.default_rng(1).binomial(count, right / count, size=100_000) / count
     expected = np.quantile(draws, [0.025, 0.975])
     assert low == pytest.approx(expected[0], abs=0.04)
@@ -67,13 +67,16 @@ def test_the_interval_lies_around_the_value_though_draws_are_better() -> None:
         right, *wrong = random.uniform(0.01, 1, 3).tolist()
         targets.append(target(0))
         detections.append(found((BOX, 0, right), *((ELSEWHERE, 0, score) for score in wrong)))
-    own = average_precision(targets, detections, ["a"]).ap50
-    drawn = (random.integers(16, size=16) for _ in range(200))
-    draws = [
-        average_precision([targets[i] for i in one], [detections[i] for i in one], ["a"]).ap50
-        for one in drawn
-    ]
+    rankings = ranked(targets, detections, 1)
+    own = ap50(rankings, np.ones(16, np.int64))
+    drawn = [random.integers(16, size=16) for _ in range(200)]
+    draws = [ap50(rankings, np.bincount(one, minlength=16)) for one in drawn]
+    # Oracle: COCO's evaluation, of the set and of pictures that are there several times.
+    assert own == pytest.approx(average_precision(targets, detections, ["a"]).ap50)
+    for one, value in zip(drawn[:20], draws, strict=False):
+        again = average_precision([targets[i] for i in one], [detections[i] for i in one], ["a"])
+        assert value == pytest.approx(again.ap50)
     assert np.mean(draws) > own + 0.03
-    low, high = ap50_interval(targets, detections, ["a"], seed=0)
+    low, high = ap50_interval(targets, detections, classes=1, seed=0)
     # Half of a symmetric distribution on either side; this one is a little skewed.
     assert (low + high) / 2 == pytest.approx(own, abs=0.025)

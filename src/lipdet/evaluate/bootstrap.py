@@ -1,10 +1,12 @@
 """Confidence intervals of AP50 by resampling pictures (the bootstrap).
 
 Notable choices:
+- What matches what does not depend on the other pictures: it is found once, and a draw only counts
+  pictures several times or not at all. On the set itself that gives the AP50 of faster-coco-eval.
 - A draw holds some pictures several times, which makes precision jump in larger steps, and AP takes
   the highest precision at any recall or more: draws have a higher AP than the set they are drawn
-  from. The mean difference is an estimate of that bias (Efron and Tibshirani, An Introduction to the
-  Bootstrap, 1993, chapter 10) and is taken off the percentiles.
+  from. The mean difference is an estimate of that bias (Efron and Tibshirani, An Introduction to
+  the Bootstrap, 1993, chapter 10) and is taken off the percentiles.
 """
 
 from __future__ import annotations
@@ -13,13 +15,16 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
+import torch
+from numpy.typing import NDArray
 
-from lipdet.evaluate.average_precision import average_precision
-from lipdet.progress import track
+from lipdet.attack.damage import true_positives
 from lipdet.types import Detections, Target
 
 SAMPLES = 200
 CONFIDENCE = 0.95
+# As COCO computes them.
+RECALLS = np.linspace(0.0, 1.0, 101)
 
 
 class Interval(NamedTuple):
@@ -29,11 +34,22 @@ class Interval(NamedTuple):
     high: float
 
 
+class Ranking(NamedTuple):
+    """The N detections of one class in all images, best first.
+
+    Attributes:
+        image: (N,) of each.
+        hit: (N,) whether it is matched to an object.
+        objects: (images,) of this class in each.
+    """
+
+    image: NDArray[np.int64]
+    hit: NDArray[np.bool_]
+    objects: NDArray[np.int64]
+
+
 def ap50_interval(
-    targets: Sequence[Target],
-    detections: Sequence[Detections],
-    class_names: Sequence[str],
-    seed: int,
+    targets: Sequence[Target], detections: Sequence[Detections], classes: int, seed: int
 ) -> Interval:
     """The 95 % interval of AP50 over draws of as many pictures with replacement, bias taken off.
 
@@ -41,18 +57,52 @@ def ap50_interval(
 
     Args:
         targets: what is there, per image.
-        detections: what was found, per image, in the same order.
-        class_names: names of the classes in the order of their labels.
+        detections: what was found, per image, in the same order, best first.
+        classes: how many there are.
         seed: of the draws.
     """
-    random = np.random.default_rng(seed)
-    draws = [random.integers(len(targets), size=len(targets)) for _ in range(SAMPLES)]
-    own, *values = (
-        average_precision(
-            [targets[index] for index in drawn], [detections[index] for index in drawn], class_names
-        ).ap50
-        for drawn in track([np.arange(len(targets)), *draws], "Bootstrap")
-    )
+    random, count = np.random.default_rng(seed), len(targets)
+    draws = [random.integers(count, size=count) for _ in range(SAMPLES)]
+    rankings = ranked(targets, detections, classes)
+    values = [ap50(rankings, np.bincount(drawn, minlength=count)) for drawn in draws]
     tail = (1 - CONFIDENCE) / 2
-    low, high = np.quantile(values, [tail, 1 - tail]) - (np.mean(values) - own)
+    bias = np.mean(values) - ap50(rankings, np.ones(count, np.int64))
+    low, high = np.quantile(values, [tail, 1 - tail]) - bias
     return Interval(max(0.0, float(low)), min(1.0, float(high)))
+
+
+def ap50(rankings: Sequence[Ranking], times: NDArray[np.int64]) -> float:
+    """The mean AP50 of the classes if each image counts so many `times` (images,)."""
+    known = [_ap(one, times) for one in rankings if (one.objects * times).any()]
+    return float(np.mean(known)) if known else 0.0
+
+
+def _ap(ranking: Ranking, times: NDArray[np.int64]) -> float:
+    weight = times[ranking.image]
+    drawn = weight > 0
+    hits = (weight * ranking.hit).cumsum()[drawn]
+    if not len(hits):
+        return 0.0
+    precision, recall = hits / weight.cumsum()[drawn], hits / (ranking.objects * times).sum()
+    best = np.maximum.accumulate(precision[::-1])[::-1]
+    index = np.searchsorted(recall, RECALLS)
+    return float(np.where(index < len(best), best[index.clip(max=len(best) - 1)], 0.0).mean())
+
+
+def ranked(
+    targets: Sequence[Target], detections: Sequence[Detections], classes: int
+) -> list[Ranking]:
+    """The detections of each class of all images, matched."""
+    hits = [
+        true_positives(found, target) for target, found in zip(targets, detections, strict=True)
+    ]
+    image = np.repeat(np.arange(len(hits)), [len(one) for one in hits])
+    labels = torch.cat([found["labels"] for found in detections]).numpy()
+    scores = torch.cat([found["scores"] for found in detections]).numpy()
+    order = np.argsort(-scores, kind="stable")
+    rankings = []
+    for label in range(classes):
+        mine = order[labels[order] == label]
+        objects = [int((target["labels"] == label).sum()) for target in targets]
+        rankings.append(Ranking(image[mine], torch.cat(hits).numpy()[mine], np.array(objects)))
+    return rankings

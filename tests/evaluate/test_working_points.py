@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from lipdet.evaluate.average_precision import average_precision
-from lipdet.evaluate.bootstrap import ranked, ap50, ap50_interval
+from lipdet.evaluate.bootstrap import ap50, ap50_interval, ranked
 from lipdet.evaluate.false_positives import false_positives_per_image
 from lipdet.types import Detections, Target
 

@@ -267,7 +267,7 @@ def test_a_model_runs_without_torch(
 
     Image.fromarray(np.asarray(pack.images[3])).save(tmp_path / "p.png")
     page = (Path(__file__).parents[1] / "docs" / "export.md").read_text()
-    [script] = re.findall(r"```python\n(.*?)```", page, re.DOTALL)
+    [script] = re.findall(r"```python\n(# use.py.*?)```", page, re.DOTALL)
     done = subprocess.run(
         [sys.executable, "-c", BLOCKED + script, str(model), str(tmp_path / "p.png")],
         capture_output=True,

@@ -47,10 +47,13 @@ except KeyboardInterrupt:
 
 
 def step_of(run: Path) -> int:
-    """Steps done according to the last checkpoint; the file is replaced atomically."""
+    """Steps done according to the last checkpoint, 0 if there is none that can be read.
+
+    It is replaced atomically, but safetensors opens it twice: for its header and for its tensors.
+    """
     try:
         step = read_tensors(run / STATE)[1]["step"]
-    except InputError:
+    except (InputError, RuntimeError):
         return 0
     assert isinstance(step, int)
     return step

@@ -50,11 +50,13 @@ def min_iou_pair(a: BoxRange, b: BoxRange, size: float | None) -> Tensor:
     """
     if size is None:
         return least(*(vertices_of_centers(a, b, axis) for axis in (0, 1)))
-    x, y = (_reaches_border(a, size) | _reaches_border(b, size)).unbind(dim=-1)
-    lowest = torch.empty(x.shape, dtype=torch.float64)
+    touched = _reaches_border(a, size) | _reaches_border(b, size)
+    a, b = (_in_a_row(each, touched.shape) for each in (a, b))
+    x, y = touched.reshape(-1, 2).unbind(dim=1)
+    lowest = torch.empty(len(x), dtype=torch.float64)
     for clipped in itertools.product((False, True), repeat=2):
-        here = torch.nonzero((x == clipped[0]) & (y == clipped[1]), as_tuple=True)
-        one, other = (_expand(each, x.shape).at(here) for each in (a, b))
+        here = torch.nonzero((x == clipped[0]) & (y == clipped[1]))[:, 0]
+        one, other = a.at(here), b.at(here)
         axes = [
             vertices_after_clipping(one, other, axis, size)
             if clipped[axis]
@@ -62,7 +64,7 @@ def min_iou_pair(a: BoxRange, b: BoxRange, size: float | None) -> Tensor:
             for axis in (0, 1)
         ]
         lowest[here] = least(*axes)
-    return lowest
+    return lowest.reshape(touched.shape[:-1])
 
 
 def max_iou_fixed(boxes: BoxRange, fixed: Tensor, size: float | None) -> Tensor:
@@ -123,9 +125,9 @@ def _known(boxes: Tensor) -> BoxRange:
     return BoxRange(*[torch.cat([centers, sides], dim=-1)] * 2)
 
 
-def _expand(boxes: BoxRange, shape: torch.Size) -> BoxRange:
-    """The same ranges with the leading dimensions of `shape`."""
-    return BoxRange(boxes.low.expand(*shape, 4), boxes.high.expand(*shape, 4))
+def _in_a_row(boxes: BoxRange, shape: torch.Size) -> BoxRange:
+    """Ranges that broadcast to the leading dimensions of `shape` (..., 2), one by one, (N, 4)."""
+    return BoxRange(*(end.expand(*shape[:-1], 4).reshape(-1, 4) for end in boxes))
 
 
 def _reaches_border(boxes: BoxRange, size: float) -> Tensor:

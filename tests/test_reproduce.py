@@ -60,6 +60,7 @@ def test_rows_can_be_detectors(tmp_path: Path) -> None:
     [
         (["naive", "nowhere"], "There is no detector 'nowhere'"),
         (["naive", "certified", "naive"], "Two rows are called naive"),
+        (["naive", "mine:detector"], "mine:detector: finished parts"),
     ],
 )
 def test_rows_are_checked_before_any_work(rows: list[str], problem: str, tmp_path: Path) -> None:

@@ -7,6 +7,7 @@ them in place and an offset of 1 moves a centre by a tenth of the side.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import NamedTuple
 
 import torch
@@ -22,7 +23,7 @@ Box = tuple[float, float, float, float]
 
 
 class Attacked(NamedTuple):
-    """A scene of one image and the outputs that an adversary chooses in it."""
+    """A scene of a few images and the outputs that an adversary chooses in it."""
 
     scene: Scene
     outputs: RawOutput
@@ -39,6 +40,7 @@ def _scene(
     constants: Sequence[float] | None = None,
     difference: float | None = None,
     together: float | None = None,
+    top_k: int = 100,
 ) -> Attacked:
     """One class, ε is 1; t_x of box i has the constant moves[i].
 
@@ -53,6 +55,7 @@ def _scene(
         constants: of the logits, 1 for all if not given.
         difference: constant of the difference of any two logits, if known.
         together: constant of all logits together, if known.
+        top_k: detections of an image.
     """
     default = torch.tensor(boxes)
     sides = default[:, 2:] - default[:, :2]
@@ -65,7 +68,7 @@ def _scene(
     verifier = Verifier(
         output_constants(torch.tensor(constants or [1.0] * count)[:, None], of_offsets),
         Decoder(default, CODING, SigmoidScores(1.0), SIZE),
-        Selection(0.01, nms_iou, 100),
+        Selection(0.01, nms_iou, top_k),
         collective=together and torch.tensor([together]).double(),  # type: ignore[arg-type]
         pairwise=difference and PairwiseTable(torch.full((1, count, count), difference).double()),  # type: ignore[arg-type]
     )
@@ -77,6 +80,16 @@ def _scene(
     moved[0, -1, 0] = shift
     chosen = RawOutput(torch.tensor(attacked).reshape(1, count, 1), moved)
     return Attacked(Scene(raw, targets, verifier, 1.0), chosen)
+
+
+def _two_images(first: Attacked, second: Attacked) -> Attacked:
+    """Two scenes with the same boxes and settings as one."""
+    raws, outputs = (
+        RawOutput(*(torch.cat(parts) for parts in zip(*both, strict=True)))
+        for both in ((first.scene.raw, second.scene.raw), (first.outputs, second.outputs))
+    )
+    targets = [*first.scene.targets, *second.scene.targets]
+    return Attacked(replace(first.scene, raw=raws, targets=targets), outputs)
 
 
 # The only box can move from the first object to the second, which then has it.
@@ -165,6 +178,25 @@ RAISED_TOGETHER = _scene(
     constants=[1.0, 0.2],
     together=1.0,
 )
+# Of three cliques two are counted, and both objects of the first image claim one. Its only
+# detection can be the false one, which comes before the certified one of the second image.
+THREE_BOXES = [(2.0, 2.0, 10.0, 10.0), (20.0, 2.0, 28.0, 10.0), (2.0, 20.0, 10.0, 28.0)]
+PUSHED_OUT = _two_images(
+    _scene(
+        objects=THREE_BOXES[:2],
+        boxes=THREE_BOXES,
+        logits=[3.0, 3.0, 3.0],
+        attacked=[2.0, 2.0, 4.0],
+        top_k=1,
+    ),
+    _scene(
+        objects=THREE_BOXES[:1],
+        boxes=THREE_BOXES,
+        logits=[3.0, -9.0, -9.0],
+        attacked=[2.0, -9.0, -9.0],
+        top_k=1,
+    ),
+)
 
 FOR_MUTANT = {
     "condition 5 removed": STRAYS,
@@ -177,4 +209,5 @@ FOR_MUTANT = {
     "continuous area": TWO_OF_THREE,
     "half the constants of differences": PASSED_TOGETHER,
     "half the constant of all logits": RAISED_TOGETHER,
+    "claims beyond what is counted": PUSHED_OUT,
 }

@@ -12,7 +12,15 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from lipdet.boxes.select import Decoder
-from lipdet.certificate import average_precision, candidates, certify, conditions, cover, verifier
+from lipdet.certificate import (
+    average_precision,
+    candidates,
+    certify,
+    claims,
+    conditions,
+    cover,
+    verifier,
+)
 from lipdet.certificate.box_range import BoxRange
 from lipdet.certificate.iou_bounds import max_iou_fixed, max_iou_pair, min_iou_fixed
 from lipdet.certificate.offset_ball import min_iou_in_ball
@@ -78,19 +86,54 @@ def _stars(
     return numbers
 
 
-def _continuous(certified: Tensor, entries: Tensor, objects: int) -> float:
+def _continuous(objects: average_precision.Objects, possible: average_precision.Possible) -> float:
     """The area under the curve instead of the mean over 101 recalls."""
-    reached = certified[certified > -torch.inf]
+    reached = objects.certified[objects.certified > -torch.inf]
     thresholds = torch.unique(reached)
     found = average_precision.at_least(reached, thresholds)
-    precision = (found / average_precision.at_least(entries, thresholds)).cummax(0).values
-    steps = -torch.diff(found / objects, append=torch.zeros(1, dtype=torch.float64))
+    wrong = average_precision.false_positives(objects, possible, thresholds)
+    precision = (found / (found + wrong)).cummax(0).values
+    steps = -torch.diff(found / len(objects.certified), append=torch.zeros(1, dtype=torch.float64))
     return float((steps * precision).sum())
 
 
-def _just_below(entries: cover.Entries, label: int, classes: int, most: int) -> Tensor:
+def _just_below(entries: cover.Entries, label: int, *rest: int) -> Tensor:
     """What counts entries > τ does: each entry a little lower."""
-    return _POOLED(entries, label, classes, most) - 1e-12
+    return _POOLED(entries, label, *rest) - 1e-12
+
+
+def _cliques_just_below(entries: cover.Entries, label: int, classes: int) -> Tensor:
+    return _POOLED_CLIQUES(entries, label, classes) - 1e-12
+
+
+def _unsure_members(
+    truth: Tensor, clique: Tensor, high: Tensor, heads: Tensor, sure: Tensor, uncounted: Tensor
+) -> tuple[Tensor, Tensor]:
+    """Claims to cliques of which only the highest member surely matches."""
+    first, _ = _CLAIM(truth, clique, high, heads, sure, uncounted)
+    return first, uncounted
+
+
+def _of_any_object(candidates: object, truths: object, truth: Tensor, *rest: object) -> Tensor:
+    """Claims to cliques that another object may be matched by."""
+    return torch.full((len(truth),), -1.0, dtype=torch.float64)
+
+
+def _all_that_is_counted(entries: cover.Entries, group: Tensor, limit: int) -> Tensor:
+    return torch.full((len(group),), -torch.inf, dtype=torch.float64)
+
+
+def _claimed_twice(
+    objects: average_precision.Objects, possible: average_precision.Possible, thresholds: Tensor
+) -> Tensor:
+    """Objects that are certified and claim a clique count for two."""
+    counted = average_precision.at_least(possible.cliques, thresholds)
+    for found in (
+        (objects.last[:, None] < thresholds) & (thresholds <= objects.first[:, None]),
+        objects.certified[:, None] >= thresholds,
+    ):
+        counted = counted - found.sum(dim=0)
+    return counted.clamp(min=0)
 
 
 def _half_of_outputs(
@@ -124,6 +167,8 @@ def _half_of_ball(offsets: Tensor, radius: Tensor, *rest: Any) -> Tensor:
 
 
 _POOLED = cover.Entries.pooled
+_POOLED_CLIQUES = cover.Entries.pooled_cliques
+_CLAIM = claims._claim
 Patch = tuple[object, str, object]
 Mutant = Sequence[Patch]
 _EVERYTHING: Callable[[Tensor, float], Tensor] = lambda low, floor: low > -1e9  # noqa: E731
@@ -140,12 +185,18 @@ IN_RANDOM_SCENES: dict[str, Mutant] = {
     ],
     "half the constants of outputs": [(verifier, "find_candidates", _half_of_outputs)],
     "half the ball of offsets": [(conditions, "min_iou_in_ball", _half_of_ball)],
+    "claims of unsure members": [(claims, "_claim", _unsure_members)],
+    "claims of what another object may be matched by": [(claims, "strays", _of_any_object)],
+    "claims and certificates added": [(average_precision, "false_positives", _claimed_twice)],
 }
 # Each needs a scene made for it.
 IN_DIRECTED_SCENES: dict[str, Mutant] = {
     "condition 5 removed": [(certify, "strays_to", _no_stray)],
     "> for ≥ between rivals": [(certify, "outscores", _strictly)],
-    "> for ≥ in D⁺": [(cover.Entries, "pooled", _just_below)],
+    "> for ≥ in D⁺": [
+        (cover.Entries, "pooled", _just_below),
+        (cover.Entries, "pooled_cliques", _cliques_just_below),
+    ],
     "highest IoU of pairs from vertices": [(conditions, "max_iou_pair", _pair_at_vertices)],
     "highest IoU with an object from vertices": [(conditions, "max_iou_fixed", _fixed_at_vertices)],
     "unclipped highest IoU with an object": [
@@ -156,5 +207,6 @@ IN_DIRECTED_SCENES: dict[str, Mutant] = {
         (scenes.PairwiseTable, "constants", _half_of_differences)
     ],
     "half the constant of all logits": [(cover, "affordable", _half_of_all_together)],
+    "claims beyond what is counted": [(claims, "_uncounted", _all_that_is_counted)],
     "continuous area": [(promises, "certified_average_precision", _continuous)],
 }

@@ -9,7 +9,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from lipdet.certificate.average_precision import certified_average_precision
+from lipdet.certificate.average_precision import (
+    Objects,
+    Possible,
+    certified_average_precision,
+)
 from lipdet.certificate.certify import MAX_DETECTIONS, certified_up_to
 from lipdet.certificate.truths import truths_of
 from lipdet.evaluate.average_precision import average_precision, matched_scores
@@ -29,17 +33,20 @@ def certificates(scene: Scene) -> Certificates:
     entries = verifier.entries(candidates, epsilon)
     found = verifier.certifiers(candidates, truths, epsilon, min(IOUS), entries)
     reached = certified_up_to(found, len(truths.image), IOUS)
+    claimed = verifier.claims(candidates, truths, entries, IOUS)
     most = min(verifier.selection.top_k, MAX_DETECTIONS)
     precision = []
     for column in range(len(IOUS)):
         by_class = {}
         for label in range(scene.classes):
-            objects = truths.label == label
-            if objects.any():
-                pooled = entries.pooled(label, scene.classes, most)
-                by_class[label] = certified_average_precision(
-                    reached[objects, column], pooled, int(objects.sum())
+            mine = truths.label == label
+            if mine.any():
+                columns = (part[mine, column] for part in (reached, claimed.first, claimed.last))
+                possible = Possible(
+                    entries.pooled(label, scene.classes, most),
+                    entries.pooled_cliques(label, scene.classes),
                 )
+                by_class[label] = certified_average_precision(Objects(*columns), possible)
         precision.append(by_class)
     return reached, precision
 

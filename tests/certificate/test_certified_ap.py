@@ -7,7 +7,12 @@ import pytest
 import torch
 
 from lipdet.boxes import AP_SELECTION
-from lipdet.certificate.average_precision import certified_average_precision
+from lipdet.certificate.average_precision import (
+    Objects,
+    Possible,
+    certified_average_precision,
+    false_positives,
+)
 from lipdet.certificate.cover import affordable, first_fit
 from lipdet.certificate.diagnosis import REASONS
 from lipdet.certificate.verifier import verifier_of
@@ -21,20 +26,45 @@ def _values(*values: float) -> torch.Tensor:
     return torch.tensor(values, dtype=torch.float64)
 
 
+def _objects(certified: torch.Tensor) -> Objects:
+    """Objects that claim nothing."""
+    nothing = torch.full_like(certified, -torch.inf)
+    return Objects(certified, nothing, nothing)
+
+
 def test_average_precision_by_hand() -> None:
-    certified = _values(3.0, 1.0, -torch.inf, -torch.inf)
+    objects = _objects(_values(3.0, 1.0, -torch.inf, -torch.inf))
     # Two detections at 3 or more, four at 1 or more: precisions 1/2 and 2/4 at recalls 1/4 and 2/4.
     entries = _values(5.0, 3.5, 1.0, 2.0, -1.0)
+    found = certified_average_precision(objects, Possible(entries, entries))
     # Recalls 0 to 0.5 are 51 of 101.
-    assert certified_average_precision(certified, entries, 4) == pytest.approx(0.5 * 51 / 101)
+    assert found == pytest.approx(0.5 * 51 / 101)
     # With one fewer above 3: precision 1 for the recalls 0 to 0.25, 26 of them.
     entries = _values(5.0, 2.0, 1.0, 1.0)
-    wanted = (26 * 1 + 25 * 0.5) / 101
-    assert certified_average_precision(certified, entries, 4) == pytest.approx(wanted)
+    found = certified_average_precision(objects, Possible(entries, entries))
+    assert found == pytest.approx((26 * 1 + 25 * 0.5) / 101)
+
+
+def test_false_positives_by_hand() -> None:
+    # At 1: four cliques; the first object is certified, the second claims one, the third does not
+    # any more, the fourth not yet. At 2: three cliques, and the third claims one.
+    objects = Objects(
+        certified=_values(2.0, -torch.inf, -torch.inf, -torch.inf),
+        first=_values(3.0, 2.5, 2.5, 0.5),
+        last=_values(-torch.inf, -torch.inf, 1.5, -torch.inf),
+    )
+    cliques = _values(4.0, 3.0, 2.5, 1.2, 0.7)
+    thresholds = _values(1.0, 2.0)
+    wrong = false_positives(objects, Possible(cliques, cliques), thresholds)
+    assert wrong.tolist() == [2, 0]
+    # Where fewer detections are possible than cliques: one at 1, which is the certified one's.
+    wrong = false_positives(objects, Possible(_values(3.0), cliques), thresholds)
+    assert wrong.tolist() == [0, 0]
 
 
 def test_nothing_certified_is_zero() -> None:
-    assert certified_average_precision(_values(-torch.inf), _values(1.0), 1) == 0
+    nothing = _objects(_values(-torch.inf))
+    assert certified_average_precision(nothing, Possible(_values(1.0), _values(1.0))) == 0
 
 
 def test_recalls_are_those_of_coco() -> None:
@@ -42,7 +72,9 @@ def test_recalls_are_those_of_coco() -> None:
     grid = np.linspace(0.0, 1.0, 101)
     for found in range(1, 100):
         certified = torch.cat([torch.zeros(found), torch.full((100 - found,), -torch.inf)])
-        reached = certified_average_precision(certified.double(), torch.zeros(found).double(), 100)
+        entries = torch.zeros(found).double()
+        objects = _objects(certified.double())
+        reached = certified_average_precision(objects, Possible(entries, entries))
         assert reached == pytest.approx((grid <= found / 100).sum() / 101)
 
 

@@ -87,13 +87,13 @@ def certifiers(
     ahead = candidates.reaching(group, low)
     reach = pair_reach if tightenings.pairwise else None
     certifier, rival = _suppressors(candidates, own, ahead, selection.nms_iou, size, reach)
-    rival_box = _stay(candidates, truths, rival, truth[certifier], lowest_iou, ball)
+    rival_box = stays(candidates, truths, rival, truth[certifier], lowest_iou, ball)
     kept = box.scatter_reduce(0, certifier, rival_box, "amin")
     counted = entries if tightenings.counted_cliques else None
     fit = not_truncated(candidates, group, low, selection.top_k, counted)
     vouching = torch.cat([torch.arange(len(own)), certifier])
     boxes = torch.cat([own, rival])
-    alone = _strays(
+    alone = strays(
         candidates, truths, truth, vouching, boxes, torch.cat([box, rival_box]), size,
         tightenings.relaxed_match,
     )  # fmt: skip
@@ -126,12 +126,12 @@ def _matching_candidates(
     valid = can_be_certified(truths.box, size)[truth]
     passed = valid & clears_floor(candidates.low[own], logit(selection.score_floor))
     truth, own = truth[passed], own[passed]
-    box = _stay(candidates, truths, own, truth, lowest_iou, ball)
+    box = stays(candidates, truths, own, truth, lowest_iou, ball)
     passed = box >= lowest_iou
     return truth[passed], own[passed], box[passed]
 
 
-def _stay(
+def stays(
     candidates: Candidates,
     truths: Truths,
     index: Tensor,
@@ -139,7 +139,7 @@ def _stay(
     lowest_iou: float,
     ball: bool,
 ) -> Tensor:
-    """Condition 2 of pairs of a candidate and an object, each distinct pair once.
+    """Condition 2 of pairs of a candidate and an object (P,): thresholds, each pair once.
 
     Boxes that cannot overlap their object enough even at best are not looked at closely.
     """
@@ -232,7 +232,7 @@ def not_truncated(
     )
 
 
-def _strays(
+def strays(
     candidates: Candidates,
     truths: Truths,
     truth: Tensor,

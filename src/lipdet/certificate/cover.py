@@ -43,10 +43,15 @@ class Entries(NamedTuple):
     Attributes:
         group: (M,) image · C + class, ascending.
         log_odds: (M,) falling within a group.
+        cliques: (M,) what the n-th clique of its group can reach; `log_odds` is this, or lower
+            where that many cannot be raised together.
+        clique: (N,) the entry of each candidate's clique, −1 for those that no entry needs.
     """
 
     group: Tensor
     log_odds: Tensor
+    cliques: Tensor
+    clique: Tensor
 
     def reaching(self, group: Tensor, log_odds: Tensor) -> Tensor:
         """At most how many detections of `group` (P,) have at least `log_odds` (P,)."""
@@ -55,10 +60,13 @@ class Entries(NamedTuple):
         return count_reaching(self.log_odds, starts, counts, log_odds)
 
     def pooled(self, label: int, classes: int, most: int) -> Tensor:
-        """The entries of one class in all images, at most so many of each, in no order."""
+        """`log_odds` of one class in all images, at most so many of each, in no order."""
         mine = self.group % classes == label
-        place = torch.arange(len(self.group)) - torch.searchsorted(self.group, self.group)
-        return self.log_odds[mine & (place < most)]
+        return self.log_odds[mine & (_places(self.group) < most)]
+
+    def pooled_cliques(self, label: int, classes: int) -> Tensor:
+        """`cliques` of one class in all images, in no order."""
+        return self.cliques[self.group % classes == label]
 
 
 def detection_entries(
@@ -84,14 +92,22 @@ def detection_entries(
         candidates.group[read] * (len(numbers) + limit) + numbers[read], return_inverse=True
     )
     group = keys // (len(numbers) + limit)
-    place = torch.arange(len(group)) - torch.searchsorted(group, group)
+    place = _places(group)
     lowest = torch.full((len(group),), -torch.inf, dtype=torch.float64)
-    highest = lowest.scatter_reduce(0, clique, candidates.high[read], "amax")
+    cliques = lowest.scatter_reduce(0, clique, candidates.high[read], "amax")
+    highest = cliques
     if budget is not None:
         nearest = lowest.scatter_reduce(0, clique, nearest[read], "amax")
-        highest = torch.minimum(highest, affordable(group, place, nearest, budget, limit))
+        highest = torch.minimum(cliques, affordable(group, place, nearest, budget, limit))
     inside = place < limit
-    return Entries(group[inside], highest[inside])
+    entry = torch.where(inside, inside.cumsum(0) - 1, -1)
+    entry_of = torch.full((len(numbers),), -1).masked_scatter(read, entry[clique])
+    return Entries(group[inside], highest[inside], cliques[inside], entry_of)
+
+
+def _places(group: Tensor) -> Tensor:
+    """0, 1, … within each group of an ascending (M,)."""
+    return torch.arange(len(group)) - torch.searchsorted(group, group)
 
 
 def _read(group: Tensor, numbers: Tensor, nearest: Tensor | None, limit: int) -> Tensor:

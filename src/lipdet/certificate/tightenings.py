@@ -15,6 +15,7 @@ class Tightenings:
         ball: the four offsets of a box move in a ball.
         relaxed_match: another object may be reached where the own one is matched better.
         counted_cliques: count what can be kept, instead of all candidates, against top-k.
+        claims: a detection that must match an object is no false positive, certified or not.
     """
 
     collective: bool = True
@@ -22,6 +23,7 @@ class Tightenings:
     ball: bool = True
     relaxed_match: bool = True
     counted_cliques: bool = True
+    claims: bool = True
 
 
 ALL = Tightenings()

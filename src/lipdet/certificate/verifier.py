@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -11,6 +12,7 @@ from lipdet.boxes.scores import SigmoidScores
 from lipdet.boxes.select import Decoder, Selection
 from lipdet.certificate.candidates import Candidates, find_candidates
 from lipdet.certificate.certify import Certifiers, PairReach, certifiers
+from lipdet.certificate.claims import Claims, claims
 from lipdet.certificate.cover import Entries, detection_entries
 from lipdet.certificate.head_norms import PairwiseLogits, collective_class_constants
 from lipdet.certificate.numerics import MEASURED, rounding_of
@@ -58,11 +60,15 @@ class Verifier:
         budget = None
         if self.collective is not None and self.tightenings.collective:
             budget = (self._factor * epsilon[:, None] * self.collective).flatten()
-        # One more than the detector puts out: condition 4 adds up the classes of an image.
-        limit = self.selection.top_k + 1
-        return detection_entries(
-            candidates, self.selection.nms_iou, self.decoder.image_size, limit, budget
-        )
+        nms_iou, size = self.selection.nms_iou, self.decoder.image_size
+        return detection_entries(candidates, nms_iou, size, self._most, budget)
+
+    def claims(
+        self, candidates: Candidates, truths: Truths, entries: Entries, ious: Sequence[float]
+    ) -> Claims:
+        """Which detections are no false positives, at rising IoU thresholds."""
+        size = self.decoder.image_size
+        return claims(candidates, truths, entries, self._most, size, ious, self.tightenings)
 
     def certifiers(
         self,
@@ -83,6 +89,14 @@ class Verifier:
             self._pair_reach(candidates, epsilon),
             self.tightenings,
         )
+
+    @property
+    def _most(self) -> int:
+        """Cliques that are counted: one more than what the detector puts out.
+
+        Condition 4 adds up the classes of an image.
+        """
+        return self.selection.top_k + 1
 
     def _pair_reach(self, candidates: Candidates, epsilon: Tensor) -> PairReach | None:
         pairwise = self.pairwise

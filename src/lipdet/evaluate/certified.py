@@ -22,9 +22,10 @@ from torch import Tensor
 from lipdet.boxes import AP_SELECTION, DISPLAY_SELECTION
 from lipdet.boxes.scores import logit
 from lipdet.certificate.average_precision import (
-    RANKING_SLACK,
-    at_least,
+    Objects,
+    Possible,
     certified_average_precision,
+    false_positives,
 )
 from lipdet.certificate.certify import MAX_DETECTIONS, certified_up_to
 from lipdet.certificate.diagnosis import REASONS, box_stays, class_stays, clean_matches, reasons
@@ -41,24 +42,43 @@ IOUS: tuple[float, ...] = tuple(np.linspace(0.5, 0.95, 10).tolist())
 RECALL_SCORE = DISPLAY_SELECTION.score_floor
 
 
-class Certified(NamedTuple):
-    """What is certified at one ε of some pictures with G objects.
+class PerObject(NamedTuple):
+    """What is certified of G objects at one ε.
 
     Attributes:
-        label: (G,) class of each object.
+        label: (G,) class.
         reached: (G, len(IOUS)) log-odds up to which it is certified, −∞ if it is not.
-        box: (G,) the same for a detection of any class on it, at IoU 0.5.
-        of_class: (G,) the same for a detection of its class, wherever.
+        first: (G, len(IOUS)) ends of what it claims, as in `claims.Claims`.
+        last: see `first`.
+        box: (G,) as `reached` for a detection of any class on it, at IoU 0.5.
+        of_class: (G,) as `reached` for a detection of its class, wherever.
         reason: (G,) index in REASONS of what fails at RECALL_SCORE and IoU 0.5, −1 if nothing.
-        entries: for each class, log-odds from which on downward one more detection is possible.
     """
 
     label: Tensor
     reached: Tensor
+    first: Tensor
+    last: Tensor
     box: Tensor
     of_class: Tensor
     reason: Tensor
-    entries: tuple[Tensor, ...]
+
+
+class Certified(NamedTuple):
+    """What is certified at one ε of some pictures.
+
+    Attributes:
+        of: their objects.
+        possible: detections of each class.
+    """
+
+    of: PerObject
+    possible: tuple[Possible, ...]
+
+    def objects(self, label: int, column: int) -> Objects:
+        """Those of one class at one of IOUS."""
+        mine, of = self.of.label == label, self.of
+        return Objects(*(part[mine, column] for part in (of.reached, of.first, of.last)))
 
 
 def certified_results(
@@ -122,16 +142,24 @@ def certificate_pass(
 
 def _to_tensors(found: Certified, index: int) -> Tensors:
     """What is certified at one ε of several, under names of its own."""
-    columns = {name: getattr(found, name) for name in Certified._fields if name != "entries"}
-    entries = {f"entries.{label}": value for label, value in enumerate(found.entries)}
-    return {f"{index}.{name}": value for name, value in {**columns, **entries}.items()}
+    objects = {f"{index}.{name}": value for name, value in found.of._asdict().items()}
+    possible = {
+        f"{index}.{name}.{label}": value
+        for label, of_class in enumerate(found.possible)
+        for name, value in of_class._asdict().items()
+    }
+    return {**objects, **possible}
 
 
 def _from_tensors(tensors: Tensors, index: int) -> Certified:
-    columns = {name: tensors[f"{index}.{name}"] for name in Certified._fields if name != "entries"}
-    classes = sum(name.startswith(f"{index}.entries.") for name in tensors)
-    entries = tuple(tensors[f"{index}.entries.{label}"] for label in range(classes))
-    return Certified(**columns, entries=entries)
+    classes = sum(name.startswith(f"{index}.cliques.") for name in tensors)
+    return Certified(
+        PerObject(*(tensors[f"{index}.{name}"] for name in PerObject._fields)),
+        tuple(
+            Possible(*(tensors[f"{index}.{name}.{label}"] for name in Possible._fields))
+            for label in range(classes)
+        ),
+    )
 
 
 def pictures(pack: Pack, indices: Sequence[int]) -> Tensor:
@@ -158,67 +186,82 @@ def certify_batch(
     entries = verifier.entries(candidates, radius)
     found = verifier.certifiers(candidates, truths, radius, iou, entries)
     matches = clean_matches(candidates, truths, size, iou)
+    claimed = verifier.claims(candidates, truths, entries, IOUS)
     most = min(verifier.selection.top_k, MAX_DETECTIONS)
     return Certified(
-        label=truths.label,
-        reached=certified_up_to(found, count, IOUS),
-        box=box_stays(verifier, candidates, truths, radius, iou, entries),
-        of_class=class_stays(verifier, candidates, matches, count, entries),
-        reason=reasons(candidates, found, matches, count, iou, logit(RECALL_SCORE)),
-        entries=tuple(
-            entries.pooled(label, candidates.classes, most) for label in range(candidates.classes)
+        PerObject(
+            label=truths.label,
+            reached=certified_up_to(found, count, IOUS),
+            first=claimed.first,
+            last=claimed.last,
+            box=box_stays(verifier, candidates, truths, radius, iou, entries),
+            of_class=class_stays(verifier, candidates, matches, count, entries),
+            reason=reasons(candidates, found, matches, count, iou, logit(RECALL_SCORE)),
+        ),
+        tuple(
+            Possible(entries.pooled(label, classes, most), entries.pooled_cliques(label, classes))
+            for classes in [candidates.classes]
+            for label in range(classes)
         ),
     )
 
 
 def join(parts: Sequence[Certified]) -> Certified:
     """Pool pictures."""
-    pooled = zip(*(part.entries for part in parts), strict=True)
-    *columns, _ = zip(*parts, strict=True)
-    label, reached, box, of_class, reason = (torch.cat(column) for column in columns)
-    entries = tuple(torch.cat(of_one) for of_one in pooled)
-    return Certified(label, reached, box, of_class, reason, entries)
+    objects, possible = zip(*parts, strict=True)
+    return Certified(
+        PerObject(*map(torch.cat, zip(*objects, strict=True))),
+        tuple(
+            Possible(*map(torch.cat, zip(*of_class, strict=True)))
+            for of_class in zip(*possible, strict=True)
+        ),
+    )
 
 
 def summary(epsilon: float, found: Certified, class_names: Sequence[str]) -> dict[str, Any]:
     """The json entry of one radius; AP, recall and precision are fractions."""
     tau = logit(RECALL_SCORE)
-    per_class = {name: _class_summary(found, label, tau) for label, name in enumerate(class_names)}
+    per_class = {name: _class_summary(found, label) for label, name in enumerate(class_names)}
     known = [entry for entry in per_class.values() if entry["ap"] is not None]
-    objects = max(1, len(found.label))
-    kept = int((found.reached[:, 0] >= tau).sum())
-    possible = sum(_possible(entries, tau) for entries in found.entries)
-    failed = Counter(REASONS[index] for index in found.reason[found.reason >= 0].tolist())
+    objects = max(1, len(found.of.label))
+    kept = int((found.of.reached[:, 0] >= tau).sum())
+    wrong = sum(_false_positives(found, label) for label in range(len(class_names)))
+    failed = Counter(REASONS[index] for index in found.of.reason[found.of.reason >= 0].tolist())
     return {
         "epsilon": epsilon,
         "ap50": float(np.mean([entry["ap50"] for entry in known])) if known else 0.0,
         "ap": float(np.mean([entry["ap"] for entry in known])) if known else 0.0,
         "recall_score": RECALL_SCORE,
         "recall": kept / objects,
-        "precision": kept / possible if possible else None,
-        "vanish_recall": float((found.box >= tau).sum()) / objects,
-        "class_recall": float((found.of_class >= tau).sum()) / objects,
+        "precision": _share(kept, wrong),
+        "vanish_recall": float((found.of.box >= tau).sum()) / objects,
+        "class_recall": float((found.of.of_class >= tau).sum()) / objects,
         "failed": {reason: failed[reason] for reason in REASONS},
         "per_class": per_class,
     }
 
 
-def _class_summary(found: Certified, label: int, tau: float) -> dict[str, float | None]:
-    reached, entries = found.reached[found.label == label], found.entries[label]
-    if len(reached) == 0:
+def _class_summary(found: Certified, label: int) -> dict[str, float | None]:
+    columns = [found.objects(label, column) for column in range(len(IOUS))]
+    count, possible = len(columns[0].certified), found.possible[label]
+    if count == 0:
         return {"ap50": None, "ap": None, "recall": None, "precision": None}
-    precisions = [
-        certified_average_precision(column, entries, len(reached)) for column in reached.T
-    ]
-    kept, possible = int((reached[:, 0] >= tau).sum()), _possible(entries, tau)
+    precisions = [certified_average_precision(objects, possible) for objects in columns]
+    kept = int((columns[0].certified >= logit(RECALL_SCORE)).sum())
     return {
         "ap50": precisions[0],
         "ap": float(np.mean(precisions)),
-        "recall": kept / len(reached),
-        "precision": kept / possible if possible else None,
+        "recall": kept / count,
+        "precision": _share(kept, _false_positives(found, label)),
     }
 
 
-def _possible(entries: Tensor, tau: float) -> int:
-    """At most how many detections there can be at log-odds of `tau` or more."""
-    return int(at_least(entries, torch.tensor([tau - RANKING_SLACK], dtype=torch.float64)))
+def _false_positives(found: Certified, label: int) -> int:
+    """At most how many there can be of one class, at RECALL_SCORE and IoU 0.5."""
+    tau = torch.tensor([logit(RECALL_SCORE)], dtype=torch.float64)
+    return int(false_positives(found.objects(label, 0), found.possible[label], tau))
+
+
+def _share(right: int, wrong: int) -> float | None:
+    """The precision, unless there is no detection."""
+    return right / (right + wrong) if right + wrong else None

@@ -1,0 +1,109 @@
+"""Detections that cannot all be false positives: cliques that objects claim (THEORY §6).
+
+An object *claims* a clique at τ if every member that can reach τ matches it, and no other object of
+its class, wherever the boxes move. NMS keeps at most one member. If it keeps one, the object is
+found, by it or by what ranks before it; if none, the clique holds no detection. So of d detections
+that the cliques of an image allow, those that objects claim are no false positives: one clique for
+each object.
+
+This asks less than a certificate: the score of the clique may fall as low as it likes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from lipdet.certificate.candidates import Candidates
+from lipdet.certificate.certify import can_be_certified, stays, strays
+from lipdet.certificate.cover import MOST_COVERED, Entries
+from lipdet.certificate.segments import expand
+from lipdet.certificate.tightenings import ALL, Tightenings
+from lipdet.certificate.truths import Truths
+
+
+class Claims(NamedTuple):
+    """Each object claims a clique at log-odds τ with last < τ ≤ first; (G, IoU thresholds) each.
+
+    Attributes:
+        first: −∞ if it claims none.
+        last: what the first member that may not match it can reach; −∞ if all do.
+    """
+
+    first: Tensor
+    last: Tensor
+
+
+def claims(
+    candidates: Candidates,
+    truths: Truths,
+    entries: Entries,
+    limit: int,
+    size: int,
+    ious: Sequence[float],
+    tightenings: Tightenings = ALL,
+) -> Claims:
+    """Let each object claim the clique of its class whose highest member surely matches it.
+
+    Of several, that which reaches highest. Below the score of the `limit`-th entry of its group
+    an object claims nothing: there may be more cliques than are counted.
+
+    Args:
+        candidates: all.
+        truths: objects; those without area or not inside the image claim nothing.
+        entries: the cliques.
+        limit: as for `entries`.
+        size: of the image.
+        ious: IoU thresholds of a match, rising.
+        tightenings: which sharpenings are used.
+    """
+    if not tightenings.claims:
+        nothing = torch.full((len(truths.image), len(ious)), -torch.inf, dtype=torch.float64)
+        return Claims(nothing, nothing)
+    group = truths.image * candidates.classes + truths.label
+    # Cliques of several have all of their members among the first of their group.
+    members = candidates.members(group).clamp(max=MOST_COVERED)
+    members = torch.where(can_be_certified(truths.box, size), members, 0)
+    truth, own = expand(candidates.starts(group), members)
+    match = stays(candidates, truths, own, truth, ious[0], tightenings.ball)
+    pairs = torch.nonzero(match >= ious[0])[:, 0]
+    alone = torch.full_like(match, -1.0)
+    alone[pairs] = strays(
+        candidates, truths, truth[pairs], torch.arange(len(pairs)), own[pairs], match[pairs], size,
+        tightenings.relaxed_match,
+    )  # fmt: skip
+    clique, high = entries.clique[own], candidates.high[own]
+    heads = (clique >= 0) & (high == entries.cliques[clique])
+    uncounted = _uncounted(entries, group, limit)
+    columns = [
+        _claim(truth, clique, high, heads, (match >= iou) & (alone < iou), uncounted)
+        for iou in ious
+    ]
+    return Claims(*(torch.stack(ends, dim=1) for ends in zip(*columns, strict=True)))
+
+
+def _claim(
+    truth: Tensor, clique: Tensor, high: Tensor, heads: Tensor, sure: Tensor, uncounted: Tensor
+) -> tuple[Tensor, Tensor]:
+    """Claims at one IoU threshold, from pairs (P,) of an object and a candidate; (G,) each."""
+    nothing = torch.full((len(uncounted),), -torch.inf, dtype=torch.float64)
+    found = torch.nonzero(sure & heads)[:, 0]
+    first = nothing.scatter_reduce(0, truth[found], high[found], "amax")
+    best = found[high[found] == first[truth[found]]]
+    claimed = torch.full_like(uncounted, -1, dtype=torch.int64)
+    claimed.scatter_reduce_(0, truth[best], clique[best], "amax")
+    unsure = torch.nonzero((clique == claimed[truth]) & ~sure)[:, 0]
+    last = nothing.scatter_reduce(0, truth[unsure], high[unsure], "amax")
+    return first, torch.maximum(last, uncounted)
+
+
+def _uncounted(entries: Entries, group: Tensor, limit: int) -> Tensor:
+    """The score from which on downward a group has as many cliques as are counted; or −∞."""
+    starts = torch.searchsorted(entries.group, group)
+    full = torch.searchsorted(entries.group, group, right=True) - starts == limit
+    end = (starts + limit - 1).clamp(max=max(len(entries.group) - 1, 0))
+    lowest = torch.nn.functional.pad(entries.cliques, (0, 1), value=-torch.inf)
+    return torch.where(full, lowest[end], -torch.inf)

@@ -39,6 +39,7 @@ def _scene(
     nms_iou: float = 0.3,
     constants: Sequence[float] | None = None,
     difference: float | None = None,
+    push: float | None = None,
     together: float | None = None,
     top_k: int = 100,
 ) -> Attacked:
@@ -54,6 +55,7 @@ def _scene(
         nms_iou: η.
         constants: of the logits, 1 for all if not given.
         difference: constant of the difference of any two logits, if known.
+        push: by how much t_x of the last anchor moves as its logit's lead grows by 1, if known.
         together: constant of all logits together, if known.
         top_k: detections of an image.
     """
@@ -70,7 +72,7 @@ def _scene(
         Decoder(default, CODING, SigmoidScores(1.0), SIZE),
         Selection(0.01, nms_iou, top_k),
         collective=together and torch.tensor([together]).double(),  # type: ignore[arg-type]
-        pairwise=difference and PairwiseTable(torch.full((1, count, count), difference).double()),  # type: ignore[arg-type]
+        pairwise=difference and _differences(count, difference, push),  # type: ignore[arg-type]
     )
     targets = [
         Target(boxes=torch.tensor(objects), labels=torch.zeros(len(objects), dtype=torch.int64))
@@ -80,6 +82,15 @@ def _scene(
     moved[0, -1, 0] = shift
     chosen = RawOutput(torch.tensor(attacked).reshape(1, count, 1), moved)
     return Attacked(Scene(raw, targets, verifier, 1.0), chosen)
+
+
+def _differences(count: int, constant: float, push: float | None) -> PairwiseTable:
+    table = torch.full((1, count, count), constant).double()
+    if push is None:
+        return PairwiseTable(table)
+    pushes = torch.zeros(1, count, count, 4).double()
+    pushes[0, :, -1, 0] = push
+    return PairwiseTable(table, pushes)
 
 
 def _two_images(first: Attacked, second: Attacked) -> Attacked:
@@ -169,6 +180,31 @@ PASSED_TOGETHER = _scene(
     attacked=[1.5 + 1 / 5**0.5, 2.0 - 1 / 5**0.5],
     difference=0.8**0.5,
 )
+# The rival's logit has the row (1, 0) and its t_x the row (3.5, 0): it comes first only if it has
+# moved by 2.8, and then up to 3.5, which is off the object.
+PUSHED_OFF = _scene(
+    objects=[(4, 4, 14, 14)],
+    boxes=[(4, 4, 14, 14), (4, 4, 14, 14)],
+    logits=[2.0, 1.2],
+    attacked=[2.0, 2.2],
+    moves=[0.0, 3.5],
+    shift=3.5,
+    constants=[0.0, 1.0],
+    difference=1.0,
+    push=3.5,
+)
+# With t_x in the row (0, 4.6): 0.65 of a perturbation lifts the rival, and 0.75 moves it off.
+LIFTED_AND_MOVED = _scene(
+    objects=[(4, 4, 14, 14)],
+    boxes=[(4, 4, 14, 14), (4, 4, 14, 14)],
+    logits=[2.0, 1.4],
+    attacked=[2.0, 2.05],
+    moves=[0.0, 4.6],
+    shift=3.45,
+    constants=[0.0, 1.0],
+    difference=1.0,
+    push=0.0,
+)
 # Logits with the rows (0, 1) and (0.2, 0): the false one rises by 0.95 of 1, and comes first.
 RAISED_TOGETHER = _scene(
     objects=[(4, 4, 14, 14)],
@@ -210,4 +246,6 @@ FOR_MUTANT = {
     "half the constants of differences": PASSED_TOGETHER,
     "half the constant of all logits": RAISED_TOGETHER,
     "claims beyond what is counted": PUSHED_OUT,
+    "a rival's box where it was": PUSHED_OFF,
+    "a rival's ball too small": LIFTED_AND_MOVED,
 }

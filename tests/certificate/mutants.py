@@ -19,6 +19,8 @@ from lipdet.certificate import (
     claims,
     conditions,
     cover,
+    head_norms,
+    rivals,
     verifier,
 )
 from lipdet.certificate.box_range import BoxRange
@@ -153,7 +155,24 @@ def _half_of_differences(
     return self.table[labels, a, b] / 2
 
 
+def _without_push(
+    self: scenes.PairwiseTable, a: Tensor, b: Tensor, labels: Tensor
+) -> head_norms.Overtaking:
+    found = _OVERTAKING(self, a, b, labels)
+    return found._replace(push=torch.zeros_like(found.push))
+
+
+def _all_spent(self: rivals.Rivals, own: Tensor, rival: Tensor) -> candidates.Balls:
+    """The rival's ball as if what the lead costs were lost to it: r − t for √(r² − t²)."""
+    found, whole = _RIVALS_BALLS(self, own, rival), self.candidates.balls.at(rival)
+    left = (found.radius / whole.radius).clamp(max=1)
+    spent = (1 - left.square()).sqrt()
+    return found._replace(radius=whole.radius * (1 - spent))
+
+
 _AFFORDABLE = cover.affordable
+_OVERTAKING = scenes.PairwiseTable.overtaking
+_RIVALS_BALLS = rivals.Rivals.balls
 
 
 def _half_of_all_together(
@@ -207,6 +226,8 @@ IN_DIRECTED_SCENES: dict[str, Mutant] = {
         (scenes.PairwiseTable, "constants", _half_of_differences)
     ],
     "half the constant of all logits": [(cover, "affordable", _half_of_all_together)],
+    "a rival's box where it was": [(scenes.PairwiseTable, "overtaking", _without_push)],
+    "a rival's ball too small": [(rivals.Rivals, "balls", _all_spent)],
     "claims beyond what is counted": [(claims, "_uncounted", _all_that_is_counted)],
     "continuous area": [(promises, "certified_average_precision", _continuous)],
 }

@@ -16,6 +16,7 @@ from torch import Tensor
 from lipdet.boxes import BoxCoding, Selection, select_detections
 from lipdet.boxes.scores import Scores, SigmoidScores, SoftmaxScores
 from lipdet.boxes.select import Decoder
+from lipdet.certificate.head_norms import Overtaking
 from lipdet.certificate.outputs import OutputBounds
 from lipdet.certificate.verifier import Verifier
 from lipdet.types import Detections, RawOutput, Target
@@ -54,13 +55,34 @@ class Scene:
 
 
 class PairwiseTable:
-    """Stands in for `PairwiseLogits`: constants of differences from a table (C, A, A)."""
+    """Stands in for `PairwiseLogits`: constants of differences from a table (C, A, A).
 
-    def __init__(self, table: Tensor) -> None:
-        self.table = table
+    Args:
+        table: of constants.
+        push: (C, A, A, 4) what the offsets of the second do as its lead grows by 1, if known.
+    """
+
+    def __init__(self, table: Tensor, push: Tensor | None = None) -> None:
+        self.table, self.push = table, push
 
     def constants(self, a: Tensor, b: Tensor, labels: Tensor) -> Tensor:
         return self.table[labels, a, b]
+
+    def overtaking(self, a: Tensor, b: Tensor, labels: Tensor) -> Overtaking:
+        constants = self.constants(a, b, labels)
+        if self.push is None:
+            return Overtaking(constants + torch.inf, constants, torch.zeros(len(a), 4).double())
+        free = torch.where(constants < 1e-6, torch.inf, 0.0).double()
+        return Overtaking(free, constants, self.push[labels, a, b])
+
+
+def pairwise_table(logits: Tensor, offsets: Tensor) -> PairwiseTable:
+    """Of outputs that are linear, (A, C, hidden) and (A, 4, hidden)."""
+    per_class = logits.transpose(0, 1)
+    lead = per_class[:, None] - per_class[:, :, None]
+    lengths = lead.norm(dim=-1)
+    push = torch.einsum("cabh,boh->cabo", lead, offsets)
+    return PairwiseTable(lengths, push / lengths.square().clamp(min=1e-20).unsqueeze(-1))
 
 
 def random_scene(seed: int) -> Scene:
@@ -105,7 +127,8 @@ def random_scene(seed: int) -> Scene:
     raw = RawOutput(torch.from_numpy(logits).float(), torch.from_numpy(offsets).float())
     epsilon = float(rng.choice([0, 0.5, 1.0, 1.0]))
     if rng.random() < 0.4 and not softmax:
-        return _linear(rng, raw, targets, decoder, selection, epsilon)
+        close = np.random.default_rng((seed, 2))
+        return _linear(rng, close, raw, targets, decoder, selection, epsilon)
     bounds = output_constants(
         torch.from_numpy(
             rng.choice([0.0, 0.25, 0.5, 1.0, 2.0], (1, 1))
@@ -152,21 +175,26 @@ def _add_object(target: Target, box: Tensor) -> None:
 
 def _linear(
     rng: np.random.Generator,
+    close: np.random.Generator,
     raw: RawOutput,
     targets: list[Target],
     decoder: Decoder,
     selection: Selection,
     epsilon: float,
 ) -> Scene:
-    """Outputs that depend on a hidden image of few values, so that they cannot move freely."""
+    """Outputs that depend on a hidden image of few values, so that they cannot move freely.
+
+    In half of these scenes, as `close` decides, a rival is close behind a certifier.
+    """
     (_, anchors, classes), hidden = raw.logits.shape, int(rng.choice([2, 4, 12]))
     weights = torch.from_numpy(rng.normal(size=(anchors, classes + 4, hidden)))
     shared = torch.from_numpy(rng.normal(size=(1, classes + 4, hidden)))
     weights = (weights + rng.choice([0.0, 1.0, 3.0]) * shared) / hidden**0.5
     scale = torch.tensor([rng.choice([0.2, 0.6])] * classes + [rng.choice([0.0, 0.3])] * 4)
     weights = weights * scale[:, None]
+    if close.random() < 0.5:
+        raw, decoder = _close_behind(close, raw, targets, decoder, weights, epsilon)
     logits = weights[:, :classes]
-    per_class = logits.transpose(0, 1)
     verifier = Verifier(
         output_constants(
             logits.norm(dim=2),
@@ -175,10 +203,46 @@ def _linear(
         ),
         decoder,
         selection,
-        collective=torch.linalg.matrix_norm(per_class, 2),
-        pairwise=PairwiseTable((per_class[:, :, None] - per_class[:, None]).norm(dim=-1)),  # type: ignore[arg-type]
+        collective=torch.linalg.matrix_norm(logits.transpose(0, 1), 2),
+        pairwise=pairwise_table(logits, weights[:, classes:]),  # type: ignore[arg-type]
     )
     return Scene(raw, targets, verifier, epsilon, weights)
+
+
+def _close_behind(
+    rng: np.random.Generator,
+    raw: RawOutput,
+    targets: list[Target],
+    decoder: Decoder,
+    weights: Tensor,
+    epsilon: float,
+) -> tuple[RawOutput, Decoder]:
+    """Put the first default box on an object, and the second a little off with a lower score.
+
+    It takes part of a perturbation to lift the second above the first, and part to move it off.
+    """
+    images = [image for image, target in enumerate(targets) if len(target["labels"])]
+    if not images or len(weights) < 2:
+        return raw, decoder
+    image = int(rng.choice(images))
+    box, label = (targets[image][key][0] for key in ("boxes", "labels"))
+    sides = box[2:] - box[:2]
+    if (sides <= 0).any():
+        return raw, decoder
+    default = decoder.default_boxes.clone()
+    default[:2] = torch.cat([(box[:2] + box[2:]) / 2, sides])
+    default[1, 0] += float(rng.uniform(0.1, 0.3)) * sides[0]
+    logits, offsets = raw.logits.clone(), raw.offsets.clone()
+    offsets[image, :2] = 0.0
+    logits[image, :, label] -= 4.0
+    logits[image, 0, label] = 2.0
+    reach = epsilon * float((weights[1, label] - weights[0, label]).norm())
+    logits[image, 1, label] = 2.0 - float(rng.uniform(0.2, 1.0)) * reach
+    weights[0, -4:] *= 0.2
+    weights[1, -4:] *= (
+        2.0 / weights[1, -4:].norm().clamp(min=1e-9) * float(rng.choice([0.5, 1.0, 2.0]))
+    )
+    return RawOutput(logits, offsets), decoder._replace(default_boxes=default)
 
 
 def _objects(rng: np.random.Generator, count: int) -> NDArray[np.float64]:

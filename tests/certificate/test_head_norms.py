@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from lipdet.certificate.head_norms import (
     PairwiseLogits,
-    _SharedTaps,
+    _of_logits,
     collective_class_constants,
 )
 from lipdet.certificate.heads import HeadConvolution, head_convolution
@@ -38,11 +38,22 @@ def rows(detector: SSD) -> Tensor:
 
     Oracle: autograd through the heads themselves, with each level's features as its own input.
     """
+    return _rows(detector, "logits")
+
+
+@pytest.fixture(scope="module")
+def offset_rows(detector: SSD) -> Tensor:
+    """The same of the localisation maps, (40, 4, features)."""
+    return _rows(detector, "offsets")
+
+
+def _rows(detector: SSD, output: str) -> Tensor:
     heads = fold(nn.ModuleList(detector.heads)).double()
     assert isinstance(heads, nn.ModuleList)
-    dense = torch.zeros(40, 3, 64 + 16, dtype=torch.float64)
-    dense[:32, :, :64] = _matrix(lambda x: heads[0](x).logits[0], (4, 4, 4))
-    dense[32:, :, 64:] = _matrix(lambda x: heads[1](x).logits[0], (4, 2, 2))
+    first = _matrix(lambda x: getattr(heads[0](x), output)[0], (4, 4, 4))
+    second = _matrix(lambda x: getattr(heads[1](x), output)[0], (4, 2, 2))
+    dense = torch.zeros(40, first.shape[1], 64 + 16, dtype=torch.float64)
+    dense[:32, :, :64], dense[32:, :, 64:] = first, second
     return dense
 
 
@@ -70,6 +81,29 @@ def test_differences_of_logits_of_one_class(
     # Two levels: their features move in ways of their own.
     apart = scales[a] * rows[a, labels].norm(dim=1) + scales[b] * rows[b, labels].norm(dim=1)
     torch.testing.assert_close(found[~same], apart[~same], rtol=1e-6, atol=0)
+
+
+def test_what_it_takes_to_pass_another(
+    detector: SSD, propagation: Propagation, rows: Tensor, offset_rows: Tensor
+) -> None:
+    bounds = bounds_of_outputs(detector, propagation)
+    pairs = torch.tensor(list(itertools.product(range(40), range(40), range(3))))
+    a, b, labels = pairs[pairs[:, 0] != pairs[:, 1]].T
+    found = PairwiseLogits(detector, propagation, bounds).overtaking(a, b, labels)
+    first, second = bounds.features
+    scales = torch.where(torch.arange(40) < 32, first, second).double()
+    same = (a < 32) == (b < 32)
+    # By hand: on one level the difference rises, on two b's own logit does.
+    up = torch.where(same[:, None], rows[b, labels] - rows[a, labels], rows[b, labels])
+    push = torch.einsum("pof,pf->po", offset_rows[b], up) / up.square().sum(dim=1, keepdim=True)
+    falls = torch.where(same, 0.0, scales[a] * rows[a, labels].norm(dim=1))
+    known = b < 32
+    torch.testing.assert_close(found.push[known], push[known], rtol=1e-5, atol=1e-9)
+    torch.testing.assert_close(found.free[known], falls[known], rtol=1e-6, atol=0)
+    constant = scales[b] * up.norm(dim=1)
+    torch.testing.assert_close(found.constant[known], constant[known], rtol=1e-6, atol=0)
+    # The second head's offsets see other patches than its logits: nothing is known.
+    assert found.free[~known].isinf().all()
 
 
 def test_all_logits_of_a_class(detector: SSD, propagation: Propagation, rows: Tensor) -> None:
@@ -116,4 +150,4 @@ def test_inner_products_where_the_filters_stand(stride: int, padding: int, dilat
 
 def _products(conv: HeadConvolution, boxes: int) -> Tensor:
     pairs = torch.tensor(list(itertools.product(range(boxes), range(boxes), range(2))))
-    return _SharedTaps(conv).products(*pairs.T)
+    return _of_logits(conv).products(*pairs.T)[:, 0]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
@@ -16,12 +16,14 @@ from lipdet.certificate.conditions import (
     fits,
     kept_fit,
     outscores,
+    stays_in,
     stays_on,
     strays_to,
     suppresses,
 )
 from lipdet.certificate.cover import Entries
 from lipdet.certificate.iou_bounds import max_iou_fixed
+from lipdet.certificate.rivals import Rivals
 from lipdet.certificate.segments import expand, in_parts
 from lipdet.certificate.tightenings import ALL, Tightenings
 from lipdet.certificate.truths import Truths
@@ -29,10 +31,6 @@ from lipdet.certificate.truths import Truths
 # COCO counts so many detections of a class per image.
 MAX_DETECTIONS = 100
 RIVALS_AT_ONCE = 400_000
-
-# How far the difference of two log-odds of one image and class can move, from the indices of both
-# candidates, (P,) each.
-PairReach = Callable[[Tensor, Tensor], Tensor]
 
 
 class Certifiers(NamedTuple):
@@ -66,7 +64,7 @@ def certifiers(
     size: int,
     lowest_iou: float,
     entries: Entries | None = None,
-    pair_reach: PairReach | None = None,
+    rivals: Rivals | None = None,
     tightenings: Tightenings = ALL,
 ) -> Certifiers:
     """Check all five conditions for each object and each candidate that may vouch for it.
@@ -78,16 +76,23 @@ def certifiers(
         size: of the image, in pixels.
         lowest_iou: the lowest IoU threshold of interest.
         entries: bounds on kept boxes, for the second form of condition 4.
-        pair_reach: for the second fact of condition 3.
+        rivals: what is known of pairs of candidates, for condition 3.
         tightenings: which sharpenings are used.
     """
     ball = tightenings.ball
     truth, own, box = _matching_candidates(candidates, truths, selection, size, lowest_iou, ball)
     group, low = candidates.group[own], candidates.low[own]
     ahead = candidates.reaching(group, low)
-    reach = pair_reach if tightenings.pairwise else None
-    certifier, rival = _suppressors(candidates, own, ahead, selection.nms_iou, size, reach)
+    together = rivals if tightenings.pairwise else None
+    certifier, rival = _suppressors(candidates, own, ahead, selection.nms_iou, size, together)
     rival_box = stays(candidates, truths, rival, truth[certifier], lowest_iou, ball)
+    if rivals is not None and tightenings.overtaking:
+        open_ = torch.nonzero(rival_box < box[certifier])[:, 0]
+        pairs = own[certifier[open_]], rival[open_]
+        objects = truths.box[truth[certifier[open_]]]
+        rival_box[open_] = torch.maximum(
+            rival_box[open_], stays_on_while_ahead(rivals, *pairs, objects, lowest_iou)
+        )
     kept = box.scatter_reduce(0, certifier, rival_box, "amin")
     counted = entries if tightenings.counted_cliques else None
     fit = not_truncated(candidates, group, low, selection.top_k, counted)
@@ -154,6 +159,18 @@ def stays(
     return found[place]
 
 
+def stays_on_while_ahead(
+    rivals: Rivals, own: Tensor, rival: Tensor, objects: Tensor, lowest_iou: float
+) -> Tensor:
+    """Condition 2 of rivals (P,) for objects (P, 4), where they outscore the certifiers `own`."""
+    near = max_iou_fixed(rivals.candidates.boxes.at(rival), objects, None) >= lowest_iou
+    found = torch.zeros(len(rival), dtype=torch.float64)
+    index = torch.nonzero(near)[:, 0]
+    balls = rivals.balls(own[index], rival[index])
+    found[index] = stays_in(balls, objects[index])
+    return found
+
+
 def can_be_certified(boxes: Tensor, size: int) -> Tensor:
     """Whether objects (G, 4) have an area and lie inside the image."""
     has_area = (boxes[:, 2:] > boxes[:, :2]).all(dim=1)
@@ -166,7 +183,7 @@ def _suppressors(
     ahead: Tensor,
     nms_iou: float,
     size: int,
-    pair_reach: PairReach | None,
+    rivals: Rivals | None,
 ) -> tuple[Tensor, Tensor]:
     """Pairs of a certifier and a candidate that can suppress it: indices into `own` and of all.
 
@@ -176,7 +193,7 @@ def _suppressors(
         ahead: (P,) how many of the group, from its start, can reach the certifier's lowest score.
         nms_iou: η.
         size: of the image.
-        pair_reach: how far differences of two log-odds can move.
+        rivals: what is known of pairs of candidates.
     """
     starts = candidates.starts(candidates.group[own])
     parts = []
@@ -188,20 +205,18 @@ def _suppressors(
         row, rival, mine = row[passed], rival[passed], mine[passed]
         passed = suppresses(candidates.boxes.at(mine), candidates.boxes.at(rival), nms_iou, size)
         row, rival, mine = row[passed], rival[passed], mine[passed]
-        passed = _outscores(candidates, rival, mine, pair_reach)
+        passed = _outscores(candidates, rival, mine, rivals)
         parts.append((row[passed], rival[passed]))
     return torch.cat([row for row, _ in parts]), torch.cat([rival for _, rival in parts])
 
 
-def _outscores(
-    candidates: Candidates, rival: Tensor, own: Tensor, pair_reach: PairReach | None
-) -> Tensor:
+def _outscores(candidates: Candidates, rival: Tensor, own: Tensor, rivals: Rivals | None) -> Tensor:
     high, low = candidates.high[rival], candidates.low[own]
-    if pair_reach is None:
+    if rivals is None:
         return outscores(high, low)
     difference = candidates.log_odds[rival] - candidates.log_odds[own]
     slack = candidates.slack[rival] + candidates.slack[own]
-    return outscores(high, low, difference, pair_reach(own, rival) + slack)
+    return outscores(high, low, difference, rivals.reach(own, rival) + slack)
 
 
 def not_truncated(

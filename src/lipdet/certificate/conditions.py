@@ -40,12 +40,13 @@ def stays_on(boxes: BoxRange, truth: Tensor, balls: Balls | None = None) -> Tens
         truth: (P, 4) xyxy.
         balls: of the same boxes.
     """
-    lowest = min_iou_fixed(boxes, truth)
-    if balls is not None:
-        lowest = torch.maximum(
-            lowest,
-            min_iou_in_ball(balls.offsets, balls.radius, balls.default_boxes, balls.coding, truth),
-        )
+    lowest = min_iou_fixed(boxes, truth) - MATCH_SLACK
+    return lowest if balls is None else torch.maximum(lowest, stays_in(balls, truth))
+
+
+def stays_in(balls: Balls, truth: Tensor) -> Tensor:
+    """Condition 2 by the ball of offsets alone; see `stays_on`."""
+    lowest = min_iou_in_ball(balls.offsets, balls.radius, balls.default_boxes, balls.coding, truth)
     return lowest - MATCH_SLACK
 
 

@@ -2,9 +2,13 @@
 
 They are below what the constants of single outputs add up to, since outputs share features:
 differences of two outputs (THEORY §6, tightening 2) and all outputs of a class (tightening 1).
+Besides, a box whose logit has to rise moves less freely.
 """
 
 from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -18,6 +22,9 @@ from lipdet.detector.ssd import SSD
 # Squared norms of differences are found as |a|² + |b|² − 2ab, which may be off by the rounding of
 # sums of at most 1e5 products in float64.
 _CANCELLATION = 1e-11
+# A difference of filters that is shorter than this share of the longer one is known to less than
+# 1e-6 of its length.
+_ALIKE = 0.01
 # Half a second of one core for ten classes.
 _MOST_DENSE_ROWS = 512
 
@@ -51,11 +58,27 @@ def _class_norms(convolution: HeadConvolution) -> Tensor:
     if rows > _MOST_DENSE_ROWS:
         found = [convolution.norm_bound(kernel[:, label]) for label in labels]
         return torch.tensor(found, dtype=torch.float64)
-    shared = _SharedTaps(convolution)
+    shared = _of_logits(convolution)
     a, b = torch.cartesian_prod(*[torch.arange(rows, device=kernel.device)] * 2).unbind(dim=1)
-    grams = [shared.products(a, b, label.expand(len(a))) for label in labels]
+    grams = [shared.products(a, b, label.expand(len(a)))[:, 0] for label in labels]
     squares = [torch.linalg.eigvalsh(gram.reshape(rows, rows))[-1] for gram in grams]
     return torch.stack(squares).clamp_min(0).sqrt().cpu()
+
+
+class Overtaking(NamedTuple):
+    """What the logits of default boxes b need to pass those of others a, for P pairs.
+
+    Attributes:
+        free: (P,) by how much a's can fall, per unit of ε, whatever b's features do; +∞ where
+            nothing is known.
+        constant: (P,) of what has to rise for the rest.
+        push: (P, 4) by how much b's offsets move as it rises by 1, by the smallest change of the
+            features that does it.
+    """
+
+    free: Tensor
+    constant: Tensor
+    push: Tensor
 
 
 class PairwiseLogits:
@@ -69,15 +92,14 @@ class PairwiseLogits:
     """
 
     def __init__(self, detector: SSD, propagation: Propagation, bounds: OutputBounds) -> None:
-        convolutions, _ = head_convolutions(detector, propagation)
+        heads = head_convolutions(detector, propagation)
         self._logits = bounds.logits
         sizes = torch.tensor([rows.stop - rows.start for rows in bounds.anchors])
         self._level_of = torch.arange(len(sizes)).repeat_interleave(sizes).to(bounds.logits.device)
         self._levels = [
-            (bound, rows.start, _SharedTaps(convolution))
-            for bound, rows, convolution in zip(
-                bounds.features, bounds.anchors, convolutions, strict=True
-            )
+            _Level(bound, rows.start, _of_logits(classification), _of_offsets(*both))
+            for bound, rows, *both in zip(bounds.features, bounds.anchors, *heads, strict=True)
+            for classification in both[:1]
         ]
 
     def constants(self, a: Tensor, b: Tensor, labels: Tensor) -> Tensor:
@@ -92,32 +114,107 @@ class PairwiseLogits:
             (P,) float64.
         """
         found = self._logits[a, labels] + self._logits[b, labels]
-        level_a, level_b = self._level_of[a], self._level_of[b]
-        for index, (bound, start, shared) in enumerate(self._levels):
-            (pairs,) = torch.nonzero((level_a == index) & (level_b == index), as_tuple=True)
-            if len(pairs):
-                rows_a, rows_b, classes = a[pairs], b[pairs], labels[pairs]
-                own = self._logits[rows_a, classes] ** 2 + self._logits[rows_b, classes] ** 2
-                products = shared.products(rows_a - start, rows_b - start, classes)
-                difference = _norm_of_difference(own / bound**2, products)
-                found[pairs] = torch.minimum(found[pairs], bound * difference)
+        for pairs, level in self._of_one_level(a, b):
+            rows_a, rows_b, classes = a[pairs], b[pairs], labels[pairs]
+            own = self._logits[rows_a, classes] ** 2 + self._logits[rows_b, classes] ** 2
+            products = level.logits.products(rows_a - level.start, rows_b - level.start, classes)
+            difference = _norm_of_difference(own / level.bound**2, products[:, 0])
+            found[pairs] = torch.minimum(found[pairs], level.bound * difference)
         return found
+
+    def overtaking(self, a: Tensor, b: Tensor, labels: Tensor) -> Overtaking:
+        """What it takes that z_{b,c} passes z_{a,c}; arguments as for `constants`.
+
+        On one level, z_b − z_a = ⟨u, f⟩ has to rise, with u = w_b − w_a. On two, z_a can fall by
+        its own constant times ε, and z_b = ⟨w_b, f⟩ has to rise by the rest. The smallest change of
+        the features that makes ⟨u, f⟩ rise by 1 is u/‖u‖², and moves b's offsets by W₄·u/‖u‖².
+        """
+        first, second = self._logits[a, labels], self._logits[b, labels]
+        constants = self.constants(a, b, labels)
+        found = Overtaking(first.clone(), second.clone(), first.new_zeros(len(a), 4))
+        for index, level in enumerate(self._levels):
+            [pairs] = torch.nonzero(self._level_of[b] == index, as_tuple=True)
+            rows, classes = b[pairs] - level.start, labels[pairs]
+            if level.offsets is None:
+                found.free[pairs] = torch.inf
+            else:
+                along = level.offsets.products(rows, rows, classes)
+                found.push[pairs] = along * (level.bound / second[pairs, None]) ** 2
+        for pairs, level in self._of_one_level(a, b):
+            if level.offsets is None:
+                continue
+            rows_a, rows_b, classes = a[pairs] - level.start, b[pairs] - level.start, labels[pairs]
+            along = level.offsets.products(rows_b, rows_b, classes)
+            along = along - level.offsets.products(rows_b, rows_a, classes)
+            found.push[pairs] = along * (level.bound / constants[pairs, None]) ** 2
+            found.constant[pairs] = constants[pairs]
+            # Of filters that are nearly the same, too little is known.
+            alike = constants[pairs] < _ALIKE * torch.maximum(first[pairs], second[pairs])
+            found.free[pairs] = torch.zeros_like(constants[pairs]).masked_fill(alike, torch.inf)
+        return found
+
+    def _of_one_level(self, a: Tensor, b: Tensor) -> Iterator[tuple[Tensor, _Level]]:
+        """Those pairs whose default boxes are both of a level, level by level."""
+        level_a, level_b = self._level_of[a], self._level_of[b]
+        for index, level in enumerate(self._levels):
+            [pairs] = torch.nonzero((level_a == index) & (level_b == index), as_tuple=True)
+            if len(pairs):
+                yield pairs, level
+
+
+class _Level(NamedTuple):
+    """What is known of the outputs on one level.
+
+    Attributes:
+        bound: constant of the features.
+        start: index of its first default box.
+        logits: inner products of logits' filters.
+        offsets: of offsets' filters with logits'; None where their patches differ.
+    """
+
+    bound: float
+    start: int
+    logits: _SharedTaps
+    offsets: _SharedTaps | None
+
+
+def _of_logits(classification: HeadConvolution) -> _SharedTaps:
+    """Inner products of two filters of one class."""
+    columns = _columns(classification)
+    table = torch.einsum("ksbi,ktdi->ksbtd", columns, columns)
+    return _SharedTaps(classification, table.unsqueeze(-1))
+
+
+def _of_offsets(
+    classification: HeadConvolution, localisation: HeadConvolution
+) -> _SharedTaps | None:
+    """Inner products of the four offsets of a default box with a logit of another."""
+    if classification.patches != localisation.patches:
+        return None
+    table = torch.einsum("osbi,ktdi->ksbtdo", _columns(localisation), _columns(classification))
+    return _SharedTaps(classification, table)
+
+
+def _columns(convolution: HeadConvolution) -> Tensor:
+    """The kernel as (values, taps, boxes, c_in)."""
+    return convolution.kernel.flatten(-2).permute(1, 3, 0, 2)
 
 
 class _SharedTaps:
     """Inner products of the filters of one level, each where it stands.
 
     Attributes:
-        tap_products: inner products over the input channels, (K, taps, boxes, taps, boxes).
+        convolution: with the patches of both.
+        table: inner products over the input channels of taps s and t of the filters of default
+            boxes b and d, (K, s, b, t, d, values).
     """
 
-    def __init__(self, convolution: HeadConvolution) -> None:
+    def __init__(self, convolution: HeadConvolution, table: Tensor) -> None:
         self.convolution = convolution
-        columns = convolution.kernel.flatten(-2).permute(1, 3, 0, 2)
-        self.tap_products = torch.einsum("ksbi,ktdi->ksbtd", columns, columns)
+        self.table = table
 
     def products(self, a: Tensor, b: Tensor, labels: Tensor) -> Tensor:
-        """⟨w_a, w_b⟩ of filters where they stand, over the taps inside the map."""
+        """⟨w_a, w_b⟩ of filters where they stand, over the taps inside the map; (P, values)."""
         conv = self.convolution
         boxes, (k1, k2) = len(conv.kernel), conv.kernel.shape[-2:]
         cells_a, cells_b = a // boxes, b // boxes
@@ -126,13 +223,13 @@ class _SharedTaps:
             self._common_taps(cells_a // columns, cells_b // columns, 0, k1),
             self._common_taps(cells_a % columns, cells_b % columns, 1, k2),
         ]
-        total = self.tap_products.new_zeros(len(a))
+        total = self.table.new_zeros(len(a), self.table.shape[-1])
         for row, (row_b, row_shared) in enumerate(zip(*taps[0], strict=True)):
             for column, (column_b, column_shared) in enumerate(zip(*taps[1], strict=True)):
-                product = self.tap_products[
+                product = self.table[
                     labels, row * k2 + column, a % boxes, row_b * k2 + column_b, b % boxes
                 ]
-                total += product * (row_shared & column_shared)
+                total += product * (row_shared & column_shared).unsqueeze(1)
         return total
 
     def _common_taps(

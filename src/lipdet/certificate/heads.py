@@ -42,6 +42,12 @@ class HeadConvolution:
         reach = self.dilation[1] * (self.kernel.shape[-1] - 1) + 1
         return (self.size[1] + 2 * self.padding[1] - reach) // self.stride[1] + 1
 
+    @property
+    def patches(self) -> tuple[Pair, ...]:
+        """What fixes which features each filter sees."""
+        kernel = as_pair(tuple(self.kernel.shape[-2:]))
+        return kernel, self.stride, self.padding, self.dilation, self.size
+
     def over_positions(self, taps: Tensor) -> Tensor:
         """Sum what each tap contributes over the taps that fall inside the features.
 

@@ -11,12 +11,13 @@ from torch import Tensor
 from lipdet.boxes.scores import SigmoidScores
 from lipdet.boxes.select import Decoder, Selection
 from lipdet.certificate.candidates import Candidates, find_candidates
-from lipdet.certificate.certify import Certifiers, PairReach, certifiers
+from lipdet.certificate.certify import Certifiers, certifiers
 from lipdet.certificate.claims import Claims, claims
 from lipdet.certificate.cover import Entries, detection_entries
 from lipdet.certificate.head_norms import PairwiseLogits, collective_class_constants
 from lipdet.certificate.numerics import MEASURED, rounding_of
 from lipdet.certificate.outputs import OutputBounds, bounds_of_outputs, propagate_detector
+from lipdet.certificate.rivals import Rivals
 from lipdet.certificate.tightenings import ALL, Tightenings
 from lipdet.certificate.truths import Truths
 from lipdet.detector.ssd import SSD
@@ -86,7 +87,7 @@ class Verifier:
             self.decoder.image_size,
             lowest_iou,
             entries,
-            self._pair_reach(candidates, epsilon),
+            self._rivals(candidates, epsilon),
             self.tightenings,
         )
 
@@ -98,22 +99,10 @@ class Verifier:
         """
         return self.selection.top_k + 1
 
-    def _pair_reach(self, candidates: Candidates, epsilon: Tensor) -> PairReach | None:
-        pairwise = self.pairwise
-        if pairwise is None or not self.tightenings.pairwise:
+    def _rivals(self, candidates: Candidates, epsilon: Tensor) -> Rivals | None:
+        if self.pairwise is None:
             return None
-
-        def reach(own: Tensor, rival: Tensor) -> Tensor:
-            image, label = self._place(candidates, own)
-            anchors = candidates.anchor[own], candidates.anchor[rival]
-            return self._factor * epsilon[image] * pairwise.constants(*anchors, label)
-
-        return reach
-
-    @staticmethod
-    def _place(candidates: Candidates, index: Tensor) -> tuple[Tensor, Tensor]:
-        group = candidates.group[index]
-        return group // candidates.classes, group % candidates.classes
+        return Rivals(candidates, self.pairwise, epsilon, self._factor)
 
     @property
     def _factor(self) -> float:

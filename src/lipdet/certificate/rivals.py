@@ -1,0 +1,71 @@
+"""What a certifier and a rival of its class can do under the same perturbation (THEORY §6).
+
+Their log-odds each have an interval, but one perturbation moves both, and the rival's box too:
+- their difference moves less than both together (tightening 2);
+- a perturbation that lifts the rival above the certifier has little left to move its box with.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from lipdet.certificate.candidates import Balls, Candidates
+from lipdet.certificate.head_norms import PairwiseLogits
+
+# Of a ball's radius and middle, for what is known of directions only up to 1e-6.
+_SLACK = 1e-5
+
+
+@dataclass(frozen=True)
+class Rivals:
+    """Pairs of candidates of one image and class.
+
+    Attributes:
+        candidates: all.
+        constants: of differences.
+        epsilon: (B,) of each image.
+        temperature: what logits are multiplied by to give log-odds.
+    """
+
+    candidates: Candidates
+    constants: PairwiseLogits
+    epsilon: Tensor
+    temperature: float
+
+    def reach(self, own: Tensor, rival: Tensor) -> Tensor:
+        """How far the difference of the log-odds of two candidates, (P,) each, can move."""
+        pairs = self._pairs(own, rival)
+        return self.temperature * self._epsilon(own) * self.constants.constants(*pairs)
+
+    def balls(self, own: Tensor, rival: Tensor) -> Balls:
+        """Where the rival's offsets lie if it has at least the certifier's log-odds, (P,) each.
+
+        *Proof.* For the rival to catch up, the change of the features x, of length r at most, must
+        have ⟨x, û⟩ ≥ t for a unit vector û. What is left of the ball is inside the ball around t·û
+        of radius √(r² − t²), as ‖x − tû‖² = ‖x‖² − 2t⟨x, û⟩ + t² ≤ r² − t². The offsets W₄·x are in
+        the image of that: around t·W₄û, within ‖W₄‖·√(r² − t²).
+        """
+        candidates, epsilon = self.candidates, self._epsilon(own)
+        behind = candidates.log_odds[own] - candidates.log_odds[rival]
+        behind = (behind - candidates.slack[own] - candidates.slack[rival]) / self.temperature
+        need = self.constants.overtaking(*self._pairs(own, rival))
+        rest = torch.where(need.free.isfinite(), behind - need.free * epsilon, 0.0).clamp(min=0)
+        spent = torch.minimum(rest / need.constant, epsilon)
+        balls = candidates.balls.at(rival)
+        left = (1 - (spent / epsilon).square()).clamp(min=0).sqrt().nan_to_num(1.0)
+        middle = spent.unsqueeze(1) * need.constant.unsqueeze(1) * need.push
+        # The second part is more than what rounding adds to the radius of any ball.
+        slack = _SLACK * (balls.radius + middle.norm(dim=1))
+        slack = slack + 2 * candidates.slack[rival] / self.temperature
+        return balls._replace(offsets=balls.offsets + middle, radius=balls.radius * left + slack)
+
+    def _epsilon(self, own: Tensor) -> Tensor:
+        return self.epsilon[self.candidates.group[own] // self.candidates.classes]
+
+    def _pairs(self, own: Tensor, rival: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Default boxes and the class, as `PairwiseLogits` takes them."""
+        anchor = self.candidates.anchor
+        return anchor[own], anchor[rival], self.candidates.group[own] % self.candidates.classes

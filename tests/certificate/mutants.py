@@ -157,8 +157,8 @@ def _half_of_differences(
 
 def _without_push(
     self: scenes.PairwiseTable, a: Tensor, b: Tensor, labels: Tensor
-) -> head_norms.Overtaking:
-    found = _OVERTAKING(self, a, b, labels)
+) -> head_norms.Lift:
+    found = _LIFTS(self, a, b, labels)
     return found._replace(push=torch.zeros_like(found.push))
 
 
@@ -171,7 +171,7 @@ def _all_spent(self: rivals.Rivals, own: Tensor, rival: Tensor) -> candidates.Ba
 
 
 _AFFORDABLE = cover.affordable
-_OVERTAKING = scenes.PairwiseTable.overtaking
+_LIFTS = scenes.PairwiseTable.lifts
 _RIVALS_BALLS = rivals.Rivals.balls
 
 
@@ -226,7 +226,7 @@ IN_DIRECTED_SCENES: dict[str, Mutant] = {
         (scenes.PairwiseTable, "constants", _half_of_differences)
     ],
     "half the constant of all logits": [(cover, "affordable", _half_of_all_together)],
-    "a rival's box where it was": [(scenes.PairwiseTable, "overtaking", _without_push)],
+    "a rival's box where it was": [(scenes.PairwiseTable, "lifts", _without_push)],
     "a rival's ball too small": [(rivals.Rivals, "balls", _all_spent)],
     "claims beyond what is counted": [(claims, "_uncounted", _all_that_is_counted)],
     "continuous area": [(promises, "certified_average_precision", _continuous)],

@@ -16,7 +16,7 @@ from torch import Tensor
 from lipdet.boxes import BoxCoding, Selection, select_detections
 from lipdet.boxes.scores import Scores, SigmoidScores, SoftmaxScores
 from lipdet.boxes.select import Decoder
-from lipdet.certificate.head_norms import Overtaking
+from lipdet.certificate.head_norms import Lift
 from lipdet.certificate.outputs import OutputBounds
 from lipdet.certificate.verifier import Verifier
 from lipdet.types import Detections, RawOutput, Target
@@ -68,12 +68,14 @@ class PairwiseTable:
     def constants(self, a: Tensor, b: Tensor, labels: Tensor) -> Tensor:
         return self.table[labels, a, b]
 
-    def overtaking(self, a: Tensor, b: Tensor, labels: Tensor) -> Overtaking:
+    def yielding(self, a: Tensor, b: Tensor, labels: Tensor) -> Tensor:
+        return torch.full((len(a),), torch.inf if self.push is None else 0.0).double()
+
+    def lifts(self, a: Tensor, b: Tensor, labels: Tensor) -> Lift:
         constants = self.constants(a, b, labels)
         if self.push is None:
-            return Overtaking(constants + torch.inf, constants, torch.zeros(len(a), 4).double())
-        free = torch.where(constants < 1e-6, torch.inf, 0.0).double()
-        return Overtaking(free, constants, self.push[labels, a, b])
+            return Lift(constants + torch.inf, torch.zeros(len(a), 4).double())
+        return Lift(constants, self.push[labels, a, b])
 
 
 def pairwise_table(logits: Tensor, offsets: Tensor) -> PairwiseTable:

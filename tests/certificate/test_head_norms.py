@@ -89,7 +89,8 @@ def test_what_it_takes_to_pass_another(
     bounds = bounds_of_outputs(detector, propagation)
     pairs = torch.tensor(list(itertools.product(range(40), range(40), range(3))))
     a, b, labels = pairs[pairs[:, 0] != pairs[:, 1]].T
-    found = PairwiseLogits(detector, propagation, bounds).overtaking(a, b, labels)
+    pairwise = PairwiseLogits(detector, propagation, bounds)
+    found, free = pairwise.lifts(a, b, labels), pairwise.yielding(a, b, labels)
     first, second = bounds.features
     scales = torch.where(torch.arange(40) < 32, first, second).double()
     same = (a < 32) == (b < 32)
@@ -99,11 +100,12 @@ def test_what_it_takes_to_pass_another(
     falls = torch.where(same, 0.0, scales[a] * rows[a, labels].norm(dim=1))
     known = b < 32
     torch.testing.assert_close(found.push[known], push[known], rtol=1e-5, atol=1e-9)
-    torch.testing.assert_close(found.free[known], falls[known], rtol=1e-6, atol=0)
+    torch.testing.assert_close(free[known], falls[known], rtol=1e-6, atol=0)
     constant = scales[b] * up.norm(dim=1)
     torch.testing.assert_close(found.constant[known], constant[known], rtol=1e-6, atol=0)
     # The second head's offsets see other patches than its logits: nothing is known.
-    assert found.free[~known].isinf().all()
+    assert free[~known].isinf().all()
+    assert found.constant[~known].isinf().all()
 
 
 def test_all_logits_of_a_class(detector: SSD, propagation: Propagation, rows: Tensor) -> None:

@@ -87,12 +87,7 @@ def certifiers(
     certifier, rival = _suppressors(candidates, own, ahead, selection.nms_iou, size, together)
     rival_box = stays(candidates, truths, rival, truth[certifier], lowest_iou, ball)
     if rivals is not None and tightenings.overtaking:
-        open_ = torch.nonzero(rival_box < box[certifier])[:, 0]
-        pairs = own[certifier[open_]], rival[open_]
-        objects = truths.box[truth[certifier[open_]]]
-        rival_box[open_] = torch.maximum(
-            rival_box[open_], stays_on_while_ahead(rivals, *pairs, objects, lowest_iou)
-        )
+        _look_again(rivals, certifier, own, rival, truths.box[truth], rival_box, lowest_iou)
     kept = box.scatter_reduce(0, certifier, rival_box, "amin")
     counted = entries if tightenings.counted_cliques else None
     fit = not_truncated(candidates, group, low, selection.top_k, counted)
@@ -159,16 +154,39 @@ def stays(
     return found[place]
 
 
-def stays_on_while_ahead(
-    rivals: Rivals, own: Tensor, rival: Tensor, objects: Tensor, lowest_iou: float
-) -> Tensor:
-    """Condition 2 of rivals (P,) for objects (P, 4), where they outscore the certifiers `own`."""
-    near = max_iou_fixed(rivals.candidates.boxes.at(rival), objects, None) >= lowest_iou
-    found = torch.zeros(len(rival), dtype=torch.float64)
-    index = torch.nonzero(near)[:, 0]
-    balls = rivals.balls(own[index], rival[index])
-    found[index] = stays_in(balls, objects[index])
-    return found
+def _look_again(
+    rivals: Rivals,
+    certifier: Tensor,
+    own: Tensor,
+    rival: Tensor,
+    objects: Tensor,
+    rival_box: Tensor,
+    lowest_iou: float,
+) -> None:
+    """Raise `rival_box` (Q,), in place, where it alone spoils a certifier and more is known.
+
+    Of the perturbations that let the rival pass the certifier, that is. Certifiers with another
+    suppressor about which no more is known are left out.
+
+    Args:
+        rivals: what is known of pairs.
+        certifier: (Q,) index into `own`.
+        own: (P,) certifiers among all candidates.
+        rival: (Q,) among all candidates.
+        objects: (P, 4) of the certifiers.
+        rival_box: up to which IoU threshold the rivals match the objects.
+        lowest_iou: the lowest threshold of interest.
+    """
+    [open_] = torch.nonzero(rival_box < lowest_iou, as_tuple=True)
+    boxes = rivals.candidates.boxes.at(rival[open_])
+    hope = max_iou_fixed(boxes, objects[certifier[open_]], None) >= lowest_iou
+    hope &= rivals.lag(own[certifier[open_]], rival[open_]) > 0
+    lost = torch.zeros(len(own), dtype=torch.bool)
+    lost[certifier[open_[~hope]]] = True
+    open_ = open_[~lost[certifier[open_]]]
+    first = certifier[open_]
+    balls = rivals.balls(own[first], rival[open_])
+    rival_box[open_] = torch.maximum(rival_box[open_], stays_in(balls, objects[first]))
 
 
 def can_be_certified(boxes: Tensor, size: int) -> Tensor:

@@ -65,18 +65,15 @@ def _class_norms(convolution: HeadConvolution) -> Tensor:
     return torch.stack(squares).clamp_min(0).sqrt().cpu()
 
 
-class Overtaking(NamedTuple):
-    """What the logits of default boxes b need to pass those of others a, for P pairs.
+class Lift(NamedTuple):
+    """What it takes to lift the logits of P default boxes.
 
     Attributes:
-        free: (P,) by how much a's can fall, per unit of ε, whatever b's features do; +∞ where
-            nothing is known.
-        constant: (P,) of what has to rise for the rest.
-        push: (P, 4) by how much b's offsets move as it rises by 1, by the smallest change of the
-            features that does it.
+        constant: (P,) of what has to rise; +∞ where nothing is known.
+        push: (P, 4) by how much the offsets of the box move as it rises by 1, by the smallest
+            change of the features that does it.
     """
 
-    free: Tensor
     constant: Tensor
     push: Tensor
 
@@ -122,36 +119,46 @@ class PairwiseLogits:
             found[pairs] = torch.minimum(found[pairs], level.bound * difference)
         return found
 
-    def overtaking(self, a: Tensor, b: Tensor, labels: Tensor) -> Overtaking:
-        """What it takes that z_{b,c} passes z_{a,c}; arguments as for `constants`.
+    def yielding(self, a: Tensor, b: Tensor, labels: Tensor) -> Tensor:
+        """How far z_{a,c} can fall per unit of ε while nothing is asked of b's features, (P,).
 
-        On one level, z_b − z_a = ⟨u, f⟩ has to rise, with u = w_b − w_a. On two, z_a can fall by
-        its own constant times ε, and z_b = ⟨w_b, f⟩ has to rise by the rest. The smallest change of
-        the features that makes ⟨u, f⟩ rise by 1 is u/‖u‖², and moves b's offsets by W₄·u/‖u‖².
+        On one level nothing: there z_b − z_a = ⟨w_b − w_a, f⟩ has to rise for b to pass a. On two,
+        z_a can fall by its own constant, and z_b = ⟨w_b, f⟩ has to rise by the rest. +∞ where
+        the offsets of b are not known to depend on f alike. Arguments as for `constants`.
         """
-        first, second = self._logits[a, labels], self._logits[b, labels]
-        constants = self.constants(a, b, labels)
-        found = Overtaking(first.clone(), second.clone(), first.new_zeros(len(a), 4))
+        found = self._logits[a, labels]
+        for pairs, _ in self._of_one_level(a, b):
+            found[pairs] = 0.0
+        for index, level in enumerate(self._levels):
+            if level.offsets is None:
+                found[self._level_of[b] == index] = torch.inf
+        return found
+
+    def lifts(self, a: Tensor, b: Tensor, labels: Tensor) -> Lift:
+        """What has to rise for b to pass a, as in `yielding`: ⟨u, f⟩.
+
+        The smallest change of f that makes it rise by 1 is u/‖u‖², and moves b's offsets by
+        W₄·u/‖u‖². Arguments as for `constants`.
+        """
+        constant, push = self._logits[b, labels], self._logits.new_zeros(len(b), 4)
+        scale = self._logits.new_zeros(len(b))
         for index, level in enumerate(self._levels):
             [pairs] = torch.nonzero(self._level_of[b] == index, as_tuple=True)
-            rows, classes = b[pairs] - level.start, labels[pairs]
             if level.offsets is None:
-                found.free[pairs] = torch.inf
+                constant[pairs] = torch.inf
             else:
-                along = level.offsets.products(rows, rows, classes)
-                found.push[pairs] = along * (level.bound / second[pairs, None]) ** 2
+                rows, classes = b[pairs] - level.start, labels[pairs]
+                push[pairs] = level.offsets.products(rows, rows, classes)
+                scale[pairs] = level.bound
         for pairs, level in self._of_one_level(a, b):
-            if level.offsets is None:
-                continue
-            rows_a, rows_b, classes = a[pairs] - level.start, b[pairs] - level.start, labels[pairs]
-            along = level.offsets.products(rows_b, rows_b, classes)
-            along = along - level.offsets.products(rows_b, rows_a, classes)
-            found.push[pairs] = along * (level.bound / constants[pairs, None]) ** 2
-            found.constant[pairs] = constants[pairs]
-            # Of filters that are nearly the same, too little is known.
-            alike = constants[pairs] < _ALIKE * torch.maximum(first[pairs], second[pairs])
-            found.free[pairs] = torch.zeros_like(constants[pairs]).masked_fill(alike, torch.inf)
-        return found
+            if level.offsets is not None:
+                rows_a, rows_b = a[pairs] - level.start, b[pairs] - level.start
+                push[pairs] -= level.offsets.products(rows_b, rows_a, labels[pairs])
+                constants = self.constants(a[pairs], b[pairs], labels[pairs])
+                # Of filters that are nearly the same, too little is known.
+                alike = constants < _ALIKE * constant[pairs]
+                constant[pairs] = constants.masked_fill(alike, torch.inf)
+        return Lift(constant, push * (scale / constant).square().unsqueeze(1))
 
     def _of_one_level(self, a: Tensor, b: Tensor) -> Iterator[tuple[Tensor, _Level]]:
         """Those pairs whose default boxes are both of a level, level by level."""

@@ -40,6 +40,14 @@ class Rivals:
         pairs = self._pairs(own, rival)
         return self.temperature * self._epsilon(own) * self.constants.constants(*pairs)
 
+    def lag(self, own: Tensor, rival: Tensor) -> Tensor:
+        """By how much the rival's features must lift it for it to pass the certifier, in logits."""
+        behind = self.candidates.log_odds[own] - self.candidates.log_odds[rival]
+        behind = behind - self.candidates.slack[own] - self.candidates.slack[rival]
+        free = self.constants.yielding(*self._pairs(own, rival))
+        fallen = torch.where(free.isinf(), torch.inf, free * self._epsilon(own))
+        return (behind / self.temperature - fallen).clamp(min=0)
+
     def balls(self, own: Tensor, rival: Tensor) -> Balls:
         """Where the rival's offsets lie if it has at least the certifier's log-odds, (P,) each.
 
@@ -48,18 +56,15 @@ class Rivals:
         of radius √(r² − t²), as ‖x − tû‖² = ‖x‖² − 2t⟨x, û⟩ + t² ≤ r² − t². The offsets W₄·x are in
         the image of that: around t·W₄û, within ‖W₄‖·√(r² − t²).
         """
-        candidates, epsilon = self.candidates, self._epsilon(own)
-        behind = candidates.log_odds[own] - candidates.log_odds[rival]
-        behind = (behind - candidates.slack[own] - candidates.slack[rival]) / self.temperature
-        need = self.constants.overtaking(*self._pairs(own, rival))
-        rest = torch.where(need.free.isfinite(), behind - need.free * epsilon, 0.0).clamp(min=0)
-        spent = torch.minimum(rest / need.constant, epsilon)
-        balls = candidates.balls.at(rival)
-        left = (1 - (spent / epsilon).square()).clamp(min=0).sqrt().nan_to_num(1.0)
-        middle = spent.unsqueeze(1) * need.constant.unsqueeze(1) * need.push
+        epsilon, lift = self._epsilon(own), self.constants.lifts(*self._pairs(own, rival))
+        lag = torch.minimum(self.lag(own, rival), epsilon * lift.constant)
+        balls = self.candidates.balls.at(rival)
+        spent = (lag / lift.constant / epsilon).nan_to_num(0.0)
+        middle = lag.unsqueeze(1) * lift.push
         # The second part is more than what rounding adds to the radius of any ball.
         slack = _SLACK * (balls.radius + middle.norm(dim=1))
-        slack = slack + 2 * candidates.slack[rival] / self.temperature
+        slack = slack + 2 * self.candidates.slack[rival] / self.temperature
+        left = (1 - spent.square()).clamp(min=0).sqrt()
         return balls._replace(offsets=balls.offsets + middle, radius=balls.radius * left + slack)
 
     def _epsilon(self, own: Tensor) -> Tensor:

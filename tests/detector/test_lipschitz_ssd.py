@@ -25,6 +25,17 @@ def test_shapes_and_parameters_of_the_preset() -> None:
     assert raw.offsets.shape == (2, 2180, 4)
 
 
+def test_shapes_of_one_map() -> None:
+    detector = lipschitz_ssd(DetectorConfig("one-map-ssd", ("a", "b"), 74, 48))
+    raw = detector(torch.rand(1, 3, 74, 74))
+    # By hand: 74 pixels padded by 3 make 10 cells of 8, with eight boxes each.
+    assert raw.logits.shape == (1, 800, 2)
+    assert raw.offsets.shape == (1, 800, 4)
+    first, last = detector.default_boxes[[0, -1]].tolist()
+    assert first == pytest.approx([1, 1, 14.5, 27], abs=1e-4)
+    assert last == pytest.approx([73, 73, 34.3, 63], abs=1e-4)
+
+
 @pytest.mark.parametrize("architecture", BODIES)
 def test_every_output_is_1_lipschitz(architecture: str) -> None:
     torch.manual_seed(0)

@@ -12,8 +12,8 @@ from torch import Tensor, nn
 from lipdet.boxes.coding import corners
 from lipdet.config import DetectorConfig
 from lipdet.detector import SSD, build_detector
-from lipdet.detector.default_boxes import DefaultBoxLevel, default_boxes
-from lipdet.detector.tinier_ssd import LEVELS
+from lipdet.detector.default_boxes import DefaultBoxLevel, default_boxes, sides
+from lipdet.detector.tinier_ssd import LEVELS, RATIOS
 
 # Source: ADI ai8x-training, models/ai85net-tinierssd.py: every layer is a 3×3 convolution with
 # bias (9 · in · out + out) and an affine batch normalisation (2 · out), here in order.
@@ -167,7 +167,7 @@ def test_default_boxes_by_hand(detector: SSD) -> None:
 
 def test_default_boxes_of_other_levels() -> None:
     # By hand: one cell, the whole image of 10 pixels; ratio 4 is 2 · scale wide.
-    [box] = default_boxes([DefaultBoxLevel(1, 0.4, (4.0,))], 10)
+    [box] = default_boxes([DefaultBoxLevel(1, sides(0.4, (4.0,)))], 10)
     torch.testing.assert_close(box, torch.tensor([5.0, 5, 8, 2]))
 
 
@@ -196,8 +196,8 @@ def test_outputs_stand_in_the_order_of_default_boxes(level: int, part: str) -> N
     output = raw.logits if part == "classification" else raw.offsets
     [(anchor, place)] = torch.nonzero(output[0]).tolist()
     assert place == value
-    scale, ratios = LEVELS[level].scale, LEVELS[level].ratios
-    expected = [(column + 0.5) / cells, (row + 0.5) / cells, scale * math.sqrt(ratios[ratio])]
+    scale = (0.15, 0.35, 0.55, 0.725)[level]
+    expected = [(column + 0.5) / cells, (row + 0.5) / cells, scale * math.sqrt(RATIOS[ratio])]
     torch.testing.assert_close(detector.default_boxes[anchor, :3], torch.tensor(expected) * 74)
 
 

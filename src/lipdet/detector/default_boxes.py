@@ -17,22 +17,20 @@ class DefaultBoxLevel:
 
     Attributes:
         cells: side of the feature map.
-        scale: geometric mean side of the boxes, as a fraction of the image.
-        ratios: width : height of each box.
+        sides: width and height of each box, as fractions of the image.
         stride: pixels from one centre to the next, for a map that covers more than the image and
             is centred on it; None for a map that covers exactly the image.
     """
 
     cells: int
-    scale: float
-    ratios: tuple[float, ...]
+    sides: tuple[tuple[float, float], ...]
     stride: int | None = None
 
 
 def default_boxes(levels: Sequence[DefaultBoxLevel], image_size: int) -> Tensor:
     """All default boxes, level by level, row by row, cell by cell, ratio by ratio.
 
-    Centres lie at cell centres; sides are clamped to the image as in the reference model.
+    Centres lie at cell centres.
 
     Returns:
         (A, 4) float32 cx, cy, w, h in pixels.
@@ -41,7 +39,7 @@ def default_boxes(levels: Sequence[DefaultBoxLevel], image_size: int) -> Tensor:
         (_centre(level, column, image_size), _centre(level, row, image_size), width, height)
         for level in levels
         for row, column in itertools.product(range(level.cells), repeat=2)
-        for width, height in _sides(level)
+        for width, height in level.sides
     ]
     return torch.tensor(boxes, dtype=torch.float32) * image_size
 
@@ -52,8 +50,13 @@ def _centre(level: DefaultBoxLevel, cell: int, image_size: int) -> float:
     return 0.5 + (cell + 0.5 - level.cells / 2) * step
 
 
-def _sides(level: DefaultBoxLevel) -> list[tuple[float, float]]:
-    return [
-        (min(level.scale * math.sqrt(ratio), 1.0), min(level.scale / math.sqrt(ratio), 1.0))
-        for ratio in level.ratios
-    ]
+def sides(scale: float, ratios: Sequence[float]) -> tuple[tuple[float, float], ...]:
+    """Boxes of one size and several shapes, clamped to the image as in the reference model.
+
+    Args:
+        scale: geometric mean side, as a fraction of the image.
+        ratios: width : height of each.
+    """
+    return tuple(
+        (min(scale * math.sqrt(ratio), 1.0), min(scale / math.sqrt(ratio), 1.0)) for ratio in ratios
+    )

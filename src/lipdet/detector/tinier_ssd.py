@@ -13,16 +13,16 @@ from torch import Tensor, nn
 
 from lipdet.boxes import BoxCoding, SoftmaxScores
 from lipdet.config import DetectorConfig
-from lipdet.detector.default_boxes import DefaultBoxLevel, default_boxes
+from lipdet.detector.default_boxes import DefaultBoxLevel, default_boxes, sides
 from lipdet.detector.ssd import SSD, Head
 from lipdet.errors import InputError
 
 RATIOS = (0.85, 0.6, 0.4, 0.25)
 LEVELS = (
-    DefaultBoxLevel(cells=18, scale=0.15, ratios=RATIOS),
-    DefaultBoxLevel(cells=9, scale=0.35, ratios=RATIOS),
-    DefaultBoxLevel(cells=4, scale=0.55, ratios=RATIOS),
-    DefaultBoxLevel(cells=2, scale=0.725, ratios=RATIOS),
+    DefaultBoxLevel(18, sides(0.15, RATIOS)),
+    DefaultBoxLevel(9, sides(0.35, RATIOS)),
+    DefaultBoxLevel(4, sides(0.55, RATIOS)),
+    DefaultBoxLevel(2, sides(0.725, RATIOS)),
 )
 TAP_CHANNELS = (32, 32, 32, 16)
 # The sides that pooling turns into maps of the cells above.

@@ -1,4 +1,4 @@
-"""What all tests share: a cache of their own, two threads, small data sets, a browser."""
+"""What all tests share: a cache of their own, threads, small data sets, a browser."""
 
 from __future__ import annotations
 
@@ -17,6 +17,10 @@ from lipdet.images.prepare import pack_rendered
 if TYPE_CHECKING:
     from playwright.sync_api import Browser
 
+# One thread for each of several workers, and for what they start.
+THREADS = 1 if "PYTEST_XDIST_WORKER" in os.environ else 2
+os.environ.setdefault("OMP_NUM_THREADS", str(THREADS))
+
 REPOSITORY = Path(__file__).parent.parent
 SVHN = REPOSITORY.parent / "shared" / "svhn"
 
@@ -27,7 +31,7 @@ def own_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     folder = tmp_path_factory.mktemp("cache")
     before = os.environ.get("LIPDET_CACHE")
     os.environ["LIPDET_CACHE"] = str(folder)
-    torch.set_num_threads(2)
+    torch.set_num_threads(THREADS)
     yield folder
     if before is None:
         del os.environ["LIPDET_CACHE"]

@@ -138,7 +138,7 @@ class Preset:
     train: TrainConfig = field(default_factory=TrainConfig)
 
 
-CERTIFIED_WIDTH, CERTIFIED_SMALL_WIDTH = 64, 48
+CERTIFIED_WIDTH, CERTIFIED_SMALL_WIDTH = 80, 48
 
 # About 7 million parameters as in the reference experiment, and a width for two CPU cores.
 SLL_WIDTH, SLL_SMALL_WIDTH = 240, 48
@@ -152,11 +152,11 @@ def _certified(width: int, architecture: str = "orthogonal-ssd") -> Preset:
     # Photometric changes and weight decay cost a network of such rigid layers what it needs. With
     # its steep scores the loss of classes would drown that of boxes.
     settings = TrainConfig(
-        learning_rate=1.5e-3,
+        learning_rate=2e-3,
         weight_decay=0.0,
         gradient_clip=100.0,
         augment=False,
-        margin=0.1,
+        margin=0.5,
         localisation_weight=20.0,
         near_iou=0.3,
     )

@@ -27,7 +27,6 @@ def config(architecture: str, size: int) -> DetectorConfig:
         *((name, size) for name, ends in FIXED.items() for size in ends),
         ("orthogonal-ssd", 32),
         ("orthogonal-ssd", 90),
-        ("one-map-ssd", 90),
     ],
 )
 def test_as_many_outputs_as_default_boxes(architecture: str, size: int) -> None:

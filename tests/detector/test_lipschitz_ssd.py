@@ -17,23 +17,13 @@ def small(architecture: str = "orthogonal-ssd", image_size: int = 74) -> Detecto
     return DetectorConfig(architecture, ("a", "b"), image_size, width=48)
 
 
-def test_shapes_and_parameters_of_the_preset() -> None:
+def test_shapes_of_the_preset() -> None:
     detector = build_detector(PRESETS["certified"].detector)
     raw = detector(torch.rand(2, 3, 74, 74))
-    # By hand: maps of 20, 10, 6 and 3 cells, four boxes each; ten classes without background.
-    assert raw.logits.shape == (2, 4 * (400 + 100 + 36 + 9), 10)
-    assert raw.offsets.shape == (2, 2180, 4)
-
-
-def test_shapes_of_one_map() -> None:
-    detector = lipschitz_ssd(DetectorConfig("one-map-ssd", ("a", "b"), 74, 48))
-    raw = detector(torch.rand(1, 3, 74, 74))
-    # By hand: 74 pixels padded by 3 make 10 cells of 8, with eight boxes each.
-    assert raw.logits.shape == (1, 800, 2)
-    assert raw.offsets.shape == (1, 800, 4)
-    first, last = detector.default_boxes[[0, -1]].tolist()
-    assert first == pytest.approx([1, 1, 14.5, 27], abs=1e-4)
-    assert last == pytest.approx([73, 73, 34.3, 63], abs=1e-4)
+    # By hand: 74 pixels padded by 3 make 10 cells of 8, with eight boxes each; ten classes without
+    # background.
+    assert raw.logits.shape == (2, 800, 10)
+    assert raw.offsets.shape == (2, 800, 4)
 
 
 @pytest.mark.parametrize("architecture", BODIES)
@@ -60,37 +50,36 @@ def test_gradients_keep_their_norm() -> None:
 
 
 def test_default_boxes_stand_where_a_cell_looks() -> None:
-    detector = lipschitz_ssd(small())
-    # By hand: 74 pixels padded by 3 make 20 cells of 4; 10 cells of 8 padded by one make 6 of 16.
-    assert detector.default_boxes[0, :2].tolist() == pytest.approx([-1, -1], abs=1e-4)
-    assert detector.default_boxes[4 * 400, :2].tolist() == pytest.approx([1, 1], abs=1e-4)
-    assert detector.default_boxes[4 * 500, :2].tolist() == pytest.approx([-3, -3], abs=1e-4)
-    for level in (slice(0, 1600), slice(1600, 2000), slice(2000, 2144), slice(2144, 2180)):
-        centres = detector.default_boxes[level, :2]
-        assert (centres.mean(dim=0) - 37).abs().max() < 1e-4
+    boxes = lipschitz_ssd(small()).default_boxes
+    # By hand: 74 pixels padded by 3 on each side make 10 cells of 8.
+    assert boxes[0].tolist() == pytest.approx([1, 1, 14.5, 27], abs=1e-4)
+    assert boxes[-1].tolist() == pytest.approx([73, 73, 34.3, 63], abs=1e-4)
+    assert (boxes[:, :2].mean(dim=0) - 37).abs().max() < 1e-4
 
 
 def test_a_cell_sees_the_pixels_around_its_centre() -> None:
-    # Oracle: autograd. The gradient of a finest cell's features is centred on its default box.
+    # Oracle: autograd. The gradient of a cell's features is centred on its default boxes, in an
+    # image that is large enough for it not to reach the border.
     torch.manual_seed(1)
-    detector = lipschitz_ssd(small())
-    images = torch.rand(1, 3, 74, 74, requires_grad=True)
-    detector.backbone(images)[0][0, :, 9, 12].sum().backward()
+    detector = lipschitz_ssd(small(image_size=202))
+    images = torch.rand(1, 3, 202, 202, requires_grad=True)
+    row, column, cells = 12, 13, 26
+    detector.backbone(images)[0][0, :, row, column].sum().backward()
     assert images.grad is not None
     seen = images.grad.abs().sum(dim=(0, 1)) > 0
     rows, columns = torch.nonzero(seen, as_tuple=True)
     middle = [(float(axis.min()) + float(axis.max()) + 1) / 2 for axis in (columns, rows)]
-    expected = detector.default_boxes[4 * (9 * 20 + 12), :2].tolist()
+    expected = detector.default_boxes[8 * (row * cells + column), :2].tolist()
     assert middle == pytest.approx(expected, abs=1.0)
 
 
 def test_offsets_of_one_box_move_in_a_ball() -> None:
     torch.manual_seed(2)
-    head = lipschitz_ssd(small()).heads[1].localisation
+    head = lipschitz_ssd(small()).heads[0].localisation
     assert isinstance(head, OrthonormalConv2d)
     rows = head.weight.detach().flatten(1)
     # Oracle: the definition of orthonormal rows.
-    torch.testing.assert_close(rows @ rows.T, torch.eye(16), atol=1e-5, rtol=0)
+    torch.testing.assert_close(rows @ rows.T, torch.eye(32), atol=1e-5, rtol=0)
 
 
 @pytest.mark.parametrize(("image_size", "width"), [(30, 48), (75, 48), (74, 46), (74, 49)])

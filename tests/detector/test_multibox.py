@@ -182,9 +182,9 @@ def test_near_boxes_are_no_negatives_of_their_class_and_learn_their_box() -> Non
     assert logits[1].tolist() == [0.5, 0.0, 0.5]
     assert logits[[0, 2]].tolist() == plain_logits[[0, 2]].tolist()
     # The object is half a side to the left; the offset in units of 0.1, saturated: weight 2 times
-    # 1/4, a quarter for the mean over four offsets.
+    # 1/2, a quarter for the mean over four offsets.
     assert plain_offsets[1].tolist() == [0, 0, 0, 0]
-    assert offsets[1].tolist() == [0.125, 0, 0, 0]
+    assert offsets[1].tolist() == [0.25, 0, 0, 0]
 
 
 def test_near_boxes_do_not_count_in_a_softmax() -> None:

@@ -18,7 +18,7 @@ NEGATIVES_PER_POSITIVE = 3
 LOCALISATION_WEIGHT = 2.0
 BACKGROUND = -1
 # What the offsets of a near default box count, beside those of a positive one.
-NEAR_WEIGHT = 0.25
+NEAR_WEIGHT = 0.5
 RAMP = 0.6
 
 

@@ -15,7 +15,7 @@ from hypothesis import HealthCheck, given, seed, settings
 from hypothesis import strategies as st
 
 from lipdet.boxes.scores import SigmoidScores
-from lipdet.certificate import average_precision, candidates
+from lipdet.certificate import average_precision, candidates, claims, cover
 from tests.certificate.adversaries import perturbed
 from tests.certificate.census import CASES, census
 from tests.certificate.directed import FOR_MUTANT, SATURATED, Attacked
@@ -63,6 +63,19 @@ def test_what_is_certified_holds_for_every_perturbed_output() -> None:
     assert len(numbers) == SCENES
     if SCENES > 100:
         print(f"\n{census(numbers)}")
+
+
+def test_covers_of_several_blocks_hold(monkeypatch: pytest.MonkeyPatch) -> None:
+    # Scenes have fewer candidates than one block of the usual size.
+    monkeypatch.setattr(cover, "BLOCK", 3)
+    monkeypatch.setattr(claims, "BLOCK", 3)
+    blocks = 0
+    for number in range(60):
+        scene = random_scene(number)
+        candidates = scene.verifier.candidates(scene.raw, scene.epsilon)
+        blocks += bool(len(candidates.group)) and int(torch.bincount(candidates.group).max()) > 6
+        assert violations(scene, PERTURBED, number) == []
+    assert blocks > 10
 
 
 def test_scenes_contain_every_case_and_certify_something() -> None:

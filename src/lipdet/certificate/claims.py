@@ -19,7 +19,7 @@ from torch import Tensor
 
 from lipdet.certificate.candidates import Candidates
 from lipdet.certificate.certify import can_be_certified, stays, strays
-from lipdet.certificate.cover import MOST_COVERED, Entries
+from lipdet.certificate.cover import BLOCK, Entries
 from lipdet.certificate.segments import expand
 from lipdet.certificate.tightenings import ALL, Tightenings
 from lipdet.certificate.truths import Truths
@@ -64,8 +64,8 @@ def claims(
         nothing = torch.full((len(truths.image), len(ious)), -torch.inf, dtype=torch.float64)
         return Claims(nothing, nothing)
     group = truths.image * candidates.classes + truths.label
-    # Cliques of several have all of their members among the first of their group.
-    members = candidates.members(group).clamp(max=MOST_COVERED)
+    # Cliques of the first block: they have all of their members there.
+    members = candidates.members(group).clamp(max=BLOCK)
     members = torch.where(can_be_certified(truths.box, size), members, 0)
     truth, own = expand(candidates.starts(group), members)
     match = stays(candidates, truths, own, truth, ious[0], tightenings.ball)

@@ -9,8 +9,9 @@ Notable choices:
   of the cover of what can reach less. One pass serves every τ.
 - The n-th boxes of all groups find their cliques together, by a few operations on bit masks.
 - Which boxes of an image overlap does not depend on the class: it is found once for all classes.
-- A cover is cut off once it reaches what the detector puts out anyhow, and after MOST_COVERED
-  candidates of a group: time and memory stay linear in their number.
+- A group is covered in blocks of 64 candidates, as many as a mask has bits, each by cliques of its
+  own; what follows them is not covered. A cover is cut off once it reaches what the detector puts
+  out anyhow. So time and memory stay linear in the number of candidates.
 """
 
 from __future__ import annotations
@@ -28,7 +29,9 @@ from lipdet.certificate.candidates import Candidates
 from lipdet.certificate.overlaps import surely_overlap
 from lipdet.certificate.segments import count_reaching
 
-MOST_COVERED = 64
+BITS = 64
+# Candidates of a block, at most BITS, and blocks of a group.
+BLOCK, BLOCKS = 64, 2
 _PRICE_SLACK = 1e-9
 # Sums of squares lose at most 2·width^1.5 roundings of 1.1e-16 of their size, for width ≤ 2,000.
 _LOST_DIGITS = 1e-14
@@ -85,13 +88,12 @@ def detection_entries(
         limit: entries beyond so many per group are left out.
         budget: (B · C,) how far, in the L2 norm, all log-odds of a group can move together.
     """
-    numbers = clique_numbers(candidates, nms_iou, size, limit)
+    numbers, alone = clique_numbers(candidates, nms_iou, size, limit)
     nearest = candidates.log_odds + candidates.slack
-    read = _read(candidates.group, numbers, nearest if budget is not None else None, limit)
-    keys, clique = torch.unique(
-        candidates.group[read] * (len(numbers) + limit) + numbers[read], return_inverse=True
-    )
-    group = keys // (len(numbers) + limit)
+    read = _read(candidates.group, alone, nearest if budget is not None else None, limit)
+    width = (BLOCKS + 1) * limit + len(numbers)
+    keys, clique = torch.unique(candidates.group[read] * width + numbers[read], return_inverse=True)
+    group = keys // width
     place = _places(group)
     lowest = torch.full((len(group),), -torch.inf, dtype=torch.float64)
     cliques = lowest.scatter_reduce(0, clique, candidates.high[read], "amax")
@@ -110,13 +112,13 @@ def _places(group: Tensor) -> Tensor:
     return torch.arange(len(group)) - torch.searchsorted(group, group)
 
 
-def _read(group: Tensor, numbers: Tensor, nearest: Tensor | None, limit: int) -> Tensor:
+def _read(group: Tensor, alone: Tensor, nearest: Tensor | None, limit: int) -> Tensor:
     """Which candidates decide about the first `limit` entries of their group; (N,) bool.
 
-    Of those that are cliques of their own, these are the `limit` with the highest `high`, which
-    come first, and the `limit` with the highest `nearest`.
+    Of those that are cliques of their own, `alone` (N,) bool, these are the `limit` with the
+    highest `high`, which come first, and the `limit` with the highest `nearest`.
     """
-    alone = torch.nonzero(numbers >= limit)[:, 0]
+    alone = torch.nonzero(alone)[:, 0]
     counts = torch.unique_consecutive(group[alone], return_counts=True)[1]
     starts = counts.cumsum(0) - counts
     first = torch.arange(len(alone)) - starts.repeat_interleave(counts) < limit
@@ -194,42 +196,52 @@ def affordable(group: Tensor, place: Tensor, nearest: Tensor, budget: Tensor, li
     return result
 
 
-def clique_numbers(candidates: Candidates, nms_iou: float, size: int, limit: int) -> Tensor:
-    """Number the cliques of each group in the order of their highest candidate, (N,).
+def clique_numbers(
+    candidates: Candidates, nms_iou: float, size: int, limit: int
+) -> tuple[Tensor, Tensor]:
+    """Number the cliques of each group in the order of their highest candidate.
 
-    Candidates for which no clique was sought, because their group has `limit` of them already or
-    has MOST_COVERED higher candidates, are cliques of their own with numbers from `limit` on.
+    Returns:
+        (N,) the number of each candidate's clique; and (N,) bool, for which candidates no clique
+        was sought, because their block has `limit` of them already or comes after all blocks: they
+        are cliques of their own.
     """
-    if not len(candidates.group):
-        return torch.zeros(0, dtype=torch.int64)
-    numbers = np.arange(limit, limit + len(candidates.group))
-    counts = torch.unique_consecutive(candidates.group, return_counts=True)[1]
-    place = torch.arange(len(numbers)) - (counts.cumsum(0) - counts).repeat_interleave(counts)
-    chosen = torch.nonzero(place < MOST_COVERED)[:, 0]
-    group = candidates.group[chosen]
+    place = _places(candidates.group)
+    block = (place // BLOCK).clamp(max=BLOCKS)
+    numbers = block * limit + limit + place
+    alone = torch.ones(len(place), dtype=torch.bool)
+    [chosen] = torch.nonzero(block < BLOCKS, as_tuple=True)
+    if not len(chosen):
+        return numbers, alone
+    # Each block as a group of its own.
+    classes = candidates.classes * BLOCKS
+    group = candidates.group[chosen] * BLOCKS + block[chosen]
     # A default box stands for all of its candidates in an image: the class does not move the box.
     # Boxes are numbered image by image.
     boxes, places = torch.unique(candidates.boxes.place[chosen], return_inverse=True)
-    runs = list(_runs(group // candidates.classes))
+    runs = list(_runs(group // classes))
     first = [int(places[rows].min()) for rows in runs]
     images = list(torch.split(boxes, np.diff([*first, len(boxes)]).tolist()))
-    of_class = torch.zeros(len(boxes), candidates.classes)
-    of_class[places, group % candidates.classes] = 1
-    of_images = torch.split(of_class, [len(index) for index in images])
+    of_group = torch.zeros(len(boxes), classes)
+    of_group[places, group % classes] = 1
+    of_images = torch.split(of_group, [len(index) for index in images])
     overlaps = surely_overlap(candidates.boxes.boxes, images, of_images, nms_iou, size)
     members, masks = [], []
     for rows, start, sure in zip(runs, first, overlaps, strict=True):
         sizes = torch.unique_consecutive(group[rows], return_counts=True)[1].numpy()
-        inside = np.arange(MOST_COVERED) < sizes[:, None]
+        inside = np.arange(BITS) < sizes[:, None]
         # Where a group has no more boxes any index will do.
         own = np.zeros(inside.shape, np.int64)
         own[inside] = places[rows].numpy() - start
         members.append(inside)
         masks.append(_masks(sure[own[:, :, None], own[:, None, :]]))
     inside = np.concatenate(members)
-    found = first_fit(np.concatenate(masks), inside, limit)[inside]
-    numbers[chosen.numpy()[found >= 0]] = found[found >= 0]
-    return torch.from_numpy(numbers)
+    found = torch.from_numpy(first_fit(np.concatenate(masks), inside, limit)[inside])
+    covered = chosen[found >= 0]
+    alone[covered] = False
+    # Before the numbers of those of its block that are alone, and after those of earlier blocks.
+    numbers[covered] = block[covered] * (limit + BLOCK) + found[found >= 0]
+    return numbers, alone
 
 
 def _runs(values: Tensor) -> Iterator[slice]:
@@ -271,6 +283,6 @@ def first_fit(
 
 
 def _masks(overlaps: NDArray[np.bool_]) -> NDArray[np.uint64]:
-    """The last axis of (..., MOST_COVERED) as bit masks."""
+    """The last axis of (..., BITS) as bit masks."""
     masks: NDArray[np.uint64] = np.packbits(overlaps, axis=-1, bitorder="little").view("<u8")
     return masks[..., 0]

@@ -1,6 +1,6 @@
 """Weights between those of two runs, the second trained on from the first: a dial without training.
 
-    python scripts/interpolate_runs.py runs/certified-margin-0.3 runs/certified-margin-0.8 0.5 OUT
+    python scripts/interpolate_runs.py runs/certified runs/certified-margin-1 0.5 OUT
 
 Parameters of 1-Lipschitz layers are free numbers, so whatever lies between two of them is exactly
 1-Lipschitz too. The result is calibrated on the pictures that the second run held out.

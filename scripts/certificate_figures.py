@@ -1,6 +1,6 @@
 """The pictures of docs/certificates.md, from rendered numbers only.
 
-    python scripts/certificate_figures.py certified certified-margin-1 certified-margin-0.2
+    python scripts/certificate_figures.py certified certified-margin-1 certified-small
 
 The first detector's certificates are drawn on two pictures, and what they fail at is shown; all
 detectors are compared by what they certify at rising ε. It takes a few minutes.

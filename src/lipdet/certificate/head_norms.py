@@ -94,9 +94,10 @@ class PairwiseLogits:
         sizes = torch.tensor([rows.stop - rows.start for rows in bounds.anchors])
         self._level_of = torch.arange(len(sizes)).repeat_interleave(sizes).to(bounds.logits.device)
         self._levels = [
-            _Level(bound, rows.start, _of_logits(classification), _of_offsets(*both))
-            for bound, rows, *both in zip(bounds.features, bounds.anchors, *heads, strict=True)
-            for classification in both[:1]
+            _Level(bound, rows.start, _of_logits(logits), _of_offsets(logits, offsets))
+            for bound, rows, logits, offsets in zip(
+                bounds.features, bounds.anchors, *heads, strict=True
+            )
         ]
 
     def constants(self, a: Tensor, b: Tensor, labels: Tensor) -> Tensor:

@@ -2,7 +2,8 @@
 
 Their log-odds each have an interval, but one perturbation moves both, and the rival's box too:
 - their difference moves less than both together (tightening 2);
-- a perturbation that lifts the rival above the certifier has little left to move its box with.
+- a perturbation that lifts the rival above the certifier has less left to move its box with, which
+  THEORY does not have.
 """
 
 from __future__ import annotations

@@ -52,7 +52,7 @@ CENTRE_VARIANCE, SIZE_VARIANCE = 0.25, 0.5
 # Blocks on the map of strides 4, and on that of 8, which the heads read.
 BLOCKS = (3, 6)
 # Default boxes of each cell, in pixels of 74: medians of eight clusters, by IoU, of the digits in
-# training crops.
+# training crops; found once, by a script that was not kept.
 SIDES = (
     *((14.5, 27.0), (19.2, 33.8), (15.6, 51.5), (24.3, 39.4)),
     *((20.5, 47.1), (23.8, 59.5), (29.2, 50.2), (34.3, 63.0)),

@@ -32,13 +32,16 @@ PATIENCE = 180_000  # milliseconds; for machines that are busy
 
 
 @pytest.fixture(scope="module")
-def address(browser: Browser) -> Iterator[str]:
-    """One server for all tests."""
+def address(browser: Browser, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """One server for all tests, in a folder that tests of other processes do not write to."""
     pytest.importorskip("gradio", reason="gradio is not installed")
-    before = set(Path(tempfile.gettempdir()).glob("lipdet-app-*"))
-    with serving(load_exhibits(["naive", "certified-small"]), "127.0.0.1", 0) as url:
-        yield url
-    assert set(Path(tempfile.gettempdir()).glob("lipdet-app-*")) <= before
+    folder = tmp_path_factory.mktemp("server")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(tempfile, "tempdir", str(folder))
+        with serving(load_exhibits(["naive", "certified-small"]), "127.0.0.1", 0) as url:
+            assert list(folder.glob("lipdet-app-*"))
+            yield url
+        assert not list(folder.glob("lipdet-app-*"))
 
 
 @pytest.fixture

@@ -62,7 +62,7 @@ def certify(verifier: Verifier, raw: RawOutput, targets: Sequence[Target], epsil
     entries = verifier.entries(candidates, radius)
     found = verifier.certifiers(candidates, truths, radius, IOUS[0], entries)
     certified_up_to(found, len(truths.image), IOUS)
-    verifier.claims(candidates, truths, entries, IOUS)
+    verifier.claims(candidates, truths, found.pairs, entries, IOUS)
     return len(candidates.group)
 
 

@@ -21,6 +21,7 @@ from lipdet.certificate import (
     cover,
     head_norms,
     rivals,
+    staying,
     verifier,
 )
 from lipdet.certificate.box_range import BoxRange
@@ -195,7 +196,7 @@ _EVERYTHING: Callable[[Tensor, float], Tensor] = lambda low, floor: low > -1e9  
 # Caught by random scenes within a few hundred.
 IN_RANDOM_SCENES: dict[str, Mutant] = {
     "condition 1 removed": [(certify, "clears_floor", _EVERYTHING)],
-    "condition 2 removed": [(certify, "stays_on", _standing_still)],
+    "condition 2 removed": [(staying, "stays_on", _standing_still)],
     "condition 3 removed": [(certify, "suppresses", _no_suppressor)],
     "condition 4 removed": [(certify, "fits", _always)],
     "condition 4 by cliques removed": [(certify, "kept_fit", _always)],

@@ -33,7 +33,7 @@ def certificates(scene: Scene) -> Certificates:
     entries = verifier.entries(candidates, epsilon)
     found = verifier.certifiers(candidates, truths, epsilon, min(IOUS), entries)
     reached = certified_up_to(found, len(truths.image), IOUS)
-    claimed = verifier.claims(candidates, truths, entries, IOUS)
+    claimed = verifier.claims(candidates, truths, found.pairs, entries, IOUS)
     most = min(verifier.selection.top_k, MAX_DETECTIONS)
     precision = []
     for column in range(len(IOUS)):

@@ -9,7 +9,7 @@ Notable choices:
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -27,16 +27,16 @@ class BoxRange(NamedTuple):
     """Intervals of centre and sides, each coordinate free of the others.
 
     Attributes:
-        low: (..., 4) float64 smallest cx, cy, w, h in pixels; w, h ≥ 0.
-        high: (..., 4) float64 largest.
+        low: (N, 4) float64 smallest cx, cy, w, h in pixels; w, h ≥ 0.
+        high: (N, 4) float64 largest.
     """
 
     low: Tensor
     high: Tensor
 
-    def at(self, index: Any) -> BoxRange:
-        """Index both ends alike, over the leading dimensions: a mask, indices, `(..., None)`."""
-        return BoxRange(self.low[index], self.high[index])
+    def at(self, index: Tensor) -> BoxRange:
+        """Those of N boxes at indices (P,); each coordinate of them in a row of its own."""
+        return BoxRange(*(end.T.index_select(1, index).T for end in self))
 
 
 def box_range(
@@ -45,9 +45,9 @@ def box_range(
     """All boxes that offsets within `radius` of `offsets` decode to, before clipping.
 
     Args:
-        offsets: (..., A, 4) t_x, t_y, t_w, t_h.
-        radius: (..., A, 4) the largest change of each, ≥ 0; broadcasts against `offsets`.
-        default_boxes: (A, 4) cx, cy, w, h in pixels.
+        offsets: (N, 4) t_x, t_y, t_w, t_h.
+        radius: (N, 4) the largest change of each, ≥ 0; broadcasts against `offsets`.
+        default_boxes: (N, 4) cx, cy, w, h in pixels.
         coding: how offsets become boxes.
     """
     default_boxes, offsets, radius = default_boxes.double(), offsets.double(), radius.double()
@@ -61,20 +61,18 @@ def box_range(
 
 
 def corner_range(boxes: BoxRange, size: float | None = None) -> tuple[Tensor, Tensor]:
-    """The intervals of x1, y1, x2, y2: two tensors (..., 4), smallest and largest.
+    """The intervals of x1, y1, x2, y2: two tensors (N, 4), smallest and largest.
 
     Args:
         boxes: intervals of centres and sides.
         size: if given, of the corners after clipping to [0, size].
     """
-    (low, high), near = boxes, slice(0, 2)
-    far = slice(2, 4)
-    smallest = [low[..., near] - high[..., far] / 2, low[..., near] + low[..., far] / 2]
-    largest = [high[..., near] - low[..., far] / 2, high[..., near] + high[..., far] / 2]
-    ends = torch.cat(smallest, dim=-1), torch.cat(largest, dim=-1)
-    if size is None:
-        return ends
-    return ends[0].clamp(0, size), ends[1].clamp(0, size)
+    low, high = (end.T for end in boxes)
+    smallest = torch.cat([low[:2] - high[2:] / 2, low[:2] + low[2:] / 2])
+    largest = torch.cat([high[:2] - low[2:] / 2, high[:2] + high[2:] / 2])
+    if size is not None:
+        smallest, largest = smallest.clamp_(0, size), largest.clamp_(0, size)
+    return smallest.T, largest.T
 
 
 def _centers_and_sides(boxes: Tensor) -> Tensor:

@@ -13,7 +13,7 @@ Notable choices:
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, Generic, NamedTuple, TypeVar
+from typing import Generic, NamedTuple, TypeVar
 
 import numpy as np
 import torch
@@ -24,7 +24,7 @@ from lipdet.boxes.scores import Scores, SigmoidScores, SoftmaxScores, logit
 from lipdet.boxes.select import Decoder
 from lipdet.certificate.box_range import BoxRange, box_range
 from lipdet.certificate.outputs import OutputBounds
-from lipdet.certificate.segments import count_reaching
+from lipdet.certificate.segments import count_reaching, take
 from lipdet.errors import InputError
 from lipdet.types import RawOutput
 
@@ -53,7 +53,10 @@ class Balls(NamedTuple):
     def at(self, index: Tensor) -> Balls:
         """Some of the boxes."""
         return Balls(
-            self.offsets[index], self.radius[index], self.default_boxes[index], self.coding
+            take(self.offsets, index),
+            take(self.radius, index),
+            take(self.default_boxes, index),
+            self.coding,
         )
 
 
@@ -72,9 +75,9 @@ class Shared(Generic[_Boxes]):
     place: Tensor
     boxes: _Boxes
 
-    def at(self, index: Any) -> _Boxes:
-        """The boxes of some candidates."""
-        return self.boxes.at(self.place[index])
+    def at(self, index: Tensor) -> _Boxes:
+        """The boxes of candidates at indices (P,)."""
+        return self.boxes.at(take(self.place, index))
 
 
 class Candidates(NamedTuple):
@@ -102,6 +105,12 @@ class Candidates(NamedTuple):
     slack: Tensor
     boxes: Shared[BoxRange]
     balls: Shared[Balls]
+
+    def clean_boxes(self, index: Tensor) -> Tensor:
+        """The boxes of candidates at indices (P,) without perturbation, (P, 4) xyxy, unclipped."""
+        balls = self.balls.boxes
+        boxes = balls.coding.decode(balls.offsets, balls.default_boxes)
+        return take(boxes, take(self.balls.place, index))
 
     def starts(self, group: Tensor) -> Tensor:
         """Index of the first candidate of each group."""

@@ -17,14 +17,14 @@ from lipdet.certificate.conditions import (
     kept_fit,
     outscores,
     stays_in,
-    stays_on,
     strays_to,
     suppresses,
 )
 from lipdet.certificate.cover import Entries
 from lipdet.certificate.iou_bounds import max_iou_fixed
 from lipdet.certificate.rivals import Rivals
-from lipdet.certificate.segments import expand, in_parts
+from lipdet.certificate.segments import expand, in_parts, take
+from lipdet.certificate.staying import Staying, staying
 from lipdet.certificate.tightenings import ALL, Tightenings
 from lipdet.certificate.truths import Truths
 
@@ -34,7 +34,7 @@ RIVALS_AT_ONCE = 400_000
 
 
 class Certifiers(NamedTuple):
-    """Candidates that satisfy conditions 1 and 2 for an object, and what limits them; (P,) each.
+    """Candidates that satisfy conditions 1 and 2 for an object, (P,), and what limits them.
 
     Attributes:
         truth: index of the object.
@@ -43,6 +43,7 @@ class Certifiers(NamedTuple):
         kept: the same for it and all that can suppress it (condition 3), so at most `box`.
         fits: whether no truncation can reach it (condition 4).
         alone: IoU threshold above which no other object can be matched instead (condition 5).
+        pairs: condition 2 of these and others.
     """
 
     truth: Tensor
@@ -51,6 +52,7 @@ class Certifiers(NamedTuple):
     kept: Tensor
     fits: Tensor
     alone: Tensor
+    pairs: Staying
 
     def certify(self, iou: float) -> Tensor:
         """Which certifiers vouch for their object at this IoU threshold, (P,) bool."""
@@ -79,13 +81,17 @@ def certifiers(
         rivals: what is known of pairs of candidates, for condition 3.
         tightenings: which sharpenings are used.
     """
-    ball = tightenings.ball
-    truth, own, box = _matching_candidates(candidates, truths, selection, size, lowest_iou, ball)
+    cleared = clears_floor(candidates.low, logit(selection.score_floor))
+    pairs = staying(candidates, cleared, truths, size, lowest_iou, tightenings.ball)
+    vouches = take(cleared, pairs.candidate) & (pairs.iou >= lowest_iou)
+    [passed] = torch.nonzero(vouches, as_tuple=True)
+    truth, own, box = (take(x, passed) for x in (pairs.truth, pairs.candidate, pairs.iou))
     group, low = candidates.group[own], candidates.low[own]
-    ahead = candidates.reaching(group, low)
     together = rivals if tightenings.pairwise else None
-    certifier, rival = _suppressors(candidates, own, ahead, selection.nms_iou, size, together)
-    rival_box = stays(candidates, truths, rival, truth[certifier], lowest_iou, ball)
+    contested = truths.rival_counts[truth] > 0
+    certifier, rival, rival_box = _suppressors(
+        candidates, pairs, truth, own, box, contested, selection.nms_iou, size, together
+    )
     if rivals is not None and tightenings.overtaking:
         _look_again(rivals, certifier, own, rival, truths.box[truth], rival_box, lowest_iou)
     kept = box.scatter_reduce(0, certifier, rival_box, "amin")
@@ -97,7 +103,7 @@ def certifiers(
         candidates, truths, truth, vouching, boxes, torch.cat([box, rival_box]), size,
         tightenings.relaxed_match,
     )  # fmt: skip
-    return Certifiers(truth, low, box, kept, fit, alone)
+    return Certifiers(truth, low, box, kept, fit, alone, pairs)
 
 
 def certified_up_to(found: Certifiers, truths: int, ious: Sequence[float]) -> Tensor:
@@ -110,48 +116,6 @@ def certified_up_to(found: Certifiers, truths: int, ious: Sequence[float]) -> Te
         for vouch in [found.certify(iou)]
     ]
     return torch.stack(columns, dim=1)
-
-
-def _matching_candidates(
-    candidates: Candidates,
-    truths: Truths,
-    selection: Selection,
-    size: int,
-    lowest_iou: float,
-    ball: bool,
-) -> tuple[Tensor, Tensor, Tensor]:
-    """Objects and candidates of their class with conditions 1 and 2, and how far 2 holds, (P,)."""
-    group = truths.image * candidates.classes + truths.label
-    truth, own = expand(candidates.starts(group), candidates.members(group))
-    valid = can_be_certified(truths.box, size)[truth]
-    passed = valid & clears_floor(candidates.low[own], logit(selection.score_floor))
-    truth, own = truth[passed], own[passed]
-    box = stays(candidates, truths, own, truth, lowest_iou, ball)
-    passed = box >= lowest_iou
-    return truth[passed], own[passed], box[passed]
-
-
-def stays(
-    candidates: Candidates,
-    truths: Truths,
-    index: Tensor,
-    truth: Tensor,
-    lowest_iou: float,
-    ball: bool,
-) -> Tensor:
-    """Condition 2 of pairs of a candidate and an object (P,): thresholds, each pair once.
-
-    Boxes that cannot overlap their object enough even at best are not looked at closely.
-    """
-    size = len(candidates.group)
-    pairs, place = torch.unique(truth * size + index, return_inverse=True)
-    index, objects = pairs % size, truths.box[torch.div(pairs, size, rounding_mode="floor")]
-    boxes, balls = candidates.boxes.at(index), candidates.balls.at(index)
-    found = stays_on(boxes, objects)
-    if ball:
-        near = torch.nonzero(max_iou_fixed(boxes, objects, None) >= lowest_iou)[:, 0]
-        found[near] = stays_on(boxes.at(near), objects[near], balls.at(near))
-    return found[place]
 
 
 def _look_again(
@@ -189,51 +153,63 @@ def _look_again(
     rival_box[open_] = torch.maximum(rival_box[open_], stays_in(balls, objects[first]))
 
 
-def can_be_certified(boxes: Tensor, size: int) -> Tensor:
-    """Whether objects (G, 4) have an area and lie inside the image."""
-    has_area = (boxes[:, 2:] > boxes[:, :2]).all(dim=1)
-    return has_area & (boxes >= 0).all(dim=1) & (boxes <= size).all(dim=1)
-
-
 def _suppressors(
     candidates: Candidates,
+    pairs: Staying,
+    truth: Tensor,
     own: Tensor,
-    ahead: Tensor,
+    box: Tensor,
+    contested: Tensor,
     nms_iou: float,
     size: int,
     rivals: Rivals | None,
-) -> tuple[Tensor, Tensor]:
-    """Pairs of a certifier and a candidate that can suppress it: indices into `own` and of all.
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Pairs of a certifier and a candidate that can suppress it, and spoil it by that.
+
+    What matches the object at least as surely as the certifier does spoils nothing, unless another
+    object may be matched instead.
 
     Args:
         candidates: all.
-        own: (P,) the certifiers among them.
-        ahead: (P,) how many of the group, from its start, can reach the certifier's lowest score.
+        pairs: condition 2.
+        truth: (P,) the certifiers' objects.
+        own: (P,) the certifiers among all candidates.
+        box: (P,) condition 2 of the certifiers.
+        contested: (P,) whether there are other objects of the class.
         nms_iou: η.
         size: of the image.
         rivals: what is known of pairs of candidates.
+
+    Returns:
+        Indices into `own` and of all candidates, and condition 2 of the latter, (Q,) each.
     """
-    starts = candidates.starts(candidates.group[own])
+    group = take(candidates.group, own)
+    starts, ahead = candidates.starts(group), candidates.reaching(group, take(candidates.low, own))
     parts = []
     # As many certifiers at once as have RIVALS_AT_ONCE rivals, for bounded memory.
     for rows in in_parts(ahead, RIVALS_AT_ONCE):
         row, rival = expand(starts[rows], ahead[rows])
-        row, mine = rows[row], own[rows[row]]
-        passed = rival != mine
-        row, rival, mine = row[passed], rival[passed], mine[passed]
+        row = take(rows, row)
+        rival_box = pairs.at(take(truth, row), rival)
+        spoils = (rival_box < take(box, row)) | take(contested, row)
+        [passed] = torch.nonzero(spoils & (rival != take(own, row)), as_tuple=True)
+        row, rival, rival_box = (take(x, passed) for x in (row, rival, rival_box))
+        mine = take(own, row)
         passed = suppresses(candidates.boxes.at(mine), candidates.boxes.at(rival), nms_iou, size)
-        row, rival, mine = row[passed], rival[passed], mine[passed]
-        passed = _outscores(candidates, rival, mine, rivals)
-        parts.append((row[passed], rival[passed]))
-    return torch.cat([row for row, _ in parts]), torch.cat([rival for _, rival in parts])
+        [passed] = torch.nonzero(passed, as_tuple=True)
+        row, rival, rival_box, mine = (take(x, passed) for x in (row, rival, rival_box, mine))
+        [passed] = torch.nonzero(_outscores(candidates, rival, mine, rivals), as_tuple=True)
+        parts.append(tuple(take(x, passed) for x in (row, rival, rival_box)))
+    row, rival, rival_box = (torch.cat(column) for column in zip(*parts, strict=True))
+    return row, rival, rival_box
 
 
 def _outscores(candidates: Candidates, rival: Tensor, own: Tensor, rivals: Rivals | None) -> Tensor:
-    high, low = candidates.high[rival], candidates.low[own]
+    high, low = take(candidates.high, rival), take(candidates.low, own)
     if rivals is None:
         return outscores(high, low)
-    difference = candidates.log_odds[rival] - candidates.log_odds[own]
-    slack = candidates.slack[rival] + candidates.slack[own]
+    difference = take(candidates.log_odds, rival) - take(candidates.log_odds, own)
+    slack = take(candidates.slack, rival) + take(candidates.slack, own)
     return outscores(high, low, difference, rivals.reach(own, rival) + slack)
 
 

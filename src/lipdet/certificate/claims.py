@@ -18,9 +18,10 @@ import torch
 from torch import Tensor
 
 from lipdet.certificate.candidates import Candidates
-from lipdet.certificate.certify import can_be_certified, stays, strays
+from lipdet.certificate.certify import strays
 from lipdet.certificate.cover import BLOCK, Entries
-from lipdet.certificate.segments import expand
+from lipdet.certificate.segments import take
+from lipdet.certificate.staying import Staying
 from lipdet.certificate.tightenings import ALL, Tightenings
 from lipdet.certificate.truths import Truths
 
@@ -40,6 +41,7 @@ class Claims(NamedTuple):
 def claims(
     candidates: Candidates,
     truths: Truths,
+    pairs: Staying,
     entries: Entries,
     limit: int,
     size: int,
@@ -53,7 +55,8 @@ def claims(
 
     Args:
         candidates: all.
-        truths: objects; those without area or not inside the image claim nothing.
+        truths: objects; those without pairs claim nothing.
+        pairs: condition 2 from the lowest of `ious` or less on.
         entries: the cliques.
         limit: as for `entries`.
         size: of the image.
@@ -65,14 +68,12 @@ def claims(
         return Claims(nothing, nothing)
     group = truths.image * candidates.classes + truths.label
     # Cliques of the first block: they have all of their members there.
-    members = candidates.members(group).clamp(max=BLOCK)
-    members = torch.where(can_be_certified(truths.box, size), members, 0)
-    truth, own = expand(candidates.starts(group), members)
-    match = stays(candidates, truths, own, truth, ious[0], tightenings.ball)
-    pairs = torch.nonzero(match >= ious[0])[:, 0]
+    place = pairs.candidate - take(candidates.starts(group), pairs.truth)
+    truth, own, match = (x[place < BLOCK] for x in (pairs.truth, pairs.candidate, pairs.iou))
+    [sure] = torch.nonzero(match >= ious[0], as_tuple=True)
     alone = torch.full_like(match, -1.0)
-    alone[pairs] = strays(
-        candidates, truths, truth[pairs], torch.arange(len(pairs)), own[pairs], match[pairs], size,
+    alone[sure] = strays(
+        candidates, truths, truth[sure], torch.arange(len(sure)), own[sure], match[sure], size,
         tightenings.relaxed_match,
     )  # fmt: skip
     clique, high = entries.clique[own], candidates.high[own]

@@ -234,7 +234,8 @@ def clique_numbers(
         own = np.zeros(inside.shape, np.int64)
         own[inside] = places[rows].numpy() - start
         members.append(inside)
-        masks.append(_masks(sure[own[:, :, None], own[:, None, :]]))
+        # As one list: two lists of indices are read at half the speed.
+        masks.append(_masks(sure.ravel().take(own[:, :, None] * len(sure) + own[:, None, :])))
     inside = np.concatenate(members)
     found = torch.from_numpy(first_fit(np.concatenate(masks), inside, limit)[inside])
     covered = chosen[found >= 0]

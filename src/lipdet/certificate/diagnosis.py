@@ -16,6 +16,7 @@ from torch import Tensor
 from lipdet.certificate.candidates import Candidates
 from lipdet.certificate.certify import Certifiers, certified_up_to, not_truncated
 from lipdet.certificate.cover import Entries
+from lipdet.certificate.iou_bounds import iou_of_corners
 from lipdet.certificate.segments import expand
 from lipdet.certificate.truths import Truths, free_truths
 from lipdet.certificate.verifier import Verifier
@@ -35,18 +36,9 @@ def clean_matches(candidates: Candidates, truths: Truths, size: int, iou: float)
     """Find the candidates whose box, without perturbation, has at least this IoU with an object."""
     group = truths.image * candidates.classes + truths.label
     truth, own = expand(candidates.starts(group), candidates.members(group))
-    balls = candidates.balls.at(own)
-    boxes = balls.coding.decode(balls.offsets, balls.default_boxes).clamp(0, size)
-    matched = paired_iou(boxes, truths.box[truth]) >= iou
+    boxes = candidates.clean_boxes(own).clamp(0, size)
+    matched = iou_of_corners(boxes, truths.box[truth]) >= iou
     return Matches(truth[matched], own[matched])
-
-
-def paired_iou(a: Tensor, b: Tensor) -> Tensor:
-    """IoU of boxes (P, 4) xyxy, one by one."""
-    shared = (torch.minimum(a[:, 2:], b[:, 2:]) - torch.maximum(a[:, :2], b[:, :2])).clamp(min=0)
-    shared = shared.prod(dim=1)
-    areas = (a[:, 2:] - a[:, :2]).prod(dim=1) + (b[:, 2:] - b[:, :2]).prod(dim=1)
-    return shared / (areas - shared).clamp(min=1e-300)
 
 
 def reasons(

@@ -17,6 +17,7 @@ from lipdet.certificate.heads import HeadConvolution
 from lipdet.certificate.operator_norm import SLACK
 from lipdet.certificate.outputs import OutputBounds, head_convolutions
 from lipdet.certificate.propagation import Propagation
+from lipdet.certificate.segments import take
 from lipdet.detector.ssd import SSD
 
 # Squared norms of differences are found as |a|² + |b|² − 2ab, which may be off by the rounding of
@@ -111,14 +112,19 @@ class PairwiseLogits:
         Returns:
             (P,) float64.
         """
-        found = self._logits[a, labels] + self._logits[b, labels]
+        of_a, of_b = (self._of(rows, labels) for rows in (a, b))
+        found = of_a + of_b
         for pairs, level in self._of_one_level(a, b):
-            rows_a, rows_b, classes = a[pairs], b[pairs], labels[pairs]
-            own = self._logits[rows_a, classes] ** 2 + self._logits[rows_b, classes] ** 2
-            products = level.logits.products(rows_a - level.start, rows_b - level.start, classes)
-            difference = _norm_of_difference(own / level.bound**2, products[:, 0])
-            found[pairs] = torch.minimum(found[pairs], level.bound * difference)
+            rows_a, rows_b = take(a, pairs) - level.start, take(b, pairs) - level.start
+            products = level.logits.products(rows_a, rows_b, take(labels, pairs))
+            sums = (of_a.square() + of_b.square()) / level.bound**2
+            difference = _norm_of_difference(take(sums, pairs), products[:, 0])
+            found[pairs] = torch.minimum(take(found, pairs), level.bound * difference)
         return found
+
+    def _of(self, rows: Tensor, labels: Tensor) -> Tensor:
+        """Constants of single logits (P,)."""
+        return take(self._logits.flatten(), rows * self._logits.shape[1] + labels)
 
     def yielding(self, a: Tensor, b: Tensor, labels: Tensor) -> Tensor:
         """How far z_{a,c} can fall per unit of ε while nothing is asked of b's features, (P,).
@@ -127,7 +133,7 @@ class PairwiseLogits:
         z_a can fall by its own constant, and z_b = ⟨w_b, f⟩ has to rise by the rest. +∞ where
         the offsets of b are not known to depend on f alike. Arguments as for `constants`.
         """
-        found = self._logits[a, labels]
+        found = self._of(a, labels)
         for pairs, _ in self._of_one_level(a, b):
             found[pairs] = 0.0
         for index, level in enumerate(self._levels):
@@ -141,7 +147,7 @@ class PairwiseLogits:
         The smallest change of f that makes it rise by 1 is u/‖u‖², and moves b's offsets by
         W₄·u/‖u‖². Arguments as for `constants`.
         """
-        constant, push = self._logits[b, labels], self._logits.new_zeros(len(b), 4)
+        constant, push = self._of(b, labels), self._logits.new_zeros(len(b), 4)
         scale = self._logits.new_zeros(len(b))
         for index, level in enumerate(self._levels):
             [pairs] = torch.nonzero(self._level_of[b] == index, as_tuple=True)
@@ -163,7 +169,7 @@ class PairwiseLogits:
 
     def _of_one_level(self, a: Tensor, b: Tensor) -> Iterator[tuple[Tensor, _Level]]:
         """Those pairs whose default boxes are both of a level, level by level."""
-        level_a, level_b = self._level_of[a], self._level_of[b]
+        level_a, level_b = take(self._level_of, a), take(self._level_of, b)
         for index, level in enumerate(self._levels):
             [pairs] = torch.nonzero((level_a == index) & (level_b == index), as_tuple=True)
             if len(pairs):
@@ -231,13 +237,16 @@ class _SharedTaps:
             self._common_taps(cells_a // columns, cells_b // columns, 0, k1),
             self._common_taps(cells_a % columns, cells_b % columns, 1, k2),
         ]
-        total = self.table.new_zeros(len(a), self.table.shape[-1])
+        # One list of table rows is read much faster than five indices.
+        _, own, _, other, _, values = self.table.shape
+        rows = self.table.reshape(-1, values)
+        first = ((labels * own * boxes + a % boxes) * other) * boxes + b % boxes
+        total = self.table.new_zeros(len(a), values)
         for row, (row_b, row_shared) in enumerate(zip(*taps[0], strict=True)):
             for column, (column_b, column_shared) in enumerate(zip(*taps[1], strict=True)):
-                product = self.table[
-                    labels, row * k2 + column, a % boxes, row_b * k2 + column_b, b % boxes
-                ]
-                total += product * (row_shared & column_shared).unsqueeze(1)
+                [pairs] = torch.nonzero(row_shared & column_shared, as_tuple=True)
+                step = (row * k2 + column) * boxes * other + row_b * k2 + column_b
+                total.index_add_(0, pairs, take(rows, take(first + step * boxes, pairs)))
         return total
 
     def _common_taps(

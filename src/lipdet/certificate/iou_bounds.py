@@ -1,6 +1,6 @@
 """Lowest and highest IoU of boxes that are only known to lie in a `BoxRange`.
 
-Everything broadcasts over the leading dimensions: ranges (N, 1) against (1, M) give (N, M).
+Boxes come in lists of P, one range for each of the other list.
 
 Notable choices:
 - Lowest values come from vertices (`iou_vertices`), highest ones never: the best box lies inside.
@@ -21,18 +21,19 @@ from torch import Tensor
 
 from lipdet.certificate.box_range import BoxRange, corner_range
 from lipdet.certificate.iou_vertices import least, vertices_after_clipping, vertices_of_centers
+from lipdet.certificate.segments import take
 
 
 def min_iou_fixed(boxes: BoxRange, fixed: Tensor, size: float | None = None) -> Tensor:
     """The lowest IoU of an uncertain box with a known one; exact, up to float64.
 
     Args:
-        boxes: (..., 4).
-        fixed: (..., 4) xyxy pixels; inside the image if `size` is given.
+        boxes: (P, 4).
+        fixed: (P, 4) xyxy pixels; inside the image if `size` is given.
         size: side of the image to which the uncertain box is clipped; None if it is not.
 
     Returns:
-        (...) float64.
+        (P,) float64.
     """
     return min_iou_pair(boxes, _known(fixed), size)
 
@@ -41,22 +42,38 @@ def min_iou_pair(a: BoxRange, b: BoxRange, size: float | None) -> Tensor:
     """The lowest IoU of two uncertain boxes; exact, up to float64.
 
     Args:
-        a: (..., 4).
-        b: (..., 4).
+        a: (P, 4).
+        b: (P, 4).
         size: side of the image to which both are clipped; None for boxes that are not.
 
     Returns:
-        (...) float64.
+        (P,) float64.
     """
     if size is None:
         return least(*(vertices_of_centers(a, b, axis) for axis in (0, 1)))
-    touched = _reaches_border(a, size) | _reaches_border(b, size)
-    a, b = (_in_a_row(each, touched.shape) for each in (a, b))
-    x, y = touched.reshape(-1, 2).unbind(dim=1)
-    lowest = torch.empty(len(x), dtype=torch.float64)
+    boxes = BoxRange(*(torch.cat(ends) for ends in zip(a, b, strict=True)))
+    first, second = torch.arange(len(boxes.low)).chunk(2)
+    return min_iou_of_pairs(boxes, first, second, size)
+
+
+def min_iou_of_pairs(boxes: BoxRange, a: Tensor, b: Tensor, size: float) -> Tensor:
+    """The lowest IoU of pairs of uncertain boxes, clipped to an image.
+
+    Args:
+        boxes: (N, 4), float64 or float32.
+        a: (P,) indices of boxes.
+        b: (P,) indices of boxes.
+        size: side of the image.
+
+    Returns:
+        (P,), as exact as the boxes.
+    """
+    border = [_reaches_border(boxes, axis, size) for axis in (0, 1)]
+    x, y = (take(reaches, a) | take(reaches, b) for reaches in border)
+    lowest = boxes.low.new_empty(len(a))
     for clipped in itertools.product((False, True), repeat=2):
-        here = torch.nonzero((x == clipped[0]) & (y == clipped[1]))[:, 0]
-        one, other = a.at(here), b.at(here)
+        [here] = torch.nonzero((x == clipped[0]) & (y == clipped[1]), as_tuple=True)
+        one, other = (boxes.at(take(index, here)) for index in (a, b))
         axes = [
             vertices_after_clipping(one, other, axis, size)
             if clipped[axis]
@@ -64,19 +81,19 @@ def min_iou_pair(a: BoxRange, b: BoxRange, size: float | None) -> Tensor:
             for axis in (0, 1)
         ]
         lowest[here] = least(*axes)
-    return lowest.reshape(touched.shape[:-1])
+    return lowest
 
 
 def max_iou_fixed(boxes: BoxRange, fixed: Tensor, size: float | None) -> Tensor:
     """An upper bound of the IoU of an uncertain box with a known one.
 
     Args:
-        boxes: (..., 4).
-        fixed: (..., 4) xyxy pixels.
+        boxes: (P, 4).
+        fixed: (P, 4) xyxy pixels.
         size: side of the image to which the uncertain box is clipped; None if it is not.
 
     Returns:
-        (...) float64.
+        (P,) float64.
     """
     return max_iou_of_corners(corner_range(boxes, size), (fixed.double(), fixed.double()))
 
@@ -85,12 +102,12 @@ def max_iou_pair(a: BoxRange, b: BoxRange, size: float | None) -> Tensor:
     """An upper bound of the IoU of two uncertain boxes.
 
     Args:
-        a: (..., 4).
-        b: (..., 4).
+        a: (P, 4).
+        b: (P, 4).
         size: side of the image to which both are clipped; None for boxes that are not.
 
     Returns:
-        (...) float64.
+        (P,) float64.
     """
     return max_iou_of_corners(corner_range(a, size), corner_range(b, size))
 
@@ -103,42 +120,40 @@ def max_iou_of_corners(a: tuple[Tensor, Tensor], b: tuple[Tensor, Tensor]) -> Te
     U ≥ I_x·(h_a + h_b − I_y). For a known box both ends of its intervals are its corners.
 
     Args:
-        a: smallest and largest x1, y1, x2, y2, (..., 4) each.
+        a: smallest and largest x1, y1, x2, y2, (P, 4) each.
         b: the same.
 
     Returns:
-        (...) float64.
+        (P,) float64.
     """
-    start = torch.maximum(a[0][..., :2], b[0][..., :2])
-    end = torch.minimum(a[1][..., 2:], b[1][..., 2:])
+    columns = [[end.T for end in corners] for corners in (a, b)]
+    (low_a, high_a), (low_b, high_b) = columns
+    start, end = torch.maximum(low_a[:2], low_b[:2]), torch.minimum(high_a[2:], high_b[2:])
     best = [
-        torch.cat([torch.minimum(start, high[..., :2]), torch.maximum(end, low[..., 2:])], dim=-1)
-        for low, high in (a, b)
+        torch.cat([torch.minimum(start, high[:2]), torch.maximum(end, low[2:])])
+        for low, high in columns
     ]
-    return _iou(*best)
+    return iou_of_corners(best[0].T, best[1].T)
 
 
 def _known(boxes: Tensor) -> BoxRange:
-    """Boxes (..., 4) xyxy as ranges of one point."""
+    """Boxes (P, 4) xyxy as ranges of one point."""
     boxes = boxes.double()
-    centers, sides = (boxes[..., :2] + boxes[..., 2:]) / 2, boxes[..., 2:] - boxes[..., :2]
-    return BoxRange(*[torch.cat([centers, sides], dim=-1)] * 2)
+    centers, sides = (boxes[:, :2] + boxes[:, 2:]) / 2, boxes[:, 2:] - boxes[:, :2]
+    return BoxRange(*[torch.cat([centers, sides], dim=1)] * 2)
 
 
-def _in_a_row(boxes: BoxRange, shape: torch.Size) -> BoxRange:
-    """Ranges that broadcast to the leading dimensions of `shape` (..., 2), one by one, (N, 4)."""
-    return BoxRange(*(end.expand(*shape[:-1], 4).reshape(-1, 4) for end in boxes))
+def _reaches_border(boxes: BoxRange, axis: int, size: float) -> Tensor:
+    """Whether clipping to [0, size] can change a box along an axis, (P,)."""
+    low, high = (end[:, axis] for end in boxes)
+    reach = boxes.high[:, axis + 2] / 2
+    return (low < reach) | (high + reach > size)
 
 
-def _reaches_border(boxes: BoxRange, size: float) -> Tensor:
-    """Whether clipping to [0, size] can change a box along each axis, (..., 2)."""
-    reach = boxes.high[..., 2:] / 2
-    return (boxes.low[..., :2] < reach) | (boxes.high[..., :2] + reach > size)
-
-
-def _iou(a: Tensor, b: Tensor) -> Tensor:
-    """IoU of boxes (..., 4) xyxy, one by one; 0 where the union is empty."""
-    ends = torch.minimum(a[..., 2:], b[..., 2:])
-    overlap = (ends - torch.maximum(a[..., :2], b[..., :2])).clamp_min(0).prod(dim=-1)
-    areas = (a[..., 2:] - a[..., :2]).prod(dim=-1) + (b[..., 2:] - b[..., :2]).prod(dim=-1)
-    return overlap / (areas - overlap).clamp_min(1e-300)
+def iou_of_corners(a: Tensor, b: Tensor) -> Tensor:
+    """IoU of boxes (P, 4) xyxy, one by one; 0 where the union is empty."""
+    a, b = a.T, b.T
+    sides = (torch.minimum(a[2:], b[2:]) - torch.maximum(a[:2], b[:2])).clamp_min_(0)
+    overlap = sides[0] * sides[1]
+    areas = [(box[2] - box[0]) * (box[3] - box[1]) for box in (a, b)]
+    return overlap / (areas[0] + areas[1] - overlap).clamp_min_(1e-300)

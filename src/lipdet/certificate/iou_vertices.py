@@ -12,8 +12,6 @@ Notable choices:
 
 from __future__ import annotations
 
-import functools
-import itertools
 from typing import NamedTuple
 
 import torch
@@ -21,11 +19,12 @@ from torch import Tensor
 
 from lipdet.certificate.box_range import BoxRange
 
-_Ends = tuple[Tensor, Tensor]
+# Reciprocals of their fourth powers are finite.
+_LEAST_OVERLAP = {torch.float64: 1e-100, torch.float32: 1e-18}
 
 
-class Vertex(NamedTuple):
-    """What one axis contributes: the sides of both boxes in units of their overlap.
+class Vertices(NamedTuple):
+    """What one axis contributes: the sides of both boxes in units of their overlap, (V, P) each.
 
     1 / IoU + 1 = (w_a·h_a + w_b·h_b) / (I_x·I_y) is the product of `a` of both axes plus that of
     `b`. Without overlap they are huge.
@@ -35,19 +34,15 @@ class Vertex(NamedTuple):
     b: Tensor
 
 
-def vertices_of_centers(a: BoxRange, b: BoxRange, axis: int) -> list[Vertex]:
+def vertices_of_centers(a: BoxRange, b: BoxRange, axis: int) -> Vertices:
     """Every combination of sides, with the centres as far apart as they can be."""
-    apart = torch.maximum(
-        b.high[..., axis] - a.low[..., axis], a.high[..., axis] - b.low[..., axis]
-    )
-    sides = [(r.low[..., axis + 2], r.high[..., axis + 2]) for r in (a, b)]
-    return [
-        _ratios(torch.minimum(torch.minimum(x, y), (x + y) / 2 - apart), x, y)
-        for x, y in itertools.product(*sides)
-    ]
+    apart = torch.maximum(b.high[:, axis] - a.low[:, axis], a.high[:, axis] - b.low[:, axis])
+    x, y = (torch.stack([end[:, axis + 2] for end in boxes]) for boxes in (a, b))
+    x, y = x.unsqueeze(1), y.unsqueeze(0)
+    return _ratios(torch.minimum(torch.minimum(x, y), (x + y) / 2 - apart), x, y)
 
 
-def vertices_after_clipping(a: BoxRange, b: BoxRange, axis: int, size: float) -> list[Vertex]:
+def vertices_after_clipping(a: BoxRange, b: BoxRange, axis: int, size: float) -> Vertices:
     """What decides if both boxes are clipped to [0, size] along this axis; exact.
 
     *Proof.* Let a reach over [p_a, q_a] after clipping, b over [p_b, q_b]. With x = (side of a) /
@@ -76,49 +71,60 @@ def vertices_after_clipping(a: BoxRange, b: BoxRange, axis: int, size: float) ->
     """
     first_a, last_a, short_a, long_a = _extremes(a, axis, size)
     first_b, last_b, short_b, long_b = _extremes(b, axis, size)
-    apart = [*itertools.product(first_a, last_b), *itertools.product(last_a, first_b)]
-    return [
-        *(_vertex(*one, *other) for one, other in apart),
-        _ratios(short_b, long_a, short_b),
-        _ratios(short_a, short_a, long_b),
-    ]
+    inside = _ratios(
+        torch.stack([short_b, short_a]),
+        torch.stack([long_a, short_a]),
+        torch.stack([short_b, long_b]),
+    )
+    every = _apart(first_a, last_b), _apart(last_a, first_b), inside
+    return Vertices(*(torch.cat(ratios) for ratios in zip(*every, strict=True)))
 
 
-def _extremes(
-    boxes: BoxRange, axis: int, size: float
-) -> tuple[list[_Ends], list[_Ends], Tensor, Tensor]:
-    """The intervals that lie first, those that lie last, and the shortest and longest side."""
+def _extremes(boxes: BoxRange, axis: int, size: float) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """The boxes that lie first and those that lie last, and the shortest and longest side.
+
+    Returns:
+        Starts and ends of two boxes each, (2, 2, P), and sides (P,).
+    """
     (near, far), (short, long) = (
-        (boxes.low[..., index], boxes.high[..., index]) for index in (axis, axis + 2)
+        (boxes.low[:, index], boxes.high[:, index]) for index in (axis, axis + 2)
     )
 
-    def clipped(center: Tensor, side: Tensor) -> _Ends:
-        return (center - side / 2).clamp(0, size), (center + side / 2).clamp(0, size)
+    def clipped(center: Tensor, sides: Tensor) -> Tensor:
+        return torch.stack([center - sides / 2, center + sides / 2]).clamp_(0, size)
 
-    def sides(to_border: Tensor) -> tuple[Tensor, Tensor]:
-        return short, torch.minimum(torch.maximum(to_border, short), long)
+    def sides(to_border: Tensor) -> Tensor:
+        return torch.stack([short, torch.minimum(torch.maximum(to_border, short), long)])
 
-    first = [clipped(near, side) for side in sides(2 * near)]
-    last = [clipped(far, side) for side in sides(2 * (size - far))]
-    shortest = torch.minimum(first[0][1] - first[0][0], last[0][1] - last[0][0])
-    middle = torch.minimum(torch.full_like(near, size / 2).maximum(near), far)
-    start, end = clipped(middle, long)
+    first = clipped(near, sides(2 * near))
+    last = clipped(far, sides(2 * (size - far)))
+    shortest = torch.minimum(first[1, 0] - first[0, 0], last[1, 0] - last[0, 0])
+    start, end = clipped(torch.minimum(near.clamp_min(size / 2), far), long)
     return first, last, shortest, end - start
 
 
-def _vertex(start_a: Tensor, end_a: Tensor, start_b: Tensor, end_b: Tensor) -> Vertex:
-    """What two boxes with these corners along one axis contribute."""
+def _apart(a: Tensor, b: Tensor) -> Vertices:
+    """What every pair of two boxes with these starts and ends (2, 2, P) contributes."""
+    (start_a, end_a), (start_b, end_b) = a.unsqueeze(2), b.unsqueeze(1)
     overlap = torch.minimum(end_a, end_b) - torch.maximum(start_a, start_b)
     return _ratios(overlap, end_a - start_a, end_b - start_b)
 
 
-def _ratios(overlap: Tensor, side_a: Tensor, side_b: Tensor) -> Vertex:
-    # Lengths below any of interest keep 0/0 out. An IoU of 0 becomes one of less than 1e-50.
-    scale = overlap.clamp_min(1e-100).reciprocal()
-    return Vertex(side_a.clamp_min(1e-50) * scale, side_b.clamp_min(1e-50) * scale)
+def _ratios(overlap: Tensor, side_a: Tensor, side_b: Tensor) -> Vertices:
+    """Ratios of vertices (..., P), where sides broadcast to overlaps."""
+    # Lengths below any of interest keep 0/0 out. An IoU of 0 becomes one of less than 1e-50, or of
+    # less than 1e-9 in float32.
+    least = _LEAST_OVERLAP[overlap.dtype]
+    scale = overlap.clamp_min(least).reciprocal_()
+    ratios = [(side.clamp_min(least**0.5) * scale) for side in (side_a, side_b)]
+    return Vertices(*(ratio.flatten(end_dim=-2) for ratio in ratios))
 
 
-def least(along_x: list[Vertex], along_y: list[Vertex]) -> Tensor:
-    """The lowest IoU over all combinations of a vertex of each axis."""
-    pairs = itertools.product(along_x, along_y)
-    return 1 / (functools.reduce(torch.maximum, (x.a * y.a + x.b * y.b for x, y in pairs)) - 1)
+def least(along_x: Vertices, along_y: Vertices) -> Tensor:
+    """The lowest IoU over all combinations of a vertex of each axis, (P,)."""
+    if len(along_x.a) > len(along_y.a):
+        along_x, along_y = along_y, along_x
+    highest = torch.zeros_like(along_y.a)
+    for a, b in zip(*along_x, strict=True):
+        torch.maximum(highest, torch.addcmul(a * along_y.a, b, along_y.b), out=highest)
+    return 1 / (highest.amax(dim=0) - 1)

@@ -64,14 +64,16 @@ def _lowest(
     convex = coding.size_variance * radius <= 1.5 * math.sqrt(3)
     free = (coding.size_variance * offsets[:, 2:] <= MAX_LOG_RATIO).all(dim=1)
     radius = torch.where(convex & free, radius, 0)
-    shares = torch.arange(SHELLS + 1).to(radius) / SHELLS
-    discs = radius[:, None] * shares[1:].sqrt(), radius[:, None] * (1 - shares[:-1]).sqrt()
+    shares = torch.arange(1, SHELLS + 1).to(radius) / SHELLS
+    shifts, ratios = _polygons(radius[:, None] * shares.sqrt(), coding.size_variance)
     boxes = coding.decode(offsets, default_boxes)
     centers, sides = (boxes[:, :2] + boxes[:, 2:]) / 2, boxes[:, 2:] - boxes[:, :2]
     fixed_centers, fixed_sides = (fixed[:, :2] + fixed[:, 2:]) / 2, fixed[:, 2:] - fixed[:, :2]
     axes = []
-    for axis, radii in enumerate(discs):
-        shifts, ratios = _polygons(radii, coding.size_variance)
+    for axis in (0, 1):
+        if axis == 1:
+            # The discs of the other axis are the same, largest first.
+            shifts, ratios = shifts.flip(1), ratios.flip(1)
         apart = (fixed_centers - centers)[:, axis].abs()[:, None, None]
         apart = apart + shifts * (coding.center_variance * default_boxes[:, axis + 2, None, None])
         side, known = ratios * sides[:, axis, None, None], fixed_sides[:, axis, None, None]

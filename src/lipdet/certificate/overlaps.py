@@ -14,10 +14,11 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from lipdet.certificate.box_range import BoxRange
-from lipdet.certificate.iou_bounds import min_iou_pair
+from lipdet.certificate.iou_bounds import min_iou_of_pairs
+from lipdet.certificate.segments import take
 
 # For bounded memory.
-PAIRS_AT_ONCE = 65_536
+PAIRS_AT_ONCE = 131_072
 # NMS computes IoU in float32: overlap is sure only from this much above its threshold.
 OVERLAP_SLACK = 1e-3
 
@@ -45,15 +46,18 @@ def surely_overlap(
     if not images:
         return []
     needed = nms_iou + OVERLAP_SLACK
+    boxes = in_float32(boxes, size)
     likely = [
         _may_overlap(boxes.at(index), of_class, needed, size)
         for index, of_class in zip(images, members, strict=True)
     ]
-    one = torch.cat([index[a] for index, (a, _) in zip(images, likely, strict=True)])
-    other = torch.cat([index[b] for index, (_, b) in zip(images, likely, strict=True)])
+    one, other = (
+        torch.cat([take(index, pairs[end]) for index, pairs in zip(images, likely, strict=True)])
+        for end in (0, 1)
+    )
     sure = torch.cat(
         [
-            min_iou_pair(boxes.at(a), boxes.at(b), size) > needed
+            min_iou_of_pairs(boxes, a, b, size) > needed
             for a, b in zip(*(torch.split(x, PAIRS_AT_ONCE) for x in (one, other)), strict=True)
         ]
     )
@@ -64,6 +68,20 @@ def surely_overlap(
         matrix[a[kept].numpy(), b[kept].numpy()] = True
         result.append(matrix | matrix.T)
     return result
+
+
+def in_float32(boxes: BoxRange, size: int) -> BoxRange:
+    """The same boxes in float32, so much wider that rounding cannot make an overlap too large.
+
+    What is computed of a pair are sums and differences of at most five of their coordinates and the
+    side of the image: off by less than 8 roundings of 2⁻²⁴ of the largest. Centres and sides are
+    widened by more than that. Products that follow are off by less than OVERLAP_SLACK / 100.
+    """
+    largest = torch.maximum(boxes.low.abs(), boxes.high.abs()).amax(dim=1, keepdim=True)
+    slack = (largest + size) * 2.0**-19
+    low, high = boxes.low - slack, boxes.high + slack
+    low[:, 2:].clamp_min_(0)
+    return BoxRange(*(end.T.float().contiguous().T for end in (low, high)))
 
 
 def _may_overlap(
@@ -90,10 +108,11 @@ def _may_overlap(
         .clamp_(min=0)
         for axis in (0, 1)
     )
-    possible = x.mul_(y) > least[:, None] + most
-    possible = (possible & possible.T) & (members @ members.T > 0)
-    one, other = torch.nonzero(possible.triu_(1)).unbind(dim=1)
-    return one, other
+    possible = (x.mul_(y).sub_(least[:, None]) > most) & (members @ members.T > 0)
+    # numpy is several times as fast at what follows.
+    both_ways = possible.triu(1).numpy() & possible.T.numpy()
+    one, other = np.divmod(np.flatnonzero(both_ways), len(both_ways))
+    return torch.from_numpy(one), torch.from_numpy(other)
 
 
 def _first_and_last(boxes: BoxRange, at: Tensor, size: int) -> list[tuple[Tensor, Tensor]]:

@@ -218,7 +218,8 @@ def remaining_regions(
         candidates = verifier.candidates(alone, radius[None])
         mine = torch.nonzero(candidates.group == label)[:, 0]
         boxes, balls = candidates.boxes.at(mine), candidates.balls.at(mine)
-        matched = stays_on(boxes, box.expand(len(mine), 4), balls) >= iou
+        stay = stays_on(boxes, box.expand(len(mine), 4), balls) >= iou
+        [matched] = torch.nonzero(stay, as_tuple=True)
         low, high = corner_range(boxes.at(matched), size)
         near = torch.cat([low[:, :2], box[None, :2]]).amin(dim=0)
         far = torch.cat([high[:, 2:], box[None, 2:]]).amax(dim=0)

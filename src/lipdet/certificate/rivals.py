@@ -15,6 +15,7 @@ from torch import Tensor
 
 from lipdet.certificate.candidates import Balls, Candidates
 from lipdet.certificate.head_norms import PairwiseLogits
+from lipdet.certificate.segments import take
 
 # Of a ball's radius and middle, for what is known of directions only up to 1e-6.
 _SLACK = 1e-5
@@ -69,9 +70,10 @@ class Rivals:
         return balls._replace(offsets=balls.offsets + middle, radius=balls.radius * left + slack)
 
     def _epsilon(self, own: Tensor) -> Tensor:
-        return self.epsilon[self.candidates.group[own] // self.candidates.classes]
+        return take(self.epsilon, take(self.candidates.group, own) // self.candidates.classes)
 
     def _pairs(self, own: Tensor, rival: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Default boxes and the class, as `PairwiseLogits` takes them."""
         anchor = self.candidates.anchor
-        return anchor[own], anchor[rival], self.candidates.group[own] % self.candidates.classes
+        label = take(self.candidates.group, own) % self.candidates.classes
+        return take(anchor, own), take(anchor, rival), label

@@ -12,6 +12,11 @@ import torch
 from torch import Tensor
 
 
+def take(values: Tensor, index: Tensor) -> Tensor:
+    """`values[index]` for indices (P,), several times as fast for long lists."""
+    return values.index_select(0, index)
+
+
 def count_reaching(falling: Tensor, starts: Tensor, counts: Tensor, levels: Tensor) -> Tensor:
     """How many values of a range are at least a level; they are its first ones.
 
@@ -30,7 +35,7 @@ def count_reaching(falling: Tensor, starts: Tensor, counts: Tensor, levels: Tens
         middle = (low + high) // 2
         is_open = low < high
         # Where the range is closed already, `middle` may lie behind the last value.
-        passed = falling[middle.clamp(max=len(falling) - 1)] >= levels
+        passed = take(falling, middle.clamp(max=len(falling) - 1)) >= levels
         low = torch.where(is_open & passed, middle + 1, low)
         high = torch.where(is_open & ~passed, middle, high)
     return low - starts
@@ -58,5 +63,5 @@ def expand(starts: Tensor, counts: Tensor) -> tuple[Tensor, Tensor]:
         Which range (M,) and which index (M,), range by range.
     """
     owner = torch.repeat_interleave(counts)
-    offset = torch.arange(len(owner)) - (counts.cumsum(0) - counts)[owner]
-    return owner, starts[owner] + offset
+    first = starts - (counts.cumsum(0) - counts)
+    return owner, take(first, owner) + torch.arange(len(owner))

@@ -18,6 +18,7 @@ from lipdet.certificate.head_norms import PairwiseLogits, collective_class_const
 from lipdet.certificate.numerics import MEASURED, rounding_of
 from lipdet.certificate.outputs import OutputBounds, bounds_of_outputs, propagate_detector
 from lipdet.certificate.rivals import Rivals
+from lipdet.certificate.staying import Staying
 from lipdet.certificate.tightenings import ALL, Tightenings
 from lipdet.certificate.truths import Truths
 from lipdet.detector.ssd import SSD
@@ -65,11 +66,16 @@ class Verifier:
         return detection_entries(candidates, nms_iou, size, self._most, budget)
 
     def claims(
-        self, candidates: Candidates, truths: Truths, entries: Entries, ious: Sequence[float]
+        self,
+        candidates: Candidates,
+        truths: Truths,
+        pairs: Staying,
+        entries: Entries,
+        ious: Sequence[float],
     ) -> Claims:
-        """Which detections are no false positives, at rising IoU thresholds."""
+        """Which detections are no false positives, at rising IoU thresholds; see `claims`."""
         size = self.decoder.image_size
-        return claims(candidates, truths, entries, self._most, size, ious, self.tightenings)
+        return claims(candidates, truths, pairs, entries, self._most, size, ious, self.tightenings)
 
     def certifiers(
         self,

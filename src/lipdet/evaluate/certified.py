@@ -186,7 +186,7 @@ def certify_batch(
     entries = verifier.entries(candidates, radius)
     found = verifier.certifiers(candidates, truths, radius, iou, entries)
     matches = clean_matches(candidates, truths, size, iou)
-    claimed = verifier.claims(candidates, truths, entries, IOUS)
+    claimed = verifier.claims(candidates, truths, found.pairs, entries, IOUS)
     most = min(verifier.selection.top_k, MAX_DETECTIONS)
     return Certified(
         PerObject(

@@ -1,0 +1,81 @@
+"""Condition 2 for every object and every candidate of its class, each pair once (THEORY §5)."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from lipdet.certificate.candidates import Candidates
+from lipdet.certificate.conditions import stays_on
+from lipdet.certificate.cover import BLOCK
+from lipdet.certificate.iou_bounds import iou_of_corners
+from lipdet.certificate.segments import expand, take
+from lipdet.certificate.truths import Truths
+
+NEVER = -1.0
+
+
+class Staying(NamedTuple):
+    """Up to which IoU threshold candidates match objects wherever they move, of M pairs.
+
+    Attributes:
+        truth: (M,) index of the object, ascending.
+        candidate: (M,) index of the candidate; of an object the first ones of its group.
+        iou: (M,) threshold; NEVER where it is below the lowest of interest.
+        first: (G,) for each object its first pair minus its first candidate.
+    """
+
+    truth: Tensor
+    candidate: Tensor
+    iou: Tensor
+    first: Tensor
+
+    def at(self, truth: Tensor, candidate: Tensor) -> Tensor:
+        """The thresholds of pairs (P,) of an object and a candidate of its group."""
+        return take(self.iou, take(self.first, truth) + candidate)
+
+
+def staying(
+    candidates: Candidates,
+    cleared: Tensor,
+    truths: Truths,
+    size: int,
+    lowest_iou: float,
+    ball: bool,
+) -> Staying:
+    """Check condition 2 of what may vouch, of what can outscore that, and of the first block.
+
+    Args:
+        candidates: all.
+        cleared: (N,) whether each may vouch for an object.
+        truths: objects; those without area or not inside the image have no pairs.
+        size: of the image, in pixels.
+        lowest_iou: the lowest IoU threshold of interest.
+        ball: whether the ball of offsets is used.
+    """
+    group = truths.image * candidates.classes + truths.label
+    starts, members = candidates.starts(group), candidates.members(group)
+    truth, own = expand(starts, members)
+    low = take(torch.where(cleared, candidates.low, torch.inf), own)
+    lowest = torch.full((len(group),), torch.inf, dtype=torch.float64)
+    lowest = lowest.scatter_reduce(0, truth, low, "amin")
+    counts = torch.maximum(candidates.reaching(group, lowest), members.clamp(max=BLOCK))
+    counts = torch.where(can_be_certified(truths.box, size), counts, 0)
+    truth, own = expand(starts, counts)
+    found = torch.full((len(own),), NEVER, dtype=torch.float64)
+    objects = take(truths.box, truth)
+    # No box can match for sure at more than where it lies without perturbation.
+    [near] = torch.nonzero(
+        iou_of_corners(candidates.clean_boxes(own), objects) >= lowest_iou, as_tuple=True
+    )
+    balls = candidates.balls.at(own[near]) if ball else None
+    found[near] = stays_on(candidates.boxes.at(own[near]), objects[near], balls)
+    return Staying(truth, own, found, counts.cumsum(0) - counts - starts)
+
+
+def can_be_certified(boxes: Tensor, size: int) -> Tensor:
+    """Whether objects (G, 4) have an area and lie inside the image."""
+    has_area = (boxes[:, 2:] > boxes[:, :2]).all(dim=1)
+    return has_area & (boxes >= 0).all(dim=1) & (boxes <= size).all(dim=1)

@@ -106,11 +106,11 @@ class Candidates(NamedTuple):
     boxes: Shared[BoxRange]
     balls: Shared[Balls]
 
-    def clean_boxes(self, index: Tensor) -> Tensor:
-        """The boxes of candidates at indices (P,) without perturbation, (P, 4) xyxy, unclipped."""
+    @property
+    def clean_boxes(self) -> Tensor:
+        """Where the boxes lie without perturbation, (U, 4) xyxy, unclipped; see `boxes.place`."""
         balls = self.balls.boxes
-        boxes = balls.coding.decode(balls.offsets, balls.default_boxes)
-        return take(boxes, take(self.balls.place, index))
+        return balls.coding.decode(balls.offsets, balls.default_boxes)
 
     def starts(self, group: Tensor) -> Tensor:
         """Index of the first candidate of each group."""

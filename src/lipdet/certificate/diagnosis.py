@@ -17,7 +17,7 @@ from lipdet.certificate.candidates import Candidates
 from lipdet.certificate.certify import Certifiers, certified_up_to, not_truncated
 from lipdet.certificate.cover import Entries
 from lipdet.certificate.iou_bounds import iou_of_corners
-from lipdet.certificate.segments import expand
+from lipdet.certificate.segments import expand, take
 from lipdet.certificate.truths import Truths, free_truths
 from lipdet.certificate.verifier import Verifier
 
@@ -36,7 +36,7 @@ def clean_matches(candidates: Candidates, truths: Truths, size: int, iou: float)
     """Find the candidates whose box, without perturbation, has at least this IoU with an object."""
     group = truths.image * candidates.classes + truths.label
     truth, own = expand(candidates.starts(group), candidates.members(group))
-    boxes = candidates.clean_boxes(own).clamp(0, size)
+    boxes = take(candidates.clean_boxes.clamp(0, size), candidates.boxes.place[own])
     matched = iou_of_corners(boxes, truths.box[truth]) >= iou
     return Matches(truth[matched], own[matched])
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import NamedTuple
 
 import torch
@@ -65,14 +66,31 @@ def staying(
     counts = torch.where(can_be_certified(truths.box, size), counts, 0)
     truth, own = expand(starts, counts)
     found = torch.full((len(own),), NEVER, dtype=torch.float64)
-    objects = take(truths.box, truth)
-    # No box can match for sure at more than where it lies without perturbation.
-    [near] = torch.nonzero(
-        iou_of_corners(candidates.clean_boxes(own), objects) >= lowest_iou, as_tuple=True
-    )
+    objects, place = take(truths.box, truth), take(candidates.boxes.place, own)
+    # No box matches for sure at more than where it can lie. What that leaves is looked at closely.
+    near = torch.arange(len(own))
+    for boxes in _some_places(candidates):
+        matches = iou_of_corners(take(boxes, place[near]), objects[near]) >= lowest_iou
+        near = near[matches]
     balls = candidates.balls.at(own[near]) if ball else None
     found[near] = stays_on(candidates.boxes.at(own[near]), objects[near], balls)
     return Staying(truth, own, found, counts.cumsum(0) - counts - starts)
+
+
+def _some_places(candidates: Candidates) -> Iterator[Tensor]:
+    """Where boxes (U, 4) xyxy lie without perturbation, and with one coordinate at either end.
+
+    A perturbation that moves a single offset as far as it can is in the ball of the four, too.
+    """
+    clean = candidates.clean_boxes
+    yield clean
+    centered = torch.cat([(clean[:, :2] + clean[:, 2:]) / 2, clean[:, 2:] - clean[:, :2]], dim=1)
+    for ends in candidates.boxes.boxes:
+        for coordinate in range(4):
+            moved = centered.clone()
+            moved[:, coordinate] = ends[:, coordinate]
+            middle, half = moved[:, :2], moved[:, 2:] / 2
+            yield torch.cat([middle - half, middle + half], dim=1)
 
 
 def can_be_certified(boxes: Tensor, size: int) -> Tensor:

@@ -3,9 +3,8 @@
     python scripts/readme_figure.py naive certified --out docs
 
 Of the rendered test stream, the picture is chosen on which the certified detector reads the whole
-number, under attack too, and proves the most, and the naive one reads it until it is attacked, and
-then another number of as many digits. Both are attacked with every objective, each with its own
-gradients.
+number, under attack too, and proves the most, and the naive one reads it until it is attacked. Both
+are attacked with every objective, each with its own gradients.
 """
 
 from __future__ import annotations
@@ -34,8 +33,8 @@ def main() -> None:
     )
     parser.add_argument("naive")
     parser.add_argument("certified")
-    parser.add_argument("--epsilon", type=float, default=0.18)
-    parser.add_argument("--data", default="rendered:100")
+    parser.add_argument("--epsilon", type=float, default=0.28)
+    parser.add_argument("--data", default="rendered:1000")
     parser.add_argument("--steps", type=int, default=50)
     parser.add_argument("--out", type=Path, default=Path("docs"))
     options = parser.parse_args()
@@ -45,12 +44,12 @@ def main() -> None:
     readable = sorted(read_right(naive, pack) & read_right(certified, pack))
     for index, radius in provable(certified, pack, readable, options.epsilon):
         before = scenes(naive.name, naive.detector, pack, [index], attacks)[0]
-        misread = before.found_attacked
-        if not right(before.truth, misread) and len(misread) == len(before.truth):
+        if not right(before.truth, before.found_attacked):
             after = scenes(certified.name, certified.detector, pack, [index], attacks)[0]
             # What is certified stays; that nothing appears beside it is not promised.
             if not right(after.truth, after.found_attacked):
                 continue
+            options.out.mkdir(parents=True, exist_ok=True)
             drawing = plot_scenes([before, after], "attacked")
             print(*save_drawing(drawing, options.out), sep="\n")
             print(f"picture {index}, certified up to {radius:.3f}\n{drawing.alternative}")

@@ -164,7 +164,7 @@ def find_candidates(
     radius = torch.as_tensor(epsilon, dtype=torch.float64).expand(len(raw.logits))
     image, anchor = _first_look(raw, bounds, decoder.scores, score_floor, radius, rounding)
     logits = raw.logits[image, anchor].double()
-    moving = radius[image, None] * bounds.logits[anchor]
+    moving = take(radius, image)[:, None] * take(bounds.logits, anchor)
     # Of the outputs with perturbation, which are rounded too.
     largest = (logits.abs() + moving).amax(dim=1, keepdim=True)
     slack = 2 * rounding + _ROUNDING * (largest + logits.shape[1])
@@ -173,12 +173,12 @@ def find_candidates(
     pair = place * high.shape[1] + label
     return Candidates(
         classes=high.shape[1],
-        group=image[place] * high.shape[1] + label,
-        anchor=anchor[place],
-        low=low.flatten()[pair],
-        log_odds=decoder.scores.log_odds(logits).flatten()[pair],
-        high=high.flatten()[pair],
-        slack=_largest_factor(decoder.scores) * slack[place, 0],
+        group=take(image, place) * high.shape[1] + label,
+        anchor=take(anchor, place),
+        low=take(low.flatten(), pair),
+        log_odds=take(decoder.scores.log_odds(logits).flatten(), pair),
+        high=take(high.flatten(), pair),
+        slack=take(_largest_factor(decoder.scores) * slack[:, 0], place),
         boxes=Shared(
             place,
             box_range(

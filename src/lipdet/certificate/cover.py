@@ -27,7 +27,7 @@ from torch import Tensor
 
 from lipdet.certificate.candidates import Candidates
 from lipdet.certificate.overlaps import surely_overlap
-from lipdet.certificate.segments import count_reaching
+from lipdet.certificate.segments import count_reaching, take
 
 BITS = 64
 # Candidates of a block, at most BITS, and blocks of a group.
@@ -92,18 +92,20 @@ def detection_entries(
     nearest = candidates.log_odds + candidates.slack
     read = _read(candidates.group, alone, nearest if budget is not None else None, limit)
     width = (BLOCKS + 1) * limit + len(numbers)
-    keys, clique = torch.unique(candidates.group[read] * width + numbers[read], return_inverse=True)
+    [rows] = torch.nonzero(read, as_tuple=True)
+    key = take(candidates.group, rows) * width + take(numbers, rows)
+    keys, clique = torch.unique(key, return_inverse=True)
     group = keys // width
     place = _places(group)
     lowest = torch.full((len(group),), -torch.inf, dtype=torch.float64)
-    cliques = lowest.scatter_reduce(0, clique, candidates.high[read], "amax")
+    cliques = lowest.scatter_reduce(0, clique, take(candidates.high, rows), "amax")
     highest = cliques
     if budget is not None:
-        nearest = lowest.scatter_reduce(0, clique, nearest[read], "amax")
+        nearest = lowest.scatter_reduce(0, clique, take(nearest, rows), "amax")
         highest = torch.minimum(cliques, affordable(group, place, nearest, budget, limit))
     inside = place < limit
     entry = torch.where(inside, inside.cumsum(0) - 1, -1)
-    entry_of = torch.full((len(numbers),), -1).masked_scatter(read, entry[clique])
+    entry_of = torch.full((len(numbers),), -1).index_copy(0, rows, take(entry, clique))
     return Entries(group[inside], highest[inside], cliques[inside], entry_of)
 
 
@@ -119,12 +121,12 @@ def _read(group: Tensor, alone: Tensor, nearest: Tensor | None, limit: int) -> T
     highest `high`, which come first, and the `limit` with the highest `nearest`.
     """
     alone = torch.nonzero(alone)[:, 0]
-    counts = torch.unique_consecutive(group[alone], return_counts=True)[1]
+    counts = torch.unique_consecutive(take(group, alone), return_counts=True)[1]
     starts = counts.cumsum(0) - counts
     first = torch.arange(len(alone)) - starts.repeat_interleave(counts) < limit
     read = torch.ones(len(group), dtype=torch.bool).index_put((alone,), first).numpy()
     if nearest is not None:
-        falling = -nearest[alone].numpy()
+        falling = -take(nearest, alone).numpy()
         for start, count in zip(starts.tolist(), counts.tolist(), strict=True):
             if count > limit:
                 highest = falling[start : start + count].argpartition(limit)[:limit]

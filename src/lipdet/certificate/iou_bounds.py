@@ -52,8 +52,8 @@ def min_iou_pair(a: BoxRange, b: BoxRange, size: float | None) -> Tensor:
     if size is None:
         return least(*(vertices_of_centers(a, b, axis) for axis in (0, 1)))
     boxes = BoxRange(*(torch.cat(ends) for ends in zip(a, b, strict=True)))
-    first, second = torch.arange(len(boxes.low)).chunk(2)
-    return min_iou_of_pairs(boxes, first, second, size)
+    first = torch.arange(len(a.low))
+    return min_iou_of_pairs(boxes, first, first + len(first), size)
 
 
 def min_iou_of_pairs(boxes: BoxRange, a: Tensor, b: Tensor, size: float) -> Tensor:

@@ -48,8 +48,10 @@ def surely_overlap(
     needed = nms_iou + OVERLAP_SLACK
     boxes = in_float32(boxes, size)
     likely = [
-        _may_overlap(boxes.at(index), of_class, needed, size)
-        for index, of_class in zip(images, members, strict=True)
+        _may_overlap(boxes.at(index), of_class, steady, needed, size)
+        for index, of_class, steady in zip(
+            images, members, _steady(boxes, images, needed, size), strict=True
+        )
     ]
     one, other = (
         torch.cat([take(index, pairs[end]) for index, pairs in zip(images, likely, strict=True)])
@@ -84,16 +86,31 @@ def in_float32(boxes: BoxRange, size: int) -> BoxRange:
     return BoxRange(*(end.T.float().contiguous().T for end in (low, high)))
 
 
+def _steady(
+    boxes: BoxRange, images: Sequence[Tensor], needed: float, size: int
+) -> Sequence[Tensor]:
+    """Indices of the boxes of each image that would surely overlap a box that can move alike.
+
+    At large ε others hardly ever overlap anything for sure, and are most of all boxes.
+    """
+    every = torch.cat(list(images))
+    alike = min_iou_of_pairs(boxes, every, every, size) > needed
+    of_images = torch.split(alike, [len(index) for index in images])
+    return [torch.nonzero(of_image)[:, 0] for of_image in of_images]
+
+
 def _may_overlap(
-    boxes: BoxRange, members: Tensor, needed: float, size: int
+    boxes: BoxRange, members: Tensor, steady: Tensor, needed: float, size: int
 ) -> tuple[Tensor, Tensor]:
     """Pairs of an image's boxes (U, 4) that a test in float32 does not rule out, the first before.
 
-    Tested are one box at its smallest, the other at its largest and as far away as can be, both
-    ways round: these can occur, and are mostly what decides. Of the differences of ends of which
-    the overlap is the least, those that hardly ever are it are left out, which only rules out less.
-    A pair that is ruled out wrongly, by rounding, adds cliques, which is safe.
+    Only those at the indices `steady` are looked at. Tested are one box at its smallest, the other at
+    its largest and as far away as can be, both ways round: these can occur, and are mostly what
+    decides. Of the differences of ends of which the overlap is the least, those that hardly ever are
+    it are left out, which only rules out less. A pair that is ruled out wrongly, by rounding or as
+    not steady, adds cliques, which is safe.
     """
+    boxes, members = boxes.at(steady), take(members, steady)
     small, large = (_first_and_last(boxes, sides, size) for sides in (boxes.low, boxes.high))
     (small_side, least), (_, most) = (_smaller(placed) for placed in (small, large))
     # IoU > η is overlap > (sum of areas)·η / (1 + η).
@@ -112,7 +129,7 @@ def _may_overlap(
     # numpy is several times as fast at what follows.
     both_ways = possible.triu(1).numpy() & possible.T.numpy()
     one, other = np.divmod(np.flatnonzero(both_ways), len(both_ways))
-    return torch.from_numpy(one), torch.from_numpy(other)
+    return steady[one], steady[other]
 
 
 def _first_and_last(boxes: BoxRange, at: Tensor, size: int) -> list[tuple[Tensor, Tensor]]:

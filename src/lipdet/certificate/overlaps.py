@@ -104,11 +104,11 @@ def _may_overlap(
 ) -> tuple[Tensor, Tensor]:
     """Pairs of an image's boxes (U, 4) that a test in float32 does not rule out, the first before.
 
-    Only those at the indices `steady` are looked at. Tested are one box at its smallest, the other at
-    its largest and as far away as can be, both ways round: these can occur, and are mostly what
-    decides. Of the differences of ends of which the overlap is the least, those that hardly ever are
-    it are left out, which only rules out less. A pair that is ruled out wrongly, by rounding or as
-    not steady, adds cliques, which is safe.
+    Only those at the indices `steady` are looked at. Tested are one box at its smallest, the other
+    at its largest and as far away as can be, both ways round: these can occur, and are mostly what
+    decides. Of the differences of ends of which the overlap is the least, those that hardly ever
+    are it are left out, which only rules out less. A pair that is ruled out wrongly, by rounding or
+    as not steady, adds cliques, which is safe.
     """
     boxes, members = boxes.at(steady), take(members, steady)
     small, large = (_first_and_last(boxes, sides, size) for sides in (boxes.low, boxes.high))

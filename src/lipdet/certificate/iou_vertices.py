@@ -19,7 +19,7 @@ from torch import Tensor
 
 from lipdet.certificate.box_range import BoxRange
 
-# Reciprocals of their fourth powers are finite.
+# Lengths below any of interest. Their products of reciprocals may overflow in float32: an IoU of 0.
 _LEAST_OVERLAP = {torch.float64: 1e-100, torch.float32: 1e-18}
 
 
@@ -112,8 +112,7 @@ def _apart(a: Tensor, b: Tensor) -> Vertices:
 
 def _ratios(overlap: Tensor, side_a: Tensor, side_b: Tensor) -> Vertices:
     """Ratios of vertices (..., P), where sides broadcast to overlaps."""
-    # Lengths below any of interest keep 0/0 out. An IoU of 0 becomes one of less than 1e-50, or of
-    # less than 1e-9 in float32.
+    # That keeps 0/0 out. An IoU of 0 becomes one below 1e-50, or below 1e-8 in float32.
     least = _LEAST_OVERLAP[overlap.dtype]
     scale = overlap.clamp_min(least).reciprocal_()
     ratios = [(side.clamp_min(least**0.5) * scale) for side in (side_a, side_b)]

@@ -65,15 +65,14 @@ def _lowest(
     free = (coding.size_variance * offsets[:, 2:] <= MAX_LOG_RATIO).all(dim=1)
     radius = torch.where(convex & free, radius, 0)
     shares = torch.arange(1, SHELLS + 1).to(radius) / SHELLS
-    shifts, ratios = _polygons(radius[:, None] * shares.sqrt(), coding.size_variance)
+    polygons = _polygons(radius[:, None] * shares.sqrt(), coding.size_variance)
+    # The discs of the other axis are the same, largest first.
+    mirrored = tuple(vertices.flip(1) for vertices in polygons)
     boxes = coding.decode(offsets, default_boxes)
     centers, sides = (boxes[:, :2] + boxes[:, 2:]) / 2, boxes[:, 2:] - boxes[:, :2]
     fixed_centers, fixed_sides = (fixed[:, :2] + fixed[:, 2:]) / 2, fixed[:, 2:] - fixed[:, :2]
     axes = []
-    for axis in (0, 1):
-        if axis == 1:
-            # The discs of the other axis are the same, largest first.
-            shifts, ratios = shifts.flip(1), ratios.flip(1)
+    for axis, (shifts, ratios) in enumerate((polygons, mirrored)):
         apart = (fixed_centers - centers)[:, axis].abs()[:, None, None]
         apart = apart + shifts * (coding.center_variance * default_boxes[:, axis + 2, None, None])
         side, known = ratios * sides[:, axis, None, None], fixed_sides[:, axis, None, None]

@@ -85,7 +85,7 @@ def detect_noisy(detector: SSD, image: Tensor, sigma: float, samples: int, seed:
     """Run a detector on noisy copies of an image."""
     started = time.process_time()
     generator = torch.Generator().manual_seed(seed)
-    choice = Selection(SCORES[0], AP_SELECTION.nms_iou, AP_SELECTION.top_k)
+    choice = Selection(SCORES[0], AP_SELECTION.top_k)
     found = []
     for start in range(0, samples, BATCH):
         count = min(BATCH, samples - start)

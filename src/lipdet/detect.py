@@ -30,7 +30,7 @@ from lipdet.images.resize import resized
 from lipdet.types import Detections
 
 # The coarse pass accepts only what is surely a digit, and the fine pass decides.
-COARSE = Selection(score_floor=0.5, nms_iou=0.3, top_k=20)
+COARSE = Selection(score_floor=0.5, top_k=20)
 SCALE_STEP = 2**0.5
 SMALLEST_SQUARE = 40
 OVERLAP = 0.5

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Iterable
+from dataclasses import replace
 
 import torch
 from torch import Tensor
 from torchvision.ops import box_iou
 
-from lipdet.boxes.scores import SoftmaxScores, logit
+from lipdet.boxes.scores import SigmoidScores, SoftmaxScores, logit
 from lipdet.types import Target
 from tests.certificate.promises import certificates
 from tests.certificate.scenes import SIZE, Scene, detect, random_scene
@@ -77,6 +78,19 @@ def _full(scene: Scene) -> bool:
     return any(len(one["labels"]) == scene.verifier.selection.top_k for one in found)
 
 
+def _votes_in_doubt(scene: Scene) -> bool:
+    """A class would be above the floor whatever happens, but its box may not vote for it."""
+    verifier = scene.verifier
+    if isinstance(verifier.decoder.scores, SoftmaxScores):
+        return False
+    counts = []
+    for margin in (verifier.decoder.scores.class_margin, torch.inf):
+        decoder = verifier.decoder._replace(scores=SigmoidScores(1.0, margin))
+        found = replace(verifier, decoder=decoder).candidates(scene.raw, scene.epsilon)
+        counts.append(int((found.low > logit(verifier.selection.score_floor)).sum()))
+    return counts[0] < counts[1]
+
+
 CASES: dict[str, Callable[[Scene], bool]] = {
     "outputs linear in an image": lambda scene: scene.rows is not None,
     "softmax": lambda scene: isinstance(scene.verifier.decoder.scores, SoftmaxScores),
@@ -96,4 +110,5 @@ CASES: dict[str, Callable[[Scene], bool]] = {
         (_same_class_overlap(target) > 0.3).any() for target in s.targets
     ),
     "top-k full": _full,
+    "votes in doubt": _votes_in_doubt,
 }

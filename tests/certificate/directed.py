@@ -69,8 +69,8 @@ def _scene(
         of_offsets[:, 0] = torch.tensor(moves)
     verifier = Verifier(
         output_constants(torch.tensor(constants or [1.0] * count)[:, None], of_offsets),
-        Decoder(default, CODING, SigmoidScores(1.0), SIZE),
-        Selection(0.01, nms_iou, top_k),
+        Decoder(default, CODING, SigmoidScores(1.0), SIZE, nms_iou),
+        Selection(0.01, top_k),
         collective=together and torch.tensor([together]).double(),  # type: ignore[arg-type]
         pairwise=difference and _differences(count, difference, push),  # type: ignore[arg-type]
     )

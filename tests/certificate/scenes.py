@@ -119,13 +119,11 @@ def random_scene(seed: int) -> Scene:
     logits = np.round(spread * rng.normal(size=(images, anchors, classes + softmax)) * 4) / 4
     logits -= rng.choice([0, 0, 2])
     _make_odd(np.random.default_rng((seed, 1)), targets, default, logits)
-    scores: Scores = SoftmaxScores() if softmax else SigmoidScores(1.0)
-    selection = Selection(
-        score_floor=float(rng.choice([0.01, 0.2])),
-        nms_iou=float(rng.choice([0.3, 0.5])),
-        top_k=int(rng.choice([1, 2, 3, 100, 100])),
-    )
-    decoder = Decoder(torch.from_numpy(default).float(), CODING, scores, SIZE)
+    margin = float(np.random.default_rng((seed, 3)).choice([0.25, 1.0, np.inf, np.inf]))
+    scores: Scores = SoftmaxScores() if softmax else SigmoidScores(1.0, margin)
+    floor, nms_iou = float(rng.choice([0.01, 0.2])), float(rng.choice([0.3, 0.5]))
+    selection = Selection(floor, top_k=int(rng.choice([1, 2, 3, 100, 100])))
+    decoder = Decoder(torch.from_numpy(default).float(), CODING, scores, SIZE, nms_iou)
     raw = RawOutput(torch.from_numpy(logits).float(), torch.from_numpy(offsets).float())
     epsilon = float(rng.choice([0, 0.5, 1.0, 1.0]))
     if rng.random() < 0.4 and not softmax:
@@ -207,6 +205,7 @@ def _linear(
         selection,
         collective=torch.linalg.matrix_norm(logits.transpose(0, 1), 2),
         pairwise=pairwise_table(logits, weights[:, classes:]),  # type: ignore[arg-type]
+        contrasts=torch.cdist(logits, logits),
     )
     return Scene(raw, targets, verifier, epsilon, weights)
 

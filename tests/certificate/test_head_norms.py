@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from lipdet.certificate.head_norms import (
     PairwiseLogits,
     _of_logits,
+    class_contrasts,
     collective_class_constants,
 )
 from lipdet.certificate.heads import HeadConvolution, head_convolution
@@ -81,6 +82,20 @@ def test_differences_of_logits_of_one_class(
     # Two levels: their features move in ways of their own.
     apart = scales[a] * rows[a, labels].norm(dim=1) + scales[b] * rows[b, labels].norm(dim=1)
     torch.testing.assert_close(found[~same], apart[~same], rtol=1e-6, atol=0)
+
+
+def test_differences_of_logits_of_one_default_box(
+    detector: SSD, propagation: Propagation, rows: Tensor
+) -> None:
+    bounds = bounds_of_outputs(detector, propagation)
+    found = class_contrasts(detector, propagation, bounds)
+    first, second = bounds.features
+    scales = torch.where(torch.arange(40) < 32, first, second).double()
+    dense = scales[:, None, None] * torch.cdist(rows, rows)
+    assert (found >= dense).all()
+    # Exact where no tap falls outside the map, as for one box of each level at least.
+    gap = (found - dense).flatten(1).amax(dim=1)
+    assert min(gap[:32]) < 1e-5 * dense.max()
 
 
 def test_what_it_takes_to_pass_another(

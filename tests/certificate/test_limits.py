@@ -36,7 +36,7 @@ def verifier(boxes: list[list[float]], scores: Scores, top_k: int, logits: int =
         1.0,
     )
     decoder = Decoder(torch.tensor(boxes), BoxCoding(), scores, size)
-    return Verifier(bounds, decoder, Selection(0.01, 0.3, top_k))
+    return Verifier(bounds, decoder, Selection(0.01, top_k))
 
 
 @pytest.mark.parametrize("top_k", [100, 150, 200, 201])

@@ -117,7 +117,7 @@ def test_a_detection_needs_no_object() -> None:
 
 def test_images_without_detections() -> None:
     scene = STRAYS.scene
-    verifier = replace(scene.verifier, selection=Selection(0.99, 0.3, 100))
+    verifier = replace(scene.verifier, selection=Selection(0.99, 100))
     strict = replace(scene, verifier=verifier)
     found = detect(strict, strict.raw)
     assert len(found[0]["labels"]) == 0

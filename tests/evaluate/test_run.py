@@ -83,7 +83,7 @@ def test_batches_do_not_matter(house_numbers: Pack) -> None:
     torch.manual_seed(0)
     detector = build_detector(CONFIG)
     # A new detector thinks little of everything but the background.
-    selection = Selection(score_floor=0.001, nms_iou=0.3, top_k=20)
+    selection = Selection(score_floor=0.001, top_k=20)
     together = detect_pack(detector, house_numbers, range(8), selection)
     for index in (0, 5):
         [alone] = detect_pack(detector, house_numbers, [index], selection)

@@ -5,6 +5,7 @@ from lipdet.boxes.scores import Scores, SigmoidScores, SoftmaxScores
 from lipdet.boxes.select import (
     AP_SELECTION,
     DISPLAY_SELECTION,
+    NMS_IOU,
     Decoder,
     Selection,
     select_detections,
@@ -13,6 +14,7 @@ from lipdet.boxes.select import (
 __all__ = [
     "AP_SELECTION",
     "DISPLAY_SELECTION",
+    "NMS_IOU",
     "BoxCoding",
     "Decoder",
     "Scores",

@@ -36,14 +36,18 @@ class Scores(ABC):
     def log_odds(self, logits: Tensor) -> Tensor:
         """Logits (..., K) to log-odds (..., classes); differentiable, in the precision given."""
 
+    def votes(self, log_odds: Tensor) -> Tensor:
+        """Log-odds (..., classes) with −∞ where a default box does not vote for a class."""
+        return log_odds
+
     def candidates(self, logits: Tensor, score_floor: float) -> Candidates:
-        """Every (anchor, class) whose score exceeds the floor (multi-label decoding).
+        """Every (anchor, class) with a vote whose score exceeds the floor (multi-label decoding).
 
         Args:
             logits: (A, K) of one image.
             score_floor: probability in (0, 1).
         """
-        log_odds = self.log_odds(logits.float())
+        log_odds = self.votes(self.log_odds(logits.float()))
         anchors, labels = torch.nonzero(log_odds > logit(score_floor), as_tuple=True)
         return Candidates(anchors, labels, log_odds[anchors, labels])
 
@@ -72,13 +76,24 @@ class SigmoidScores(Scores):
     Attributes:
         temperature: what logits are multiplied by. It changes what scores look like, not their
             order, and stands outside of every Lipschitz constant of logits.
+        class_margin: a default box votes for no class whose logit lies further below that of its
+            best class. Such a class mostly stands on an object of the best one, as a false
+            positive; a margin above 0 is what keeps it from being won or lost by rounding.
     """
 
     temperature: float
+    class_margin: float = math.inf
 
     def log_odds(self, logits: Tensor) -> Tensor:
         """Temperature times logit."""
         return self.temperature * logits
+
+    def votes(self, log_odds: Tensor) -> Tensor:
+        """−∞ where a class lies more than `class_margin` below the best of its default box."""
+        if math.isinf(self.class_margin):
+            return log_odds
+        least = log_odds.amax(dim=-1, keepdim=True) - self.temperature * self.class_margin
+        return torch.where(log_odds < least, -math.inf, log_odds)
 
 
 def logit(probability: float) -> float:

@@ -19,6 +19,9 @@ from lipdet.boxes.coding import BoxCoding
 from lipdet.boxes.scores import Scores
 from lipdet.types import Detections, RawOutput
 
+# Of the reference experiment.
+NMS_IOU = 0.3
+
 
 class Decoder(NamedTuple):
     """What turns the raw output of one detector into scored boxes.
@@ -28,12 +31,14 @@ class Decoder(NamedTuple):
         coding: how offsets relate to default boxes.
         scores: how logits become scores.
         image_size: side of the square input in pixels; boxes are clipped to it.
+        nms_iou: a kept box suppresses lower ones of its class that overlap it by more.
     """
 
     default_boxes: Tensor
     coding: BoxCoding
     scores: Scores
     image_size: int
+    nms_iou: float = NMS_IOU
 
     def boxes(self, offsets: Tensor) -> Tensor:
         """Offsets (..., A, 4) to boxes (..., A, 4), xyxy pixels inside the image, in float32."""
@@ -47,19 +52,17 @@ class Selection:
 
     Attributes:
         score_floor: a candidate's score must exceed it.
-        nms_iou: a kept box suppresses lower ones of its class that overlap it by more.
         top_k: at most this many detections per image, over all classes.
     """
 
     score_floor: float
-    nms_iou: float
     top_k: int
 
 
 # The reference experiment's settings for pictures, and the low floor that a full
 # precision-recall curve needs (COCO counts 100 detections per image).
-DISPLAY_SELECTION = Selection(score_floor=0.2, nms_iou=0.3, top_k=20)
-AP_SELECTION = Selection(score_floor=0.01, nms_iou=0.3, top_k=100)
+DISPLAY_SELECTION = Selection(score_floor=0.2, top_k=20)
+AP_SELECTION = Selection(score_floor=0.01, top_k=100)
 
 
 def select_detections(raw: RawOutput, decoder: Decoder, selection: Selection) -> list[Detections]:
@@ -68,22 +71,24 @@ def select_detections(raw: RawOutput, decoder: Decoder, selection: Selection) ->
     Args:
         raw: logits (B, A, K), offsets (B, A, 4).
         decoder: of the detector that the raw output comes from.
-        selection: score floor, NMS threshold, top-k.
+        selection: score floor and top-k.
 
     Returns:
         B dictionaries; boxes in pixels of the network's input.
     """
     return [
-        _select_one(logits, image_boxes, decoder.scores, selection)
+        _select_one(logits, image_boxes, decoder, selection)
         for logits, image_boxes in zip(raw.logits, decoder.boxes(raw.offsets), strict=True)
     ]
 
 
-def _select_one(logits: Tensor, boxes: Tensor, scores: Scores, selection: Selection) -> Detections:
-    candidates = scores.candidates(logits, selection.score_floor)
+def _select_one(
+    logits: Tensor, boxes: Tensor, decoder: Decoder, selection: Selection
+) -> Detections:
+    candidates = decoder.scores.candidates(logits, selection.score_floor)
     kept = [
         members[
-            nms(boxes[candidates.anchors[members]], candidates.log_odds[members], selection.nms_iou)
+            nms(boxes[candidates.anchors[members]], candidates.log_odds[members], decoder.nms_iou)
         ]
         for label in torch.unique(candidates.labels).tolist()
         for members in [torch.nonzero(candidates.labels == label).squeeze(1)]

@@ -12,6 +12,7 @@ Notable choices:
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Generic, NamedTuple, TypeVar
 
@@ -87,8 +88,8 @@ class Candidates(NamedTuple):
         classes: number of classes C.
         group: (N,) image · C + class, ascending.
         anchor: (N,) index of the default box.
-        low: (N,) lowest log-odds, float64; `log_odds`: without perturbation; `high`: highest,
-            falling within a group.
+        low: (N,) lowest log-odds, float64, −∞ where the default box may not vote for the class;
+            `log_odds`: without perturbation; `high`: highest, falling within a group.
         log_odds: see `low`.
         high: see `low`.
         slack: (N,) what numerics alone can change of a log-odds.
@@ -141,6 +142,7 @@ def find_candidates(
     score_floor: float,
     epsilon: float | Tensor,
     rounding: float = 0.0,
+    contrasts: Tensor | None = None,
 ) -> Candidates:
     """List what can exceed the floor under perturbations of at most ε (THEORY §5).
 
@@ -152,6 +154,8 @@ def find_candidates(
         epsilon: L2 radius in pixel units, for all images or (B,) of each.
         rounding: how far any output of a forward pass may lie from real arithmetic. It counts
             twice, since the outputs with and without perturbation are both computed.
+        contrasts: (A, K, K) constants of differences of two logits of a default box, for scores
+            with a margin between classes; none are known without it.
 
     Raises:
         InputError: an output is not finite; nothing can be said about it.
@@ -169,6 +173,13 @@ def find_candidates(
     largest = (logits.abs() + moving).amax(dim=1, keepdim=True)
     slack = 2 * rounding + _ROUNDING * (largest + logits.shape[1])
     low, high = log_odds_interval(decoder.scores, logits, moving + slack)
+    if isinstance(decoder.scores, SigmoidScores) and not math.isinf(decoder.scores.class_margin):
+        apart = moving[:, :, None] + moving[:, None, :]
+        if contrasts is not None:
+            known = take(contrasts, anchor) * take(radius, image)[:, None, None]
+            apart = torch.minimum(apart, known)
+        sure, possible = votes(logits, apart + 2 * slack[..., None], decoder.scores.class_margin)
+        low, high = low.where(sure, -math.inf), high.where(possible, -math.inf)
     place, label = _in_order(image, high, logit(score_floor))
     pair = place * high.shape[1] + label
     return Candidates(
@@ -263,6 +274,24 @@ def log_odds_interval(scores: Scores, logits: Tensor, moved: Tensor) -> tuple[Te
     assert isinstance(scores, SoftmaxScores)
     own = 2 * moved[..., 1:]
     return scores.log_odds(logits + moved) - own, scores.log_odds(logits - moved) + own
+
+
+def votes(logits: Tensor, apart: Tensor, class_margin: float) -> tuple[Tensor, Tensor]:
+    """For which classes default boxes surely vote, and for which they may, (U, K) bool each.
+
+    A box votes for c if no z_j − z_c exceeds the margin. So it surely does if none can, and surely
+    does not if one must.
+
+    Args:
+        logits: (U, K).
+        apart: (U, K, K) how far z_c − z_j can move; 0 or more where c = j.
+        class_margin: of the scores.
+    """
+    ahead = logits[:, None, :] - logits[:, :, None]
+    itself = torch.eye(logits.shape[1], dtype=torch.bool)
+    sure = (ahead + apart < class_margin) | itself
+    possible = (ahead - apart <= class_margin) | itself
+    return sure.all(dim=2), possible.all(dim=2)
 
 
 def _largest_factor(scores: Scores) -> float:

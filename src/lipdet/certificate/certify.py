@@ -63,6 +63,7 @@ def certifiers(
     candidates: Candidates,
     truths: Truths,
     selection: Selection,
+    nms_iou: float,
     size: int,
     lowest_iou: float,
     entries: Entries | None = None,
@@ -75,6 +76,7 @@ def certifiers(
         candidates: all that can exceed the floor of `selection`.
         truths: objects; those without area or not inside the image get no certifier.
         selection: what the detector does with its candidates.
+        nms_iou: η.
         size: of the image, in pixels.
         lowest_iou: the lowest IoU threshold of interest.
         entries: bounds on kept boxes, for the second form of condition 4.
@@ -90,7 +92,7 @@ def certifiers(
     together = rivals if tightenings.pairwise else None
     contested = truths.rival_counts[truth] > 0
     certifier, rival, rival_box = _suppressors(
-        candidates, pairs, truth, own, box, contested, selection.nms_iou, size, together
+        candidates, pairs, truth, own, box, contested, nms_iou, size, together
     )
     if rivals is not None and tightenings.overtaking:
         _look_again(rivals, certifier, own, rival, truths.box[truth], rival_box, lowest_iou)

@@ -66,6 +66,25 @@ def _class_norms(convolution: HeadConvolution) -> Tensor:
     return torch.stack(squares).clamp_min(0).sqrt().cpu()
 
 
+def class_contrasts(detector: SSD, propagation: Propagation, bounds: OutputBounds) -> Tensor:
+    """Constants of z_{a,c} − z_{a,j} for every default box a and two logits of it.
+
+    *Proof.* Both are linear functionals of the same patch of features: filters w_c and w_j. So the
+    difference moves by at most L·‖w_c − w_j‖·‖δ‖; taps outside the map only make that less.
+
+    Returns:
+        (A, K, K) float64, 0 on the diagonal.
+    """
+    convolutions, _ = head_convolutions(detector, propagation)
+    levels = []
+    for convolution, rows, bound in zip(convolutions, bounds.anchors, bounds.features, strict=True):
+        filters = convolution.kernel.flatten(2)
+        apart = torch.cdist(filters, filters, compute_mode="donot_use_mm_for_euclid_dist")
+        cells = (rows.stop - rows.start) // len(filters)
+        levels.append((bound * SLACK * apart).repeat(cells, 1, 1))
+    return torch.cat(levels)
+
+
 class Lift(NamedTuple):
     """What it takes to lift the logits of P default boxes.
 

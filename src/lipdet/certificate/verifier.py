@@ -14,7 +14,11 @@ from lipdet.certificate.candidates import Candidates, find_candidates
 from lipdet.certificate.certify import Certifiers, certifiers
 from lipdet.certificate.claims import Claims, claims
 from lipdet.certificate.cover import Entries, detection_entries
-from lipdet.certificate.head_norms import PairwiseLogits, collective_class_constants
+from lipdet.certificate.head_norms import (
+    PairwiseLogits,
+    class_contrasts,
+    collective_class_constants,
+)
 from lipdet.certificate.numerics import MEASURED, rounding_of
 from lipdet.certificate.outputs import OutputBounds, bounds_of_outputs, propagate_detector
 from lipdet.certificate.rivals import Rivals
@@ -34,11 +38,12 @@ class Verifier:
     Attributes:
         bounds: constants of single outputs.
         decoder: of the detector, on the CPU.
-        selection: floor, NMS threshold and top-k for which certificates hold.
+        selection: floor and top-k for which certificates hold.
         rounding: how far any output of a forward pass may lie from real arithmetic.
         rounding_known: how that is known, as in `numerics.Rounding`.
         collective: (C,) of all logits of a class together; None if unknown.
         pairwise: of differences of two logits of a class; None if unknown.
+        contrasts: (A, C, C) of differences of two logits of a default box; None if unknown.
         tightenings: which sharpenings are used.
     """
 
@@ -48,13 +53,20 @@ class Verifier:
     rounding: float = 0.0
     collective: Tensor | None = None
     pairwise: PairwiseLogits | None = None
+    contrasts: Tensor | None = None
     tightenings: Tightenings = ALL
     rounding_known: str = MEASURED
 
     def candidates(self, raw: RawOutput, epsilon: float | Tensor) -> Candidates:
         """What can exceed the floor in a batch, at one ε or at that of each image (B,)."""
         return find_candidates(
-            raw, self.bounds, self.decoder, self.selection.score_floor, epsilon, self.rounding
+            raw,
+            self.bounds,
+            self.decoder,
+            self.selection.score_floor,
+            epsilon,
+            self.rounding,
+            self.contrasts,
         )
 
     def entries(self, candidates: Candidates, epsilon: Tensor) -> Entries:
@@ -62,7 +74,7 @@ class Verifier:
         budget = None
         if self.collective is not None and self.tightenings.collective:
             budget = (self._factor * epsilon[:, None] * self.collective).flatten()
-        nms_iou, size = self.selection.nms_iou, self.decoder.image_size
+        nms_iou, size = self.decoder.nms_iou, self.decoder.image_size
         return detection_entries(candidates, nms_iou, size, self._most, budget)
 
     def claims(
@@ -90,6 +102,7 @@ class Verifier:
             candidates,
             truths,
             self.selection,
+            self.decoder.nms_iou,
             self.decoder.image_size,
             lowest_iou,
             entries,
@@ -153,4 +166,5 @@ def verifier_of(detector: SSD, selection: Selection, images: Tensor | None = Non
         if one_vs_all
         else None,
         pairwise=PairwiseLogits(detector, propagation, bounds) if one_vs_all else None,
+        contrasts=class_contrasts(detector, propagation, bounds).cpu() if one_vs_all else None,
     )

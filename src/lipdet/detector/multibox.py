@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import NamedTuple
 
 import torch
@@ -139,4 +140,5 @@ def training_scores(scores: Scores, start_temperature: float, progress: float) -
     if not isinstance(scores, SigmoidScores):
         return scores
     rise = min(progress / RAMP, 1.0)
-    return SigmoidScores(start_temperature + rise * (scores.temperature - start_temperature))
+    temperature = start_temperature + rise * (scores.temperature - start_temperature)
+    return replace(scores, temperature=temperature)

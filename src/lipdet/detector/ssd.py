@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from lipdet.boxes import BoxCoding, Decoder, Scores
+from lipdet.boxes import NMS_IOU, BoxCoding, Decoder, Scores
 from lipdet.config import DetectorConfig
 from lipdet.types import RawOutput
 
@@ -48,6 +48,7 @@ class SSD(nn.Module):
         config: what the detector was built from.
         coding: how offsets relate to default boxes.
         scores: how logits become scores.
+        nms_iou: overlap from which on a box suppresses lower ones of its class.
         default_boxes: (A, 4) cx, cy, w, h in pixels, in the order of the raw output.
     """
 
@@ -62,11 +63,13 @@ class SSD(nn.Module):
         coding: BoxCoding,
         scores: Scores,
         normalize: nn.Module | None = None,
+        nms_iou: float = NMS_IOU,
     ) -> None:
         super().__init__()
         self.config = config
         self.coding = coding
         self.scores = scores
+        self.nms_iou = nms_iou
         self.normalize = Normalize() if normalize is None else normalize
         self.backbone = backbone
         self.heads = nn.ModuleList(heads)
@@ -76,7 +79,8 @@ class SSD(nn.Module):
     @property
     def decoder(self) -> Decoder:
         """What turns this detector's raw output into boxes, on its device."""
-        return Decoder(self.default_boxes, self.coding, self.scores, self.config.image_size)
+        size = self.config.image_size
+        return Decoder(self.default_boxes, self.coding, self.scores, size, self.nms_iou)
 
     def forward(self, images: Tensor) -> RawOutput:
         """Images (B, 3, H, W) in [0, 1] to logits (B, A, K) and offsets (B, A, 4)."""

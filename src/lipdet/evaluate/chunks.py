@@ -86,7 +86,8 @@ def pass_key(**parts: Any) -> str:
 
 def weights_hash(detector: SSD) -> str:
     """A hash of what a detector computes."""
-    digest = hashlib.sha256(repr((detector.config, detector.coding, detector.scores)).encode())
+    rules = (detector.config, detector.coding, detector.scores, detector.nms_iou)
+    digest = hashlib.sha256(repr(rules).encode())
     for name, tensor in sorted(detector.state_dict().items()):
         digest.update(name.encode())
         digest.update(tensor.detach().cpu().contiguous().numpy().tobytes())

@@ -9,6 +9,7 @@ Notable choices:
 from __future__ import annotations
 
 import base64
+import math
 from dataclasses import asdict
 from typing import Any
 
@@ -63,18 +64,23 @@ def read_decoder(metadata: dict[str, Any]) -> Decoder:
     stored = metadata["decoder"]
     numbers = np.frombuffer(base64.b64decode(stored["default_boxes"]), DTYPE).reshape(-1, 4)
     temperature = stored["temperature"]
-    scores: Scores = SoftmaxScores() if temperature is None else SigmoidScores(float(temperature))
+    scores: Scores = SoftmaxScores()
+    if temperature is not None:
+        margin = stored["class_margin"]
+        scores = SigmoidScores(float(temperature), math.inf if margin is None else float(margin))
     return Decoder(
         torch.from_numpy(numbers.astype(np.float32)),
         BoxCoding(float(stored["center_variance"]), float(stored["size_variance"])),
         scores,
         int(stored["image_size"]),
+        float(stored["nms_iou"]),
     )
 
 
 def _decoder_as_dict(decoder: Decoder) -> dict[str, Any]:
     numbers = decoder.default_boxes.cpu().numpy().astype(DTYPE)
     scores = decoder.scores
+    margin = scores.class_margin if isinstance(scores, SigmoidScores) else math.inf
     return {
         "image_size": decoder.image_size,
         "anchors": len(numbers),
@@ -84,6 +90,8 @@ def _decoder_as_dict(decoder: Decoder) -> dict[str, Any]:
         "size_variance": decoder.coding.size_variance,
         "scores": "sigmoid" if isinstance(scores, SigmoidScores) else "softmax",
         "temperature": scores.temperature if isinstance(scores, SigmoidScores) else None,
+        "class_margin": None if math.isinf(margin) else margin,
+        "nms_iou": decoder.nms_iou,
     }
 
 

@@ -34,13 +34,14 @@ class Outputs(nn.Module):
 
         Returns:
             logits (B, A, K) and offsets (B, A, 4); then, if scored, boxes (B, A, 4) xyxy pixels
-            inside the image and log-odds (B, classes, A).
+            inside the image and log-odds (B, classes, A), −∞ where there is no vote.
         """
         logits, offsets = self.detector(images)
         if not self.scored:
             return logits, offsets
-        log_odds = self.decoder.scores.log_odds(logits)
-        return logits, offsets, self.decoder.boxes(offsets), log_odds.transpose(1, 2)
+        scores = self.decoder.scores
+        votes = scores.votes(scores.log_odds(logits))
+        return logits, offsets, self.decoder.boxes(offsets), votes.transpose(1, 2)
 
 
 def output_names(scored: bool) -> Sequence[str]:

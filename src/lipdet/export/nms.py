@@ -50,12 +50,13 @@ detections (float[batch, {anchors}, 4] decoded, float[batch, {classes}, {anchors
 """
 
 
-def add_detections(model: ModelProto, selection: Selection) -> ModelProto:
+def add_detections(model: ModelProto, selection: Selection, nms_iou: float) -> ModelProto:
     """Replace the outputs `SCORED` of a model by `DETECTIONS`.
 
     Args:
         model: with the outputs `RAW` and `SCORED`.
-        selection: score floor, NMS threshold, top-k.
+        selection: score floor and top-k.
+        nms_iou: of the detector.
     """
     shape = model.graph.output[len(RAW)].type.tensor_type.shape
     classes = model.graph.output[len(RAW) + 1].type.tensor_type.shape.dim[1].dim_value
@@ -67,7 +68,7 @@ def add_detections(model: ModelProto, selection: Selection) -> ModelProto:
         classes=classes,
         pairs=anchors * classes,
         k=min(selection.top_k, anchors * classes),
-        iou=selection.nms_iou,
+        iou=nms_iou,
         floor=logit(selection.score_floor),
     )
     suppression = parser.parse_model(text)

@@ -102,7 +102,7 @@ def onnx_model(detector: SSD, selection: Selection | None) -> ModelProto:
         del node.metadata_props[:]
         node.doc_string = ""
     if selection is not None:
-        model = add_detections(model, selection)
+        model = add_detections(model, selection, detector.nms_iou)
     checker.check_model(model, full_check=True)
     return model
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from lipdet.boxes import BoxCoding, Scores
+from lipdet.boxes import NMS_IOU, BoxCoding, Scores
 from lipdet.config import DetectorConfig
 from lipdet.detector import SSD
 from lipdet.types import RawOutput, Target
@@ -33,7 +33,7 @@ class LinearDetector(SSD):
         nn.Module.__init__(self)
         self.config = DetectorConfig(image_size=SIZE)
         self.coding = BoxCoding()
-        self.scores = scores
+        self.scores, self.nms_iou = scores, NMS_IOU
         self.register_buffer("default_boxes", default_boxes)
         self.logit_weights = nn.Parameter(logit_weights)
         self.logit_biases = nn.Parameter(logit_biases)

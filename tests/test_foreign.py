@@ -104,6 +104,7 @@ def same(last=None):
         made.coding,
         made.scores,
         made.normalize,
+        made.nms_iou,
     )
 
 

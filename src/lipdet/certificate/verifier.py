@@ -66,7 +66,7 @@ class Verifier:
             self.selection.score_floor,
             epsilon,
             self.rounding,
-            self.contrasts,
+            self.contrasts if self.tightenings.pairwise else None,
         )
 
     def entries(self, candidates: Candidates, epsilon: Tensor) -> Entries:

@@ -150,18 +150,26 @@ def _half_of_outputs(
     return candidates.find_candidates(raw, bounds, decoder, floor, epsilon / 2, *rest)
 
 
-def _every_vote(ahead: Tensor, apart: Tensor, margin: float) -> tuple[Tensor, Tensor]:
-    _, possible = _VOTES(ahead, apart, margin)
+def _every_vote(*arguments: Any) -> tuple[Tensor, Tensor]:
+    _, possible = _VOTES(*arguments)
     return torch.ones_like(possible), possible
 
 
-def _votes_as_they_are(ahead: Tensor, apart: Tensor, margin: float) -> tuple[Tensor, Tensor]:
-    sure, _ = _VOTES(ahead, apart, margin)
-    return sure, _VOTES(ahead, torch.zeros_like(apart), margin)[1]
+def _votes_as_they_are(logits: Tensor, moved: Tensor, *rest: Any) -> tuple[Tensor, Tensor]:
+    """What has no vote without perturbation is left out."""
+    sure, _ = _VOTES(logits, moved, *rest)
+    return sure, _VOTES(logits, torch.zeros_like(moved), *rest)[1]
 
 
-def _half_of_contrasts(ahead: Tensor, apart: Tensor, margin: float) -> tuple[Tensor, Tensor]:
-    return _VOTES(ahead, apart / 2, margin)
+def _half_of_contrasts(
+    logits: Tensor,
+    moved: Tensor,
+    place: Tensor,
+    label: Tensor,
+    margin: float,
+    apart: Tensor | None,
+) -> tuple[Tensor, Tensor]:
+    return _VOTES(logits, moved / 2, place, label, margin, None if apart is None else apart / 2)
 
 
 def _half_of_differences(
@@ -185,7 +193,7 @@ def _all_spent(self: rivals.Rivals, own: Tensor, rival: Tensor) -> candidates.Ba
     return found._replace(radius=whole.radius * (1 - spent))
 
 
-_VOTES = candidates.votes_of
+_VOTES = candidates.votes
 _AFFORDABLE = cover.affordable
 _LIFTS = scenes.PairwiseTable.lifts
 _RIVALS_BALLS = rivals.Rivals.balls
@@ -219,9 +227,9 @@ IN_RANDOM_SCENES: dict[str, Mutant] = {
         (conditions, "max_iou_pair", lambda a, b, size: max_iou_pair(a, b, None))
     ],
     "half the constants of outputs": [(verifier, "find_candidates", _half_of_outputs)],
-    "votes that may be lost": [(candidates, "votes_of", _every_vote)],
-    "votes that may be won left out": [(candidates, "votes_of", _votes_as_they_are)],
-    "half the constants between classes": [(candidates, "votes_of", _half_of_contrasts)],
+    "votes that may be lost": [(candidates, "votes", _every_vote)],
+    "votes that may be won left out": [(candidates, "votes", _votes_as_they_are)],
+    "half the constants between classes": [(candidates, "votes", _half_of_contrasts)],
     "half the ball of offsets": [(conditions, "min_iou_in_ball", _half_of_ball)],
     "claims of unsure members": [(claims, "_claim", _unsure_members)],
     "claims of what another object may be matched by": [(claims, "strays", _of_any_object)],

@@ -174,18 +174,21 @@ def find_candidates(
     slack = 2 * rounding + _ROUNDING * (largest + logits.shape[1])
     low, high = log_odds_interval(decoder.scores, logits, moving + slack)
     place, label = _in_order(image, high, logit(score_floor))
-    votes = torch.ones(len(place), dtype=torch.bool)
+    sure = torch.ones(len(place), dtype=torch.bool)
     if isinstance(decoder.scores, SigmoidScores) and decoder.scores.class_margin < math.inf:
-        known = None if contrasts is None else (contrasts, anchor, take(radius, image))
-        ahead, apart = _ahead_of(logits, moving, slack, place, label, known)
-        votes, possible = votes_of(ahead, apart, decoder.scores.class_margin)
-        place, label, votes = place[possible], label[possible], votes[possible]
+        apart = None
+        if contrasts is not None:
+            apart = contrasts[anchor[place], label] * radius[image[place], None]
+            apart = apart + 2 * slack[place]
+        margin = decoder.scores.class_margin
+        sure, possible = votes(logits, moving + slack, place, label, margin, apart)
+        place, label, sure = place[possible], label[possible], sure[possible]
     pair = place * high.shape[1] + label
     return Candidates(
         classes=high.shape[1],
         group=take(image, place) * high.shape[1] + label,
         anchor=take(anchor, place),
-        low=take(low.flatten(), pair).where(votes, -math.inf),
+        low=take(low.flatten(), pair).where(sure, -math.inf),
         log_odds=take(decoder.scores.log_odds(logits).flatten(), pair),
         high=take(high.flatten(), pair),
         slack=take(_largest_factor(decoder.scores) * slack[:, 0], place),
@@ -275,52 +278,34 @@ def log_odds_interval(scores: Scores, logits: Tensor, moved: Tensor) -> tuple[Te
     return scores.log_odds(logits + moved) - own, scores.log_odds(logits - moved) + own
 
 
-def _ahead_of(
+def votes(
     logits: Tensor,
-    moving: Tensor,
-    slack: Tensor,
+    moved: Tensor,
     place: Tensor,
     label: Tensor,
-    known: tuple[Tensor, Tensor, Tensor] | None,
+    class_margin: float,
+    apart: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
-    """How far all logits of a box are ahead of that of a candidate, and how far that can move.
-
-    Args:
-        logits: (U, K) of each box.
-        moving: (U, K) how far each can move.
-        slack: (U, 1) what numerics alone can change of each.
-        place: (N,) box of each candidate.
-        label: (N,) class of each.
-        known: constants of differences (A, K, K), and of each box (U,) its default box and ε.
-
-    Returns:
-        (N, K) each; of its own logit −∞ and 0.
-    """
-    own = label[:, None]
-    of_box, reach = take(logits, place), take(moving, place)
-    ahead, apart = of_box - of_box.gather(1, own), reach + reach.gather(1, own)
-    if known is not None:
-        contrasts, anchor, epsilon = known
-        classes = logits.shape[1]
-        rows = take(contrasts.reshape(-1, classes), take(anchor, place) * classes + label)
-        apart = torch.minimum(apart, rows * take(epsilon, place)[:, None])
-    apart = apart + 2 * take(slack, place)
-    return ahead.scatter(1, own, -math.inf), apart.scatter(1, own, 0.0)
-
-
-def votes_of(ahead: Tensor, apart: Tensor, class_margin: float) -> tuple[Tensor, Tensor]:
     """Which candidates' boxes surely vote for them, and which may, (N,) bool each.
 
     A box votes for c if no z_j − z_c exceeds the margin. So it surely does if none can, and surely
     does not if one must.
 
     Args:
-        ahead: (N, K) of z_j − z_c.
-        apart: (N, K) how far each can move.
+        logits: (U, K) of each box.
+        moved: (U, K) how far each can move.
+        place: (N,) box of each candidate.
+        label: (N,) its class c.
         class_margin: of the scores.
+        apart: (N, K) how far z_j − z_c can move, if more is known than that both can.
     """
-    sure, possible = ahead + apart < class_margin, ahead - apart <= class_margin
-    return sure.all(dim=1), possible.all(dim=1)
+    own = label[:, None]
+    of_box, reach = take(logits, place), take(moved, place)
+    # Its own logit is never ahead.
+    ahead = (of_box - of_box.gather(1, own)).scatter(1, own, -math.inf)
+    both = reach + reach.gather(1, own)
+    both = both if apart is None else torch.minimum(both, apart)
+    return (ahead + both < class_margin).all(dim=1), (ahead - both <= class_margin).all(dim=1)
 
 
 def _largest_factor(scores: Scores) -> float:

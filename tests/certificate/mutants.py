@@ -18,6 +18,7 @@ from lipdet.certificate import (
     certify,
     claims,
     conditions,
+    contest,
     cover,
     head_norms,
     rivals,
@@ -150,26 +151,24 @@ def _half_of_outputs(
     return candidates.find_candidates(raw, bounds, decoder, floor, epsilon / 2, *rest)
 
 
-def _every_vote(*arguments: Any) -> tuple[Tensor, Tensor]:
-    _, possible = _VOTES(*arguments)
-    return torch.ones_like(possible), possible
+def _every_vote(self: contest.Contest, place: Tensor, label: Tensor, margin: float) -> Tensor:
+    return _always(place)
 
 
-def _votes_as_they_are(logits: Tensor, moved: Tensor, *rest: Any) -> tuple[Tensor, Tensor]:
+def _votes_as_they_are(
+    self: contest.Contest, place: Tensor, label: Tensor, margin: float
+) -> Tensor:
     """What has no vote without perturbation is left out."""
-    sure, _ = _VOTES(logits, moved, *rest)
-    return sure, _VOTES(logits, torch.zeros_like(moved), *rest)[1]
+    still = torch.zeros_like(self.moved)
+    return _MAY_VOTE(self._replace(moved=still), place, label, margin)
 
 
 def _half_of_contrasts(
-    logits: Tensor,
-    moved: Tensor,
-    place: Tensor,
-    label: Tensor,
-    margin: float,
-    apart: Tensor | None,
-) -> tuple[Tensor, Tensor]:
-    return _VOTES(logits, moved / 2, place, label, margin, None if apart is None else apart / 2)
+    self: contest.Contest, place: Tensor, label: Tensor, margin: float
+) -> Tensor:
+    contrasts = None if self.contrasts is None else self.contrasts / 2
+    half = self._replace(moved=self.moved / 2, contrasts=contrasts)
+    return _SURELY_VOTES(half, place, label, margin)
 
 
 def _half_of_differences(
@@ -193,7 +192,8 @@ def _all_spent(self: rivals.Rivals, own: Tensor, rival: Tensor) -> candidates.Ba
     return found._replace(radius=whole.radius * (1 - spent))
 
 
-_VOTES = candidates.votes
+_MAY_VOTE = contest.Contest.may_vote
+_SURELY_VOTES = contest.Contest.surely_votes
 _AFFORDABLE = cover.affordable
 _LIFTS = scenes.PairwiseTable.lifts
 _RIVALS_BALLS = rivals.Rivals.balls
@@ -227,9 +227,9 @@ IN_RANDOM_SCENES: dict[str, Mutant] = {
         (conditions, "max_iou_pair", lambda a, b, size: max_iou_pair(a, b, None))
     ],
     "half the constants of outputs": [(verifier, "find_candidates", _half_of_outputs)],
-    "votes that may be lost": [(candidates, "votes", _every_vote)],
-    "votes that may be won left out": [(candidates, "votes", _votes_as_they_are)],
-    "half the constants between classes": [(candidates, "votes", _half_of_contrasts)],
+    "votes that may be lost": [(contest.Contest, "surely_votes", _every_vote)],
+    "votes that may be won left out": [(contest.Contest, "may_vote", _votes_as_they_are)],
+    "half the constants between classes": [(contest.Contest, "surely_votes", _half_of_contrasts)],
     "half the ball of offsets": [(conditions, "min_iou_in_ball", _half_of_ball)],
     "claims of unsure members": [(claims, "_claim", _unsure_members)],
     "claims of what another object may be matched by": [(claims, "strays", _of_any_object)],

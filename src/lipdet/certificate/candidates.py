@@ -24,6 +24,7 @@ from lipdet.boxes.coding import BoxCoding
 from lipdet.boxes.scores import Scores, SigmoidScores, SoftmaxScores, logit
 from lipdet.boxes.select import Decoder
 from lipdet.certificate.box_range import BoxRange, box_range
+from lipdet.certificate.contest import Contest
 from lipdet.certificate.outputs import OutputBounds
 from lipdet.certificate.segments import count_reaching, take
 from lipdet.errors import InputError
@@ -174,23 +175,25 @@ def find_candidates(
     slack = 2 * rounding + _ROUNDING * (largest + logits.shape[1])
     low, high = log_odds_interval(decoder.scores, logits, moving + slack)
     place, label = _in_order(image, high, logit(score_floor))
-    sure = torch.ones(len(place), dtype=torch.bool)
+    classes = high.shape[1]
+    pair = place * classes + label
+    low, high = take(low.flatten(), pair), take(high.flatten(), pair)
     if isinstance(decoder.scores, SigmoidScores) and decoder.scores.class_margin < math.inf:
-        apart = None
-        if contrasts is not None:
-            apart = contrasts[anchor[place], label] * radius[image[place], None]
-            apart = apart + 2 * slack[place]
+        contest = Contest(logits, moving + slack, 2 * slack[:, 0], anchor, radius[image], contrasts)
         margin = decoder.scores.class_margin
-        sure, possible = votes(logits, moving + slack, place, label, margin, apart)
-        place, label, sure = place[possible], label[possible], sure[possible]
-    pair = place * high.shape[1] + label
+        [kept] = torch.nonzero(contest.may_vote(place, label, margin), as_tuple=True)
+        place, label, pair, low, high = (take(x, kept) for x in (place, label, pair, low, high))
+        # Of no other is the lowest score of interest.
+        [steady] = torch.nonzero(low > logit(score_floor), as_tuple=True)
+        lost = ~contest.surely_votes(take(place, steady), take(label, steady), margin)
+        low[steady[lost]] = -math.inf
     return Candidates(
-        classes=high.shape[1],
-        group=take(image, place) * high.shape[1] + label,
+        classes=classes,
+        group=take(image, place) * classes + label,
         anchor=take(anchor, place),
-        low=take(low.flatten(), pair).where(sure, -math.inf),
+        low=low,
         log_odds=take(decoder.scores.log_odds(logits).flatten(), pair),
-        high=take(high.flatten(), pair),
+        high=high,
         slack=take(_largest_factor(decoder.scores) * slack[:, 0], place),
         boxes=Shared(
             place,
@@ -276,36 +279,6 @@ def log_odds_interval(scores: Scores, logits: Tensor, moved: Tensor) -> tuple[Te
     assert isinstance(scores, SoftmaxScores)
     own = 2 * moved[..., 1:]
     return scores.log_odds(logits + moved) - own, scores.log_odds(logits - moved) + own
-
-
-def votes(
-    logits: Tensor,
-    moved: Tensor,
-    place: Tensor,
-    label: Tensor,
-    class_margin: float,
-    apart: Tensor | None = None,
-) -> tuple[Tensor, Tensor]:
-    """Which candidates' boxes surely vote for them, and which may, (N,) bool each.
-
-    A box votes for c if no z_j − z_c exceeds the margin. So it surely does if none can, and surely
-    does not if one must.
-
-    Args:
-        logits: (U, K) of each box.
-        moved: (U, K) how far each can move.
-        place: (N,) box of each candidate.
-        label: (N,) its class c.
-        class_margin: of the scores.
-        apart: (N, K) how far z_j − z_c can move, if more is known than that both can.
-    """
-    own = label[:, None]
-    of_box, reach = take(logits, place), take(moved, place)
-    # Its own logit is never ahead.
-    ahead = (of_box - of_box.gather(1, own)).scatter(1, own, -math.inf)
-    both = reach + reach.gather(1, own)
-    both = both if apart is None else torch.minimum(both, apart)
-    return (ahead + both < class_margin).all(dim=1), (ahead - both <= class_margin).all(dim=1)
 
 
 def _largest_factor(scores: Scores) -> float:

@@ -33,7 +33,7 @@ def main() -> None:
     )
     parser.add_argument("naive")
     parser.add_argument("certified")
-    parser.add_argument("--epsilon", type=float, default=0.28)
+    parser.add_argument("--epsilon", type=float, default=0.5)
     parser.add_argument("--data", default="rendered:1000")
     parser.add_argument("--steps", type=int, default=50)
     parser.add_argument("--out", type=Path, default=Path("docs"))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 from PIL import Image
@@ -204,6 +204,8 @@ def test_letterbox_keeps_the_picture_in_its_centre() -> None:
     assert sorted(np.flatnonzero(found[:, 0, 0])) == [36, 37]
 
 
+# 2 - (2 - 5.9e-16) is more than 5.9e-16.
+@example((np.array([[0, 1, 1, 2], [0, 5.9337294e-16, 1, 1]], np.float32), 8, 8), 345437)
 @given(annotated(), seeds)
 def test_boxes_go_into_a_region_and_back(picture: tuple[Boxes, int, int], seed: int) -> None:
     boxes, *_ = picture

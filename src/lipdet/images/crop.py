@@ -82,8 +82,9 @@ def jittered_region(boxes: NDArray[np.float32], rng: np.random.Generator) -> Reg
     stretch = np.sqrt(rng.uniform(1 - JITTER_ASPECT, 1 + JITTER_ASPECT))
     width = max(side * stretch, right - left)
     height = max(side / stretch, bottom - top)
-    region_left = rng.uniform(right - width, left)
-    region_top = rng.uniform(bottom - height, top)
+    # Where the number fills an axis, rounding may put the first end behind the second.
+    region_left = rng.uniform(min(right - width, left), left)
+    region_top = rng.uniform(min(bottom - height, top), top)
     return Region(region_left, region_top, region_left + width, region_top + height)
 
 

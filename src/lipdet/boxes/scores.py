@@ -78,7 +78,7 @@ class SigmoidScores(Scores):
             order, and stands outside of every Lipschitz constant of logits.
         class_margin: a default box votes for no class whose logit lies further below that of its
             best class. Such a class mostly stands on an object of the best one, as a false
-            positive; a margin above 0 is what keeps it from being won or lost by rounding.
+            positive. With 0 the smallest perturbation decides between two that are level.
     """
 
     temperature: float

@@ -43,7 +43,7 @@ SMALLEST_IMAGE = 32
 TEMPERATURE = 20.0
 # In logits, and an IoU: chosen by scripts/sweep_selection.py on pictures that training held out.
 # Boxes that suppress what barely overlaps them leave a perturbation less room for false positives.
-CLASS_MARGIN, NMS_IOU = 0.15, 0.2
+CLASS_MARGIN, NMS_THRESHOLD = 0.15, 0.2
 # Every default box starts as background.
 PRIOR_LOGIT = -0.4
 # What an offset of 1 means, in sides of the default box: smaller is easier to certify (an offset
@@ -96,7 +96,7 @@ def lipschitz_ssd(config: DetectorConfig) -> SSD:
         coding=BoxCoding(CENTRE_VARIANCE, SIZE_VARIANCE),
         scores=SigmoidScores(TEMPERATURE, CLASS_MARGIN),
         normalize=nn.Identity(),
-        nms_iou=NMS_IOU,
+        nms_iou=NMS_THRESHOLD,
     )
 
 

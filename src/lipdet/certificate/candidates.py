@@ -26,7 +26,7 @@ from lipdet.boxes.select import Decoder
 from lipdet.certificate.box_range import BoxRange, box_range
 from lipdet.certificate.contest import Contest
 from lipdet.certificate.outputs import OutputBounds
-from lipdet.certificate.segments import count_reaching, take
+from lipdet.certificate.segments import count_reaching, take, true_at
 from lipdet.errors import InputError
 from lipdet.types import RawOutput
 
@@ -181,10 +181,10 @@ def find_candidates(
     if isinstance(decoder.scores, SigmoidScores) and decoder.scores.class_margin < math.inf:
         contest = Contest(logits, moving + slack, 2 * slack[:, 0], anchor, radius[image], contrasts)
         margin = decoder.scores.class_margin
-        [kept] = torch.nonzero(contest.may_vote(place, label, margin), as_tuple=True)
+        kept = true_at(contest.may_vote(place, label, margin))
         place, label, pair, low, high = (take(x, kept) for x in (place, label, pair, low, high))
         # Of no other is the lowest score of interest.
-        [steady] = torch.nonzero(low > logit(score_floor), as_tuple=True)
+        steady = true_at(low > logit(score_floor))
         lost = ~contest.surely_votes(take(place, steady), take(label, steady), margin)
         low[steady[lost]] = -math.inf
     return Candidates(
@@ -231,8 +231,9 @@ def _first_look(
     largest = torch.add(logits.abs(), moving).amax(dim=-1, keepdim=True)
     slack = 2 * rounding + _FIRST_LOOK_ROUNDING * (largest + logits.shape[-1])
     _, high = log_odds_interval(scores, logits, moving.add_(slack))
-    image, anchor = torch.nonzero(high.amax(dim=-1) > logit(score_floor)).unbind(dim=1)
-    return image, anchor
+    place = true_at((high.amax(dim=-1) > logit(score_floor)).flatten())
+    anchors = high.shape[1]
+    return place // anchors, place % anchors
 
 
 def _in_order(image: Tensor, high: Tensor, floor: float) -> tuple[Tensor, Tensor]:

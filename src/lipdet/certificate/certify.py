@@ -23,7 +23,7 @@ from lipdet.certificate.conditions import (
 from lipdet.certificate.cover import Entries
 from lipdet.certificate.iou_bounds import max_iou_fixed
 from lipdet.certificate.rivals import Rivals
-from lipdet.certificate.segments import expand, in_parts, take
+from lipdet.certificate.segments import expand, in_parts, take, true_at
 from lipdet.certificate.staying import Staying, staying
 from lipdet.certificate.tightenings import ALL, Tightenings
 from lipdet.certificate.truths import Truths
@@ -86,7 +86,7 @@ def certifiers(
     cleared = clears_floor(candidates.low, logit(selection.score_floor))
     pairs = staying(candidates, cleared, truths, size, lowest_iou, tightenings.ball)
     vouches = take(cleared, pairs.candidate) & (pairs.iou >= lowest_iou)
-    [passed] = torch.nonzero(vouches, as_tuple=True)
+    passed = true_at(vouches)
     truth, own, box = (take(x, passed) for x in (pairs.truth, pairs.candidate, pairs.iou))
     group, low = candidates.group[own], candidates.low[own]
     together = rivals if tightenings.pairwise else None
@@ -143,7 +143,7 @@ def _look_again(
         rival_box: up to which IoU threshold the rivals match the objects.
         lowest_iou: the lowest threshold of interest.
     """
-    [open_] = torch.nonzero(rival_box < lowest_iou, as_tuple=True)
+    open_ = true_at(rival_box < lowest_iou)
     boxes = rivals.candidates.boxes.at(rival[open_])
     hope = max_iou_fixed(boxes, objects[certifier[open_]], None) >= lowest_iou
     hope &= rivals.lag(own[certifier[open_]], rival[open_]) > 0
@@ -194,13 +194,13 @@ def _suppressors(
         row = take(rows, row)
         rival_box = pairs.at(take(truth, row), rival)
         spoils = (rival_box < take(box, row)) | take(contested, row)
-        [passed] = torch.nonzero(spoils & (rival != take(own, row)), as_tuple=True)
+        passed = true_at(spoils & (rival != take(own, row)))
         row, rival, rival_box = (take(x, passed) for x in (row, rival, rival_box))
         mine = take(own, row)
         passed = suppresses(candidates.boxes.at(mine), candidates.boxes.at(rival), nms_iou, size)
-        [passed] = torch.nonzero(passed, as_tuple=True)
+        passed = true_at(passed)
         row, rival, rival_box, mine = (take(x, passed) for x in (row, rival, rival_box, mine))
-        [passed] = torch.nonzero(_outscores(candidates, rival, mine, rivals), as_tuple=True)
+        passed = true_at(_outscores(candidates, rival, mine, rivals))
         parts.append(tuple(take(x, passed) for x in (row, rival, rival_box)))
     row, rival, rival_box = (torch.cat(column) for column in zip(*parts, strict=True))
     return row, rival, rival_box

@@ -20,7 +20,7 @@ from torch import Tensor
 from lipdet.certificate.candidates import Candidates
 from lipdet.certificate.certify import strays
 from lipdet.certificate.cover import BLOCK, Entries
-from lipdet.certificate.segments import take
+from lipdet.certificate.segments import take, true_at
 from lipdet.certificate.staying import Staying
 from lipdet.certificate.tightenings import ALL, Tightenings
 from lipdet.certificate.truths import Truths
@@ -70,7 +70,7 @@ def claims(
     # Cliques of the first block: they have all of their members there.
     place = pairs.candidate - take(candidates.starts(group), pairs.truth)
     truth, own, match = (x[place < BLOCK] for x in (pairs.truth, pairs.candidate, pairs.iou))
-    [sure] = torch.nonzero(match >= ious[0], as_tuple=True)
+    sure = true_at(match >= ious[0])
     alone = torch.full_like(match, -1.0)
     alone[sure] = strays(
         candidates, truths, truth[sure], torch.arange(len(sure)), own[sure], match[sure], size,
@@ -91,12 +91,12 @@ def _claim(
 ) -> tuple[Tensor, Tensor]:
     """Claims at one IoU threshold, from pairs (P,) of an object and a candidate; (G,) each."""
     nothing = torch.full((len(uncounted),), -torch.inf, dtype=torch.float64)
-    found = torch.nonzero(sure & heads)[:, 0]
+    found = true_at(sure & heads)
     first = nothing.scatter_reduce(0, truth[found], high[found], "amax")
     best = found[high[found] == first[truth[found]]]
     claimed = torch.full_like(uncounted, -1, dtype=torch.int64)
     claimed.scatter_reduce_(0, truth[best], clique[best], "amax")
-    unsure = torch.nonzero((clique == claimed[truth]) & ~sure)[:, 0]
+    unsure = true_at((clique == claimed[truth]) & ~sure)
     last = nothing.scatter_reduce(0, truth[unsure], high[unsure], "amax")
     return first, torch.maximum(last, uncounted)
 

@@ -27,7 +27,7 @@ from torch import Tensor
 
 from lipdet.certificate.candidates import Candidates
 from lipdet.certificate.overlaps import surely_overlap
-from lipdet.certificate.segments import count_reaching, take
+from lipdet.certificate.segments import count_reaching, take, true_at
 
 BITS = 64
 # Candidates of a block, at most BITS, and blocks of a group.
@@ -92,7 +92,7 @@ def detection_entries(
     nearest = candidates.log_odds + candidates.slack
     read = _read(candidates.group, alone, nearest if budget is not None else None, limit)
     width = (BLOCKS + 1) * limit + len(numbers)
-    [rows] = torch.nonzero(read, as_tuple=True)
+    rows = true_at(read)
     key = take(candidates.group, rows) * width + take(numbers, rows)
     keys, clique = torch.unique(key, return_inverse=True)
     group = keys // width
@@ -111,7 +111,9 @@ def detection_entries(
 
 def _places(group: Tensor) -> Tensor:
     """0, 1, … within each group of an ascending (M,)."""
-    return torch.arange(len(group)) - torch.searchsorted(group, group)
+    counts = torch.unique_consecutive(group, return_counts=True)[1]
+    starts: Tensor = counts.cumsum(0) - counts
+    return torch.arange(len(group)) - starts.repeat_interleave(counts)
 
 
 def _read(group: Tensor, alone: Tensor, nearest: Tensor | None, limit: int) -> Tensor:
@@ -120,7 +122,7 @@ def _read(group: Tensor, alone: Tensor, nearest: Tensor | None, limit: int) -> T
     Of those that are cliques of their own, `alone` (N,) bool, these are the `limit` with the
     highest `high`, which come first, and the `limit` with the highest `nearest`.
     """
-    alone = torch.nonzero(alone)[:, 0]
+    alone = true_at(alone)
     counts = torch.unique_consecutive(take(group, alone), return_counts=True)[1]
     starts = counts.cumsum(0) - counts
     first = torch.arange(len(alone)) - starts.repeat_interleave(counts) < limit
@@ -212,7 +214,7 @@ def clique_numbers(
     block = (place // BLOCK).clamp(max=BLOCKS)
     numbers = block * limit + limit + place
     alone = torch.ones(len(place), dtype=torch.bool)
-    [chosen] = torch.nonzero(block < BLOCKS, as_tuple=True)
+    chosen = true_at(block < BLOCKS)
     if not len(chosen):
         return numbers, alone
     # Each block as a group of its own.

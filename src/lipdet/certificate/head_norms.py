@@ -17,7 +17,7 @@ from lipdet.certificate.heads import HeadConvolution
 from lipdet.certificate.operator_norm import SLACK
 from lipdet.certificate.outputs import OutputBounds, head_convolutions
 from lipdet.certificate.propagation import Propagation
-from lipdet.certificate.segments import take
+from lipdet.certificate.segments import take, true_at
 from lipdet.detector.ssd import SSD
 
 # Squared norms of differences are found as |a|² + |b|² − 2ab, which may be off by the rounding of
@@ -169,7 +169,7 @@ class PairwiseLogits:
         constant, push = self._of(b, labels), self._logits.new_zeros(len(b), 4)
         scale = self._logits.new_zeros(len(b))
         for index, level in enumerate(self._levels):
-            [pairs] = torch.nonzero(self._level_of[b] == index, as_tuple=True)
+            pairs = true_at(self._level_of[b] == index)
             if level.offsets is None:
                 constant[pairs] = torch.inf
             else:
@@ -190,7 +190,7 @@ class PairwiseLogits:
         """Those pairs whose default boxes are both of a level, level by level."""
         level_a, level_b = take(self._level_of, a), take(self._level_of, b)
         for index, level in enumerate(self._levels):
-            [pairs] = torch.nonzero((level_a == index) & (level_b == index), as_tuple=True)
+            pairs = true_at((level_a == index) & (level_b == index))
             if len(pairs):
                 yield pairs, level
 
@@ -263,7 +263,7 @@ class _SharedTaps:
         total = self.table.new_zeros(len(a), values)
         for row, (row_b, row_shared) in enumerate(zip(*taps[0], strict=True)):
             for column, (column_b, column_shared) in enumerate(zip(*taps[1], strict=True)):
-                [pairs] = torch.nonzero(row_shared & column_shared, as_tuple=True)
+                pairs = true_at(row_shared & column_shared)
                 step = (row * k2 + column) * boxes * other + row_b * k2 + column_b
                 total.index_add_(0, pairs, take(rows, take(first + step * boxes, pairs)))
         return total

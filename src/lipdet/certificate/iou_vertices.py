@@ -123,7 +123,8 @@ def least(along_x: Vertices, along_y: Vertices) -> Tensor:
     """The lowest IoU over all combinations of a vertex of each axis, (P,)."""
     if len(along_x.a) > len(along_y.a):
         along_x, along_y = along_y, along_x
-    highest = torch.zeros_like(along_y.a)
+    highest, sums = torch.zeros_like(along_y.a), torch.empty_like(along_y.a)
     for a, b in zip(*along_x, strict=True):
-        torch.maximum(highest, torch.addcmul(a * along_y.a, b, along_y.b), out=highest)
+        torch.mul(a, along_y.a, out=sums).addcmul_(b, along_y.b)
+        torch.maximum(highest, sums, out=highest)
     return 1 / (highest.amax(dim=0) - 1)

@@ -15,10 +15,8 @@ from torch import Tensor
 
 from lipdet.certificate.box_range import BoxRange
 from lipdet.certificate.iou_bounds import min_iou_of_pairs
-from lipdet.certificate.segments import take
+from lipdet.certificate.segments import take, true_at
 
-# For bounded memory.
-PAIRS_AT_ONCE = 131_072
 # NMS computes IoU in float32: overlap is sure only from this much above its threshold.
 OVERLAP_SLACK = 1e-3
 
@@ -57,17 +55,12 @@ def surely_overlap(
         torch.cat([take(index, pairs[end]) for index, pairs in zip(images, likely, strict=True)])
         for end in (0, 1)
     )
-    sure = torch.cat(
-        [
-            min_iou_of_pairs(boxes, a, b, size) > needed
-            for a, b in zip(*(torch.split(x, PAIRS_AT_ONCE) for x in (one, other)), strict=True)
-        ]
-    )
+    sure = min_iou_of_pairs(boxes, one, other, size) > needed
     result = []
     parts = torch.split(sure, [len(a) for a, _ in likely])
     for index, (a, b), kept in zip(images, likely, parts, strict=True):
         matrix = np.zeros((len(index), len(index)), np.bool_)
-        matrix[a[kept].numpy(), b[kept].numpy()] = True
+        matrix[a.numpy(), b.numpy()] = kept.numpy()
         result.append(matrix | matrix.T)
     return result
 
@@ -96,7 +89,7 @@ def _steady(
     every = torch.cat(list(images))
     alike = min_iou_of_pairs(boxes, every, every, size) > needed
     of_images = torch.split(alike, [len(index) for index in images])
-    return [torch.nonzero(of_image)[:, 0] for of_image in of_images]
+    return [true_at(of_image) for of_image in of_images]
 
 
 def _may_overlap(
@@ -104,49 +97,38 @@ def _may_overlap(
 ) -> tuple[Tensor, Tensor]:
     """Pairs of an image's boxes (U, 4) that a test in float32 does not rule out, the first before.
 
-    Only those at the indices `steady` are looked at. Tested are one box at its smallest, the other
-    at its largest and as far away as can be, both ways round: these can occur, and are mostly what
-    decides. Of the differences of ends of which the overlap is the least, those that hardly ever
-    are it are left out, which only rules out less. A pair that is ruled out wrongly, by rounding or
-    as not steady, adds cliques, which is safe.
+    Only those at the indices `steady` are looked at. Tested are both boxes at their smallest and as
+    far apart as can be: that can occur, and nearly always decides. Of the two sides that an overlap
+    cannot exceed only one is looked at, which rules out less. A pair that is ruled out wrongly, by
+    rounding or as not steady, adds cliques, which is safe.
     """
     boxes, members = boxes.at(steady), take(members, steady)
-    small, large = (_first_and_last(boxes, sides, size) for sides in (boxes.low, boxes.high))
-    (small_side, least), (_, most) = (_smaller(placed) for placed in (small, large))
-    # IoU > η is overlap > (sum of areas)·η / (1 + η).
-    least, most = (area * (needed / (1 + needed)) for area in (least, most))
+    (_, ends), (starts, _) = placed = _first_and_last(boxes, size)
+    sides = torch.minimum(*(end - start for start, end in placed))
     x, y = (
-        torch.minimum(
-            # The small one first, the large one last; and the other way round.
-            small[0][1][axis, :, None] - large[1][0][axis],
-            large[0][1][axis] - small[1][0][axis, :, None],
-        )
-        .minimum(small_side[axis, :, None])
+        torch.minimum(ends[axis, :, None] - starts[axis], ends[axis] - starts[axis, :, None])
+        .minimum(sides[axis, :, None])
         .clamp_(min=0)
         for axis in (0, 1)
     )
-    possible = (x.mul_(y).sub_(least[:, None]) > most) & (members @ members.T > 0)
-    # numpy is several times as fast at what follows.
-    both_ways = possible.triu(1).numpy() & possible.T.numpy()
-    one, other = np.divmod(np.flatnonzero(both_ways), len(both_ways))
-    return steady[one], steady[other]
+    # IoU > η is overlap > (sum of areas)·η / (1 + η).
+    needed_of_each = sides[0] * sides[1] * (needed / (1 + needed))
+    # numpy is several times as fast at comparing and finding.
+    overlapping = x.mul_(y).sub_(needed_of_each[:, None]).numpy() > needed_of_each.numpy()
+    in_common = torch.from_numpy((members @ members.T).numpy() > 0)
+    likely = in_common.triu_(1).numpy() & overlapping
+    one, other = torch.from_numpy(np.stack(np.divmod(np.flatnonzero(likely), len(likely))))
+    return take(steady, one), take(steady, other)
 
 
-def _first_and_last(boxes: BoxRange, at: Tensor, size: int) -> list[tuple[Tensor, Tensor]]:
-    """Boxes (U, 4) with the sides of `at`, at their first and last centres.
+def _first_and_last(boxes: BoxRange, size: int) -> list[tuple[Tensor, Tensor]]:
+    """Boxes (U, 4) with their shortest sides, at their first and at their last centres.
 
     Returns:
-        Starts and ends of each, (2, U) float32.
+        Starts and ends of both, (2, U).
     """
-    half = at[:, 2:].T / 2
-    centers = (boxes.low[:, :2].T, boxes.high[:, :2].T)
+    half = boxes.low[:, 2:].T / 2
     return [
-        ((middle - half).clamp(0, size).float(), (middle + half).clamp(0, size).float())
-        for middle in centers
+        ((center - half).clamp(0, size), (center + half).clamp(0, size))
+        for center in (boxes.low[:, :2].T, boxes.high[:, :2].T)
     ]
-
-
-def _smaller(placed: list[tuple[Tensor, Tensor]]) -> tuple[Tensor, Tensor]:
-    """The shorter sides (2, U) of two placements, and their areas (U,)."""
-    sides = torch.minimum(*(ends - starts for starts, ends in placed))
-    return sides, sides[0] * sides[1]

@@ -20,6 +20,7 @@ from lipdet.boxes.scores import logit
 from lipdet.certificate.box_range import corner_range
 from lipdet.certificate.certify import Certifiers, certified_up_to
 from lipdet.certificate.conditions import stays_on
+from lipdet.certificate.segments import true_at
 from lipdet.certificate.truths import Truths, free_truths
 from lipdet.certificate.verifier import Verifier
 from lipdet.types import Detections, RawOutput
@@ -51,7 +52,7 @@ def largest_radius(
     low = torch.zeros(count, dtype=torch.float64)
     high = torch.full_like(low, torch.inf)
     high[~holds(torch.arange(count), low)] = 0.0
-    while len(open_ := torch.nonzero((high - low > tolerance) & (low < largest))[:, 0]):
+    while len(open_ := true_at((high - low > tolerance) & (low < largest))):
         bounded = high[open_].isfinite()
         middle = torch.where(
             bounded, (low[open_] + high[open_]) / 2, (2 * low[open_]).clamp(0.125, largest)
@@ -131,7 +132,7 @@ def _each_holds(
     if count_kept or not verifier.tightenings.counted_cliques:
         return held
     untruncated = hold(found._replace(fits=torch.ones_like(found.fits)))
-    open_ = torch.nonzero(untruncated & ~held)[:, 0]
+    open_ = true_at(untruncated & ~held)
     if len(open_):
         held[open_] = _each_holds(
             verifier, raw, truths.at(open_), epsilon[open_], iou, log_odds, count_kept=True
@@ -216,10 +217,10 @@ def remaining_regions(
     ):
         alone = RawOutput(raw.logits[image, None], raw.offsets[image, None])
         candidates = verifier.candidates(alone, radius[None])
-        mine = torch.nonzero(candidates.group == label)[:, 0]
+        mine = true_at(candidates.group == label)
         boxes, balls = candidates.boxes.at(mine), candidates.balls.at(mine)
         stay = stays_on(boxes, box.expand(len(mine), 4), balls) >= iou
-        [matched] = torch.nonzero(stay, as_tuple=True)
+        matched = true_at(stay)
         low, high = corner_range(boxes.at(matched), size)
         near = torch.cat([low[:, :2], box[None, :2]]).amin(dim=0)
         far = torch.cat([high[:, 2:], box[None, 2:]]).amax(dim=0)

@@ -17,6 +17,11 @@ def take(values: Tensor, index: Tensor) -> Tensor:
     return values.index_select(0, index)
 
 
+def true_at(mask: Tensor) -> Tensor:
+    """Indices at which (P,) bool is true, several times as fast as `torch.nonzero`."""
+    return torch.from_numpy(np.flatnonzero(mask.numpy()))
+
+
 def count_reaching(falling: Tensor, starts: Tensor, counts: Tensor, levels: Tensor) -> Tensor:
     """How many values of a range are at least a level; they are its first ones.
 

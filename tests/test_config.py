@@ -35,6 +35,12 @@ def test_settings_that_cannot_work(name: str, value: Any) -> None:
         TrainConfig(**{name: value})
 
 
+@pytest.mark.parametrize("unit", [-0.1, float("nan"), float("inf")])
+def test_offset_units_that_cannot_work(unit: float) -> None:
+    with pytest.raises(InputError, match=f"offset_unit must be positive.*not {unit}"):
+        DetectorConfig(offset_unit=unit)
+
+
 @pytest.mark.parametrize(
     "settings",
     [

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from pathlib import Path
 
 import pytest
 import torch
 
 from lipdet.boxes import SigmoidScores
-from lipdet.checkpoint import read_tensors
+from lipdet.checkpoint import load_detector, read_tensors
 from lipdet.config import PRESETS
 from lipdet.detector.multibox import multibox_loss
 from lipdet.errors import InputError
@@ -55,6 +56,21 @@ def test_fine_tuning_starts_from_the_weights_given(house_numbers: Pack, tmp_path
     state = trainer.state.detector.state_dict()
     # Oracle: the file itself.
     assert all(torch.equal(state[name], tensor) for name, tensor in tensors.items())
+
+
+def test_fine_tuning_may_change_what_offsets_mean(house_numbers: Pack, tmp_path: Path) -> None:
+    train(job_on(house_numbers), tmp_path / "first")
+    job = job_on(house_numbers, start_from=str(tmp_path / "first"))
+    unit = 0.37
+    job = dataclasses.replace(job, detector=dataclasses.replace(job.detector, offset_unit=unit))
+    train(job, tmp_path / "second")
+    coding = load_detector(str(tmp_path / "second")).detector.coding
+    default_box = torch.tensor([30.0, 40.0, 10.0, 20.0])
+    moved = coding.decode(torch.tensor([1.0, 0.0, 0.0, 0.5]), default_box)
+    # Oracle: the definition, by hand.
+    half = 20 * math.exp(unit) / 2
+    expected = torch.tensor([25 + 10 * unit, 40 - half, 35 + 10 * unit, 40 + half])
+    torch.testing.assert_close(moved, expected)
 
 
 def test_fine_tuning_another_detector_is_refused(house_numbers: Pack, tmp_path: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from dataclasses import dataclass, field
 from typing import Literal, get_args
 
@@ -24,12 +25,24 @@ class DetectorConfig:
         class_names: the classes, background not counted.
         image_size: side of the square input in pixels.
         width: channels of the body; 0 where the architecture has its own.
+        offset_unit: what an offset of 1 moves a centre by, in sides of the default box, and half of
+            what it adds to the logarithm of a side; 0 where the architecture has its own. Where
+            offsets are 1-Lipschitz it is a second dial: boxes move by less in smaller units, and
+            are harder to find.
     """
 
     architecture: str = "tinier-ssd"
     class_names: tuple[str, ...] = DIGITS
     image_size: int = IMAGE_SIZE
     width: int = 0
+    offset_unit: float = 0.0
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.offset_unit < math.inf:
+            raise InputError(
+                f"offset_unit must be positive, or 0 for the architecture's own, not "
+                f"{self.offset_unit}."
+            )
 
 
 @dataclass(frozen=True)

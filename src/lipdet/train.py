@@ -17,6 +17,7 @@ import threading
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -138,12 +139,15 @@ def first_detector(job: Job) -> SSD:
     """
     if not job.train.start_from:
         return build_detector(job.detector)
-    detector = load_detector(job.train.start_from).detector
-    if detector.config != job.detector:
+    start = load_detector(job.train.start_from).detector
+    # What offsets mean may change: training goes on.
+    if replace(start.config, offset_unit=job.detector.offset_unit) != job.detector:
         raise InputError(
-            f"{job.train.start_from} is {detector.config}, but {job.detector} is to be trained; "
+            f"{job.train.start_from} is {start.config}, but {job.detector} is to be trained; "
             "start from weights of the same preset and classes."
         )
+    detector = build_detector(job.detector)
+    detector.load_state_dict(start.state_dict())
     return detector
 
 

@@ -46,11 +46,8 @@ TEMPERATURE = 20.0
 CLASS_MARGIN, NMS_THRESHOLD = 0.15, 0.2
 # Every default box starts as background.
 PRIOR_LOGIT = -0.4
-# What an offset of 1 means, in sides of the default box: smaller is easier to certify (an offset
-# moves by at most ε), larger is easier to learn. A centre that is off by d sides costs an IoU of
-# about 2d, a side that is off by a factor of exp(d) only d.
-CENTRE_VARIANCE, SIZE_VARIANCE = 0.25, 0.5
-
+# Smaller is easier to certify (an offset moves by at most ε), larger is easier to learn.
+OFFSET_UNIT = 0.25
 
 # Blocks on the map of strides 4, and on that of 8, which the heads read.
 BLOCKS = (3, 6)
@@ -93,7 +90,7 @@ def lipschitz_ssd(config: DetectorConfig) -> SSD:
         default_boxes=default_boxes(
             [DefaultBoxLevel(body.cells, sides, body.stride)], config.image_size
         ),
-        coding=BoxCoding(CENTRE_VARIANCE, SIZE_VARIANCE),
+        coding=BoxCoding.of_unit(config.offset_unit or OFFSET_UNIT),
         scores=SigmoidScores(TEMPERATURE, CLASS_MARGIN),
         normalize=nn.Identity(),
         nms_iou=NMS_THRESHOLD,

@@ -22,7 +22,13 @@ from lipdet.boxes import BoxCoding, SoftmaxScores
 from lipdet.config import DetectorConfig
 from lipdet.detector.default_boxes import default_boxes
 from lipdet.detector.ssd import SSD, Head
-from lipdet.detector.tinier_ssd import BACKGROUND_LOGIT, LEVELS, RATIOS, check_image_size
+from lipdet.detector.tinier_ssd import (
+    BACKGROUND_LOGIT,
+    LEVELS,
+    OFFSET_UNIT,
+    RATIOS,
+    check_image_size,
+)
 from lipdet.layers import DisjointMaxPool2d, L2NormConv2d, SLLBlock, SpectralConv2d
 
 # Blocks before each pooling to the maps of 37 (no head), 18, 9, 4 and 2 cells.
@@ -58,7 +64,7 @@ def sll_ssd(config: DetectorConfig) -> SSD:
         backbone=SLLBackbone(edge(3, config.width, 3, padding=1), config.width),
         heads=heads,
         default_boxes=default_boxes(LEVELS, config.image_size),
-        coding=BoxCoding(),
+        coding=BoxCoding.of_unit(config.offset_unit or OFFSET_UNIT),
         scores=SoftmaxScores(),
     )
 

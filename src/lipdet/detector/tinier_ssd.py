@@ -28,6 +28,8 @@ TAP_CHANNELS = (32, 32, 32, 16)
 # The sides that pooling turns into maps of the cells above.
 IMAGE_SIZES = range(74, 78)
 BACKGROUND_LOGIT = 5.0
+# As in SSD.
+OFFSET_UNIT = 0.1
 
 
 def tinier_ssd(config: DetectorConfig) -> SSD:
@@ -51,7 +53,7 @@ def tinier_ssd(config: DetectorConfig) -> SSD:
         backbone=TinierBackbone(),
         heads=heads,
         default_boxes=default_boxes(LEVELS, config.image_size),
-        coding=BoxCoding(),
+        coding=BoxCoding.of_unit(config.offset_unit or OFFSET_UNIT),
         scores=SoftmaxScores(),
     )
     detector.apply(_initialise)

@@ -21,7 +21,8 @@ from lipdet.certificate.iou_bounds import (
     min_iou_of_pairs,
     min_iou_pair,
 )
-from lipdet.certificate.overlaps import in_float32
+from lipdet.certificate.overlaps import OVERLAP_SLACK, in_float32, surely_overlap
+from lipdet.certificate.segments import take
 from tests.certificate.dense_search import KINDS, SIZE, random_ranges, search
 
 # Over all kinds, clipped and not, one and two uncertain boxes. All of them take ten minutes.
@@ -115,6 +116,29 @@ def test_in_float32_bounds_of_pairs_are_no_higher(kind: str) -> None:
     large = (boxes.low[:, 2:] > 1).all(dim=1)
     large = large[first] & large[second]
     assert (rounded >= exact - 2e-3)[large].all()
+
+
+def test_boxes_that_surely_overlap() -> None:
+    generator = torch.Generator().manual_seed(0)
+    offsets = torch.randn(120, 4, generator=generator, dtype=torch.float64)
+    default_boxes = torch.rand(120, 4, generator=generator, dtype=torch.float64) * 40 + 15
+    boxes = box_range(offsets, torch.full_like(offsets, 0.4), default_boxes, BoxCoding())
+    members = (torch.rand(120, 3, generator=generator) < 0.5).float()
+    nms_iou, images = 0.2, [torch.arange(0, 50), torch.arange(50, 120)]
+    of_images = [take(members, index) for index in images]
+    found = surely_overlap(boxes, images, of_images, nms_iou, int(SIZE))
+    for index, of_image, overlaps in zip(images, of_images, found, strict=True):
+        first, second = torch.cartesian_prod(index, index).T
+        lowest = min_iou_of_pairs(boxes, first, second, SIZE).reshape(len(index), -1)
+        in_common = (of_image @ of_image.T > 0).fill_diagonal_(False)
+        sure = torch.from_numpy(overlaps)
+        assert (lowest > nms_iou)[sure].all()
+        assert in_common[sure].all()
+        assert torch.equal(sure, sure.T)
+        # What the first test leaves out is hardly ever wrong.
+        wanted = in_common & (lowest > nms_iou + 2 * OVERLAP_SLACK)
+        assert wanted.sum() > 100
+        assert (wanted & sure).sum() >= 0.99 * wanted.sum()
 
 
 def test_vertices_give_no_upper_bound() -> None:

@@ -19,7 +19,7 @@ def take(values: Tensor, index: Tensor) -> Tensor:
 
 def true_at(mask: Tensor) -> Tensor:
     """Indices at which (P,) bool is true, several times as fast as `torch.nonzero`."""
-    return torch.from_numpy(np.flatnonzero(mask.numpy()))
+    return torch.from_numpy(np.flatnonzero(mask.cpu().numpy())).to(mask.device)
 
 
 def count_reaching(falling: Tensor, starts: Tensor, counts: Tensor, levels: Tensor) -> Tensor:

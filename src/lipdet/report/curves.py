@@ -16,6 +16,8 @@ from lipdet.report.table import percent
 LABEL_HEIGHT = 0.05
 # Lower, the axis would run through it.
 LABEL_LOWEST = 0.03
+# On either side of the clean AP50 of all detectors.
+AROUND = 0.08
 
 
 @styled
@@ -80,7 +82,10 @@ def plot_frontier(results: Sequence[Result]) -> Drawing | None:
                 **side,
             )
     axes.axline((0, 0), slope=1, color=colour(6), lw=0.8, ls=":")
-    axes.set(xlim=(0, 1.02), xlabel="clean AP50, percent")
+    every = [result["clean"]["ap50"] for result in results]
+    # Detectors worth comparing are close to each other.
+    around = (max(0, min(every) - AROUND), min(1.02, max(every) + AROUND))
+    axes.set(xlim=around, xlabel="clean AP50, percent")
     axes.set_ylabel("AP50 at radius ε, percent")
     axes.xaxis.set_major_formatter(PercentFormatter(1, symbol=""))
     _percent(axes)

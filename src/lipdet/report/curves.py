@@ -17,7 +17,7 @@ LABEL_HEIGHT = 0.05
 # Lower, the axis would run through it.
 LABEL_LOWEST = 0.03
 # On either side of the clean AP50 of all detectors.
-AROUND = 0.08
+AROUND = 0.05
 
 
 @styled
@@ -89,7 +89,8 @@ def plot_frontier(results: Sequence[Result]) -> Drawing | None:
     axes.set_ylabel("AP50 at radius ε, percent")
     axes.xaxis.set_major_formatter(PercentFormatter(1, symbol=""))
     _percent(axes)
-    axes.legend()
+    # Beside the axes: markers may be anywhere inside.
+    axes.legend(loc="lower center", bbox_to_anchor=(0.5, 1.0), ncols=2)
     has_certificates = any(result["certified"] for result in results)
     return Drawing(
         "frontier",

@@ -21,7 +21,7 @@ from lipdet.certificate.box_range import BoxRange, corner_range
 from lipdet.certificate.iou_vertices import least, vertices_after_clipping, vertices_of_centers
 from lipdet.certificate.segments import take, true_at
 
-# What is computed of so many pairs at once fits into a processor's cache.
+# For bounded memory; more is not faster.
 PAIRS_AT_ONCE = 32_768
 
 

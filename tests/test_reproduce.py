@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import shutil
 from pathlib import Path
 
 import pytest
 
-from lipdet import reproduce as module
 from lipdet.checkpoint import weights_file
 from lipdet.commands.reproduce import run
 from lipdet.config import PRESETS
 from lipdet.errors import InputError
+from lipdet.evaluate import attacked as attacked_module
+from lipdet.evaluate import certified as certified_module
 from lipdet.reproduce import QUICK_ROWS, ROWS, Effort, detector_of, reproduce
 
 TINY = Effort(("rendered:128",), epochs=1, pictures=2, steps=1, packaged=True, epsilons=(0.1,))
@@ -40,11 +42,18 @@ def test_rows_are_trained_or_loaded_measured_and_kept(
     assert "sll-l2-small" in (tmp_path / "index.html").read_text()
     assert (tmp_path / "figures" / "frontier.svg").is_file()
 
-    def no_work(*_: object) -> None:
-        raise AssertionError("a finished row is measured again")
+    def no_work(*_: object, **__: object) -> None:
+        raise AssertionError("finished pictures are attacked or certified again")
 
-    monkeypatch.setattr(module, "measured", no_work)
-    assert reproduce(tmp_path, presets, "rendered:4", TINY, seed=0) == [loaded, trained]
+    monkeypatch.setattr(attacked_module, "attack_and_detect", no_work)
+    monkeypatch.setattr(certified_module, "verifier_of", no_work)
+    again = reproduce(tmp_path, presets, "rendered:4", TINY, seed=0)
+    assert [{**row, "seconds": 0} for row in again] == [
+        {**row, "seconds": 0} for row in (loaded, trained)
+    ]
+    more = dataclasses.replace(TINY, epsilons=(0.1, 0.2))
+    with pytest.raises(AssertionError, match="attacked or certified again"):
+        reproduce(tmp_path, presets, "rendered:4", more, seed=0)
 
 
 def test_rows_can_be_detectors(tmp_path: Path) -> None:

@@ -2,7 +2,8 @@
 
 Notable choices:
 - Rows whose weights come with the package are loaded; all others are trained on the same data.
-- A finished training, a finished chunk of an attack and a finished row are never done again.
+- A finished training and a finished chunk of pictures are never done again; rows are put together
+  anew, so that other radii or steps in the same folder add to what is there.
 - A row is a preset, or any DETECTOR: packaged weights without a preset, or one's own run.
 - `worst` attacks and certificates use the same pictures, so certified ≤ attacked can be read off.
 """
@@ -88,7 +89,7 @@ def reproduce(
     """Measure every row and write the page; a second call goes on from what the first has left.
 
     Args:
-        out: receives `runs/ROW`, `attacks/`, `rows/ROW.json`, `results.json`, `table.md`,
+        out: receives `runs/ROW`, `state/`, `rows/ROW.json`, `results.json`, `table.md`,
             `index.html` and `figures/`.
         rows: presets and DETECTORs, in their order.
         data: SPEC to evaluate on.
@@ -105,10 +106,9 @@ def reproduce(
         loaded = detector_of(row, out, effort, seed)
         pack = open_data(data, "test", loaded.detector.config.image_size, seed)
         pack = pack.head(effort.pictures or len(pack))
-        file = out / "rows" / f"{loaded.name}.json"
-        if not file.exists():
-            _write(file, measured(loaded, pack, out, effort, seed))
-        results.append(json.loads(file.read_text()))
+        results.append(measured(loaded, pack, out / "state", effort, seed))
+        # A row can be read before the last one is done.
+        _write(out / "rows" / f"{loaded.name}.json", results[-1])
         first = AttackSettings(effort.epsilons[0], steps=effort.steps, seed=seed)
         inspections.append(inspect_detector(loaded, pack, SHOWN, single_attacks("worst", first)))
     _write(out / "results.json", results)
@@ -136,18 +136,18 @@ def detector_of(row: str, out: Path, effort: Effort, seed: int) -> LoadedDetecto
 
 
 def measured(
-    loaded: LoadedDetector, pack: Pack, out: Path, effort: Effort, seed: int
+    loaded: LoadedDetector, pack: Pack, state: Path, effort: Effort, seed: int
 ) -> dict[str, Any]:
     """Clean, attacked and certified AP of one row, with intervals and false positives."""
     settings = AttackSettings(effort.epsilons[0], steps=effort.steps, seed=seed)
-    campaign = Campaign("worst", effort.epsilons, settings, out / "attacks")
-    result = evaluate(loaded, pack, seed, campaign, effort.epsilons)
+    campaign = Campaign("worst", effort.epsilons, settings, state)
+    result = evaluate(loaded, pack, seed, campaign, effort.epsilons, state)
     detector = prepare(loaded.detector)
     found = {0.0: detect_pack(detector, pack, range(len(pack)), AP_SELECTION)}
     for epsilon in effort.epsilons:
         singles = single_attacks("worst", dataclasses.replace(settings, epsilon=epsilon))
         # All of them were run before; this reads what the state folder holds.
-        attacks = [attack_pack(detector, pack, single, campaign.state) for single in singles]
+        attacks = [attack_pack(detector, pack, single, state) for single in singles]
         outcomes = [*attacks, worst(attacks)]
         found[epsilon] = min(outcomes, key=lambda one: measure(one, pack)["ap50"]).detections
     return {**result, "working_points": working_points(pack, found, seed)}

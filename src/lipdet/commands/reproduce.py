@@ -43,12 +43,17 @@ def parser() -> Parser:
         "--epsilon", nargs="+", metavar="E", help=f"{EPSILON_HELP} (default: {DEFAULT})"
     )
     parser.add_argument(
+        "--steps", type=int, metavar="N", help=f"steps of each attack (default: {FULL.steps})"
+    )
+    parser.add_argument(
         "--quick",
         action="store_true",
         help="small detectors, short trainings, few pictures and weak attacks: every step of the "
         "way in about twenty minutes on two cores, figures without meaning",
     )
-    parser.add_function_arguments(run, skip={"presets", "training", "data", "epsilon", "quick"})
+    parser.add_function_arguments(
+        run, skip={"presets", "training", "data", "epsilon", "steps", "quick"}
+    )
     return parser
 
 
@@ -58,6 +63,7 @@ def run(
     data: str = "rendered:1000",
     out: Path = Path("reproduce"),
     epsilon: Sequence[str] = (),
+    steps: int | None = None,
     quick: bool = False,
     seed: int = 0,
 ) -> None:
@@ -69,6 +75,7 @@ def run(
         data: SPEC to evaluate on.
         out: folder for runs, results, table and figures; a second call goes on where it stopped.
         epsilon: L2 radii of attacks and certificates.
+        steps: of each attack.
         quick: see its help.
         seed: of trainings, crops and random starts.
     """
@@ -80,6 +87,8 @@ def run(
         effort = dataclasses.replace(effort, training=tuple(training))
     if epsilon:
         effort = dataclasses.replace(effort, epsilons=parse_epsilons(epsilon))
+    if steps is not None:
+        effort = dataclasses.replace(effort, steps=steps)
     results = reproduce(out, rows, data, effort, seed)
     Console().print(comparison_table(results))
     print(f"Page: {out}/index.html; figures: {out}/figures; results: {out}/results.json")

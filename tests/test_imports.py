@@ -49,7 +49,7 @@ ALLOWED: dict[str, set[str]] = {
     "certificate": BASE | {"boxes", "config", "detector", "layers", "progress", "types"},
     "evaluate": BASE
     | {"attack", "boxes", "certificate", "checkpoint", "config", "detector", "images"}
-    | {"distributed", "progress", "types", "versions"},
+    | {"distributed", "hardware", "progress", "types", "versions"},
     "detect": BASE | {"boxes", "certificate", "config", "detector", "evaluate", "images", "types"},
     "export": BASE
     | {"boxes", "certificate", "checkpoint", "config", "detector", "layers", "types", "versions"},

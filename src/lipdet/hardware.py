@@ -1,4 +1,4 @@
-"""What the machine offers to a training: device, precision, memory settings."""
+"""What the machine offers to trainings and attacks: device, precision, memory settings."""
 
 from __future__ import annotations
 
@@ -24,8 +24,8 @@ def computes_in_bf16(device: torch.device) -> bool:
 def keep_freed_memory() -> None:
     """Let the C library keep freed memory instead of returning it to the system at every step.
 
-    A training step frees and asks for the same hundreds of megabytes; without this, glibc maps
-    and clears the pages each time. Does nothing where there is no glibc.
+    A step of a training or an attack frees and asks for the same hundreds of megabytes; without
+    this, glibc maps and clears the pages each time. Does nothing where there is no glibc.
     """
     if not sys.platform.startswith("linux"):
         return

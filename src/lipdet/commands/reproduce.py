@@ -49,7 +49,7 @@ def parser() -> Parser:
         "--quick",
         action="store_true",
         help="small detectors, short trainings, few pictures and weak attacks: every step of the "
-        "way in about twenty minutes on two cores, figures without meaning",
+        "way in about a quarter of an hour on two cores, figures without meaning",
     )
     parser.add_function_arguments(
         run, skip={"presets", "training", "data", "epsilon", "steps", "quick"}

@@ -5,6 +5,8 @@ Notable choices:
   of several sizes; digits found side by side are taken as one number. The fine one runs it once
   more on a square around each number, which is the framing that it was trained on.
 - A given crop is taken as it is: one pass.
+- A place has one reading: classes compete there, within a square in its own pixels, so that
+  certificates can speak of it, and then between squares.
 """
 
 from __future__ import annotations
@@ -36,6 +38,8 @@ SMALLEST_SQUARE = 40
 OVERLAP = 0.5
 MARGIN = 1.2
 MOST_COVERED = 0.5
+# Coordinates of one box, in pixels of the picture, from batches of two sizes.
+SAME_BOX = 0.1
 # A larger photograph is searched at this size; its numbers are still larger than a square.
 SEARCHED_SIDE = 384
 
@@ -85,6 +89,14 @@ def detect_in_photograph(detector: Network, image: Image.Image) -> Found:
     return Found(_merge(fine), regions)
 
 
+def one_per_place(found: Detections) -> Detections:
+    """Of the boxes of one square that cover each other only the best; best first.
+
+    Overlap is relative to the smaller box: a part of a digit may be read as another.
+    """
+    return _merge([found], apart=False)
+
+
 class CertifiedRegion(NamedTuple):
     """What was found in one square of a picture, and how much perturbation of it that survives.
 
@@ -102,7 +114,12 @@ class CertifiedRegion(NamedTuple):
 
 
 def certify_regions(
-    detector: SSD, verifier: Verifier, image: Image.Image, regions: Sequence[Region], iou: float
+    detector: SSD,
+    verifier: Verifier,
+    image: Image.Image,
+    regions: Sequence[Region],
+    iou: float,
+    one_reading: bool = False,
 ) -> list[CertifiedRegion]:
     """Detections in squares of a picture with the largest L2 perturbation that each survives.
 
@@ -112,33 +129,54 @@ def certify_regions(
         image: RGB.
         regions: squares of it.
         iou: how much of a box must remain.
+        one_reading: whether classes compete for a place, as in what `lipdet detect` shows; then the
+            reading must remain the best one there.
     """
     if not regions:
         return []
     cuts = np.stack([cut(image, region, detector.config.image_size) for region in regions])
     raw = outputs(detector, torch.from_numpy(cuts).permute(0, 3, 1, 2).float() / 255)
     found = select_detections(raw, verifier.decoder, verifier.selection)
-    kept = remaining_detections(verifier, raw, found, iou)
+    if one_reading:
+        found = [one_per_place(one) for one in found]
+    competing = MOST_COVERED if one_reading else None
+    kept = remaining_detections(verifier, raw, found, iou, most_covered=competing)
     return [CertifiedRegion(*row) for row in zip(regions, cuts, found, kept, strict=True)]
 
 
 def radii_in_photograph(
     found: Found, certified: Sequence[CertifiedRegion], image: Image.Image, size: int
 ) -> list[float]:
-    """The radius of each detection of a picture, from the square in which it was found."""
-    boxes, labels, radii = [], [], []
-    for one in certified:
-        shown = _in_photograph(one.detections, one.region, image, size)
-        boxes.append(shown["boxes"])
-        labels.append(shown["labels"])
-        radii.append(one.remaining.radius)
+    """How much perturbation of its square each detection of a picture survives as it is shown.
+
+    The squares stay where they are, and what was found in other ones as it was. Where that comes
+    near, nothing is promised.
+
+    Args:
+        found: what is shown.
+        certified: its regions, with `one_reading`.
+        image: the picture.
+        size: of the network's input.
+    """
+    parts = [_in_photograph(one.detections, one.region, image, size) for one in certified]
     result = []
     for box, label in zip(found.detections["boxes"], found.detections["labels"], strict=True):
-        # The same box up to how a batch of another size rounds.
-        distance = (torch.cat(boxes) - box).abs().amax(dim=1)
-        nearest = int(distance.masked_fill(torch.cat(labels) != label, torch.inf).argmin())
-        result.append(float(torch.cat(radii)[nearest]))
+        radius = 0.0
+        for place, (one, part) in enumerate(zip(certified, parts, strict=True)):
+            same = (part["boxes"] - box).abs().amax(dim=1) <= SAME_BOX
+            [rows] = torch.nonzero(same & (part["labels"] == label), as_tuple=True)
+            if len(rows):
+                reach = out_of_region(one.remaining.region[rows[:1]].numpy(), one.region, size)
+                others = [other["boxes"] for other in [*parts[:place], *parts[place + 1 :]]]
+                if not _touch(torch.from_numpy(reach), torch.cat([*others, torch.zeros(0, 4)])):
+                    radius = float(one.remaining.radius[rows[0]])
+        result.append(radius)
     return result
+
+
+def _touch(box: torch.Tensor, boxes: torch.Tensor) -> bool:
+    """Whether a box (1, 4) has a point in common with any of boxes (N, 4)."""
+    return bool(((boxes[:, :2] <= box[:, 2:]) & (boxes[:, 2:] >= box[:, :2])).all(dim=1).any())
 
 
 def search_squares(width: int, height: int) -> list[Region]:
@@ -172,7 +210,7 @@ def _detect_in_regions(
         batch = regions[start : start + BATCH_SIZE]
         pixels = torch.from_numpy(np.stack([cut(image, region, size) for region in batch]))
         found += [
-            _in_photograph(one, region, image, size)
+            _in_photograph(one_per_place(one), region, image, size)
             for one, region in zip(detect_batch(detector, pixels, choice), batch, strict=True)
         ]
     return found
@@ -188,11 +226,12 @@ def _in_photograph(found: Detections, region: Region, image: Image.Image, size: 
     )
 
 
-def _merge(parts: list[Detections]) -> Detections:
+def _merge(parts: list[Detections], apart: bool = True) -> Detections:
     """All detections, of those that cover each other only the best; best first.
 
-    Two squares may read one digit differently, or a part of it as another, so classes compete and
-    the overlap is relative to the smaller box.
+    Args:
+        parts: of each square.
+        apart: whether only boxes of different squares compete.
     """
     if not parts:
         return Detections(
@@ -205,6 +244,9 @@ def _merge(parts: list[Detections]) -> Detections:
     scores = torch.cat([part["scores"] for part in parts])
     kept: list[int] = []
     covered = _covered_share(boxes)
+    if apart:
+        square = torch.repeat_interleave(torch.tensor([len(part["labels"]) for part in parts]))
+        covered[square[:, None] == square] = 0
     for index in scores.argsort(descending=True, stable=True).tolist():
         if not kept or covered[index, kept].max() <= MOST_COVERED:
             kept.append(index)

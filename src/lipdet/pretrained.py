@@ -109,7 +109,7 @@ class Detector:
         return self._detections(found, [None] * len(found.detections["labels"]))
 
     def certify(self, picture: Picture, crop: Sequence[float] | None = None) -> list[Detection]:
-        """Like `detect`, and say of each detection how much perturbation it provably survives.
+        """Like `detect`, and say how much perturbation leaves each detection what is shown.
 
         Raises:
             UnknownLipschitz: a layer of the network has no bound.
@@ -119,7 +119,7 @@ class Detector:
         if not found.regions:
             return []
         certified = certify_regions(
-            self.network, self._verifier, image, found.regions, REMAINING_IOU
+            self.network, self._verifier, image, found.regions, REMAINING_IOU, one_reading=True
         )
         radii = radii_in_photograph(found, certified, image, self.image_size)
         return self._detections(found, radii)

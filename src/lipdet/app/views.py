@@ -26,6 +26,7 @@ from lipdet.certificate.radius import (
     TOLERANCE,
     certified_radii,
     remaining_regions,
+    without_overtaking,
 )
 from lipdet.certificate.truths import Truths, free_truths
 from lipdet.certificate.verifier import Verifier
@@ -107,7 +108,8 @@ def look(exhibit: Exhibit, picture: Image.Image, region: Region) -> View:
         )
         return View(exhibit.name, image, raw, found, none, constant, reason)
     floor = logit(DISPLAY_SELECTION.score_floor)
-    radii = certified_radii(verifier, raw, _truths(found), REMAINING_IOU, floor).tolist()
+    sure = without_overtaking(verifier)
+    radii = certified_radii(sure, raw, _truths(found), REMAINING_IOU, floor).tolist()
     return View(exhibit.name, image, raw, found, radii, constant, "")
 
 

@@ -38,6 +38,7 @@ class Certifiers(NamedTuple):
 
     Attributes:
         truth: index of the object.
+        candidate: index of the candidate.
         low: lowest log-odds of the candidate: the object is certified up to it.
         box: IoU threshold up to which the candidate matches its object (condition 2).
         kept: the same for it and all that can suppress it (condition 3), so at most `box`.
@@ -47,6 +48,7 @@ class Certifiers(NamedTuple):
     """
 
     truth: Tensor
+    candidate: Tensor
     low: Tensor
     box: Tensor
     kept: Tensor
@@ -105,7 +107,7 @@ def certifiers(
         candidates, truths, truth, vouching, boxes, torch.cat([box, rival_box]), size,
         tightenings.relaxed_match,
     )  # fmt: skip
-    return Certifiers(truth, low, box, kept, fit, alone, pairs)
+    return Certifiers(truth, own, low, box, kept, fit, alone, pairs)
 
 
 def certified_up_to(found: Certifiers, truths: int, ious: Sequence[float]) -> Tensor:

@@ -11,6 +11,7 @@ Notable choices:
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import NamedTuple
 
 import torch
@@ -21,7 +22,9 @@ from lipdet.certificate.box_range import corner_range
 from lipdet.certificate.certify import Certifiers, certified_up_to
 from lipdet.certificate.conditions import stays_on
 from lipdet.certificate.segments import true_at
+from lipdet.certificate.staying import NEVER
 from lipdet.certificate.truths import Truths, free_truths
+from lipdet.certificate.unrivalled import unrivalled
 from lipdet.certificate.verifier import Verifier
 from lipdet.types import Detections, RawOutput
 
@@ -70,6 +73,7 @@ def certified_radii(
     iou: float,
     log_odds: float,
     tolerance: float = TOLERANCE,
+    most_covered: float | None = None,
 ) -> Tensor:
     """The largest ε at which each object is certified, with all tightenings of the verifier.
 
@@ -80,6 +84,8 @@ def certified_radii(
         iou: threshold of a match.
         log_odds: score that the detection shall keep, not below the floor.
         tolerance: how far below the largest the result may lie.
+        most_covered: if given, the detection shall also be the one that is shown at its place, see
+            `unrivalled`; needs a verifier without `overtaking`.
 
     Returns:
         (G,) float64; 0 where there is no certificate.
@@ -89,7 +95,7 @@ def certified_radii(
         parts = (torch.split(values, OBJECTS_AT_ONCE) for values in (objects, epsilon))
         return torch.cat(
             [
-                _each_holds(verifier, raw, truths.at(index), at, iou, log_odds)
+                _each_holds(verifier, raw, truths.at(index), at, iou, log_odds, most_covered)
                 for index, at in zip(*parts, strict=True)
             ]
         )
@@ -106,6 +112,7 @@ def _each_holds(
     epsilon: Tensor,
     iou: float,
     log_odds: float,
+    most_covered: float | None,
     count_kept: bool = False,
 ) -> Tensor:
     """Whether each object is certified at its own ε (G,).
@@ -117,6 +124,7 @@ def _each_holds(
         epsilon: (G,).
         iou: threshold of a match.
         log_odds: that the detection shall keep.
+        most_covered: see `certified_radii`.
         count_kept: bound what NMS can keep for all of them, not only where that decides.
     """
     alone = truths._replace(image=torch.arange(len(epsilon)))
@@ -124,6 +132,11 @@ def _each_holds(
     candidates = verifier.candidates(copies, epsilon)
     entries = verifier.entries(candidates, epsilon) if count_kept else None
     found = verifier.certifiers(candidates, alone, epsilon, iou, entries)
+    if most_covered is not None:
+        # Of all that condition 3 leaves, only what is shown counts, truncated or not.
+        whole = found._replace(fits=torch.ones_like(found.fits))
+        shown = unrivalled(verifier, candidates, whole, epsilon, iou, most_covered)
+        found = found._replace(kept=found.kept.masked_fill(~shown, NEVER))
 
     def hold(found: Certifiers) -> Tensor:
         return certified_up_to(found, len(epsilon), [iou])[:, 0] >= log_odds
@@ -135,7 +148,7 @@ def _each_holds(
     open_ = true_at(untruncated & ~held)
     if len(open_):
         held[open_] = _each_holds(
-            verifier, raw, truths.at(open_), epsilon[open_], iou, log_odds, count_kept=True
+            verifier, raw, truths.at(open_), epsilon[open_], iou, log_odds, most_covered, True
         )
     return held
 
@@ -158,11 +171,13 @@ def remaining_detections(
     found: Sequence[Detections],
     iou: float,
     tolerance: float = TOLERANCE,
+    most_covered: float | None = None,
 ) -> list[Remaining]:
     """How much perturbation each detection of a batch survives, without any ground truth.
 
     Promised: whatever the perturbation of at most ε, some detection of the same class, with a score
-    above the floor, has an IoU of at least `iou` with this box.
+    above the floor, has an IoU of at least `iou` with this box and lies within its region. Given
+    `most_covered`, one such detection is also shown, where classes compete; see `unrivalled`.
 
     *Proof.* Conditions 1 to 4 with the box itself as the object g. By 1 the certifier a stays a
     candidate. It is kept, or suppressed by a kept b that by 3 has IoU_min(B_b, g) ≥ θ; by 2 a has
@@ -176,6 +191,7 @@ def remaining_detections(
         found: the detections of each.
         iou: threshold of "still this box".
         tolerance: how far below the largest ε the radius may lie.
+        most_covered: the share from which on two boxes compete to be shown; None if none do.
 
     Returns:
         One for each image; the radius is 0 where nothing is promised.
@@ -187,10 +203,20 @@ def remaining_detections(
         torch.cat([one["boxes"].cpu() for one in found]),
     )
     floor = logit(verifier.selection.score_floor)
-    radii = certified_radii(verifier, raw, truths, iou, floor, tolerance)
+    verifier = without_overtaking(verifier)
+    radii = certified_radii(verifier, raw, truths, iou, floor, tolerance, most_covered)
     regions = remaining_regions(verifier, raw, truths, radii, iou)
     parts = zip(torch.split(radii, counts), torch.split(regions, counts), strict=True)
     return [Remaining(radius, region) for radius, region in parts]
+
+
+def without_overtaking(verifier: Verifier) -> Verifier:
+    """The verifier for promises of where a box lies.
+
+    Overtaking lets a rival stand in that matches only once it has passed the certifier, and where
+    it may lie then is not in the hull of what surely matches.
+    """
+    return replace(verifier, tightenings=replace(verifier.tightenings, overtaking=False))
 
 
 def remaining_regions(
@@ -198,13 +224,13 @@ def remaining_regions(
 ) -> Tensor:
     """The hull of all that may stand in for each box: candidates that surely match it.
 
-    The certifier and all that can suppress it are among them.
+    The certifier and all that can suppress it are among them: condition 3 without `overtaking`.
 
     Args:
         verifier: of the detector.
         raw: its outputs for the images of `truths`.
         truths: boxes that remain.
-        radii: (G,) ε of each, at most the one up to which it remains.
+        radii: (G,) ε of each, at most the one up to which it remains `without_overtaking`.
         iou: threshold of "still this box".
 
     Returns:

@@ -108,10 +108,12 @@ def _verifier(model: Network) -> Verifier | None:
 def _radii(
     model: Network, verifier: Verifier | None, image: Image.Image, found: Found
 ) -> list[float | None]:
-    """The largest ε that each detection survives; None where no constants are known."""
+    """The largest ε under which each stays what is shown; None where no constants are known."""
     if verifier is None or not isinstance(model, SSD):
         return [None] * len(found.detections["labels"])
-    certified = certify_regions(model, verifier, image, found.regions, REMAINING_IOU)
+    certified = certify_regions(
+        model, verifier, image, found.regions, REMAINING_IOU, one_reading=True
+    )
     return list(radii_in_photograph(found, certified, image, model.config.image_size))
 
 

@@ -33,11 +33,18 @@ def test_certify_draws_boxes_and_writes_radii(
         assert reach[1] <= top <= bottom <= reach[3]
     with Image.open(tmp_path / "certified" / "door-1.png") as drawn:
         assert drawn.width == CERTIFICATE_SIDE
-    # Oracle: the other command, which finds its detections on its own.
+    # Oracle: the other command, which finds its detections on its own and promises more of fewer.
     main(["detect", "certified-small", *look, "--out", str(tmp_path / "detected")])
     found = json.loads((tmp_path / "detected" / "detections.json").read_text())
-    radii = {one["label"]: one["radius"] for one in found["pictures"][0]["detections"]}
-    assert radii == pytest.approx({one["label"]: one["radius"] for one in region["detections"]})
+    shown = found["pictures"][0]["detections"]
+    assert max(one["radius"] for one in shown) > 0
+    for one in shown:
+        [alike] = [
+            other
+            for other in region["detections"]
+            if other["label"] == one["label"] and other["box"] == pytest.approx(one["box"], abs=0.1)
+        ]
+        assert one["radius"] <= alike["radius"]
 
 
 def test_eval_shows_every_table_and_writes_every_variant(

@@ -37,6 +37,15 @@ def detector() -> SSD:
     return built
 
 
+def test_weights_that_are_no_numbers(detector: SSD, tmp_path: Path) -> None:
+    state = {name: tensor.clone() for name, tensor in detector.state_dict().items()}
+    name = next(iter(state))
+    state[name].flatten()[0] = torch.nan
+    write_tensors(tmp_path / "nan.safetensors", state, {"detector": as_plain(CONFIG)})
+    with pytest.raises(InputError, match=f"no numbers, in {name}"):
+        load_detector(str(tmp_path / "nan.safetensors"))
+
+
 @pytest.fixture
 def saved(detector: SSD, tmp_path: Path) -> Path:
     file = tmp_path / "weights.safetensors"

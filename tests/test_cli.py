@@ -19,8 +19,10 @@ from PIL import Image
 from lipdet import __version__
 from lipdet.checkpoint import save_detector
 from lipdet.cli import main
-from lipdet.config import DetectorConfig
+from lipdet.commands.options import distinct_stems
+from lipdet.config import PRESETS, DetectorConfig
 from lipdet.detector import build_detector
+from lipdet.images.render import rendered
 from tests.images.svhn_format import write_digit_struct
 
 
@@ -98,6 +100,10 @@ def check_mistake(capsys: pytest.CaptureFixture[str], *words: str, names: str) -
         (["data", "info", "svhn:nowhere"], "nowhere"),
         (["data", "info", "coco:nowhere.json"], "nowhere.json"),
         (["data", "info", "rendered:3", "--image_size", "0"], "--image_size"),
+        (["data", "info", "rendered:3", "--seed", "-1"], "seed"),
+        (["eval", "model.onnx", "--data", "rendered:1"], "only detect takes .onnx"),
+        (["eval", "naive", "--data", "rendered:1", "--attack", "pgd", "--epsilon", "1e9"], "1e+09"),
+        (["export", "naive", "--out", "naive.pt2"], "--format torch-export"),
         (["data", "info", "rendered:99999999999999999999"], "rendered:99999999999999999999"),
         (["data", "render", "--image_size", "100000000", "--out", "x"], "--image_size"),
         (["eval", "naive", "--data", "rendered:1", "--limit", "0"], "--limit"),
@@ -257,6 +263,49 @@ def test_print_config_is_read_back(capsys: pytest.CaptureFixture[str], tmp_path:
     again = run(capsys, "train", "--config", str(tmp_path / "config.yaml"), "--print_config")
     assert again[1] == printed
     assert "epochs: 3" in printed
+
+
+def test_print_config_and_help_are_those_of_the_preset(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    words = ["train", "--preset", "certified-small", "--out", str(tmp_path), "--print_config"]
+    _, printed, _ = run(capsys, *words)
+    margin = PRESETS["certified-small"].train.margin
+    assert f"margin: {margin}" in printed
+    (tmp_path / "config.yaml").write_text("preset: certified-small\n")
+    words = ["train", "--config", str(tmp_path / "config.yaml"), "--help"]
+    shown = re.search(r"\n  --margin .*?default:\s+([\d.]+)", run(capsys, *words)[1], re.DOTALL)
+    assert shown
+    assert float(shown[1]) == margin
+
+
+@pytest.mark.parametrize("verb", ["detect", "attack", "certify"])
+def test_pictures_are_not_written_over(
+    verb: str, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    name = "door-1.png" if verb == "certify" else "door.png"
+    pixels, _, _ = rendered("test", 6, size=74)
+    for file in {"door.png", name}:
+        Image.fromarray(pixels).save(tmp_path / file)
+    before = (tmp_path / name).read_bytes()
+    words = [verb, "certified-small", *{str(tmp_path / "door.png"), str(tmp_path / name)}]
+    words += ["--epsilon", "0.1", "--steps", "1"] if verb == "attack" else ["--crop", "0,0,74,74"]
+    status, _, err = run(capsys, *words, "--out", str(tmp_path))
+    assert status == 2
+    assert f"{name} is one of the pictures" in err
+    assert (tmp_path / name).read_bytes() == before
+
+
+def test_names_of_overlays_are_distinct() -> None:
+    given = ["a/photo.png", "b/photo.png", "photo-2.jpg", "photo-2-2.jpg", "other.png"]
+    stems = distinct_stems([Path(name) for name in given])
+    assert stems == ["photo-1", "photo-2-2-2", "photo-2", "photo-2-2", "other"]
+
+
+def test_a_picture_one_pixel_high(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    Image.new("RGB", (2000, 1)).save(tmp_path / "line.png")
+    words = [str(tmp_path / "line.png"), "--out", str(tmp_path / "found")]
+    assert "nothing found" in run(capsys, "detect", "naive", *words)[1]
 
 
 def test_train_eval_detect(

@@ -6,6 +6,7 @@ import dataclasses
 import json
 import shutil
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -76,6 +77,18 @@ def test_rows_are_checked_before_any_work(rows: list[str], problem: str, tmp_pat
     with pytest.raises(InputError, match=problem):
         run(rows, out=tmp_path / "table")
     assert not (tmp_path / "table" / "rows").exists()
+
+
+@pytest.mark.parametrize(
+    ("given", "problem"),
+    [({"data": "nowhere"}, "nowhere"), ({"steps": 0}, "steps"), ({"seed": -1}, "seed")],
+)
+def test_nothing_is_trained_for_what_cannot_be_measured(
+    given: dict[str, Any], problem: str, tmp_path: Path
+) -> None:
+    with pytest.raises(InputError, match=problem):
+        run(["sll-l2-small"], **{"data": "rendered:4", "out": tmp_path / "table", **given})
+    assert not (tmp_path / "table").exists()
 
 
 def test_all_rows_are_presets() -> None:

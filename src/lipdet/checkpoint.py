@@ -63,6 +63,8 @@ def weights_file(spec: str) -> Path:
         InputError: there is no such weights file.
     """
     path = Path(spec)
+    if path.suffix == ".onnx":
+        raise InputError(f"{spec}: of the commands only detect takes .onnx files; name weights.")
     if spec and path.is_dir():
         for name in (BEST, MODEL):
             if (path / name).is_file():
@@ -132,7 +134,10 @@ def _load_weights(spec: str) -> LoadedDetector:
 
 
 def load_state(module: nn.Module, tensors: Mapping[str, Tensor], path: Path) -> None:
-    """Load a state dict strictly, or say that the file is of another architecture."""
+    """Load a state dict strictly, or say that the file is damaged or of another architecture."""
+    broken = [name for name, tensor in tensors.items() if not tensor.isfinite().all()]
+    if broken:
+        raise InputError(f"{path} holds values that are no numbers, in {', '.join(broken)}.")
     try:
         module.load_state_dict(tensors, strict=True)
     except RuntimeError:

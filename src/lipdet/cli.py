@@ -6,6 +6,7 @@ Exit status: 0 done, 1 a training that diverged or a process that was lost, 2 ba
 
 from __future__ import annotations
 
+import argparse
 import io
 import re
 import signal
@@ -15,6 +16,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
 
+import yaml
 from jsonargparse import Namespace
 
 from lipdet import __version__, distributed
@@ -34,6 +36,7 @@ from lipdet.commands import (
     train,
 )
 from lipdet.commands.options import COMMON, PROGRAM, Parser, fail
+from lipdet.config import PRESETS
 from lipdet.errors import InputError
 from lipdet.progress import quietly
 from lipdet.train import NonFiniteLossError
@@ -77,7 +80,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
         sys.exit(0)
     except OSError as error:
         # What is read is checked where it is read; what is left are places to write to.
-        fail(f"{error.filename}: {error.strerror}; choose another place.", 2)
+        place = error.filename or "A file that was to be written"
+        fail(f"{place}: {error.strerror}; choose another place.", 2)
     except (NonFiniteLossError, distributed.LostProcessError) as error:
         fail(str(error), 1)
     except KeyboardInterrupt:
@@ -109,11 +113,26 @@ def _hint_at_key_value(words: Sequence[str]) -> None:
 
 
 def _parse(words: Sequence[str]) -> Namespace:
-    options = build_parser().parse_args(words)
+    # Help and --print_config are answered at once, by defaults that are those of the preset.
+    options = build_parser(_preset_in(words)).parse_args(words)
     if options.verb == "train":
         # The preset, which YAML may name too, decides the defaults of everything else.
         options = build_parser(options.train.preset).parse_args(words)
     return options
+
+
+def _preset_in(words: Sequence[str]) -> str:
+    """The preset that the command line names itself, or through its last YAML file."""
+    scan = argparse.ArgumentParser(add_help=False, allow_abbrev=False, exit_on_error=False)
+    scan.add_argument("--preset", choices=tuple(PRESETS))
+    scan.add_argument("--config", type=Path)
+    try:
+        named, _ = scan.parse_known_args(words)
+        if named.preset is None and named.config is not None:
+            named.preset = yaml.safe_load(named.config.read_text()).get("preset")
+    except (argparse.ArgumentError, AttributeError, OSError, UnicodeError, yaml.YAMLError):
+        return "naive"  # What is wrong is said when all options are read.
+    return named.preset if named.preset in PRESETS else "naive"
 
 
 def build_parser(preset_name: str = "naive") -> Parser:

@@ -79,7 +79,7 @@ def detect_in_region(detector: Network, image: Image.Image, region: Region) -> F
 def detect_in_photograph(detector: Network, image: Image.Image) -> Found:
     """Detections in a whole photograph, wherever the numbers are."""
     shrink = max(1.0, max(image.size) / SEARCHED_SIDE)
-    size = (round(image.width / shrink), round(image.height / shrink))
+    size = (max(1, round(image.width / shrink)), max(1, round(image.height / shrink)))
     small = resized(image, size, Image.Resampling.BICUBIC)
     squares = search_squares(small.width, small.height)
     coarse = _merge(_detect_in_regions(detector, small, squares, COARSE))

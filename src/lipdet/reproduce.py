@@ -89,8 +89,8 @@ def reproduce(
     """Measure every row and write the page; a second call goes on from what the first has left.
 
     Args:
-        out: receives `runs/ROW`, `state/`, `rows/ROW.json`, `results.json`, `table.md`,
-            `index.html` and `figures/`.
+        out: receives `runs/ROW`, `state/` and `rows/ROW.json`, and of the rows asked for
+            `results.json`, `table.md`, `index.html` and `figures/`.
         rows: presets and DETECTORs, in their order.
         data: SPEC to evaluate on.
         effort: how much is spent.
@@ -99,17 +99,19 @@ def reproduce(
     Returns:
         The rows, each the json object of `lipdet eval` with `working_points`.
     """
+    first = AttackSettings(effort.epsilons[0], steps=effort.steps, seed=seed)
+    # Data that cannot be used are refused before hours of training.
+    packs = {size: open_data(data, "test", size, seed) for size in set(map(image_size_of, rows))}
     (out / "rows").mkdir(parents=True, exist_ok=True)
     results, inspections = [], []
     for number, row in enumerate(rows, start=1):
         console.log(f"{row} ({number} of {len(rows)})")
         loaded = detector_of(row, out, effort, seed)
-        pack = open_data(data, "test", loaded.detector.config.image_size, seed)
+        pack = packs[loaded.detector.config.image_size]
         pack = pack.head(effort.pictures or len(pack))
         results.append(measured(loaded, pack, out / "state", effort, seed))
         # A row can be read before the last one is done.
         _write(out / "rows" / f"{loaded.name}.json", results[-1])
-        first = AttackSettings(effort.epsilons[0], steps=effort.steps, seed=seed)
         inspections.append(inspect_detector(loaded, pack, SHOWN, single_attacks("worst", first)))
     _write(out / "results.json", results)
     (out / "table.md").write_text(comparison_markdown(results))
@@ -121,6 +123,12 @@ def reproduce(
 def row_name(row: str) -> str:
     """What a preset or DETECTOR is called in the table."""
     return Path(row).name.removesuffix(".safetensors")
+
+
+def image_size_of(row: str) -> int:
+    """Side of the pictures that a preset or DETECTOR takes."""
+    config = PRESETS[row].detector if row in PRESETS else load_detector(row).detector.config
+    return config.image_size
 
 
 def detector_of(row: str, out: Path, effort: Effort, seed: int) -> LoadedDetector:

@@ -91,6 +91,8 @@ def edit(change: Callable[[dict[str, Any]], object]) -> dict[str, Any]:
         (lambda r: r["annotations"][0].pop("bbox"), "annotation 11 of image 3 needs a `bbox`"),
         (lambda r: r["annotations"][0].update(bbox=[1, 2, 3]), "annotation 11 .* four numbers"),
         (lambda r: r["annotations"][0].update(bbox=["x"] * 4), "annotation 11 .* four numbers"),
+        (lambda r: r["annotations"][0].update(bbox=[[1], [2], [3], [4]]), "11 .* four numbers"),
+        (lambda r: r["annotations"][0].update(bbox=[10**400, 2, 3, 4]), "11 .* four numbers"),
         (
             lambda r: r["annotations"][0].update(bbox=[20, 0, 5, 5]),
             r"annotation 11 of image 3 .* \[20, 0, 5, 5\].* no area inside the 20x10",

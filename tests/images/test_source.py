@@ -36,6 +36,15 @@ def test_pictures_are_turned_upright(orientation: int, tmp_path: Path) -> None:
     assert picture_size(path) == (upright.shape[1], upright.shape[0])
 
 
+def test_values_of_other_depths(tmp_path: Path) -> None:
+    grey = np.random.default_rng(0).integers(0, 256, (5, 6), dtype=np.uint8)
+    Image.fromarray(grey.astype(np.uint16) * 257).save(tmp_path / "deep.png")
+    assert np.array_equal(np.asarray(load_rgb(tmp_path / "deep.png")), np.stack([grey] * 3, axis=2))
+    Image.fromarray(grey.astype(np.float32)).save(tmp_path / "float.tif")
+    with pytest.raises(InputError, match=r"float\.tif.*32 bits"):
+        load_rgb(tmp_path / "float.tif")
+
+
 def test_too_large_a_picture(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = tmp_path / "huge.png"
     Image.new("1", (100, 100)).save(path)

@@ -15,6 +15,8 @@ AttackName = Literal["pgd", "apgd", "worst"]
 
 # The reference experiment attacks by L2 PGD with a radius of 0.5 and does not say in which unit.
 # Its preprocessing maps pixels to [-1, 1], where 0.5 is 0.25 here; docs/attacks.md has the reasons.
+# The distance of two pictures of 5,773 pixels a side, one black and one white.
+LARGEST_EPSILON = 1e4
 NAMED_EPSILONS = {"reference-minus1-1": 0.25, "reference-0-1": 0.5}
 
 
@@ -68,9 +70,14 @@ def single_attacks(attack: AttackName, settings: AttackSettings) -> list[AttackS
 
 
 def check_epsilon(epsilon: float) -> None:
-    """Refuse a radius that is no number or negative."""
+    """Refuse a radius that is no number, negative, or so large that float32 loses the picture."""
     if not (math.isfinite(epsilon) and epsilon >= 0):
         raise InputError(f"epsilon must be a number of at least 0, not {epsilon}.")
+    if epsilon > LARGEST_EPSILON:
+        raise InputError(
+            f"epsilon must be at most {LARGEST_EPSILON:g}, not {epsilon:g}: no two pictures with "
+            "values in [0, 1] are further apart."
+        )
 
 
 def parse_epsilon(text: str) -> float:

@@ -21,6 +21,7 @@ from lipdet.commands.options import (
     Verb,
     as_json,
     check_folder,
+    check_no_input,
     distinct_stems,
     verb_parser,
 )
@@ -80,6 +81,8 @@ def run(
         radius, objective, norm=norm, steps=steps, restarts=restarts, seed=seed
     )
     check_folder(out)
+    stems = distinct_stems(images)
+    check_no_input((out / f"{stem}.png" for stem in stems), images)
     loaded = load_any(detector)
     photographs = [load_rgb(path) for path in images]
     regions = [full_region(photograph.width, photograph.height) for photograph in photographs]
@@ -91,7 +94,7 @@ def run(
     before, after, names = _attack(loaded, clean, singles)
     out.mkdir(parents=True, exist_ok=True)
     entries = []
-    for index, (path, stem) in enumerate(zip(images, distinct_stems(images), strict=True)):
+    for index, (path, stem) in enumerate(zip(images, stems, strict=True)):
         found = (before.detections[index], after.detections[index])
         panel = attack_panel(before.images[index], after.images[index], found, names)
         panel.save(out / f"{stem}.png")

@@ -18,6 +18,7 @@ from lipdet.commands.options import (
     Verb,
     as_json,
     check_folder,
+    check_no_input,
     distinct_stems,
     parse_region,
     verb_parser,
@@ -78,6 +79,7 @@ def run(
         for index, one in enumerate(certified, start=1):
             overlays[f"{stem}-{index}.png"] = _overlay(one, names)
         print(f"{path}: {_sentence(certified, names)}")
+    check_no_input((out / name for name in overlays), images)
     out.mkdir(parents=True, exist_ok=True)
     for name, overlay in overlays.items():
         overlay.save(out / name)

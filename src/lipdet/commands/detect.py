@@ -18,6 +18,7 @@ from lipdet.commands.options import (
     Verb,
     as_json,
     check_folder,
+    check_no_input,
     distinct_stems,
     parse_region,
     verb_parser,
@@ -63,13 +64,15 @@ def run(detector: str, images: Sequence[Path], out: Path, crop: str | None = Non
         crop: LEFT,TOP,RIGHT,BOTTOM in pixels: look only there, and do not search.
     """
     check_folder(out)
+    stems = distinct_stems(images)
+    check_no_input((out / f"{stem}.png" for stem in stems), images)
     model, names = _load(detector)
     region = parse_region(crop) if crop else None
     found = [_detect_one(model, path, region) for path in track(images, "Detecting")]
     out.mkdir(parents=True, exist_ok=True)
     verifier = _verifier(model)
     entries = []
-    for path, name, (image, one) in zip(images, distinct_stems(images), found, strict=True):
+    for path, name, (image, one) in zip(images, stems, found, strict=True):
         draw_detections(image, one.detections, names).save(out / f"{name}.png")
         radii = _radii(model, verifier, image, one)
         entries.append({"image": str(path), **_as_dict(image, one, names, radii)})

@@ -19,6 +19,7 @@ from lipdet.images.spec import Purpose, open_data
 VERIFIED = "rendered:100"
 # More calibration pictures than this cost minutes and change little.
 CALIBRATED = 500
+FEWEST = 100
 
 Exporter = Callable[[LoadedDetector, Path, Tensor, bool, Tensor | None], dict[str, Any]]
 
@@ -61,6 +62,8 @@ def run(
         raise InputError(
             "--detections and --int8 need --format onnx; torch-export holds raw float32 outputs."
         )
+    if format == "onnx" and out.suffix == ".pt2":
+        raise InputError(f"{out}: write .pt2 files with --format torch-export.")
     loaded = load_detector(detector)
     size = loaded.detector.config.image_size
     images = _pictures(VERIFIED, "test", size)
@@ -68,6 +71,8 @@ def run(
         metadata = export_torch(loaded, out, images)
     else:
         calibration = _pictures(int8, "train", size) if int8 else None
+        if calibration is not None and len(calibration) < FEWEST:
+            raise InputError(f"--int8 {int8}: {len(calibration)} pictures; give {FEWEST} or more.")
         metadata = _onnx_exporter()(loaded, out, images, detections, calibration)
     _print(out, metadata)
 

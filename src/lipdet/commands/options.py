@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import NamedTuple, NoReturn
 
@@ -70,12 +70,25 @@ def as_json(value: object) -> str:
 
 
 def distinct_stems(paths: Sequence[Path]) -> list[str]:
-    """File stems, numbered where two pictures share one."""
+    """File stems, numbered where two pictures share one; no number makes another picture's name."""
     stems = [path.stem for path in paths]
-    return [
-        stem if stems.count(stem) == 1 else f"{stem}-{index + 1}"
-        for index, stem in enumerate(stems)
-    ]
+    names: list[str] = []
+    for number, stem in enumerate(stems, start=1):
+        name = stem
+        if stems.count(stem) > 1:
+            name = f"{stem}-{number}"
+            while name in stems or name in names:
+                name += f"-{number}"
+        names.append(name)
+    return names
+
+
+def check_no_input(files: Iterable[Path], inputs: Sequence[Path]) -> None:
+    """Refuse to write over a picture that is looked at."""
+    given = {path.resolve() for path in inputs}
+    for file in files:
+        if file.resolve() in given:
+            raise InputError(f"{file} is one of the pictures; choose another --out.")
 
 
 def check_writable(file: Path | None) -> None:

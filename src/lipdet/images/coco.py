@@ -217,8 +217,8 @@ def _box(file: Path, annotation: dict[str, Any], image: dict[str, Any]) -> NDArr
     name = f"annotation {annotation['id']} of image {image['id']}"
     width, height = _size(file, image)
     try:
-        x, y, w, h = np.array(annotation.get("bbox"), np.float64)
-    except (TypeError, ValueError):
+        x, y, w, h = (_number(value) for value in annotation.get("bbox") or ())
+    except (TypeError, ValueError, OverflowError):
         where = _at(file, "annotations", annotation)
         raise InputError(
             f"{where}: {name} needs a `bbox` of four numbers [x, y, width, height]."
@@ -231,6 +231,12 @@ def _box(file: Path, annotation: dict[str, Any], image: dict[str, Any]) -> NDArr
             f"the {width}x{height} image; correct or remove it."
         )
     return box
+
+
+def _number(value: object) -> float:
+    if not isinstance(value, int | float):
+        raise TypeError(value)
+    return float(value)
 
 
 def _picture_path(file: Path, image: dict[str, Any]) -> Path:

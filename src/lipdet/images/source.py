@@ -51,10 +51,17 @@ def load_rgb(path: Path) -> Image.Image:
     """Read a picture file as 8-bit RGB, turned upright as its EXIF orientation says.
 
     Raises:
-        InputError: the file is missing, truncated, too large or not a picture.
+        InputError: the file is missing, truncated, too large, not a picture, or has values whose
+            range is not known.
     """
     with _readable(path), Image.open(path) as image:
-        return ImageOps.exif_transpose(image).convert("RGB")
+        upright = ImageOps.exif_transpose(image)
+        if image.mode.startswith("I;16"):
+            # Pillow's own conversion clips them at 255.
+            upright = Image.fromarray((np.asarray(upright) // 257).astype(np.uint8))
+        elif image.mode in ("I", "F"):
+            raise ValueError("its values have 32 bits, of unknown range; convert it to 8 bits")
+        return upright.convert("RGB")
 
 
 def picture_size(path: Path) -> tuple[int, int]:

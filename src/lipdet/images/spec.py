@@ -52,6 +52,8 @@ def open_data(spec: str, purpose: Purpose, size: int, seed: int = 0) -> Pack:
     Raises:
         InputError: the SPEC has no known form, or what it names cannot be used.
     """
+    if seed < 0:
+        raise InputError(f"seed must not be negative, but is {seed}.")
     kind, _, rest = spec.partition(":")
     if kind == "rendered":
         count = _count(spec, rest, RENDERED_DEFAULT[purpose])

@@ -7,13 +7,17 @@ import pytest
 import torch
 from PIL import Image
 
+from lipdet.certificate.radius import Remaining
 from lipdet.checkpoint import load_detector
 from lipdet.detect import (
     SMALLEST_SQUARE,
+    CertifiedRegion,
+    Found,
     _merge,
     _numbers,
     detect_in_photograph,
     detect_in_region,
+    radii_in_photograph,
     search_squares,
 )
 from lipdet.errors import InputError
@@ -103,6 +107,27 @@ def test_of_overlapping_readings_the_best_remains() -> None:
     neighbour["boxes"] = torch.tensor([[8.0, 0.0, 18.0, 10.0]])
     # A part of a digit goes; a neighbour that overlaps by a fifth stays.
     assert _merge([one(7, 0.9), part, neighbour])["labels"].tolist() == [7, 3]
+
+
+@pytest.mark.parametrize(("left", "radius"), [(20.0, 0.0), (200.0, 0.25)])
+def test_nothing_is_promised_where_squares_meet(left: float, radius: float) -> None:
+    # Two squares of 74 pixels with one digit each, whose box may lie anywhere from 5 to 45.
+    image = Image.new("RGB", (300, 80))
+    one = Detections(
+        boxes=torch.tensor([[10.0, 10.0, 40.0, 40.0]]),
+        labels=torch.tensor([3]),
+        scores=torch.tensor([0.9], dtype=torch.float64),
+    )
+    kept = Remaining(torch.tensor([0.25]), torch.tensor([[5.0, 5.0, 45.0, 45.0]]).double())
+    regions = (Region(0, 0, 74, 74), Region(left, 0, left + 74, 74))
+    certified = [
+        CertifiedRegion(region, np.zeros((74, 74, 3), np.uint8), one, kept) for region in regions
+    ]
+    shown = Found(one, regions)
+    assert radii_in_photograph(shown, certified, image, 74) == [radius]
+    # Of another class there is none.
+    other = Detections(boxes=one["boxes"], labels=torch.tensor([4]), scores=one["scores"])
+    assert radii_in_photograph(Found(other, regions), certified, image, 74) == [0.0]
 
 
 def test_region_is_checked() -> None:

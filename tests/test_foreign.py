@@ -206,16 +206,14 @@ def test_an_ssd_of_ones_own_is_certified_like_the_same_from_a_file(own: Path) ->
     found, from_file = measured("mine:same", *words), measured("lipschitz.safetensors", *words)
     assert found == from_file
     look = ["door.png", "--crop", "0,0,32,32", "--quiet"]
-    main(["certify", "mine:same", *look, "--out", "mine"])
-    main(["detect", "lipschitz.safetensors", *look, "--out", "theirs"])
-    [mine] = json.loads(Path("mine", "certificates.json").read_text())["pictures"]
-    [theirs] = json.loads(Path("theirs", "detections.json").read_text())["pictures"]
-    certified, detected = (
-        sorted(one["radius"] for one in found)
-        for found in (mine["regions"][0]["detections"], theirs["detections"])
-    )
-    assert certified == pytest.approx(detected)
-    assert certified[-1] > 0, "nothing is certified, so nothing is compared"
+    for verb, file in (("certify", "certificates.json"), ("detect", "detections.json")):
+        for detector, out in (("mine:same", "mine"), ("lipschitz.safetensors", "theirs")):
+            main([verb, detector, *look, "--out", out])
+        mine, theirs = (json.loads(Path(out, file).read_text()) for out in ("mine", "theirs"))
+        assert mine["pictures"] == theirs["pictures"]
+        [picture] = mine["pictures"]
+        found = picture["regions"][0]["detections"] if verb == "certify" else picture["detections"]
+        assert any(one["radius"] > 0 for one in found), "nothing is certified, nothing compared"
 
 
 def test_a_layer_without_a_bound_is_refused_by_name(

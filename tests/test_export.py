@@ -288,6 +288,7 @@ def test_a_model_runs_without_torch(
         (["nothing", "--out", "x.onnx"], "There is no detector 'nothing'"),
         (["naive", "--out", "nowhere/x.onnx"], "nowhere/x.onnx cannot be written"),
         (["naive", "--out", "x.pt2", "--format", "tflite"], "tflite"),
+        (["naive", "--out", "x.onnx", "--int8", "rendered:5"], "5 pictures; give 100 or more"),
         (
             ["naive", "--out", "x.pt2", "--format", "torch-export", "--detections"],
             "--detections and --int8 need --format onnx",

@@ -8,6 +8,9 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
+from lipdet.checkpoint import save_detector
+from lipdet.config import DetectorConfig
+from lipdet.detector import build_detector
 from lipdet.evaluate import attack_curves
 from lipdet.images.pack import Pack
 from tests.test_cli import check_mistake, run
@@ -106,3 +109,14 @@ def test_mistakes(
     monkeypatch.chdir(tmp_path)
     check_mistake(capsys, *words, names=names)
     assert list(tmp_path.iterdir()) == []
+
+
+def test_an_attack_is_transferred_at_one_size(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    config = DetectorConfig(image_size=76)
+    save_detector(tmp_path / "other.safetensors", build_detector(config), config, {})
+    words = ["check-attack", "naive", "--data", "rendered:2"]
+    check_mistake(
+        capsys, *words, "--transfer", str(tmp_path / "other.safetensors"), names="76 pixels"
+    )

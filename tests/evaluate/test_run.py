@@ -125,3 +125,9 @@ def test_other_classes_are_refused(tmp_path: Path) -> None:
     pack = pack_of(tmp_path / "pack", [0], [0], class_names=("cat", "dog"))
     with pytest.raises(InputError, match="by hand has the classes cat, dog; reader detects 0, 1"):
         evaluate(LoadedDetector("reader", Reader(), {}), pack, seed=0)
+
+
+def test_pictures_without_objects_are_refused(tmp_path: Path) -> None:
+    pack = pack_of(tmp_path / "pack", [255, 255], [None, None])
+    with pytest.raises(InputError, match="by hand has no objects"):
+        evaluate(LoadedDetector("reader", Reader(), {}), pack, seed=0)

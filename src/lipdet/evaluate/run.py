@@ -65,7 +65,7 @@ def evaluate(
         InputError: the pack's classes are not the detector's, or it cannot be certified.
     """
     check_classes(loaded.name, loaded.detector.config.class_names, pack)
-    if not sum(len(pack.target(index)["labels"]) for index in range(len(pack))):
+    if not pack.describe()["objects"]:
         raise InputError(f"{pack.name} has no objects, so there is no AP.")
     detector = loaded.detector
     started = time.monotonic()

@@ -30,6 +30,7 @@ from lipdet.app.views import Attacked, attack, look, regions
 from lipdet.cli import main
 from lipdet.errors import InputError
 from lipdet.images.crop import Region
+from lipdet.layers.base import ConstructedWeight
 
 SIDE_OF_INPUT = 74
 
@@ -206,6 +207,17 @@ def test_attack_stays_in_its_ball_and_tells_its_progress(
     assert float((found.image - view.image).double().norm()) <= 0.25
     # Every step is told, and the last evaluation.
     assert told == [(1, 4), (2, 4), (3, 4), (4, 4)]
+
+
+def test_an_attack_leaves_the_detector_that_visitors_share_alone(
+    session: Session, exhibits: dict[str, Exhibit]
+) -> None:
+    shared = exhibits["certified-small"]
+    layers = [one for one in shared.detector.modules() if isinstance(one, ConstructedWeight)]
+    before = [layer.weight for layer in layers]
+    assert before
+    attack(shared, session.views[1].image, attack_settings(0.1, "mislabel", 1), lambda *_: None)
+    assert all(layer.weight is kept for layer, kept in zip(layers, before, strict=True))
 
 
 def test_an_interrupted_attack_computes_no_more(

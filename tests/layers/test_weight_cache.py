@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import io
+from collections.abc import Iterator
 
 import pytest
 import torch
@@ -128,7 +129,7 @@ def test_copies_do_not_share_the_cache(layer: Counted) -> None:
     torch.save(layer, file)
     file.seek(0)
     loaded = torch.load(file, weights_only=False)
-    assert loaded._cached_weight is None
+    assert loaded._kept is None
     assert torch.equal(loaded.weight, layer.weight)
 
 
@@ -146,3 +147,20 @@ def test_the_cache_is_no_state(layer: Counted) -> None:
         layer(X)
     assert set(layer.state_dict()) == {"raw", "bias"}
     assert not list(layer.buffers())
+
+
+def test_a_cache_that_another_thread_drops_meanwhile_is_not_missed(
+    layer: Counted, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    layer.requires_grad_(False)
+    expected = layer.weight.clone()
+    parameters = layer.parameters
+
+    def disturbed() -> Iterator[nn.Parameter]:
+        yield from parameters()
+        # The worst moment: the parameters have been found unchanged, the weight is not yet read.
+        layer.drop_cache()
+
+    monkeypatch.setattr(layer, "parameters", disturbed)
+    assert torch.equal(layer.weight, expected)
+    assert torch.equal(layer.weight, expected)

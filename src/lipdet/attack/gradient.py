@@ -155,15 +155,22 @@ def random_start(clean: Tensor, ball: Ball, seeds: Sequence[tuple[int, ...]]) ->
 
 @contextmanager
 def frozen(model: nn.Module) -> Iterator[None]:
-    """Eval mode and no gradients of parameters; the mode of every module is restored."""
+    """Eval mode and no gradients of parameters; the mode of every module is restored.
+
+    A model that is frozen already is not touched, so that threads can attack one together.
+    """
     modes = [(module, module.training) for module in model.modules()]
-    asked = [(parameter, parameter.requires_grad) for parameter in model.parameters()]
+    asked = [parameter for parameter in model.parameters() if parameter.requires_grad]
     try:
-        model.eval().requires_grad_(False)
+        if any(mode for _, mode in modes):
+            model.eval()
+        for parameter in asked:
+            parameter.requires_grad_(False)
         yield
     finally:
         # Parents come first, so that a child's own mode is the last word.
         for module, mode in modes:
-            module.train(mode)
-        for parameter, wanted in asked:
-            parameter.requires_grad_(wanted)
+            if module.training != mode:
+                module.train(mode)
+        for parameter in asked:
+            parameter.requires_grad_(True)

@@ -5,15 +5,24 @@ Notable choices:
   holds to the rounding of the result, whatever autocast or TF32 setting is in force, and squares of
   1e20 or 1e-20 neither overflow nor vanish. At 128 channels this costs a few milliseconds.
 - Nothing here is a buffer, so DistributedDataParallel has nothing to broadcast.
+- A kept weight and what it was built from are one object, read once: threads that share a frozen
+  model may build a weight twice, and never see half of another's work.
 """
 
 from __future__ import annotations
 
 import math
-from typing import Any, Self
+from typing import Any, NamedTuple, Self
 
 import torch
 from torch import Tensor, nn
+
+
+class _Kept(NamedTuple):
+    """A built weight, and the raw parameters with the versions that it was built from."""
+
+    weight: Tensor
+    sources: tuple[tuple[Tensor, int], ...]
 
 
 class ConstructedWeight(nn.Module):
@@ -28,8 +37,7 @@ class ConstructedWeight(nn.Module):
 
     def __init__(self) -> None:
         super().__init__()
-        self._cached_weight: Tensor | None = None
-        self._cached_from: tuple[tuple[Tensor, int], ...] = ()
+        self._kept: _Kept | None = None
 
     def construct(self) -> Tensor:
         """Return the weight in float64, differentiable in the raw parameters."""
@@ -52,12 +60,13 @@ class ConstructedWeight(nn.Module):
         """The constructed weight, in the dtype of the raw parameters."""
         if torch.compiler.is_compiling() or not self._may_cache():
             return self._build()
-        if self._cached_weight is None or not self._cache_is_current():
+        kept = self._kept
+        if kept is None or not self._is_current(kept):
+            sources = tuple((p, p._version) for p in self.parameters())
             # A tensor made in inference mode could not be used in a later attack's graph.
             with torch.inference_mode(False), torch.no_grad():
-                self._cached_weight = self._build()
-            self._cached_from = tuple((p, p._version) for p in self.parameters())
-        return self._cached_weight
+                kept = self._kept = _Kept(self._build(), sources)
+        return kept.weight
 
     def lipschitz_bound(self) -> float:
         """Upper bound of the layer's Lipschitz constant: 1, plus the rounding of its weight.
@@ -69,8 +78,7 @@ class ConstructedWeight(nn.Module):
 
     def drop_cache(self) -> None:
         """Forget the cached weight."""
-        self._cached_weight = None
-        self._cached_from = ()
+        self._kept = None
 
     def train(self, mode: bool = True) -> Self:
         """Switch the mode, and forget the cached weight."""
@@ -94,11 +102,11 @@ class ConstructedWeight(nn.Module):
         wants_gradient = torch.is_grad_enabled() and any(p.requires_grad for p in self.parameters())
         return not wants_gradient and not any(p.is_inference() for p in self.parameters())
 
-    def _cache_is_current(self) -> bool:
+    def _is_current(self, kept: _Kept) -> bool:
         now = list(self.parameters())
-        return len(now) == len(self._cached_from) and all(
+        return len(now) == len(kept.sources) and all(
             parameter is source and parameter._version == version
-            for parameter, (source, version) in zip(now, self._cached_from, strict=True)
+            for parameter, (source, version) in zip(now, kept.sources, strict=True)
         )
 
     def _apply(self, *args: Any, **kwargs: Any) -> Self:
@@ -112,4 +120,4 @@ class ConstructedWeight(nn.Module):
 
     def __getstate__(self) -> dict[str, Any]:
         """Leave the cache out of copies and pickles."""
-        return {**self.__dict__, "_cached_weight": None, "_cached_from": ()}
+        return {**self.__dict__, "_kept": None}

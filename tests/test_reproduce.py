@@ -24,10 +24,12 @@ TINY = Effort(("rendered:128",), epochs=1, pictures=2, steps=1, packaged=True, e
 def test_rows_are_trained_or_loaded_measured_and_kept(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    presets = ("certified-small", "sll-l2-small")
+    presets = ("certified-small", "sll-spectral-small")
     [loaded, trained] = reproduce(tmp_path, presets, "rendered:4", TINY, seed=0)
     assert loaded["weights"] == "certified-small"
-    assert trained["weights"] == "sll-l2-small"
+    assert trained["weights"] == "sll-spectral-small"
+    runs = tmp_path / "runs"
+    assert [run.name for run in runs.iterdir()] == ["sll-spectral-small"]
     for row in (loaded, trained):
         assert row["data"]["images"] == 2
         [attacked], [certified] = row["attacked"], row["certified"]
@@ -40,7 +42,7 @@ def test_rows_are_trained_or_loaded_measured_and_kept(
         assert 0 <= low <= high <= 1
     assert json.loads((tmp_path / "results.json").read_text()) == [loaded, trained]
     assert "certified 0.1" in (tmp_path / "table.md").read_text()
-    assert "sll-l2-small" in (tmp_path / "index.html").read_text()
+    assert "sll-spectral-small" in (tmp_path / "index.html").read_text()
     assert (tmp_path / "figures" / "frontier.svg").is_file()
 
     def no_work(*_: object, **__: object) -> None:
@@ -87,7 +89,7 @@ def test_nothing_is_trained_for_what_cannot_be_measured(
     given: dict[str, Any], problem: str, tmp_path: Path
 ) -> None:
     with pytest.raises(InputError, match=problem):
-        run(["sll-l2-small"], **{"data": "rendered:4", "out": tmp_path / "table", **given})
+        run(["sll-spectral-small"], **{"data": "rendered:4", "out": tmp_path / "table", **given})
     assert not (tmp_path / "table").exists()
 
 

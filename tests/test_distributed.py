@@ -342,13 +342,39 @@ def test_mistakes_end_all_processes_with_one_sentence(
         assert not (tmp_path / "run").exists()
 
 
-def test_torchrun_itself(house_numbers: Pack, tmp_path: Path) -> None:
-    command = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2", "-m"]
-    words = ["lipdet", "eval", "naive", "--data", str(house_numbers.folder), "--limit", "4"]
+def started(*words: str) -> subprocess.CompletedProcess[str]:
+    """Run a command line as a user does."""
+    command = [sys.executable, "-m", *words]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    done = subprocess.run(
-        [*command, *words, "--json", "-"], capture_output=True, text=True, env=environment
-    )
+    return subprocess.run(command, capture_output=True, text=True, env=environment)
+
+
+def test_torchrun_itself(house_numbers: Pack) -> None:
+    torchrun = ["torch.distributed.run", "--nproc_per_node", "2", "-m", "lipdet"]
+    done = started(*torchrun, "eval", "naive", "--data", str(house_numbers.folder), "--json", "-")
     assert done.returncode == 0, done.stderr
     # One json and nothing else, from the first process.
-    assert json.loads(done.stdout)["data"]["images"] == 4
+    assert json.loads(done.stdout)["data"]["images"] == len(house_numbers)
+
+
+def test_the_option_starts_processes(house_numbers: Pack, tmp_path: Path) -> None:
+    words = ["eval", "naive", "--data", str(house_numbers.folder), "--json"]
+    done = started("lipdet", *words, "-", "--processes", "2")
+    assert done.returncode == 0, done.stderr
+    cli.main([*words, str(tmp_path / "one.json")])
+    one = json.loads((tmp_path / "one.json").read_text())
+    assert {**json.loads(done.stdout), "seconds": one["seconds"]} == one
+
+
+def test_a_mistake_of_started_processes_is_one_sentence(tmp_path: Path) -> None:
+    words = ["train", "--data", "rendered:8", "--batch_size", "3", "--out", str(tmp_path / "run")]
+    done = started("lipdet", *words, "--processes", "2")
+    assert done.returncode == 2
+    assert done.stderr.startswith("lipdet: A batch of 3 pictures cannot be shared evenly by 2")
+    assert done.stderr.count("\n") == 1
+
+
+def test_the_option_contradicts_torchrun(tmp_path: Path) -> None:
+    ended = lipdet(tmp_path, "eval", "naive", "--data", "rendered:2", "--processes", 3)
+    assert ended.statuses == [2, 2]
+    assert "--processes 3 contradicts torchrun's 2" in ended.err

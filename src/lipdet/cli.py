@@ -38,6 +38,7 @@ from lipdet.commands import (
 from lipdet.commands.options import COMMON, PROGRAM, Parser, fail
 from lipdet.config import PRESETS
 from lipdet.errors import InputError
+from lipdet.launch import launch
 from lipdet.progress import quietly
 from lipdet.train import NonFiniteLossError
 
@@ -70,7 +71,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         distributed.join()
         _hint_at_key_value(words)
         with _unwound_by_sigterm():
-            _run(_parse(words))
+            _run(_parse(words), words)
         distributed.leave()
     except InputError as error:
         fail(str(error), 2)
@@ -151,7 +152,7 @@ def build_parser(preset_name: str = "naive") -> Parser:
     return parser
 
 
-def _run(options: Namespace) -> None:
+def _run(options: Namespace, words: Sequence[str]) -> None:
     if distributed.size() > 1 and options.verb not in SHARED:
         raise InputError(
             f"{options.verb} is the work of one process: start it without torchrun, which is for "
@@ -161,6 +162,13 @@ def _run(options: Namespace) -> None:
     # Of a verb with actions, the options of the chosen one.
     common = chosen.get(chosen.get("action"), chosen)
     arguments = {key: value for key, value in chosen.items() if key not in COMMON}
+    processes = common.get("processes", 1)
+    if processes > 1 and not distributed.launched():
+        sys.exit(launch(processes, words))
+    if processes not in (1, distributed.size()):
+        raise InputError(
+            f"--processes {processes} contradicts torchrun's {distributed.size()}; leave it out."
+        )
     json_on_stdout = common.get("json") == Path("-")
     leads = distributed.rank() == 0
     quiet = common["quiet"] or not leads

@@ -1,7 +1,8 @@
-"""One run in several processes, started by torchrun: who does what, and how all end together.
+"""One run in several processes: who does what, and how all end together.
 
-Without torchrun there is no process group, and every function here does nothing or returns what it
-was given. torchrun starts the processes, and ends all of them when one is lost.
+torchrun or `lipdet.launch` starts the processes, and ends all of them when one is lost. A process
+that neither started has no process group: every function here does nothing or returns what it was
+given.
 
 Notable choices:
 - Gradients are added by one plain all_reduce after backward, not by DistributedDataParallel: the
@@ -47,10 +48,15 @@ class LostProcessError(Exception):
         )
 
 
+def launched() -> bool:
+    """Whether this process is one of those that torchrun, or `lipdet.launch`, started."""
+    return dist.is_available() and dist.is_torchelastic_launched()
+
+
 def join() -> None:
     """Join the processes that torchrun started, if it did and there are several."""
     global _store
-    if not dist.is_available() or not dist.is_torchelastic_launched():
+    if not launched():
         return
     _store, number, processes = next(rendezvous("env://"))
     if processes == 1:
@@ -195,8 +201,8 @@ def _check_one_gpu_each() -> None:
     processes, gpus = int(os.environ["LOCAL_WORLD_SIZE"]), torch.cuda.device_count()
     if processes > gpus:
         raise InputError(
-            f"{processes} processes were started where there are {gpus} GPUs; give torchrun "
-            f"--nproc_per_node {gpus}, or hide the GPUs with CUDA_VISIBLE_DEVICES= ."
+            f"{processes} processes were started where there are {gpus} GPUs; start "
+            f"{gpus}, or hide the GPUs with CUDA_VISIBLE_DEVICES= ."
         )
 
 

@@ -18,6 +18,7 @@ from lipdet.commands.options import (
     SPEC_HELP,
     Parser,
     Verb,
+    add_processes,
     as_json,
     check_positive,
     check_state,
@@ -51,6 +52,7 @@ def parser() -> Parser:
     )
     parser.add_argument("--float64", action="store_true", help=FLOAT64_HELP)
     parser.add_function_arguments(run, skip={"detector", "data", "epsilon", "certify", "float64"})
+    add_processes(parser)
     return parser
 
 
@@ -146,8 +148,8 @@ def _check_foreign(detector: ForeignDetector, certify: bool) -> None:
         )
     if distributed.size() > 1:
         raise InputError(
-            f"{detector.name} is no lipdet.detector.SSD, and is evaluated by one process: start it "
-            "without torchrun."
+            f"{detector.name} is no lipdet.detector.SSD, and is evaluated by one process: start no "
+            "more."
         )
 
 

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import NamedTuple, NoReturn
 
 from jsonargparse import ArgumentParser
+from jsonargparse.typing import PositiveInt
 
 from lipdet import distributed
 from lipdet.errors import InputError
@@ -27,7 +28,7 @@ FLOAT64_HELP = (
 )
 LARGEST_IMAGE = 4_096
 # Options of every verb that are not for its function.
-COMMON = frozenset({"config", "quiet"})
+COMMON = frozenset({"config", "quiet", "processes"})
 
 
 class Parser(ArgumentParser):
@@ -55,6 +56,18 @@ def verb_parser(summary: str, example: str) -> Parser:
         "--quiet", action="store_true", help="print nothing but errors, and the json of `--json -`"
     )
     return parser
+
+
+def add_processes(parser: Parser) -> None:
+    """The option of verbs that several processes can share (`lipdet.launch`)."""
+    parser.add_argument(
+        "--processes",
+        type=PositiveInt,
+        default=1,
+        metavar="N",
+        help="share the work among N processes of this machine; on several machines use torchrun "
+        "(docs/more-machines.md)",
+    )
 
 
 def fail(sentence: str, status: int) -> NoReturn:

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from lipdet import distributed
-from lipdet.commands.options import SPEC_HELP, Parser, Verb, verb_parser
+from lipdet.commands.options import SPEC_HELP, Parser, Verb, add_processes, verb_parser
 from lipdet.config import PRESETS, TrainConfig, as_plain
 from lipdet.detector import build_detector
 from lipdet.errors import InputError
@@ -49,6 +49,7 @@ def parser(preset_name: str = "naive") -> Parser:
     parser.add_argument(
         "--resume", action="store_true", help="go on from the run folder's last checkpoint"
     )
+    add_processes(parser)
     parser.add_class_arguments(TrainConfig)
     parser.set_defaults(as_plain(PRESETS[preset_name].train))
     return parser

@@ -1,6 +1,7 @@
 """What certifying costs beside plain detection, and how it grows with the number of candidates.
 
     python benchmarks/certify.py DETECTOR [--data rendered:64] [--epsilon 0.1] [--plot FILE]
+    torchrun --nproc_per_node 2 benchmarks/certify.py DETECTOR --wall
 
 Plain detection is forward pass, decoding and NMS; certifying is all that comes on top for certified
 AP at one ε: candidates, conditions at ten IoU thresholds, and bounds on detections. The second
@@ -9,6 +10,8 @@ table replaces the detector's outputs by random ones with a given number of cand
 Notable choices:
 - Processor time, not wall time: another process on the machine must not count. On a free machine
   `--wall` shows what several threads gain, which is more for detection than for certifying.
+- Several processes, as `lipdet eval --processes` starts them, each have a batch and do the same at
+  the same time. What counts is until the last is done, over the pictures of all.
 - The median of several rounds, in which detection and certificate take turns.
 - Memory is how far the process rises above what it holds before, while one batch is certified. The
   kernel forgets the peak (`/proc/self/clear_refs`) and the allocator returns what is free before
@@ -28,10 +31,11 @@ from pathlib import Path
 
 import numpy as np
 import torch
+import torch.distributed as dist
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
-from torch import Tensor
 
+from lipdet import distributed
 from lipdet.boxes import AP_SELECTION, select_detections
 from lipdet.boxes.scores import logit
 from lipdet.certificate.certify import certified_up_to
@@ -48,10 +52,20 @@ ROUNDS = 5
 
 
 def seconds(step: Callable[[], object], clock: Callable[[], float]) -> float:
-    """Time of one call."""
+    """Time of one call, of the slowest of all processes."""
+    distributed.wait()
     started = clock()
     step()
-    return clock() - started
+    return slowest(clock() - started)
+
+
+def slowest(value: float) -> float:
+    """The largest over all processes."""
+    if distributed.size() == 1:
+        return value
+    largest = torch.tensor(value, dtype=torch.float64)
+    dist.all_reduce(largest, dist.ReduceOp.MAX)
+    return float(largest)
 
 
 def certify(verifier: Verifier, raw: RawOutput, targets: Sequence[Target], epsilon: float) -> int:
@@ -117,8 +131,60 @@ def plot(
     figure.savefig(file, dpi=150)
 
 
+def show(line: str) -> None:
+    """Print one line, in the first process."""
+    if distributed.rank() == 0:
+        print(line, flush=True)
+
+
+def print_cost(
+    detect: Callable[[], object],
+    certifying: Callable[[float], int],
+    epsilons: Sequence[float],
+    clock: Callable[[], float],
+    pictures: int,
+) -> None:
+    """The table of certifying beside detection at each ε; `certifying` counts its candidates."""
+    scale = 1000 / (pictures * distributed.size())
+    show("| ε | candidates | detection, ms | certifying, ms | ratio |")
+    show("|---|---|---|---|---|")
+    for epsilon in epsilons:
+        count = certifying(epsilon)
+        step = functools.partial(certifying, epsilon)
+        pairs = [(seconds(detect, clock), seconds(step, clock)) for _ in range(ROUNDS)]
+        plain, own = (statistics.median(column) for column in zip(*pairs, strict=True))
+        show(
+            f"| {epsilon:g} | {count / pictures:.0f} | {scale * plain:.2f} | {scale * own:.2f} "
+            f"| {own / plain:.2f} |"
+        )
+
+
+def print_growth(
+    raw: RawOutput,
+    verifier: Verifier,
+    targets: Sequence[Target],
+    clock: Callable[[], float],
+    file: Path | None,
+) -> None:
+    """The table of time and memory against the number of candidates, and its plot."""
+    print("\n| candidates | certifying, ms | memory, MB |")
+    print("|---|---|---|")
+    times, memory = [], []
+    for count in CANDIDATES:
+        changed = with_candidates(raw, verifier, count, 0.05)
+        step = functools.partial(certify, verifier, changed, targets, 0.05)
+        memory.append(megabytes(step) / len(targets))
+        middle = statistics.median(seconds(step, clock) for _ in range(ROUNDS))
+        times.append(1000 * middle / len(targets))
+        print(f"| {count} | {times[-1]:.2f} | {memory[-1]:.2f} |")
+    powers = (exponent(CANDIDATES, values) for values in (times, memory))
+    print("exponents: time {:.2f}, memory {:.2f}; per image".format(*powers))
+    if file:
+        plot(CANDIDATES, times, memory, file)
+
+
 def main() -> None:
-    """Print both tables."""
+    """Print both tables; several processes print the first."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("detector")
     parser.add_argument("--data", default=f"rendered:{BATCH_SIZE}")
@@ -126,6 +192,7 @@ def main() -> None:
     parser.add_argument("--plot", type=Path)
     parser.add_argument("--wall", action="store_true", help="wall time, on a free machine")
     options = parser.parse_args()
+    distributed.join()
     clock = time.perf_counter if options.wall else time.process_time
     torch.manual_seed(0)
     detector = load_detector(options.detector).detector
@@ -136,38 +203,19 @@ def main() -> None:
     network = fold(detector).eval().to(memory_format=torch.channels_last)
     raw = outputs(detector, images)
 
-    def detect(batch: Tensor = images) -> None:
+    def detect() -> None:
         with torch.inference_mode():
-            select_detections(network(batch), detector.decoder, AP_SELECTION)
+            select_detections(network(images), detector.decoder, AP_SELECTION)
 
-    kind = "wall" if options.wall else "processor"
-    print(f"batch of {len(pack)}, {torch.get_num_threads()} threads, {kind} time per image")
-    print("| ε | candidates | detection, ms | certifying, ms | ratio |")
-    print("|---|---|---|---|---|")
-    for epsilon in options.epsilon:
-        count = certify(verifier, raw, targets, epsilon)
-        step = functools.partial(certify, verifier, raw, targets, epsilon)
-        pairs = [(seconds(detect, clock), seconds(step, clock)) for _ in range(ROUNDS)]
-        plain, own = (statistics.median(column) for column in zip(*pairs, strict=True))
-        scale = 1000 / len(pack)
-        print(
-            f"| {epsilon:g} | {count / len(pack):.0f} | {scale * plain:.2f} | {scale * own:.2f} "
-            f"| {own / plain:.2f} |"
-        )
-    print("\n| candidates | certifying, ms | memory, MB |")
-    print("|---|---|---|")
-    times, memory = [], []
-    for count in CANDIDATES:
-        changed = with_candidates(raw, verifier, count, 0.05)
-        step = functools.partial(certify, verifier, changed, targets, 0.05)
-        memory.append(megabytes(step) / len(pack))
-        middle = statistics.median(seconds(step, clock) for _ in range(ROUNDS))
-        times.append(1000 * middle / len(pack))
-        print(f"| {count} | {times[-1]:.2f} | {memory[-1]:.2f} |")
-    powers = (exponent(CANDIDATES, values) for values in (times, memory))
-    print("exponents: time {:.2f}, memory {:.2f}; per image".format(*powers))
-    if options.plot:
-        plot(CANDIDATES, times, memory, options.plot)
+    show(
+        f"processes: {distributed.size()}, each with a batch of {len(pack)} and threads: "
+        f"{torch.get_num_threads()}; {'wall' if options.wall else 'processor'} time per image"
+    )
+    certifying = functools.partial(certify, verifier, raw, targets)
+    print_cost(detect, certifying, options.epsilon, clock, len(pack))
+    if distributed.size() == 1:
+        print_growth(raw, verifier, targets, clock, options.plot)
+    distributed.leave()
 
 
 if __name__ == "__main__":

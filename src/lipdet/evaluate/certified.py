@@ -187,15 +187,16 @@ def certify_batch(
     found = verifier.certifiers(candidates, truths, radius, iou, entries)
     matches = clean_matches(candidates, truths, size, iou)
     claimed = verifier.claims(candidates, truths, found.pairs, entries, IOUS)
+    reached = certified_up_to(found, count, IOUS)
     most = min(verifier.selection.top_k, MAX_DETECTIONS)
     return Certified(
         PerObject(
             label=truths.label,
-            reached=certified_up_to(found, count, IOUS),
+            reached=reached,
             first=claimed.first,
             last=claimed.last,
-            box=box_stays(verifier, candidates, truths, radius, iou, entries),
-            of_class=class_stays(verifier, candidates, matches, count, entries),
+            box=box_stays(verifier, candidates, truths, radius, iou, reached[:, 0], entries),
+            of_class=class_stays(verifier, candidates, matches, reached[:, 0], entries),
             reason=reasons(candidates, found, matches, count, iou, logit(RECALL_SCORE)),
         ),
         tuple(

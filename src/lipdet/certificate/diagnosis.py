@@ -8,12 +8,12 @@ Notable choices:
 
 from __future__ import annotations
 
+import math
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-from lipdet.boxes.scores import logit
 from lipdet.certificate.candidates import Candidates
 from lipdet.certificate.certify import Certifiers, certified_up_to, not_truncated
 from lipdet.certificate.cover import Entries
@@ -34,7 +34,7 @@ class Matches(NamedTuple):
 
 
 def clean_matches(
-    candidates: Candidates, truths: Truths, size: int, iou: float, above: Tensor | None = None
+    candidates: Candidates, truths: Truths, size: int, iou: float, tau: float = -math.inf
 ) -> Matches:
     """Find the candidates whose box, without perturbation, has at least this IoU with an object.
 
@@ -43,13 +43,12 @@ def clean_matches(
         truths: G objects.
         size: of the image.
         iou: threshold of a match.
-        above: (G,) only candidates whose lowest log-odds are more are looked at.
+        tau: only candidates whose lowest log-odds are at least this are looked at.
     """
     group = truths.image * candidates.classes + truths.label
     truth, own = expand(candidates.starts(group), candidates.members(group))
-    if above is not None:
-        better = true_at(take(candidates.low, own) > take(above, truth))
-        truth, own = take(truth, better), take(own, better)
+    steady = true_at(take(candidates.low, own) >= tau)
+    truth, own = take(truth, steady), take(own, steady)
     boxes = take(candidates.clean_boxes.clamp(0, size), take(candidates.boxes.place, own))
     matched = true_at(iou_of_corners(boxes, take(truths.box, truth)) >= iou)
     return Matches(take(truth, matched), take(own, matched))
@@ -86,9 +85,14 @@ def reasons(
 
 
 def class_stays(
-    verifier: Verifier, candidates: Candidates, matches: Matches, known: Tensor, entries: Entries
+    verifier: Verifier,
+    candidates: Candidates,
+    matches: Matches,
+    kept: Tensor,
+    tau: float,
+    entries: Entries,
 ) -> Tensor:
-    """The highest log-odds at which a detection of each object's class stays, wherever, (G,).
+    """Whether a detection of each object's class stays at log-odds of τ, wherever, (G,) bool.
 
     By conditions 1 and 4 for an anchor that matches the object without perturbation: it is kept or
     suppressed by a higher one of its class, and neither can be cut off.
@@ -97,15 +101,16 @@ def class_stays(
         verifier: of the detector.
         candidates: all.
         matches: of the G objects.
-        known: (G,) a lower bound of the result, such as what is certified; only more is sought.
+        kept: (G,) for which that is known, as those certified at τ; the others are looked at.
+        tau: above the floor.
         entries: bounds on the detections.
     """
-    low = take(candidates.low, matches.candidate)
-    better = true_at(low > take(_at_least_the_floor(verifier, known), matches.truth))
-    truth, own, low = (take(x, better) for x in (*matches, low))
-    group = take(candidates.group, own)
+    steady = take(candidates.low, matches.candidate) >= tau
+    open_ = true_at(steady & ~take(kept, matches.truth))
+    truth, own = take(matches.truth, open_), take(matches.candidate, open_)
+    group, low = take(candidates.group, own), take(candidates.low, own)
     fit = not_truncated(candidates, group, low, verifier.selection.top_k, entries)
-    return known.scatter_reduce(0, truth[fit], low[fit], "amax")
+    return kept.index_fill(0, truth[fit], True)
 
 
 def box_stays(
@@ -114,13 +119,14 @@ def box_stays(
     truths: Truths,
     epsilon: Tensor,
     iou: float,
-    known: Tensor,
+    kept: Tensor,
+    tau: float,
     entries: Entries,
 ) -> Tensor:
-    """The highest log-odds at which a detection of *some* class stays on each object, (G,).
+    """Whether a detection of *some* class stays on each object at log-odds of τ, (G,) bool.
 
-    By conditions 1 to 4 for each class in turn. What stays matches without perturbation, too, so
-    only such candidates are looked at.
+    By conditions 1 to 4 for each class in turn. What stays on an object matches it without
+    perturbation, too, so that classes without such a candidate are left out.
 
     Args:
         verifier: of the detector.
@@ -128,23 +134,18 @@ def box_stays(
         truths: the G objects.
         epsilon: (B,).
         iou: threshold of a match.
-        known: see `class_stays`.
+        kept: see `class_stays`.
+        tau: above the floor.
         entries: bounds on the detections.
     """
-    count, classes = len(truths.image), candidates.classes
+    open_, classes = true_at(~kept), candidates.classes
     every = free_truths(
-        truths.image.repeat_interleave(classes),
-        torch.arange(classes).repeat(count),
-        truths.box.repeat_interleave(classes, dim=0),
+        truths.image[open_].repeat_interleave(classes),
+        torch.arange(classes).repeat(len(open_)),
+        truths.box[open_].repeat_interleave(classes, dim=0),
     )
-    above = _at_least_the_floor(verifier, known).repeat_interleave(classes)
-    size = verifier.decoder.image_size
-    open_ = torch.unique(clean_matches(candidates, every, size, iou, above).truth)
-    found = verifier.certifiers(candidates, every.at(open_), epsilon, iou, entries)
-    reached = certified_up_to(found, len(open_), [iou]).squeeze(1)
-    return known.scatter_reduce(0, open_ // classes, reached, "amax")
-
-
-def _at_least_the_floor(verifier: Verifier, known: Tensor) -> Tensor:
-    """What the lowest log-odds must exceed, by condition 1 and to improve on what is known."""
-    return known.clamp(min=logit(verifier.selection.score_floor))
+    matches = clean_matches(candidates, every, verifier.decoder.image_size, iou, tau)
+    hopeful = torch.unique(matches.truth)
+    found = verifier.certifiers(candidates, every.at(hopeful), epsilon, iou, entries)
+    stays = certified_up_to(found, len(hopeful), [iou]).squeeze(1) >= tau
+    return kept.index_fill(0, open_[hopeful[stays] // classes], True)

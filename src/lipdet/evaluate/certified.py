@@ -50,8 +50,8 @@ class PerObject(NamedTuple):
         reached: (G, len(IOUS)) log-odds up to which it is certified, −∞ if it is not.
         first: (G, len(IOUS)) ends of what it claims, as in `claims.Claims`.
         last: see `first`.
-        box: (G,) as `reached` for a detection of any class on it, at IoU 0.5.
-        of_class: (G,) as `reached` for a detection of its class, wherever.
+        box: (G,) whether a detection of any class stays on it, at RECALL_SCORE and IoU 0.5.
+        of_class: (G,) whether a detection of its class stays, wherever, at RECALL_SCORE.
         reason: (G,) index in REASONS of what fails at RECALL_SCORE and IoU 0.5, −1 if nothing.
     """
 
@@ -187,7 +187,8 @@ def certify_batch(
     found = verifier.certifiers(candidates, truths, radius, iou, entries)
     matches = clean_matches(candidates, truths, size, iou)
     claimed = verifier.claims(candidates, truths, found.pairs, entries, IOUS)
-    reached = certified_up_to(found, count, IOUS)
+    reached, tau = certified_up_to(found, count, IOUS), logit(RECALL_SCORE)
+    kept = reached[:, 0] >= tau
     most = min(verifier.selection.top_k, MAX_DETECTIONS)
     return Certified(
         PerObject(
@@ -195,9 +196,9 @@ def certify_batch(
             reached=reached,
             first=claimed.first,
             last=claimed.last,
-            box=box_stays(verifier, candidates, truths, radius, iou, reached[:, 0], entries),
-            of_class=class_stays(verifier, candidates, matches, reached[:, 0], entries),
-            reason=reasons(candidates, found, matches, count, iou, logit(RECALL_SCORE)),
+            box=box_stays(verifier, candidates, truths, radius, iou, kept, tau, entries),
+            of_class=class_stays(verifier, candidates, matches, kept, tau, entries),
+            reason=reasons(candidates, found, matches, count, iou, tau),
         ),
         tuple(
             Possible(entries.pooled(label, classes, most), entries.pooled_cliques(label, classes))
@@ -235,8 +236,8 @@ def summary(epsilon: float, found: Certified, class_names: Sequence[str]) -> dic
         "recall_score": RECALL_SCORE,
         "recall": kept / objects,
         "precision": _share(kept, wrong),
-        "vanish_recall": float((found.of.box >= tau).sum()) / objects,
-        "class_recall": float((found.of.of_class >= tau).sum()) / objects,
+        "vanish_recall": float(found.of.box.sum()) / objects,
+        "class_recall": float(found.of.of_class.sum()) / objects,
         "failed": {reason: failed[reason] for reason in REASONS},
         "per_class": per_class,
     }

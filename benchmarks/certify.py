@@ -3,9 +3,10 @@
     python benchmarks/certify.py DETECTOR [--data rendered:64] [--epsilon 0.1] [--plot FILE]
     torchrun --nproc_per_node 2 benchmarks/certify.py DETECTOR --wall
 
-Plain detection is forward pass, decoding and NMS; certifying is all that comes on top for certified
-AP at one ε: candidates, conditions at ten IoU thresholds, and bounds on detections. The second
-table replaces the detector's outputs by random ones with a given number of candidates per image.
+Plain detection is forward pass, decoding and NMS; certifying is all that `lipdet eval --certify`
+computes of a batch at one ε on top: certified AP and recall at ten IoU thresholds, what stays of
+the objects that are not certified, and which condition fails. The second table replaces the
+detector's outputs by random ones with a given number of candidates per image.
 
 Notable choices:
 - Processor time, not wall time: another process on the machine must not count. On a free machine
@@ -38,11 +39,9 @@ from matplotlib.figure import Figure
 from lipdet import distributed
 from lipdet.boxes import AP_SELECTION, select_detections
 from lipdet.boxes.scores import logit
-from lipdet.certificate.certify import certified_up_to
-from lipdet.certificate.truths import truths_of
 from lipdet.certificate.verifier import Verifier, verifier_of
 from lipdet.checkpoint import load_detector
-from lipdet.evaluate.certified import BATCH_SIZE, IOUS, outputs, pictures
+from lipdet.evaluate.certified import BATCH_SIZE, certify_batch, outputs, pictures
 from lipdet.images.spec import open_data
 from lipdet.layers import fold
 from lipdet.types import RawOutput, Target
@@ -66,18 +65,6 @@ def slowest(value: float) -> float:
     largest = torch.tensor(value, dtype=torch.float64)
     dist.all_reduce(largest, dist.ReduceOp.MAX)
     return float(largest)
-
-
-def certify(verifier: Verifier, raw: RawOutput, targets: Sequence[Target], epsilon: float) -> int:
-    """Certify one batch as for certified AP; return the number of candidates."""
-    radius = torch.full((len(targets),), epsilon, dtype=torch.float64)
-    truths = truths_of(targets)
-    candidates = verifier.candidates(raw, radius)
-    entries = verifier.entries(candidates, radius)
-    found = verifier.certifiers(candidates, truths, radius, IOUS[0], entries)
-    certified_up_to(found, len(truths.image), IOUS)
-    verifier.claims(candidates, truths, found.pairs, entries, IOUS)
-    return len(candidates.group)
 
 
 def with_candidates(raw: RawOutput, verifier: Verifier, count: int, epsilon: float) -> RawOutput:
@@ -139,23 +126,25 @@ def show(line: str) -> None:
 
 def print_cost(
     detect: Callable[[], object],
-    certifying: Callable[[float], int],
+    raw: RawOutput,
+    verifier: Verifier,
+    targets: Sequence[Target],
     epsilons: Sequence[float],
     clock: Callable[[], float],
-    pictures: int,
 ) -> None:
-    """The table of certifying beside detection at each ε; `certifying` counts its candidates."""
-    scale = 1000 / (pictures * distributed.size())
+    """The table of certifying beside detection at each ε."""
+    scale = 1000 / (len(targets) * distributed.size())
     show("| ε | candidates | detection, ms | certifying, ms | ratio |")
     show("|---|---|---|---|---|")
     for epsilon in epsilons:
-        count = certifying(epsilon)
-        step = functools.partial(certifying, epsilon)
+        count = len(verifier.candidates(raw, epsilon).group)
+        step = functools.partial(certify_batch, verifier, raw, targets, epsilon)
+        step()
         pairs = [(seconds(detect, clock), seconds(step, clock)) for _ in range(ROUNDS)]
         plain, own = (statistics.median(column) for column in zip(*pairs, strict=True))
         show(
-            f"| {epsilon:g} | {count / pictures:.0f} | {scale * plain:.2f} | {scale * own:.2f} "
-            f"| {own / plain:.2f} |"
+            f"| {epsilon:g} | {count / len(targets):.0f} | {scale * plain:.2f} "
+            f"| {scale * own:.2f} | {own / plain:.2f} |"
         )
 
 
@@ -172,7 +161,7 @@ def print_growth(
     times, memory = [], []
     for count in CANDIDATES:
         changed = with_candidates(raw, verifier, count, 0.05)
-        step = functools.partial(certify, verifier, changed, targets, 0.05)
+        step = functools.partial(certify_batch, verifier, changed, targets, 0.05)
         memory.append(megabytes(step) / len(targets))
         middle = statistics.median(seconds(step, clock) for _ in range(ROUNDS))
         times.append(1000 * middle / len(targets))
@@ -211,8 +200,7 @@ def main() -> None:
         f"processes: {distributed.size()}, each with a batch of {len(pack)} and threads: "
         f"{torch.get_num_threads()}; {'wall' if options.wall else 'processor'} time per image"
     )
-    certifying = functools.partial(certify, verifier, raw, targets)
-    print_cost(detect, certifying, options.epsilon, clock, len(pack))
+    print_cost(detect, raw, verifier, targets, options.epsilon, clock)
     if distributed.size() == 1:
         print_growth(raw, verifier, targets, clock, options.plot)
     distributed.leave()

@@ -8,7 +8,6 @@ Notable choices:
 
 from __future__ import annotations
 
-import math
 from typing import NamedTuple
 
 import torch
@@ -33,25 +32,20 @@ class Matches(NamedTuple):
     candidate: Tensor
 
 
-def clean_matches(
-    candidates: Candidates, truths: Truths, size: int, iou: float, tau: float = -math.inf
-) -> Matches:
-    """Find the candidates whose box, without perturbation, has at least this IoU with an object.
-
-    Args:
-        candidates: all.
-        truths: G objects.
-        size: of the image.
-        iou: threshold of a match.
-        tau: only candidates whose lowest log-odds are at least this are looked at.
-    """
+def clean_matches(candidates: Candidates, truths: Truths, size: int, iou: float) -> Matches:
+    """Find the candidates whose box, without perturbation, has at least this IoU with an object."""
     group = truths.image * candidates.classes + truths.label
     truth, own = expand(candidates.starts(group), candidates.members(group))
-    steady = true_at(take(candidates.low, own) >= tau)
-    truth, own = take(truth, steady), take(own, steady)
-    boxes = take(candidates.clean_boxes.clamp(0, size), take(candidates.boxes.place, own))
-    matched = true_at(iou_of_corners(boxes, take(truths.box, truth)) >= iou)
+    matched = true_at(_clean_iou(candidates, truths, truth, own, size) >= iou)
     return Matches(take(truth, matched), take(own, matched))
+
+
+def _clean_iou(
+    candidates: Candidates, truths: Truths, truth: Tensor, own: Tensor, size: int
+) -> Tensor:
+    """IoU of pairs (P,) of an object and a candidate without perturbation."""
+    boxes = take(candidates.clean_boxes.clamp(0, size), take(candidates.boxes.place, own))
+    return iou_of_corners(boxes, take(truths.box, truth))
 
 
 def reasons(
@@ -138,14 +132,24 @@ def box_stays(
         tau: above the floor.
         entries: bounds on the detections.
     """
-    open_, classes = true_at(~kept), candidates.classes
-    every = free_truths(
-        truths.image[open_].repeat_interleave(classes),
-        torch.arange(classes).repeat(len(open_)),
-        truths.box[open_].repeat_interleave(classes, dim=0),
-    )
-    matches = clean_matches(candidates, every, verifier.decoder.image_size, iou, tau)
-    hopeful = torch.unique(matches.truth)
-    found = verifier.certifiers(candidates, every.at(hopeful), epsilon, iou, entries)
-    stays = certified_up_to(found, len(hopeful), [iou]).squeeze(1) >= tau
-    return kept.index_fill(0, open_[hopeful[stays] // classes], True)
+    open_ = true_at(~kept)
+    size = verifier.decoder.image_size
+    truth, label = _hopeful_classes(candidates, truths.at(open_), size, iou, tau)
+    of_classes = free_truths(truths.image[open_[truth]], label, truths.box[open_[truth]])
+    found = verifier.certifiers(candidates, of_classes, epsilon, iou, entries)
+    stays = certified_up_to(found, len(truth), [iou]).squeeze(1) >= tau
+    return kept.index_fill(0, open_[truth[stays]], True)
+
+
+def _hopeful_classes(
+    candidates: Candidates, truths: Truths, size: int, iou: float, tau: float
+) -> tuple[Tensor, Tensor]:
+    """Objects and classes of which a candidate with at least τ at its lowest matches the object."""
+    steady = true_at(candidates.low >= tau)
+    group = take(candidates.group, steady)
+    image, label = group // candidates.classes, group % candidates.classes
+    starts = torch.searchsorted(truths.image, image)
+    pair, truth = expand(starts, torch.searchsorted(truths.image, image, right=True) - starts)
+    matched = _clean_iou(candidates, truths, truth, take(steady, pair), size) >= iou
+    found = torch.unique(truth[matched] * candidates.classes + label[pair[matched]])
+    return found // candidates.classes, found % candidates.classes

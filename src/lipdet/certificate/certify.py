@@ -60,6 +60,20 @@ class Certifiers(NamedTuple):
         """Which certifiers vouch for their object at this IoU threshold, (P,) bool."""
         return (self.kept >= iou) & self.fits & (self.alone < iou)
 
+    def of_first(self, truths: int) -> Certifiers:
+        """Those of the first so many objects."""
+        own = true_at(self.truth < truths)
+        return Certifiers(
+            truth=self.truth[own],
+            candidate=self.candidate[own],
+            low=self.low[own],
+            box=self.box[own],
+            kept=self.kept[own],
+            fits=self.fits[own],
+            alone=self.alone[own],
+            pairs=self.pairs.of_first(truths),
+        )
+
 
 def certifiers(
     candidates: Candidates,

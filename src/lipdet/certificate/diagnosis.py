@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from lipdet.certificate.candidates import Candidates
-from lipdet.certificate.certify import Certifiers, certified_up_to, not_truncated
+from lipdet.certificate.certify import Certifiers, not_truncated
 from lipdet.certificate.cover import Entries
 from lipdet.certificate.iou_bounds import iou_of_corners
 from lipdet.certificate.segments import expand, take, true_at
@@ -107,49 +107,44 @@ def class_stays(
     return kept.index_fill(0, truth[fit], True)
 
 
-def box_stays(
-    verifier: Verifier,
-    candidates: Candidates,
-    truths: Truths,
-    epsilon: Tensor,
-    iou: float,
-    kept: Tensor,
-    tau: float,
-    entries: Entries,
-) -> Tensor:
-    """Whether a detection of *some* class stays on each object at log-odds of τ, (G,) bool.
-
-    By conditions 1 to 4 for each class in turn. What stays on an object matches it without
-    perturbation, too, so that classes without such a candidate are left out.
-
-    Args:
-        verifier: of the detector.
-        candidates: all.
-        truths: the G objects.
-        epsilon: (B,).
-        iou: threshold of a match.
-        kept: see `class_stays`.
-        tau: above the floor.
-        entries: bounds on the detections.
-    """
-    open_ = true_at(~kept)
-    size = verifier.decoder.image_size
-    truth, label = _hopeful_classes(candidates, truths.at(open_), size, iou, tau)
-    of_classes = free_truths(truths.image[open_[truth]], label, truths.box[open_[truth]])
-    found = verifier.certifiers(candidates, of_classes, epsilon, iou, entries)
-    stays = certified_up_to(found, len(truth), [iou]).squeeze(1) >= tau
-    return kept.index_fill(0, open_[truth[stays]], True)
-
-
-def _hopeful_classes(
+def with_other_classes(
     candidates: Candidates, truths: Truths, size: int, iou: float, tau: float
-) -> tuple[Tensor, Tensor]:
-    """Objects and classes of which a candidate with at least τ at its lowest matches the object."""
+) -> tuple[Truths, Tensor]:
+    """The objects, and after them once more those on which a box of another class may stay.
+
+    What stays on an object matches it without perturbation, too: only classes with such a
+    candidate, of at least τ at its lowest, are added. What is added competes with no other object.
+
+    Returns:
+        The objects, (G + H), and for each which of the G it is.
+    """
+    count = len(truths.image)
     steady = true_at(candidates.low >= tau)
     group = take(candidates.group, steady)
     image, label = group // candidates.classes, group % candidates.classes
     starts = torch.searchsorted(truths.image, image)
     pair, truth = expand(starts, torch.searchsorted(truths.image, image, right=True) - starts)
+    other = true_at(take(label, pair) != take(truths.label, truth))
+    pair, truth = take(pair, other), take(truth, other)
     matched = _clean_iou(candidates, truths, truth, take(steady, pair), size) >= iou
     found = torch.unique(truth[matched] * candidates.classes + label[pair[matched]])
-    return found // candidates.classes, found % candidates.classes
+    truth, label = found // candidates.classes, found % candidates.classes
+    added = free_truths(truths.image[truth], label, truths.box[truth])
+    return truths.and_free(added), torch.cat([torch.arange(count), truth])
+
+
+def box_stays(found: Certifiers, objects: Tensor, count: int, iou: float, tau: float) -> Tensor:
+    """Whether a detection of *some* class stays on each object at log-odds of τ, (count,) bool.
+
+    By conditions 1 to 4 for each class in turn.
+
+    Args:
+        found: certifiers of `with_other_classes`, at a threshold of at most `iou`.
+        objects: its second result.
+        count: G.
+        iou: threshold of a match.
+        tau: log-odds that the detection shall keep.
+    """
+    stays = (found.low >= tau) & (found.kept >= iou) & found.fits
+    result = torch.zeros(count, dtype=torch.bool)
+    return result.index_fill(0, objects[found.truth[stays]], True)

@@ -37,6 +37,13 @@ class Staying(NamedTuple):
         """The thresholds of pairs (P,) of an object and a candidate of its group."""
         return take(self.iou, take(self.first, truth) + candidate)
 
+    def of_first(self, truths: int) -> Staying:
+        """The pairs of the first so many objects."""
+        pairs = int(torch.searchsorted(self.truth, truths))
+        return Staying(
+            self.truth[:pairs], self.candidate[:pairs], self.iou[:pairs], self.first[:truths]
+        )
+
 
 def staying(
     candidates: Candidates,

@@ -40,6 +40,17 @@ class Truths(NamedTuple):
             rival_counts=self.rival_counts[index],
         )
 
+    def and_free(self, added: Truths) -> Truths:
+        """These objects and after them others, which have no rivals."""
+        return Truths(
+            image=torch.cat([self.image, added.image]),
+            label=torch.cat([self.label, added.label]),
+            box=torch.cat([self.box, added.box]),
+            rival_starts=torch.cat([self.rival_starts, added.rival_starts]),
+            rival_counts=torch.cat([self.rival_counts, added.rival_counts]),
+            rivals=self.rivals,
+        )
+
 
 def truths_of(targets: Sequence[Target]) -> Truths:
     """The objects of a batch of images; the rivals of each are the others of its class there."""

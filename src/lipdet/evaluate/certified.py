@@ -28,7 +28,14 @@ from lipdet.certificate.average_precision import (
     false_positives,
 )
 from lipdet.certificate.certify import MAX_DETECTIONS, certified_up_to
-from lipdet.certificate.diagnosis import REASONS, box_stays, class_stays, clean_matches, reasons
+from lipdet.certificate.diagnosis import (
+    REASONS,
+    box_stays,
+    class_stays,
+    clean_matches,
+    reasons,
+    with_other_classes,
+)
 from lipdet.certificate.numerics import MEASURED, PROVEN
 from lipdet.certificate.truths import truths_of
 from lipdet.certificate.verifier import Verifier, verifier_of
@@ -179,15 +186,17 @@ def certify_batch(
     verifier: Verifier, raw: RawOutput, targets: Sequence[Target], epsilon: float
 ) -> Certified:
     """Everything that `summary` needs of one batch."""
-    truths, iou = truths_of(targets), IOUS[0]
+    truths, iou, tau = truths_of(targets), IOUS[0], logit(RECALL_SCORE)
     count, size = len(truths.image), verifier.decoder.image_size
     radius = torch.full((len(targets),), epsilon, dtype=torch.float64)
     candidates = verifier.candidates(raw, radius)
     entries = verifier.entries(candidates, radius)
-    found = verifier.certifiers(candidates, truths, radius, iou, entries)
+    every, objects = with_other_classes(candidates, truths, size, iou, tau)
+    found = verifier.certifiers(candidates, every, radius, iou, entries)
+    own = found.of_first(count)
     matches = clean_matches(candidates, truths, size, iou)
-    claimed = verifier.claims(candidates, truths, found.pairs, entries, IOUS)
-    reached, tau = certified_up_to(found, count, IOUS), logit(RECALL_SCORE)
+    claimed = verifier.claims(candidates, truths, own.pairs, entries, IOUS)
+    reached = certified_up_to(own, count, IOUS)
     kept = reached[:, 0] >= tau
     most = min(verifier.selection.top_k, MAX_DETECTIONS)
     return Certified(
@@ -196,9 +205,9 @@ def certify_batch(
             reached=reached,
             first=claimed.first,
             last=claimed.last,
-            box=box_stays(verifier, candidates, truths, radius, iou, kept, tau, entries),
+            box=box_stays(found, objects, count, iou, tau),
             of_class=class_stays(verifier, candidates, matches, kept, tau, entries),
-            reason=reasons(candidates, found, matches, count, iou, tau),
+            reason=reasons(candidates, own, matches, count, iou, tau),
         ),
         tuple(
             Possible(entries.pooled(label, classes, most), entries.pooled_cliques(label, classes))

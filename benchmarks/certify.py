@@ -42,6 +42,7 @@ from lipdet.boxes.scores import logit
 from lipdet.certificate.verifier import Verifier, verifier_of
 from lipdet.checkpoint import load_detector
 from lipdet.evaluate.certified import BATCH_SIZE, certify_batch, outputs, pictures
+from lipdet.hardware import keep_freed_memory
 from lipdet.images.spec import open_data
 from lipdet.layers import fold
 from lipdet.types import RawOutput, Target
@@ -182,6 +183,7 @@ def main() -> None:
     parser.add_argument("--wall", action="store_true", help="wall time, on a free machine")
     options = parser.parse_args()
     distributed.join()
+    keep_freed_memory()  # as evaluation does
     clock = time.perf_counter if options.wall else time.process_time
     torch.manual_seed(0)
     detector = load_detector(options.detector).detector

@@ -34,7 +34,6 @@ from lipdet.evaluate.attack_state import (
 from lipdet.evaluate.average_precision import average_precision
 from lipdet.evaluate.chunks import Pass, Tensors, code, pass_key, weights_hash
 from lipdet.evaluate.consistency import consistency
-from lipdet.hardware import keep_freed_memory
 from lipdet.images.pack import Pack
 from lipdet.types import Detections
 
@@ -62,7 +61,6 @@ class Campaign:
 
 def attacked_results(detector: SSD, pack: Pack, campaign: Campaign) -> list[dict[str, Any]]:
     """One entry per radius, as docs/json.md describes it."""
-    keep_freed_memory()
     prepared = prepare(detector)
     clean = detections_of(_clean_pass(prepared, pack, campaign.state).results())
     return [_entry(prepared, pack, campaign, epsilon, clean) for epsilon in campaign.epsilons]

@@ -22,6 +22,7 @@ from lipdet import distributed
 from lipdet.checkpoint import read_tensors, write_tensors
 from lipdet.detector import SSD
 from lipdet.errors import InputError
+from lipdet.hardware import keep_freed_memory
 from lipdet.progress import track
 from lipdet.versions import versions
 
@@ -48,6 +49,7 @@ class Pass:
 
     def share(self) -> None:
         """Compute this process's chunks, as far as they are not there yet."""
+        keep_freed_memory()
         own = self._chunks()[distributed.rank() :: distributed.size()]
         for chunk in track(own, self.label):
             if not self._file(chunk).is_file():
@@ -55,6 +57,7 @@ class Pass:
 
     def results(self) -> list[Tensors]:
         """The results of all chunks, in order; what is not there yet is computed."""
+        keep_freed_memory()
         return [self._result(chunk) for chunk in track(self._chunks(), self.label)]
 
     def _chunks(self) -> list[range]:

@@ -24,8 +24,9 @@ def computes_in_bf16(device: torch.device) -> bool:
 def keep_freed_memory() -> None:
     """Let the C library keep freed memory instead of returning it to the system at every step.
 
-    Each step of a training, and each chunk of an evaluation, frees and asks for the same hundreds of
-    megabytes; without this, glibc maps and clears the pages each time. Does nothing where there is no glibc.
+    Each step of a training, and each chunk of an evaluation, frees and asks for the same hundreds
+    of megabytes; without this, glibc maps and clears the pages each time. Does nothing where there
+    is no glibc.
     """
     if not sys.platform.startswith("linux"):
         return

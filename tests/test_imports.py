@@ -35,6 +35,7 @@ ALLOWED: dict[str, set[str]] = {
     "progress": set(),
     "hardware": set(),
     "distributed": BASE,
+    "launch": BASE,
     "batch_norm": {"distributed"},
     "versions": set(),
     "__init__": {"pretrained"},

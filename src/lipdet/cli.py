@@ -162,15 +162,19 @@ def _run(options: Namespace, words: Sequence[str]) -> None:
     # Of a verb with actions, the options of the chosen one.
     common = chosen.get(chosen.get("action"), chosen)
     arguments = {key: value for key, value in chosen.items() if key not in COMMON}
-    processes = common.get("processes", 1)
-    if processes > 1 and not distributed.launched():
-        sys.exit(launch(processes, words))
-    if processes not in (1, distributed.size()):
-        raise InputError(
-            f"--processes {processes} contradicts torchrun's {distributed.size()}; leave it out."
-        )
+    _start_processes(common.get("processes", 1), words)
     json_on_stdout = common.get("json") == Path("-")
     leads = distributed.rank() == 0
     quiet = common["quiet"] or not leads
     with quietly(keep_output=json_on_stdout and leads) if quiet else nullcontext():
         VERBS[options.verb].run(**arguments)
+
+
+def _start_processes(count: int, words: Sequence[str]) -> None:
+    """Leave the work to as many processes as `--processes` asks for, and end as they do."""
+    if count > 1 and not distributed.launched():
+        sys.exit(launch(count, words))
+    if count not in (1, distributed.size()):
+        raise InputError(
+            f"--processes {count} contradicts torchrun's {distributed.size()}; leave it out."
+        )

@@ -115,6 +115,13 @@ def with_other_classes(
     What stays on an object matches it without perturbation, too: only classes with such a
     candidate, of at least τ at its lowest, are added. What is added competes with no other object.
 
+    Args:
+        candidates: all.
+        truths: G objects.
+        size: of the image.
+        iou: threshold of a match.
+        tau: log-odds that the detection shall keep.
+
     Returns:
         The objects, (G + H), and for each which of the G it is.
     """

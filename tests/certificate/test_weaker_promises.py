@@ -1,0 +1,110 @@
+"""What is said of objects without a certificate: a box of some class stays, the class stays.
+
+The oracle is what the detector's own NMS does with perturbed outputs, and torchvision's IoU.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import pytest
+import torch
+from torch import Tensor
+from torchvision.ops import box_iou
+
+from lipdet.boxes.scores import logit
+from lipdet.certificate import diagnosis
+from lipdet.certificate.certify import Certifiers
+from lipdet.evaluate import certified
+from lipdet.evaluate.certified import RECALL_SCORE, certify_batch
+from lipdet.types import Detections
+from tests.certificate.adversaries import perturbed
+from tests.certificate.scenes import Scene, detect, random_scene
+
+SCENES = range(150)
+PERTURBED = 60
+# Scores are rounded to float32.
+SCORE = RECALL_SCORE - 1e-6
+
+
+class Outcome(NamedTuple):
+    """Promises to objects in SCENES beyond what is certified, and how many of all are broken."""
+
+    boxes: int
+    classes: int
+    broken_boxes: int
+    broken_classes: int
+
+
+def outcome() -> Outcome:
+    """Make all promises, and let adversaries try each scene of which something is promised."""
+    counts = torch.zeros(4, dtype=torch.int64)
+    for number in SCENES:
+        scene = random_scene(number)
+        if scene.verifier.selection.score_floor >= RECALL_SCORE:
+            continue
+        of = certify_batch(scene.verifier, scene.raw, scene.targets, scene.epsilon).of
+        promised = torch.stack([of.box, of.of_class])
+        kept = of.reached[:, 0] >= logit(RECALL_SCORE)
+        assert (promised >= kept).all()
+        if promised.any():
+            held = _held(scene, detect(scene, perturbed(scene, PERTURBED, number)))
+            beyond, broken = promised & ~kept, promised & ~held
+            counts += torch.cat([beyond.sum(dim=1), broken.sum(dim=1)])
+    return Outcome(*counts.tolist())
+
+
+def _held(scene: Scene, found: list[Detections]) -> Tensor:
+    """Whether, in all perturbed scenes, a box stays on each object and its class in the image."""
+    images = len(scene.targets)
+    columns = []
+    for image, target in enumerate(scene.targets):
+        for box, label in zip(target["boxes"], target["labels"], strict=True):
+            shown = [_shown(one) for one in found[image::images]]
+            on_it = [bool((box_iou(box[None], one["boxes"]) >= 0.5).any()) for one in shown]
+            of_class = [bool((one["labels"] == label).any()) for one in shown]
+            columns.append(torch.tensor([all(on_it), all(of_class)]))
+    return torch.stack(columns, dim=1)
+
+
+def _shown(found: Detections) -> Detections:
+    rows = found["scores"] >= SCORE
+    return Detections(
+        boxes=found["boxes"][rows], labels=found["labels"][rows], scores=found["scores"][rows]
+    )
+
+
+def test_what_is_promised_stays() -> None:
+    found = outcome()
+    # Without such promises the test could not fail.
+    assert found.boxes > 10
+    assert found.classes > 10
+    assert (found.broken_boxes, found.broken_classes) == (0, 0)
+
+
+def test_a_box_that_can_be_suppressed_is_caught(monkeypatch: pytest.MonkeyPatch) -> None:
+    right = certified.box_stays
+
+    def wrong(found: Certifiers, *others: object) -> Tensor:
+        return right(found._replace(kept=found.box), *others)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(certified, "box_stays", wrong)
+    assert outcome().broken_boxes
+
+
+def test_a_box_that_can_be_cut_off_is_caught(monkeypatch: pytest.MonkeyPatch) -> None:
+    right = certified.box_stays
+
+    def wrong(found: Certifiers, *others: object) -> Tensor:
+        return right(found._replace(fits=found.fits | True), *others)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(certified, "box_stays", wrong)
+    assert outcome().broken_boxes
+
+
+def test_a_class_that_can_be_cut_off_is_caught(monkeypatch: pytest.MonkeyPatch) -> None:
+    def always(_: object, group: Tensor, *others: object) -> Tensor:
+        return torch.ones(len(group), dtype=torch.bool)
+
+    monkeypatch.setattr(diagnosis, "not_truncated", always)
+    assert outcome().broken_classes

@@ -30,7 +30,7 @@ def parser() -> Parser:
         "--presets",
         nargs="+",
         metavar="ROW",
-        help="rows: presets, or DETECTORs to load (default: the comparison's six)",
+        help=f"rows: presets, or DETECTORs to load (default: {' '.join(ROWS)})",
     )
     parser.add_argument(
         "--training",

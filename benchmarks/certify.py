@@ -11,7 +11,7 @@ detector's outputs by random ones with a given number of candidates per image.
 Notable choices:
 - Processor time, not wall time: another process on the machine must not count. On a free machine
   `--wall` shows what several threads gain, which is more for detection than for certifying.
-- Several processes, as `lipdet eval --processes` starts them, each have a batch and do the same at
+- Several processes, like those of `lipdet eval --processes`, each have a batch and do the same at
   the same time. What counts is until the last is done, over the pictures of all.
 - The median of several rounds, in which detection and certificate take turns.
 - Memory is how far the process rises above what it holds before, while one batch is certified. The
@@ -187,7 +187,8 @@ def main() -> None:
     clock = time.perf_counter if options.wall else time.process_time
     torch.manual_seed(0)
     detector = load_detector(options.detector).detector
-    pack = open_data(options.data, "test", detector.config.image_size, 0).head(BATCH_SIZE)
+    size = detector.config.image_size
+    pack = distributed.made_once(lambda: open_data(options.data, "test", size, 0)).head(BATCH_SIZE)
     images = pictures(pack, range(len(pack)))
     targets = [pack.target(index) for index in range(len(pack))]
     verifier = verifier_of(detector, AP_SELECTION, images)

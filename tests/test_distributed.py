@@ -1,7 +1,7 @@
 """Several processes do what one does: the same weights, the same json, whichever of them is lost.
 
 Processes are forked from a server that has imported the package once, with the environment that
-torchrun gives; the last test starts torchrun itself.
+torchrun gives; the last tests start torchrun itself, and `--processes`.
 """
 
 from __future__ import annotations
@@ -349,16 +349,22 @@ def started(*words: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(command, capture_output=True, text=True, env=environment)
 
 
+def attacked_pictures(pack: Pack) -> list[str]:
+    """Two chunks, so that each of two processes has one."""
+    attack = ["--attack", "pgd", "--steps", "1", "--epsilon", "0.25"]
+    return ["eval", "naive", "--data", str(pack.folder), *attack, "--json"]
+
+
 def test_torchrun_itself(house_numbers: Pack) -> None:
     torchrun = ["torch.distributed.run", "--nproc_per_node", "2", "-m", "lipdet"]
-    done = started(*torchrun, "eval", "naive", "--data", str(house_numbers.folder), "--json", "-")
+    done = started(*torchrun, *attacked_pictures(house_numbers), "-")
     assert done.returncode == 0, done.stderr
     # One json and nothing else, from the first process.
     assert json.loads(done.stdout)["data"]["images"] == len(house_numbers)
 
 
 def test_the_option_starts_processes(house_numbers: Pack, tmp_path: Path) -> None:
-    words = ["eval", "naive", "--data", str(house_numbers.folder), "--json"]
+    words = attacked_pictures(house_numbers)
     done = started("lipdet", *words, "-", "--processes", "2")
     assert done.returncode == 0, done.stderr
     cli.main([*words, str(tmp_path / "one.json")])
@@ -377,4 +383,4 @@ def test_a_mistake_of_started_processes_is_one_sentence(tmp_path: Path) -> None:
 def test_the_option_contradicts_torchrun(tmp_path: Path) -> None:
     ended = lipdet(tmp_path, "eval", "naive", "--data", "rendered:2", "--processes", 3)
     assert ended.statuses == [2, 2]
-    assert "--processes 3 contradicts torchrun's 2" in ended.err
+    assert "--processes 3 contradicts the 2 that torchrun started" in ended.err

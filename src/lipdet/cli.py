@@ -155,8 +155,8 @@ def build_parser(preset_name: str = "naive") -> Parser:
 def _run(options: Namespace, words: Sequence[str]) -> None:
     if distributed.size() > 1 and options.verb not in SHARED:
         raise InputError(
-            f"{options.verb} is the work of one process: start it without torchrun, which is for "
-            f"{' and '.join(SHARED)}."
+            f"{options.verb} is the work of one process: only {' and '.join(SHARED)} are for "
+            "several."
         )
     chosen = options[options.verb].as_dict()
     # Of a verb with actions, the options of the chosen one.
@@ -176,5 +176,6 @@ def _start_processes(count: int, words: Sequence[str]) -> None:
         sys.exit(launch(count, words))
     if count not in (1, distributed.size()):
         raise InputError(
-            f"--processes {count} contradicts torchrun's {distributed.size()}; leave it out."
+            f"--processes {count} contradicts the {distributed.size()} that torchrun started; leave it "
+            "out."
         )

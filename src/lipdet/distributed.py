@@ -32,14 +32,14 @@ from lipdet.errors import InputError
 Value = TypeVar("Value")
 
 PATIENCE = timedelta(days=7)
-# What torchrun serves to all processes, a dist.Store; it survives the loss of any of them.
+# What the launcher serves to all processes, a dist.Store; it survives the loss of any of them.
 _store: Any = None
 # Words of gloo and nccl for another process that is gone; other errors are our own.
 _GONE = ("onnection", "roken pipe", "remote process", "imeout")
 
 
 class LostProcessError(Exception):
-    """Another process of the run has ended, or torchrun ends this one."""
+    """Another process of the run has ended, or the launcher ends this one."""
 
     def __init__(self) -> None:
         super().__init__(
@@ -54,7 +54,7 @@ def launched() -> bool:
 
 
 def join() -> None:
-    """Join the processes that torchrun started, if it did and there are several."""
+    """Join the processes that the launcher started, if it did and there are several."""
     global _store
     if not launched():
         return
@@ -182,11 +182,11 @@ def may_speak() -> bool:
     """Whether a failure of this process is the first of the run, the one that the user reads."""
     if _store is None:
         return True
-    signal.signal(signal.SIGTERM, signal.SIG_IGN)  # torchrun ends what is about to end by itself
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)  # the launcher ends what is about to end
     try:
         return bool(_store.add("lipdet/failed", 1) == 1)
     except RuntimeError:
-        return True  # torchrun itself is gone
+        return True  # the launcher itself is gone
 
 
 def _grouped() -> bool:

@@ -41,6 +41,7 @@ def outcome() -> Outcome:
     counts = torch.zeros(4, dtype=torch.int64)
     for number in SCENES:
         scene = random_scene(number)
+        # The class is promised at RECALL_SCORE only among what is a candidate there.
         if scene.verifier.selection.score_floor >= RECALL_SCORE:
             continue
         of = certify_batch(scene.verifier, scene.raw, scene.targets, scene.epsilon).of

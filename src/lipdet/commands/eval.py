@@ -148,8 +148,8 @@ def _check_foreign(detector: ForeignDetector, certify: bool) -> None:
         )
     if distributed.size() > 1:
         raise InputError(
-            f"{detector.name} is no lipdet.detector.SSD, and is evaluated by one process: start no "
-            "more."
+            f"{detector.name} is no lipdet.detector.SSD, and is evaluated by one process: leave "
+            "out --processes, or torchrun."
         )
 
 

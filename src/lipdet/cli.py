@@ -176,6 +176,6 @@ def _start_processes(count: int, words: Sequence[str]) -> None:
         sys.exit(launch(count, words))
     if count not in (1, distributed.size()):
         raise InputError(
-            f"--processes {count} contradicts the {distributed.size()} that torchrun started; leave it "
-            "out."
+            f"--processes {count} contradicts the {distributed.size()} that torchrun started; "
+            "leave it out."
         )

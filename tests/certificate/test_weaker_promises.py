@@ -14,7 +14,9 @@ from torchvision.ops import box_iou
 
 from lipdet.boxes.scores import logit
 from lipdet.certificate import diagnosis
+from lipdet.certificate.candidates import Candidates
 from lipdet.certificate.certify import Certifiers
+from lipdet.certificate.truths import Truths, free_truths
 from lipdet.evaluate import certified
 from lipdet.evaluate.certified import RECALL_SCORE, certify_batch
 from lipdet.types import Detections
@@ -109,3 +111,32 @@ def test_a_class_that_can_be_cut_off_is_caught(monkeypatch: pytest.MonkeyPatch) 
 
     monkeypatch.setattr(diagnosis, "not_truncated", always)
     assert outcome().broken_classes
+
+
+def with_all_classes(candidates: Candidates, truths: Truths, *_: object) -> tuple[Truths, Tensor]:
+    """What `with_other_classes` gives, with no class left out."""
+    other = torch.arange(candidates.classes) != truths.label[:, None]
+    truth, label = torch.nonzero(other, as_tuple=True)
+    added = free_truths(truths.image[truth], label, truths.box[truth])
+    return truths.and_free(added), torch.cat([torch.arange(len(truths.image)), truth])
+
+
+def with_no_class(_: Candidates, truths: Truths, *__: object) -> tuple[Truths, Tensor]:
+    """Only what is certified by the object's own class."""
+    return truths, torch.arange(len(truths.image))
+
+
+def boxes_that_stay() -> Tensor:
+    """The promise of some box to the objects of SCENES."""
+    scenes = map(random_scene, SCENES)
+    return torch.cat(
+        [certify_batch(at.verifier, at.raw, at.targets, at.epsilon).of.box for at in scenes]
+    )
+
+
+def test_the_classes_left_out_promise_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    found = boxes_that_stay()
+    monkeypatch.setattr(certified, "with_other_classes", with_all_classes)
+    assert torch.equal(boxes_that_stay(), found)
+    monkeypatch.setattr(certified, "with_other_classes", with_no_class)
+    assert (found & ~boxes_that_stay()).any()

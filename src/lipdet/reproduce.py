@@ -100,7 +100,8 @@ def reproduce(
         results.append(measured(loaded, pack, out / "state", effort, seed))
         # A row can be read before the last one is done.
         _write(out / "rows" / f"{loaded.name}.json", results[-1])
-        inspections.append(inspect_detector(loaded, pack, SHOWN, single_attacks("worst", first)))
+        shown = range(min(SHOWN, len(pack)))
+        inspections.append(inspect_detector(loaded, pack, shown, single_attacks("worst", first)))
     _write(out / "results.json", results)
     (out / "table.md").write_text(comparison_markdown(results))
     write_page(out / "index.html", results, inspections, f"All detectors on {data}")

@@ -25,6 +25,7 @@ GOOD = Curves(
     noise=0.79,
     square=0.7,
     transfer=0.45,
+    objectives={"mislabel": 0.4, "vanish": 0.38},
     sweep=[(0.1, 0.7, 0.8), (0.25, 0.4, 0.79), (4.0, 0.005, 0.7)],
     steps=[(1, 0.7), (10, 0.45), (50, 0.4), (100, 0.39)],
     restarts=[(1, 0.4), (3, 0.39)],
@@ -47,6 +48,7 @@ GOOD = Curves(
         ({"noise": 0.39}, "noise"),
         ({"square": 0.3}, "Square"),
         ({"transfer": 0.3}, "transferred"),
+        ({"objectives": {"mislabel": 0.4, "vanish": 0.36}}, "no other objective"),
     ],
 )
 def test_each_check_fails_alone(change: dict[str, object], name: str) -> None:

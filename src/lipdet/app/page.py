@@ -25,7 +25,7 @@ from lipdet.app.session import (
 )
 from lipdet.app.stops import Stopped, Stops
 from lipdet.app.views import attack
-from lipdet.attack import OBJECTIVES
+from lipdet.attack import DEFAULT_OBJECTIVE, OBJECTIVES, AttackSettings
 from lipdet.errors import InputError
 
 HEADING = "# lipdet\nWhat small detectors see, what is proven about it, and what an attack can do."
@@ -100,10 +100,12 @@ def build_page(
                 )
                 objective = gr.Dropdown(
                     ["worst", *OBJECTIVES],
-                    value="multibox",
-                    label="Objective of the attack (worst: all of them)",
+                    value=DEFAULT_OBJECTIVE,
+                    label="Objective of the attack (worst: the strongest of several)",
                 )
-                steps = gr.Slider(1, MOST_STEPS, 20, step=1, label="Steps", elem_id="steps")
+                steps = gr.Slider(
+                    1, MOST_STEPS, AttackSettings.steps, step=1, label="Steps", elem_id="steps"
+                )
                 with gr.Row():
                     start = gr.Button("Attack", variant="primary", elem_id="attack")
                     stop = gr.Button("Stop", elem_id="stop")

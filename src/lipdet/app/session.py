@@ -11,7 +11,7 @@ from lipdet.app.exhibits import Exhibit
 from lipdet.app.pictures import read_picture, square_of
 from lipdet.app.views import Attacked, View, look, regions
 from lipdet.attack import AttackSettings
-from lipdet.attack.settings import AttackName, single_attacks
+from lipdet.attack.settings import DEFAULT_OBJECTIVE, AttackName, single_attacks
 from lipdet.errors import InputError
 from lipdet.images.crop import Region
 from lipdet.types import Detections
@@ -84,7 +84,7 @@ def attack_settings(epsilon: float, objective: str, steps: float) -> tuple[Attac
     if not 1 <= steps <= MOST_STEPS:
         raise InputError(f"Choose between 1 and {MOST_STEPS} steps.")
     name: AttackName = "worst" if objective == "worst" else "pgd"
-    first = "multibox" if objective == "worst" else objective
+    first = DEFAULT_OBJECTIVE if objective == "worst" else objective
     return tuple(single_attacks(name, AttackSettings(epsilon, first, steps=int(steps))))
 
 

@@ -12,11 +12,18 @@ from lipdet.attack.outcome import (
     look,
     worst_of,
 )
-from lipdet.attack.settings import NAMED_EPSILONS, AttackSettings, check_epsilon, parse_epsilon
+from lipdet.attack.settings import (
+    DEFAULT_OBJECTIVE,
+    NAMED_EPSILONS,
+    AttackSettings,
+    check_epsilon,
+    parse_epsilon,
+)
 from lipdet.attack.square import square_attack
 from lipdet.attack.torchvision_models import attack_torchvision
 
 __all__ = [
+    "DEFAULT_OBJECTIVE",
     "NAMED_EPSILONS",
     "OBJECTIVES",
     "AttackSettings",

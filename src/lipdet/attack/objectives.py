@@ -1,6 +1,8 @@
-"""What an attack raises: one value per image, a function of the raw output and the objects.
+"""What an attack raises: one value per image, a function of what a detector says and the objects.
 
 Notable choices:
+- Losses are those that train lipdet's detectors and need their raw output. The others look at
+  boxes and log-odds alone, so that any detector can be attacked with them.
 - Every value is a sum over one image, never a mean over a batch: hard negatives are mined per
   image, and no image changes another's gradient.
 - Log-odds, not scores: a score of 1.0 in float32 has no gradient left.
@@ -13,6 +15,7 @@ Notable choices:
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -21,6 +24,7 @@ from torch.nn import functional
 from lipdet.attack.scene import Scene
 from lipdet.boxes import AP_SELECTION, Decoder
 from lipdet.boxes.scores import logit
+from lipdet.detector.matching import PaddedTargets
 from lipdet.detector.multibox import (
     BACKGROUND,
     LOCALISATION_WEIGHT,
@@ -29,8 +33,23 @@ from lipdet.detector.multibox import (
 )
 from lipdet.types import RawOutput
 
+
+class Predictions(NamedTuple):
+    """What a detector says of B images.
+
+    Attributes:
+        boxes: (B, A, 4) xyxy pixels; no gradient is taken of them.
+        log_odds: (B, A, K), of each class at each box.
+    """
+
+    boxes: Tensor
+    log_odds: Tensor
+
+
 # Raw output of B images, their objects, and how raw output becomes boxes, to values (B,).
 RawObjective = Callable[[RawOutput, Scene, Decoder], Tensor]
+# The same of boxes and log-odds.
+PredictionObjective = Callable[[Predictions, PaddedTargets | Scene], Tensor]
 
 # A box with this IoU may be a true positive after a small move; one below EMPTY is none.
 ON_OBJECT = 0.45
@@ -70,38 +89,54 @@ def localisation(raw: RawOutput, scene: Scene, decoder: Decoder) -> Tensor:
     return error.mean(dim=2).masked_fill(~scene.positive, 0).sum(dim=1)
 
 
-def vanish(raw: RawOutput, scene: Scene, decoder: Decoder) -> Tensor:
+def vanish(found: Predictions, scene: PaddedTargets | Scene) -> Tensor:
     """Lower the best right-class log-odds of all boxes on each object (as a log-sum-exp)."""
-    right, _ = _on_objects(raw, scene, decoder)
+    right, _ = _on_objects(found, scene)
     return -_over_objects(right.clamp(min=GONE), scene)
 
 
-def mislabel(raw: RawOutput, scene: Scene, decoder: Decoder) -> Tensor:
+def mislabel(found: Predictions, scene: PaddedTargets | Scene) -> Tensor:
     """Raise the best wrong class above the right one, over all boxes on each object."""
-    right, wrong = _on_objects(raw, scene, decoder)
+    right, wrong = _on_objects(found, scene)
     return _over_objects((wrong - right).clamp(max=MISLABELLED), scene)
 
 
-def fabricate(raw: RawOutput, scene: Scene, decoder: Decoder) -> Tensor:
+def fabricate(found: Predictions, scene: PaddedTargets | Scene) -> Tensor:
     """Raise the best classes of the boxes that lie on no object."""
-    log_odds = decoder.scores.log_odds(raw.logits).amax(dim=2)
-    touched = _overlap(raw, scene, decoder).amax(dim=2) >= EMPTY
-    return functional.softplus(log_odds).masked_fill(touched, 0).sum(dim=1)
+    touched = _overlap(found.boxes, scene).amax(dim=2) >= EMPTY
+    best = found.log_odds.amax(dim=2)
+    return functional.softplus(best).masked_fill(touched, 0).sum(dim=1)
 
 
-OBJECTIVES: dict[str, RawObjective] = {
+LOSSES: dict[str, RawObjective] = {
     "multibox": multibox,
     "classification": classification,
     "localisation": localisation,
-    "vanish": vanish,
+}
+ON_PREDICTIONS: dict[str, PredictionObjective] = {
     "mislabel": mislabel,
+    "vanish": vanish,
     "fabricate": fabricate,
 }
 
 
-def _overlap(raw: RawOutput, scene: Scene, decoder: Decoder) -> Tensor:
-    """IoU (B, A, M) of the decoded boxes with the objects, -1 at padding; no gradient."""
-    boxes, objects = decoder.boxes(raw.offsets.detach()).unsqueeze(2), scene.boxes.unsqueeze(1)
+def _of_raw(objective: PredictionObjective) -> RawObjective:
+    def value(raw: RawOutput, scene: Scene, decoder: Decoder) -> Tensor:
+        boxes = decoder.boxes(raw.offsets.detach())
+        return objective(Predictions(boxes, decoder.scores.log_odds(raw.logits)), scene)
+
+    return value
+
+
+OBJECTIVES: dict[str, RawObjective] = {
+    **{name: _of_raw(objective) for name, objective in ON_PREDICTIONS.items()},
+    **LOSSES,
+}
+
+
+def _overlap(boxes: Tensor, scene: PaddedTargets | Scene) -> Tensor:
+    """IoU (B, A, M) of boxes with the objects, -1 at padding."""
+    boxes, objects = boxes.unsqueeze(2), scene.boxes.unsqueeze(1)
     starts = torch.maximum(boxes[..., :2], objects[..., :2])
     ends = torch.minimum(boxes[..., 2:], objects[..., 2:])
     shared = (ends - starts).clamp(min=0).prod(dim=3)
@@ -111,14 +146,13 @@ def _overlap(raw: RawOutput, scene: Scene, decoder: Decoder) -> Tensor:
     return overlap.masked_fill(~scene.valid.unsqueeze(1), -1)
 
 
-def _on_objects(raw: RawOutput, scene: Scene, decoder: Decoder) -> tuple[Tensor, Tensor]:
+def _on_objects(found: Predictions, scene: PaddedTargets | Scene) -> tuple[Tensor, Tensor]:
     """Soft maxima (B, M) of the right and of the wrong classes' log-odds on each object."""
-    log_odds = decoder.scores.log_odds(raw.logits)
-    near = _overlap(raw, scene, decoder) >= ON_OBJECT
+    near = _overlap(found.boxes, scene) >= ON_OBJECT
     # One object at a time: all at once would hold (B, A, M, classes).
     per_class = torch.stack(
         [
-            log_odds.masked_fill(~own.unsqueeze(2), NOWHERE).logsumexp(dim=1)
+            found.log_odds.masked_fill(~own.unsqueeze(2), NOWHERE).logsumexp(dim=1)
             for own in near.unbind(dim=2)
         ],
         dim=1,
@@ -129,5 +163,5 @@ def _on_objects(raw: RawOutput, scene: Scene, decoder: Decoder) -> tuple[Tensor,
     return right, wrong
 
 
-def _over_objects(values: Tensor, scene: Scene) -> Tensor:
+def _over_objects(values: Tensor, scene: PaddedTargets | Scene) -> Tensor:
     return values.masked_fill(~scene.valid, 0).sum(dim=1)

@@ -1,10 +1,12 @@
-"""Attacks on torchvision's detectors (SSD, SSDlite, RetinaNet, Faster R-CNN) through their losses.
+"""Attacks on detectors with torchvision's protocol (SSD, SSDlite, RetinaNet, Faster R-CNN, …).
 
 Notable choices:
-- torchvision computes losses in training mode only, so the modules are in training mode, except
-  those that would then behave differently on the same image: normalisation and dropout.
-- Images pass one by one: the losses are then per image, and no image depends on its companions.
-- Faster R-CNN samples proposals at random; the sampling is seeded alike for every call.
+- `mislabel`, `vanish` and `fabricate` look at the detections that the model returns as it is
+  evaluated; only their scores have a gradient.
+- The losses exist in training mode only. The modules are then in training mode, except those that
+  would behave differently on the same image: normalisation and dropout.
+- Images pass one by one, so that no image depends on its companions.
+- Faster R-CNN samples proposals at random in training; the sampling is seeded alike for every call.
 - The model's own resizing is part of the model: epsilon counts in the pixels that are given to it.
 """
 
@@ -18,9 +20,10 @@ from torch import Tensor, nn
 
 from lipdet.attack.gradient import attack_in_parts, frozen
 from lipdet.attack.loop import Objective, OnStep
+from lipdet.attack.objectives import GONE, ON_PREDICTIONS, PredictionObjective, Predictions
 from lipdet.attack.settings import AttackSettings
-from lipdet.errors import InputError
-from lipdet.types import Target
+from lipdet.detector.matching import pad_targets
+from lipdet.types import Detections, Target
 
 # Words in the names of torchvision's losses; `multibox` is the sum of all.
 LOSSES = {
@@ -28,6 +31,8 @@ LOSSES = {
     "classification": ("classif", "objectness"),
     "localisation": ("regression", "box_reg"),
 }
+# A score in float32 this close to 0 or 1 has no gradient left.
+SATURATED = 1e-7
 
 
 def attack_torchvision(
@@ -41,29 +46,50 @@ def attack_torchvision(
     """Like `lipdet.attack.attack_batch`, for a detector of `torchvision.models.detection`.
 
     Args:
-        model: returns a dictionary of losses in training mode.
+        model: returns detections in eval mode, and a dictionary of losses in training mode.
         images: (B, 3, H, W) in [0, 1].
         targets: the objects, with the model's own labels (torchvision counts from 1).
-        settings: `objective` must be multibox (all losses), classification or localisation.
+        settings: of the attack.
         indices: number of each image in its data set.
         on_step: told about every step.
-
-    Raises:
-        InputError: the objective needs raw output, which these models do not give.
     """
-    if settings.objective not in LOSSES:
-        raise InputError(
-            f"The objective {settings.objective!r} needs raw output, which torchvision's detectors "
-            f"do not give; choose one of: {', '.join(LOSSES)}."
-        )
-    words = LOSSES[settings.objective]
+    on_predictions = ON_PREDICTIONS.get(settings.objective)
 
     def objective_of(part: range) -> Objective:
-        return lambda batch, _: _loss(model, batch, targets[part.start], words)
+        target = targets[part.start]
+        if on_predictions:
+            return lambda batch, _: _value(model, batch, target, on_predictions)
+        return lambda batch, _: _loss(model, batch, target, LOSSES[settings.objective])
 
-    with _computing_losses(model):
+    mode = frozen if on_predictions else _computing_losses
+    with mode(model):
         found = attack_in_parts(objective_of, images, settings, indices, on_step, at_once=1)
     return found.images
+
+
+def _value(
+    model: nn.Module, image: Tensor, target: Target, objective: PredictionObjective
+) -> Tensor:
+    """The value (1,) of an objective of what is detected in one image (1, 3, H, W)."""
+    [found] = model(list(image))
+    predictions = _predictions(found, target)
+    # Where nothing is detected, nothing depends on the image.
+    return objective(predictions, pad_targets([target]).to(image.device)) + 0 * image.sum()
+
+
+def _predictions(found: Detections, target: Target) -> Predictions:
+    """Detections of one image as boxes with log-odds: a class that is not detected is gone.
+
+    On every object stands one box with nothing in it, for what is no longer detected there.
+    """
+    boxes = torch.cat([found["boxes"].detach(), target["boxes"].to(found["boxes"])])
+    labels = torch.cat([found["labels"], target["labels"].to(found["labels"])])
+    log_odds = found["scores"].double().logit(SATURATED)
+    classes = 1 + int(labels.max()) if len(labels) else 1
+    table = log_odds.new_full((len(boxes), classes), GONE)
+    rows = torch.arange(len(log_odds), device=boxes.device)
+    table = table.index_put((rows, found["labels"]), log_odds)
+    return Predictions(boxes[None], table[None])
 
 
 def _loss(model: nn.Module, image: Tensor, target: Target, words: Sequence[str]) -> Tensor:

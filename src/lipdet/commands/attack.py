@@ -12,7 +12,7 @@ from torch import Tensor
 
 from lipdet.attack import AttackSettings, attack_unlabelled
 from lipdet.attack.outcome import Outcome
-from lipdet.attack.settings import AttackName, Norm, single_attacks
+from lipdet.attack.settings import DEFAULT_OBJECTIVE, AttackName, Norm, single_attacks
 from lipdet.checkpoint import LoadedDetector, load_any
 from lipdet.commands.attack_options import EPSILON_HELP, parse_epsilons
 from lipdet.commands.options import (
@@ -26,7 +26,6 @@ from lipdet.commands.options import (
     verb_parser,
 )
 from lipdet.foreign.pictures import attack_pictures, names_of
-from lipdet.foreign.protocol import attacks_at
 from lipdet.images.crop import Region, cut, full_region, out_of_region
 from lipdet.images.source import load_rgb
 from lipdet.progress import progress_bar
@@ -55,7 +54,7 @@ def run(
     epsilon: Sequence[str],
     out: Path,
     attack: AttackName = "worst",
-    objective: str = "multibox",
+    objective: str = DEFAULT_OBJECTIVE,
     norm: Norm = "l2",
     steps: int = 50,
     restarts: int = 1,
@@ -68,9 +67,9 @@ def run(
         images: picture files.
         epsilon: radius.
         out: folder for a panel NAME.png of each picture and one attack.json for all.
-        attack: pgd or apgd with one objective, or worst: PGD with every objective.
-        objective: what pgd and apgd raise: multibox, classification, localisation, vanish,
-            mislabel or fabricate.
+        attack: pgd or apgd with one objective, or worst: PGD with several.
+        objective: what pgd and apgd raise: mislabel (mostly the strongest), vanish,
+            fabricate, multibox, classification or localisation.
         norm: of the perturbation, l2 or linf.
         steps: gradients per start.
         restarts: random starts.
@@ -89,8 +88,7 @@ def run(
     size = loaded.image_size
     cuts = [cut(one, region, size) for one, region in zip(photographs, regions, strict=True)]
     clean = torch.from_numpy(np.stack(cuts)).permute(0, 3, 1, 2).float() / 255
-    own = isinstance(loaded, LoadedDetector)
-    singles = single_attacks(attack, settings) if own else attacks_at(attack, settings)
+    singles = single_attacks(attack, settings)
     before, after, names = _attack(loaded, clean, singles)
     out.mkdir(parents=True, exist_ok=True)
     entries = []

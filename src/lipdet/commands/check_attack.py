@@ -8,7 +8,7 @@ from pathlib import Path
 from rich.console import Console
 
 from lipdet.attack import AttackSettings
-from lipdet.attack.settings import ScheduleName
+from lipdet.attack.settings import DEFAULT_OBJECTIVE, ScheduleName
 from lipdet.checkpoint import load_detector
 from lipdet.commands.options import (
     DETECTOR_HELP,
@@ -48,7 +48,7 @@ def run(
     data: str,
     limit: int = 32,
     attack: ScheduleName = "pgd",
-    objective: str = "mislabel",
+    objective: str = DEFAULT_OBJECTIVE,
     steps: int = 50,
     restarts: int = 1,
     seed: int = 0,
@@ -63,7 +63,8 @@ def run(
         data: SPEC.
         limit: only the first so many pictures.
         attack: pgd or apgd.
-        objective: multibox, classification, localisation, vanish, mislabel or fabricate.
+        objective: what it raises: mislabel (mostly the strongest), vanish,
+            fabricate, multibox, classification or localisation.
         steps: gradients per start.
         restarts: random starts.
         seed: of crops, rendered pictures and random choices.

@@ -1,4 +1,4 @@
-"""`lipdet demo`: the whole road in a few minutes."""
+"""`lipdet demo`: what attacks leave and what is proven, in a few minutes."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from lipdet.demo import demo
 def parser() -> Parser:
     """Options of `run`."""
     parser = verb_parser(
-        "Render, train, evaluate, attack, certify and show, in a few minutes.",
+        "Attack and certify an ordinary and a certified detector side by side, in a few minutes.",
         "lipdet demo --out demo",
     )
     parser.add_function_arguments(run)
@@ -19,13 +19,13 @@ def parser() -> Parser:
 
 
 def run(out: Path = Path("demo"), seed: int = 0) -> None:
-    """Show the whole road on rendered pictures.
+    """Show on rendered pictures what attacks leave, and what is proven.
 
     Args:
-        out: folder for the page, figures, results and the run.
-        seed: of the training.
+        out: folder for the page, figures, results and what was attacked.
+        seed: of the attacks.
     """
     demo(out, seed)
 
 
-VERB = Verb("the whole road in a few minutes", parser, run)
+VERB = Verb("what attacks leave and what is proven, in a few minutes", parser, run)

@@ -9,7 +9,7 @@ from rich.console import Console
 
 from lipdet import distributed
 from lipdet.attack import AttackSettings
-from lipdet.attack.settings import AttackName, Norm
+from lipdet.attack.settings import DEFAULT_OBJECTIVE, AttackName, Norm
 from lipdet.checkpoint import LoadedDetector, load_any
 from lipdet.commands.attack_options import EPSILON_HELP, parse_epsilons
 from lipdet.commands.options import (
@@ -65,7 +65,7 @@ def run(
     attack: AttackName | None = None,
     certify: bool = False,
     float64: bool = False,
-    objective: str = "multibox",
+    objective: str = DEFAULT_OBJECTIVE,
     norm: Norm = "l2",
     steps: int = 50,
     restarts: int = 1,
@@ -82,9 +82,10 @@ def run(
         epsilon: radii.
         certify: also bound AP under every L2 perturbation of at most each radius.
         float64: compute in float64.
-        attack: also measure under this attack; worst runs every objective and reports the lowest.
-        objective: what pgd and apgd raise: multibox, classification, localisation, vanish,
-            mislabel or fabricate.
+        attack: also measure under this attack; worst tries several objectives and reports the
+            lowest.
+        objective: what pgd and apgd raise: mislabel (mostly the strongest), vanish,
+            fabricate, multibox, classification or localisation.
         norm: of the perturbation, l2 or linf.
         steps: gradients of an attack per start.
         restarts: random starts of an attack.

@@ -8,7 +8,7 @@ from pathlib import Path
 from rich.console import Console
 
 from lipdet.attack import AttackSettings
-from lipdet.attack.settings import AttackName
+from lipdet.attack.settings import AttackName, single_attacks
 from lipdet.certificate import UnknownLipschitz
 from lipdet.checkpoint import LoadedDetector, load_any
 from lipdet.commands.attack_options import EPSILON_HELP, parse_epsilons
@@ -27,7 +27,7 @@ from lipdet.errors import InputError
 from lipdet.evaluate.attacked import Campaign
 from lipdet.foreign.evaluate import evaluate_foreign
 from lipdet.foreign.pictures import foreign_scenes
-from lipdet.foreign.protocol import attacks_at, audit_module, can_be_audited
+from lipdet.foreign.protocol import audit_module, can_be_audited
 from lipdet.images.pack import Pack
 from lipdet.images.spec import open_data
 from lipdet.report.audit import audit_json
@@ -85,7 +85,7 @@ def run(
         results: json files of `lipdet eval`.
         limit: only the first so many pictures.
         seed: of crops, rendered pictures and random starts of attacks.
-        attack: pgd, apgd, or worst: PGD with every objective.
+        attack: pgd, apgd, or worst: PGD with several objectives.
         steps: gradients of an attack per start.
         restarts: random starts of an attack.
         state: folder that keeps finished parts of the attacks, for going on after an interruption.
@@ -119,7 +119,8 @@ def run(
     if foreign:
         _report_foreign(foreign[0], pack, seed, campaign, out, pictures)
         return
-    measured, inspections = build_report(loaded, pack, seed, campaign, known, pictures)
+    shown = range(min(pictures, len(pack)))
+    measured, inspections = build_report(loaded, pack, seed, campaign, known, shown)
     title = f"{', '.join(detectors)} on {pack.name}"
     write_page(out, measured, inspections, title)
     Console().print(comparison_table(measured))
@@ -138,7 +139,7 @@ def _report_foreign(
     pictures: int,
 ) -> None:
     measured = evaluate_foreign(detector, pack, seed, campaign)
-    attacks = attacks_at(campaign.attack, campaign.settings) if campaign else []
+    attacks = single_attacks(campaign.attack, campaign.settings) if campaign else []
     scenes = foreign_scenes(detector, pack, pictures, attacks) if attacks else []
     try:
         if not can_be_audited(detector.module):

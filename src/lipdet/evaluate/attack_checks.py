@@ -19,6 +19,8 @@ TOLERANCE = 0.02
 # Share of the whole rise of the objective that may come in the last fifth of the steps.
 LATE_RISE = 0.05
 LEFT_BY_NOISE = 0.75
+# By how much another objective may leave less: a figure that is off by more misleads.
+OBJECTIVE_TOLERANCE = 0.03
 
 
 @dataclass(frozen=True)
@@ -54,6 +56,7 @@ def judge(curves: Curves) -> Report:
         _settled("more steps change nothing", "steps", curves.steps[-2:]),
         _settled("more restarts change nothing", "restarts", curves.restarts),
         _plateau(curves.loss),
+        _strongest(curves),
         _weaker("random noise is weaker", curves.noise, attack, 0),
         _weaker("Square, a black-box attack, is weaker", curves.square, attack, 0),
         _weaker("a transferred attack is weaker", curves.transfer, attack, TOLERANCE),
@@ -100,6 +103,17 @@ def _plateau(loss: Sequence[float]) -> Check:
         f"less than {LATE_RISE:.0%} of its rise in the last fifth of the steps",
         f"from {loss[0]:.2f} to {loss[-1]:.2f}, {share:.1%} of it late",
         rise > 0 and share < LATE_RISE,
+    )
+
+
+def _strongest(curves: Curves) -> Check:
+    name = min(curves.objectives, key=lambda one: curves.objectives[one])
+    lowest = curves.objectives[name]
+    return Check(
+        "no other objective is much stronger",
+        f"none of {', '.join(curves.objectives)} leaves {OBJECTIVE_TOLERANCE:.0%} of AP50 less",
+        f"{curves.attack:.1%} against {lowest:.1%} with {name}",
+        curves.attack - lowest < OBJECTIVE_TOLERANCE,
     )
 
 

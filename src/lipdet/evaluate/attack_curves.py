@@ -22,6 +22,7 @@ from lipdet.attack.gradient import random_start
 from lipdet.attack.loop import OnStep
 from lipdet.attack.objectives import OBJECTIVES
 from lipdet.attack.scene import scene_of
+from lipdet.attack.settings import WORST
 from lipdet.detector import SSD
 from lipdet.errors import InputError
 from lipdet.evaluate.attacked import pictures, prepare
@@ -52,6 +53,7 @@ class Curves:
         noise: under random noise of that radius.
         square: under the Square attack.
         transfer: under the same attack on another detector.
+        objectives: under the same attack with each objective of `worst`.
         sweep: radius, AP50 under the attack, AP50 under noise.
         steps: number of steps, AP50.
         restarts: number of restarts, AP50.
@@ -64,6 +66,7 @@ class Curves:
     noise: float
     square: float
     transfer: float
+    objectives: dict[str, float]
     sweep: list[tuple[float, float, float]]
     steps: list[tuple[int, float]]
     restarts: list[tuple[int, float]]
@@ -158,8 +161,8 @@ def measure_attack(
     """
     detector = prepare(detector)
     with progress_bar() as bar:
-        # Radii of the sweep, twice the steps, restarts, transfer, and the queries.
-        runs = len(RADII) + 2 + MORE_RESTARTS + 1
+        # Radii of the sweep, twice the steps, restarts, transfer, objectives, and the queries.
+        runs = len(RADII) + 2 + MORE_RESTARTS + 1 + len(WORST)
         evaluations = runs * settings.restarts * (settings.steps + 1) + QUERIES
         task = bar.add_task("Checking", total=evaluations * len(pack))
         bench = _Bench(
@@ -187,6 +190,7 @@ def _curves(bench: _Bench, stranger: SSD) -> Curves:
         noise=noise,
         square=bench.square(epsilon),
         transfer=bench.attacked(source=stranger),
+        objectives={name: bench.attacked(objective=name) for name in WORST},
         sweep=sweep,
         steps=[
             *((count, bench.attacked(steps=count)) for count in fewer),

@@ -7,11 +7,12 @@ from dataclasses import replace
 from typing import Any
 
 from lipdet.attack import AttackSettings
+from lipdet.attack.settings import single_attacks
 from lipdet.evaluate.attack_state import Found
 from lipdet.evaluate.attacked import Campaign, attacked_entry
 from lipdet.evaluate.average_precision import average_precision
 from lipdet.evaluate.run import check_classes
-from lipdet.foreign.protocol import attack, attacks_at, detect, look, picture
+from lipdet.foreign.protocol import attack, detect, look, picture
 from lipdet.images.pack import Pack
 from lipdet.progress import track
 from lipdet.user_module import ForeignDetector
@@ -30,8 +31,7 @@ def evaluate_foreign(
         campaign: the attacks to run, if any; nothing is kept in its state folder.
 
     Raises:
-        InputError: the pack's classes are not the detector's, it does not follow the protocol, or
-            the objective needs raw output.
+        InputError: the pack's classes are not the detector's, or it does not follow the protocol.
     """
     if detector.class_names is not None:
         check_classes(detector.name, detector.class_names, pack)
@@ -46,8 +46,8 @@ def evaluate_foreign(
     attacked = []
     for epsilon in campaign.epsilons if campaign else ():
         assert campaign is not None
-        singles = attacks_at(campaign.attack, replace(campaign.settings, epsilon=epsilon))
-        found = [_attack_pack(detector, pack, one) for one in singles]
+        singles = single_attacks(campaign.attack, replace(campaign.settings, epsilon=epsilon))
+        found = [attack_module(detector, pack, one) for one in singles]
         attacked.append(attacked_entry(campaign.attack, singles, found, clean, pack))
     return {
         "weights": detector.name,
@@ -62,7 +62,8 @@ def evaluate_foreign(
     }
 
 
-def _attack_pack(detector: ForeignDetector, pack: Pack, settings: AttackSettings) -> Found:
+def attack_module(detector: ForeignDetector, pack: Pack, settings: AttackSettings) -> Found:
+    """Attack every picture of a pack, one by one."""
     module, classes = detector.module, len(pack.class_names)
     found: Found = Found([], [])
     label = f"{settings.schedule} {settings.objective} ε={settings.epsilon:g}"

@@ -6,7 +6,6 @@ docs/your-own-detector.md has it in full.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import replace
 from typing import Any
 
 import torch
@@ -17,8 +16,6 @@ from lipdet.attack.damage import damage
 from lipdet.attack.gradient import frozen
 from lipdet.attack.loop import OnStep
 from lipdet.attack.outcome import Outcome
-from lipdet.attack.settings import AttackName, single_attacks
-from lipdet.attack.torchvision_models import LOSSES
 from lipdet.certificate.audit import Audit, audit
 from lipdet.certificate.torchvision_models import PixelsToHeads, is_torchvision
 from lipdet.detector import SSD
@@ -74,13 +71,6 @@ def attack(
     ]
     found = attack_torchvision(module, images.to(device), numbered, settings, indices, on_step)
     return found.cpu()
-
-
-def attacks_at(name: AttackName, settings: AttackSettings) -> list[AttackSettings]:
-    """The attacks behind a name, with the objectives that a module's losses allow."""
-    if name != "worst":
-        return single_attacks(name, settings)
-    return [replace(settings, schedule="pgd", objective=objective) for objective in LOSSES]
 
 
 def audit_module(module: nn.Module, image_size: int) -> Audit:

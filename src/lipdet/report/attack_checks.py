@@ -77,10 +77,11 @@ def _kinds(axes: Axes, curves: Curves) -> None:
         "noise": curves.noise,
         "Square": curves.square,
         "transfer": curves.transfer,
+        **curves.objectives,
         "attack": curves.attack,
         f"{curves.restarts[-1][0]} restarts": curves.restarts[-1][1],
     }
-    colours = [_OTHER] * 4 + [_ATTACK] * 2
+    colours = [_OTHER] * (len(bars) - 2) + [_ATTACK] * 2
     axes.bar(list(bars), _percent(list(bars.values())), color=colours)
     axes.set_xlabel(f"at ε = {curves.epsilon:g}")
     axes.set_ylabel("AP50, percent")

@@ -22,7 +22,7 @@ def build_report(
     seed: int,
     campaign: Campaign | None,
     known: Sequence[Result],
-    pictures: int,
+    shown: Sequence[int],
 ) -> tuple[list[Result], list[Inspection]]:
     """Measure what is not known yet.
 
@@ -32,7 +32,7 @@ def build_report(
         seed: the one that the pack was made with.
         campaign: attacks, whose radii are those of the certificates too; None for neither.
         known: results of `lipdet eval` on the same pack.
-        pictures: how many pictures are attacked and shown.
+        shown: indices of the pictures that are attacked and shown.
 
     Returns:
         A result and an inspection for each detector, in their order.
@@ -48,7 +48,7 @@ def build_report(
         results.append(result if result else _measure(loaded, pack, seed, campaign))
     same_data(pack.describe(), results)
     attacks = single_attacks(campaign.attack, campaign.settings) if campaign else []
-    return results, [inspect_detector(loaded, pack, pictures, attacks) for loaded in detectors]
+    return results, [inspect_detector(loaded, pack, shown, attacks) for loaded in detectors]
 
 
 def _check(detectors: Sequence[LoadedDetector], known: Sequence[Result]) -> None:

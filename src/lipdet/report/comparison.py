@@ -40,6 +40,23 @@ def comparison_table(results: Sequence[dict[str, Any]]) -> Table:
     return table
 
 
+def finding(results: Sequence[dict[str, Any]], epsilon: float) -> str:
+    """Say in one sentence what an attack of this size leaves of each detector, and what is proven.
+
+    Args:
+        results: json objects of `lipdet eval`.
+        epsilon: a radius at which any of them was attacked or certified.
+    """
+    clauses = []
+    for result in results:
+        attack, proof = attacked(result).get(epsilon), certified(result).get(epsilon)
+        name, clean = result["weights"], percent(result["clean"]["ap50"])
+        proven = percent(proof["ap50"]) if proof and proof["ap50"] else "nothing"
+        kept = f"keeps {percent(attack['ap50'])}" if attack else "was not attacked, out"
+        clauses.append(f"{name} {kept} of {clean}, of which {proven} is proven")
+    return f"AP50 under attack of ε = {epsilon:g}: {'; '.join(clauses)}."
+
+
 def comparison_markdown(results: Sequence[dict[str, Any]]) -> str:
     """The comparison as a Markdown table."""
     names, rows = comparison_rows(results)

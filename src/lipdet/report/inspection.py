@@ -37,7 +37,7 @@ class Inspection:
         architecture: what runs.
         layers: its Lipschitz profile; none where a layer has no bound.
         lipschitz: as `lipdet lipschitz --json`, or a sentence that says why there is none.
-        scenes: what it sees in the first pictures; none where no radius was given.
+        scenes: what it sees in some pictures; none where no radius was given.
     """
 
     loaded: LoadedDetector
@@ -60,18 +60,17 @@ class Inspection:
 
 
 def inspect_detector(
-    loaded: LoadedDetector, pack: Pack, count: int, attacks: Sequence[AttackSettings]
+    loaded: LoadedDetector, pack: Pack, shown: Sequence[int], attacks: Sequence[AttackSettings]
 ) -> Inspection:
-    """Measure speed, constants and what the detector sees in the first pictures.
+    """Measure speed, constants and what the detector sees in some pictures.
 
     Args:
         loaded: a detector.
         pack: pictures of its input size.
-        count: how many pictures are attacked and shown.
+        shown: indices of the pictures that are attacked and shown.
         attacks: at one ε; none to show no pictures.
     """
     detector = loaded.detector
-    shown = range(min(count, len(pack)))
     layers: tuple[LayerRow, ...] = ()
     lipschitz: dict[str, Any] | str
     try:

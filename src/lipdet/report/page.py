@@ -16,7 +16,7 @@ from lipdet.report.curves import plot_curves, plot_frontier
 from lipdet.report.gallery import plot_scenes
 from lipdet.report.inspection import Inspection
 from lipdet.report.lipschitz import plot_profiles
-from lipdet.report.markup import Section
+from lipdet.report.markup import Section, paragraph
 from lipdet.report.presets import draw_presets
 from lipdet.report.results import Result
 from lipdet.report.style import Drawing, save_drawing
@@ -42,7 +42,11 @@ def draw_all(results: Sequence[Result], inspections: Sequence[Inspection]) -> di
 
 
 def write_page(
-    path: Path, results: Sequence[Result], inspections: Sequence[Inspection], title: str
+    path: Path,
+    results: Sequence[Result],
+    inspections: Sequence[Inspection],
+    title: str,
+    note: str = "",
 ) -> None:
     """Write the page.
 
@@ -51,6 +55,7 @@ def write_page(
         results: json objects of `lipdet eval`, one per detector, on the same data.
         inspections: of the same detectors, in the same order.
         title: heading of the page.
+        note: a paragraph below what was found.
 
     Raises:
         InputError: the place cannot be written.
@@ -69,7 +74,8 @@ def write_page(
         sections.classes(document, drawings),
         detector_sections.provenance(document, drawings),
     ]
-    text = page_text(title, sections.answer(document), parts, json.dumps(document))
+    answer = sections.answer(document) + (paragraph(note) if note else "")
+    text = page_text(title, answer, parts, json.dumps(document))
     try:
         path.write_text(text, encoding="utf-8")
     except OSError as error:

@@ -8,6 +8,7 @@ from typing import Any
 
 from lipdet.certificate.diagnosis import REASONS
 from lipdet.report.certificate import MEANING
+from lipdet.report.comparison import finding
 from lipdet.report.consistency import FATES
 from lipdet.report.gallery import LEGEND, tile
 from lipdet.report.markup import (
@@ -29,29 +30,19 @@ from lipdet.report.table import percent
 
 
 def answer(document: Document) -> str:
-    """What a reader wants to know first, in one sentence per detector."""
+    """Say first what a reader wants to know: one sentence for each radius, the largest first."""
     results = document["results"]
-    measured = radii(results)
-    lines = []
-    for result in results:
-        parts = [f"{result['weights']}: AP50 {percent(result['clean']['ap50'])} on clean pictures"]
-        for epsilon in measured[:1]:
-            attack, proof = attacked(result).get(epsilon), certified(result).get(epsilon)
-            parts.append(f"{percent(attack['ap50'])} under attack" if attack else "not attacked")
-            parts.append(
-                f"at least {percent(proof['ap50'])} proven under every perturbation"
-                if proof
-                else "nothing proven"
-            )
-        lines.append(f"<li>{escape(', '.join(parts))}.</li>")
-    where = f"At radius ε = {measured[0]:g}:" if measured else "No perturbation was looked at:"
+    lines = [finding(results, epsilon) for epsilon in reversed(radii(results))]
+    if not lines:
+        clean = (f"{one['weights']} {percent(one['clean']['ap50'])}" for one in results)
+        lines = [f"No perturbation was looked at. AP50 on clean pictures: {'; '.join(clean)}."]
     data = results[0]["data"]
-    return f'<div class="answer"><p>{escape(where)}</p><ul>{"".join(lines)}</ul></div>' + paragraph(
+    return f'<div class="answer">{"".join(paragraph(line) for line in lines)}</div>' + paragraph(
         f"{count(data['images'])} pictures of {data['name']} with {count(data['objects'])} "
-        "objects. ε is the L2 length of the change of a picture, whose values lie in [0, 1], at "
-        "the size at which the network sees it. AP in percent. Attacked: what is left under "
-        f"{_attacks(results)}; stronger attacks may leave less. Certified: proven, so that "
-        "no attack whatever does worse."
+        "objects. ε is the L2 length of the change of a picture, whose values lie in [0, 1], "
+        "at the size at which the network sees it. AP in percent. Attacked: what is left under "
+        f"{_attacks(results)}; stronger attacks may leave less. Proven, or certified: no attack "
+        "whatever of that size leaves less."
     )
 
 
@@ -183,7 +174,8 @@ def classes(document: Document, drawings: Drawings) -> Section:
 def _attacks(results: Sequence[Document]) -> str:
     """The attacks behind the attacked figures, with their strength."""
     words = {
-        f"{entry['attack']} (steps: {entry['steps']}, starts: {entry['restarts']})"
+        f"{entry['attack']} on {entry.get('objective', 'several objectives')} "
+        f"(steps: {entry['steps']}, starts: {entry['restarts']})"
         for result in results
         for entry in attacked(result).values()
     }

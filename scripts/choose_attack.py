@@ -1,0 +1,74 @@
+"""Which objective is the default attack, and which `worst` tries: AP50 under every one of them.
+
+    python scripts/choose_attack.py DETECTOR… --data rendered:48 --seed 1 --epsilon 0.25 0.5
+
+Prints a table for each radius: AP50 in percent under PGD on each objective, under `worst` with all
+of them, and under `worst` as it is. The shipped choice was made on rendered pictures of another
+seed than those of the tables.
+"""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+from lipdet.attack import OBJECTIVES, AttackSettings
+from lipdet.attack.settings import WORST
+from lipdet.checkpoint import LoadedDetector, load_any
+from lipdet.evaluate.attack_state import Found
+from lipdet.evaluate.attacked import attack_pack, measure, prepare, worst
+from lipdet.foreign.evaluate import attack_module
+from lipdet.images.pack import Pack
+from lipdet.images.spec import open_data
+from lipdet.user_module import ForeignDetector
+
+
+def attacked(
+    loaded: LoadedDetector | ForeignDetector, pack: Pack, settings: AttackSettings, state: Path
+) -> Found:
+    """What one attack leaves; of lipdet's detectors, kept in the state folder."""
+    if isinstance(loaded, ForeignDetector):
+        return attack_module(loaded, pack, settings)
+    return attack_pack(prepare(loaded.detector), pack, settings, state)
+
+
+def main() -> None:
+    """Print the tables."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("detectors", nargs="+")
+    parser.add_argument("--data", default="rendered:48")
+    parser.add_argument("--seed", type=int, default=1)
+    parser.add_argument("--epsilon", type=float, nargs="+", default=[0.25, 0.5])
+    parser.add_argument("--steps", type=int, default=50)
+    parser.add_argument("--state", type=Path, default=Path("out/choose-attack"))
+    options = parser.parse_args()
+    for epsilon in options.epsilon:
+        print(f"\nε = {epsilon:g}, {options.steps} steps, {options.data}, seed {options.seed}\n")
+        print("| detector |", " | ".join(OBJECTIVES), "| all | `worst` |")
+        print("|---" * (len(OBJECTIVES) + 3) + "|")
+        for name in options.detectors:
+            loaded = load_any(name)
+            pack = open_data(options.data, "test", loaded.image_size, options.seed)
+            found = {
+                objective: attacked(
+                    loaded,
+                    pack,
+                    AttackSettings(epsilon, objective, steps=options.steps),
+                    options.state,
+                )
+                for objective in OBJECTIVES
+            }
+            single = {objective: measure(one, pack)["ap50"] for objective, one in found.items()}
+            lowest = [
+                min(
+                    measure(worst([found[objective] for objective in tried]), pack)["ap50"],
+                    *(single[objective] for objective in tried),
+                )
+                for tried in (tuple(OBJECTIVES), WORST)
+            ]
+            figures = " | ".join(f"{100 * ap:.1f}" for ap in [*single.values(), *lowest])
+            print(f"| `{name}` | {figures} |", flush=True)
+
+
+if __name__ == "__main__":
+    main()

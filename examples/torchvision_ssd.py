@@ -2,7 +2,8 @@
 
     lipdet data prepare svhn:SVHN/train --crop jitter --crops 24 --out packs/train
     python examples/torchvision_ssd.py packs/train --minutes 15
-    PYTHONPATH=examples lipdet eval torchvision_ssd:detector --data rendered:48 --epsilon 0.25 --attack pgd
+    export PYTHONPATH=examples
+    lipdet eval torchvision_ssd:detector --data svhn:SVHN/test --epsilon 0.25 --attack pgd
 
 The weights are written to torchvision_ssd.safetensors in the current folder, and looked for there.
 The same photographs are held out as when lipdet trains.

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
+from lipdet.attack.settings import WORST
 from lipdet.checkpoint import save_detector
 from lipdet.config import DetectorConfig
 from lipdet.detector import build_detector
@@ -38,7 +39,11 @@ def test_attack_writes_panels_and_json(
     with Image.open(out / "door-1.png") as panel:
         assert panel.size == (3 * 296 + 2 * 4, 296 + 24)
     result = json.loads((out / "attack.json").read_text())
-    assert (result["epsilon"], result["attack"], len(result["objectives"])) == (0.5, "worst", 6)
+    assert (result["epsilon"], result["attack"], len(result["objectives"])) == (
+        0.5,
+        "worst",
+        len(WORST),
+    )
     entry = result["pictures"][0]
     # By hand: the square around a picture of 120 × 80.
     assert entry["region"] == [0, -20, 120, 100]
@@ -58,7 +63,7 @@ def test_check_attack_says_that_a_weak_attack_is_weak(
     assert "too weak" in " ".join(out.split())
     result = json.loads((tmp_path / "c.json").read_text())
     assert result["passed"] is False
-    assert len(result["checks"]) == 9
+    assert len(result["checks"]) == 10
     assert (tmp_path / "c.png").stat().st_size > 1000
 
 

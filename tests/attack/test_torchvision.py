@@ -10,7 +10,6 @@ from torch import Tensor, nn
 from torchvision.models import detection
 
 from lipdet.attack import AttackSettings, attack_torchvision
-from lipdet.errors import InputError
 from lipdet.types import Target
 
 NO_WEIGHTS = {"weights": None, "weights_backbone": None, "num_classes": 3}
@@ -71,7 +70,7 @@ def test_the_loss_rises_within_the_ball(build: Callable[[], nn.Module]) -> None:
         for place, value in zip(places.tolist(), now.tolist(), strict=True):
             values[place].append(value)
 
-    settings = AttackSettings(1.0, steps=3)
+    settings = AttackSettings(1.0, "multibox", steps=3)
     attacked = attack_torchvision(model, images, TARGETS, settings, on_step=keep)
     assert ((attacked - images).double().flatten(1).norm(dim=1) <= 1.0).all()
     assert all(max(curve) > curve[0] for curve in values.values())
@@ -86,13 +85,13 @@ def test_images_do_not_depend_on_their_companions() -> None:
     torch.manual_seed(0)
     images = torch.rand(2, 3, 64, 64)
     model = settle(faster_rcnn(), images)
-    settings = AttackSettings(1.0, steps=2)
+    settings = AttackSettings(1.0, "multibox", steps=2)
     together = attack_torchvision(model, images, TARGETS, settings)
     alone = attack_torchvision(model, images[1:], TARGETS[1:], settings, [1])
     torch.testing.assert_close(alone, together[1:], atol=1e-5, rtol=0)
 
 
-def test_parts_of_the_loss_can_be_chosen_and_raw_output_not() -> None:
+def test_parts_of_the_loss_can_be_chosen() -> None:
     torch.manual_seed(0)
     model, images = ssd().eval(), torch.rand(1, 3, 64, 64)
     parts = [
@@ -101,5 +100,46 @@ def test_parts_of_the_loss_can_be_chosen_and_raw_output_not() -> None:
     ]
     assert not torch.equal(parts[0], parts[1])
     assert not torch.equal(parts[1], parts[2])
-    with pytest.raises(InputError, match="'vanish' needs raw output"):
-        attack_torchvision(model, images, TARGETS[:1], AttackSettings(1.0, "vanish"))
+
+
+class TwoClasses(nn.Module):
+    """One box on the first target, with two classes whose log-odds are linear in the picture."""
+
+    def __init__(self, floor: float) -> None:
+        super().__init__()
+        self.floor = floor
+        self.weights = nn.Parameter(
+            torch.randn(2, 3, 8, 8, generator=torch.Generator().manual_seed(0))
+        )
+        self.bias = torch.tensor([1.0, -1.0])
+
+    def forward(self, images: list[Tensor]) -> list[dict[str, Tensor]]:
+        found = []
+        for image in images:
+            scores = ((self.weights * (image - 0.5)).sum((1, 2, 3)) + self.bias).sigmoid()
+            kept = scores > self.floor
+            boxes = TARGETS[0]["boxes"].expand(2, 4)
+            found.append(
+                {"boxes": boxes[kept], "labels": torch.tensor([1, 2])[kept], "scores": scores[kept]}
+            )
+        return found
+
+
+@pytest.mark.parametrize("objective", ["mislabel", "vanish"])
+def test_the_optimum_of_linear_log_odds_is_reached(objective: str) -> None:
+    # Oracle: on a ball of radius ε, w·δ is at most ε‖w‖.
+    model, images = TwoClasses(0.0), torch.full((1, 3, 8, 8), 0.5)
+    right, wrong = model.weights.detach()
+    direction = wrong - right if objective == "mislabel" else -right
+    settings = AttackSettings(0.1, objective, steps=20)
+    attacked = attack_torchvision(model, images, TARGETS[:1], settings)
+    reached = (direction * (attacked[0] - images[0])).sum()
+    assert reached >= 0.99 * 0.1 * direction.norm()
+
+
+def test_where_nothing_is_detected_nothing_is_left_to_attack() -> None:
+    model, images = TwoClasses(1.0), torch.full((1, 3, 8, 8), 0.5)
+    for objective in ("mislabel", "vanish", "fabricate"):
+        settings = AttackSettings(0.1, objective, steps=3)
+        attacked = attack_torchvision(model, images, TARGETS[:1], settings)
+        assert (attacked - images).norm() <= 0.1

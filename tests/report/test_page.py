@@ -143,16 +143,16 @@ def test_what_was_not_measured_is_said_so(page: Page) -> None:
     # The second detector has neither attacks nor certificates nor bounds.
     texts = [text for text, path in page.cells if not path]
     assert texts.count("not measured") == 8 + 2
-    assert "nothing proven" in page.words
+    assert "without, of which nothing is proven" in page.words
     assert "no bound. layer <x> has no rule" in page.words
 
 
 def test_the_answer_comes_first(page: Page) -> None:
     # 0.86449 is 86.4, times 0.8 at the first radius is 69.2, half of it 34.6.
-    expected = "naive: AP50 86.4 on clean pictures, 69.2 under attack, at least 34.6 proven"
+    expected = "naive keeps 69.2 of 86.4, of which 34.6 is proven"
     assert expected in page.words
     # An attacked figure is worth what the attack is.
-    assert "worst (steps: 50, starts: 1)" in page.words
+    assert "worst on several objectives (steps: 50, starts: 1)" in page.words
     assert page.words.index(expected) < page.words.index("Detectors side by side")
 
 

@@ -10,7 +10,7 @@ import torch
 
 from lipdet.attack import AttackSettings
 from lipdet.detector import SSD
-from lipdet.evaluate.chunks import Tensors, pass_key, weights_hash
+from lipdet.evaluate.chunks import Tensors, code, pass_key, weights_hash
 from lipdet.images.pack import Pack
 from lipdet.types import Detections
 
@@ -49,6 +49,7 @@ def attack_key(detector: SSD, pack: Pack, settings: AttackSettings, source: SSD 
         source=weights_hash(source or detector),
         data=pack.hash,
         settings=asdict(settings),
+        **code(),
     )
 
 

@@ -102,7 +102,7 @@ def code() -> dict[str, Any]:
     """What computes: versions and a hash of the source. No other's results are taken over."""
     digest = hashlib.sha256()
     package = Path(__file__).parent.parent
-    for folder in ("boxes", "certificate", "detector", "evaluate", "layers"):
+    for folder in ("attack", "boxes", "certificate", "detector", "evaluate", "layers"):
         for file in sorted((package / folder).glob("*.py")):
             digest.update(file.read_bytes())
     return {"code": digest.hexdigest(), "versions": versions()}

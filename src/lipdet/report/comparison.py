@@ -52,8 +52,11 @@ def finding(results: Sequence[dict[str, Any]], epsilon: float) -> str:
         attack, proof = attacked(result).get(epsilon), certified(result).get(epsilon)
         name, clean = result["weights"], percent(result["clean"]["ap50"])
         proven = percent(proof["ap50"]) if proof and proof["ap50"] else "nothing"
-        kept = f"keeps {percent(attack['ap50'])}" if attack else "was not attacked, out"
-        clauses.append(f"{name} {kept} of {clean}, of which {proven} is proven")
+        if attack:
+            kept = percent(attack["ap50"])
+            clauses.append(f"{name} keeps {kept} of {clean}, of which {proven} is proven")
+        else:
+            clauses.append(f"{name} has {clean} without, of which {proven} is proven")
     return f"AP50 under attack of ε = {epsilon:g}: {'; '.join(clauses)}."
 
 

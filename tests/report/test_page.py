@@ -143,7 +143,8 @@ def test_what_was_not_measured_is_said_so(page: Page) -> None:
     # The second detector has neither attacks nor certificates nor bounds.
     texts = [text for text, path in page.cells if not path]
     assert texts.count("not measured") == 8 + 2
-    assert "without, of which nothing is proven" in page.words
+    assert "was not attacked" in page.words
+    assert "clean, nothing proven)" in page.words
     assert "no bound. layer <x> has no rule" in page.words
 
 

@@ -56,7 +56,7 @@ def finding(results: Sequence[dict[str, Any]], epsilon: float) -> str:
             kept = percent(attack["ap50"])
             clauses.append(f"{name} keeps {kept} of {clean}, of which {proven} is proven")
         else:
-            clauses.append(f"{name} has {clean} without, of which {proven} is proven")
+            clauses.append(f"{name} was not attacked ({clean} clean, {proven} proven)")
     return f"AP50 under attack of ε = {epsilon:g}: {'; '.join(clauses)}."
 
 

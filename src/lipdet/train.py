@@ -294,6 +294,7 @@ class Trainer:
         """The worst pictures that a few steps of PGD on the loss find, from starts of this step."""
         settings = AttackSettings(
             self.config.adversarial_epsilon,
+            "multibox",
             steps=self.config.adversarial_steps,
             seed=self.config.seed,
         )

@@ -10,6 +10,7 @@ import dataclasses
 import json
 from pathlib import Path
 
+import numpy as np
 import torch
 from rich.console import Console
 
@@ -90,9 +91,12 @@ def telling_pictures(
     before, after = _read(ordinary, pack, campaign)
     _, stands = _read(robust, pack, campaign)
     telling = [i for i in range(len(pack)) if before[i] and not after[i] and stands[i]]
-    radii = {index: _proven(robust, pack, index, epsilon) for index in telling}
-    telling.sort(key=lambda index: -radii[index])
-    return telling[:SHOWN] or list(range(min(SHOWN, len(pack))))
+    if not telling:
+        return list(range(min(SHOWN, len(pack))))
+    images = torch.cat([pictures(pack, i, i + 1, torch.device("cpu")) for i in telling])
+    shown = certified_detections(robust.detector, images, epsilon, pack.class_names)
+    proven = [min((one.radius or 0.0 for one in found), default=0.0) for found in shown]
+    return [telling[place] for place in np.argsort(proven)[::-1][:SHOWN]]
 
 
 def _read(loaded: LoadedDetector, pack: Pack, campaign: Campaign) -> tuple[list[bool], list[bool]]:
@@ -110,10 +114,3 @@ def _reads(found: Detections, target: Target) -> bool:
     shown = found["scores"] > DISPLAY_SELECTION.score_floor
     right = true_positives(found, target)[shown]
     return bool(right.all()) and len(right) == len(target["labels"])
-
-
-def _proven(loaded: LoadedDetector, pack: Pack, index: int, epsilon: float) -> float:
-    """The smallest radius of what is shown in one picture."""
-    image = pictures(pack, index, index + 1, torch.device("cpu"))
-    [shown] = certified_detections(loaded.detector, image, epsilon, pack.class_names)
-    return min(one.radius or 0.0 for one in shown)

@@ -209,7 +209,7 @@ def _suppressors(
         row, rival = expand(starts[rows], ahead[rows])
         row = take(rows, row)
         rival_box = pairs.at(take(truth, row), rival)
-        spoils = (rival_box < take(box, row)) | take(contested, row)
+        spoils = ~(rival_box >= take(box, row)) | take(contested, row)
         passed = true_at(spoils & (rival != take(own, row)))
         row, rival, rival_box = (take(x, passed) for x in (row, rival, rival_box))
         mine = take(own, row)

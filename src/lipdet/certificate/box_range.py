@@ -22,8 +22,8 @@ from lipdet.boxes.coding import BoxCoding
 # exp(t·v)·d/2 with exp within 2 ulp and |x|eˣ ≤ 4.2 eˣ + 0.4 costs 17u·side/2 + 16u·d, their sum
 # u(|centre| + side/2). All of it is below 16u(|centre| + |c| + side + d).
 _ROUNDING = 2.0**-20
-# What float32 loses of numbers near 0 besides. Boxes with sides as short are taken to have any IoU:
-# their areas are too small for float32.
+# Nearer to 0 numbers lose more of their digits, at most 1e-45, and areas of sides as short are too
+# small for float32: such boxes may have any IoU.
 _LEAST = 1e-15
 # Far below what overflows in float32 in a decode.
 _MOST = 1e30
@@ -61,7 +61,8 @@ def box_range(
     low = _centers_and_sides(coding.decode(first, default_boxes))
     high = _centers_and_sides(coding.decode(last, default_boxes))
     largest = torch.maximum(low.abs(), high.abs()) + default_boxes.abs()
-    error = _ROUNDING * (largest[..., :2] + largest[..., 2:]) + _LEAST
+    error = _ROUNDING * (largest[..., :2] + largest[..., 2:])
+    error = error.clamp_min(_LEAST)
     error = torch.cat([error, 2 * error], dim=-1)
     low, high = low - error, high + error
     # Of offsets those of centres alone: those of sides are clamped above, and fall to sides of 0.

@@ -21,11 +21,12 @@ import torch
 from torch import Tensor
 
 from lipdet.boxes.coding import BoxCoding
-from lipdet.boxes.scores import Scores, SigmoidScores, SoftmaxScores, logit
+from lipdet.boxes.scores import Scores, SigmoidScores, logit
 from lipdet.boxes.select import Decoder
 from lipdet.certificate.box_range import BoxRange, box_range
 from lipdet.certificate.contest import Contest
 from lipdet.certificate.outputs import OutputBounds
+from lipdet.certificate.score_range import largest_factor, log_odds_interval
 from lipdet.certificate.segments import count_reaching, take, true_at
 from lipdet.errors import InputError
 from lipdet.types import RawOutput
@@ -178,7 +179,7 @@ def find_candidates(
     # Of the outputs with perturbation, which are rounded too.
     largest = (logits.abs() + moving).amax(dim=1, keepdim=True)
     slack = 2 * rounding + _ROUNDING * (largest + logits.shape[1])
-    factor = _largest_factor(decoder.scores)
+    factor = largest_factor(decoder.scores)
     slack = torch.where(factor * largest < _LARGEST, slack, math.inf)
     low, high = log_odds_interval(decoder.scores, logits, moving + slack)
     place, label = _in_order(image, high, logit(score_floor))
@@ -270,39 +271,3 @@ def _in_order(image: Tensor, high: Tensor, floor: float) -> tuple[Tensor, Tensor
     if not places:
         return torch.zeros(0, dtype=torch.int64), torch.zeros(0, dtype=torch.int64)
     return torch.from_numpy(np.concatenate(places)), torch.from_numpy(np.concatenate(labels))
-
-
-def log_odds_interval(scores: Scores, logits: Tensor, moved: Tensor) -> tuple[Tensor, Tensor]:
-    """The lowest and highest log-odds of logits that each move by at most `moved`.
-
-    One-vs-all log-odds rise with their own logit alone. A softmax's is z_c − logsumexp_{j≠c} z_j:
-    lowest with z_c at its lowest and all others at their highest. The log-odds at the highest of
-    *all* logits differs from that in z_c alone, by 2 · moved. Where a number is too large for the
-    precision, ∞ − ∞ may come out, which says nothing: the ends are then −∞ and ∞.
-
-    Args:
-        scores: how logits become log-odds.
-        logits: (..., K).
-        moved: (..., K) ≥ 0.
-
-    Returns:
-        Two tensors (..., classes).
-    """
-    if isinstance(scores, SigmoidScores):
-        low, high = scores.log_odds(logits - moved), scores.log_odds(logits + moved)
-    else:
-        assert isinstance(scores, SoftmaxScores)
-        own = 2 * moved[..., 1:]
-        low = scores.log_odds(logits + moved) - own
-        high = scores.log_odds(logits - moved) + own
-    return widest(low, high)
-
-
-def widest(low: Tensor, high: Tensor) -> tuple[Tensor, Tensor]:
-    """Ends of intervals, −∞ and ∞ for those that are no numbers."""
-    return low.masked_fill(low.isnan(), -math.inf), high.masked_fill(high.isnan(), math.inf)
-
-
-def _largest_factor(scores: Scores) -> float:
-    """How much a log-odds can move if no logit moves by more than 1."""
-    return scores.temperature if isinstance(scores, SigmoidScores) else 2.0

@@ -13,9 +13,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from lipdet.boxes.scores import SigmoidScores
 from lipdet.types import RawOutput
 from tests.certificate.adversaries import perturbed
 from tests.certificate.promises import broken_promises, certificates
+from tests.certificate.directed import Attacked, _scene
 from tests.certificate.scenes import PairwiseTable, Scene, random_scene
 
 CONSTANTS = (0.0, 1e-310, 1e-170, 1e-45, 1e20, 1e38, 5e40, 1e300, np.inf, np.nan)
@@ -102,3 +104,34 @@ def corner_violations(scene: Scene, count: int, seed: int) -> list[str]:
     if not (promised[0] > -torch.inf).any():
         return []
     return broken_promises(scene, promised, corner_outputs(scene, count, seed))
+
+
+def _at_temperature(attacked: Attacked, temperature: float) -> Attacked:
+    verifier = attacked.scene.verifier
+    decoder = verifier.decoder._replace(scores=SigmoidScores(temperature))
+    return attacked._replace(
+        scene=replace(attacked.scene, verifier=replace(verifier, decoder=decoder))
+    )
+
+
+# Log-odds of 1.0e39 and 1.2e39: both infinite in float32, and the rival comes first.
+BEYOND_SCORES = _at_temperature(
+    _scene(
+        objects=[(4, 4, 14, 14)],
+        boxes=[(8, 4, 18, 14), (4, 4, 14, 14)],
+        logits=[1.0e29, 1.2e29],
+        attacked=[1.0e29, 1.2e29],
+        constants=[1.0, 1.0],
+    ),
+    1e10,
+)
+# An overlap of 0.28. In float32, areas are 3 and what is common is 2 of the smallest number above 0.
+_SIDE = (3.45 * 2.0**-149) ** 0.5
+NEXT_TO_NOTHING = _scene(
+    objects=[(0, 0, _SIDE, _SIDE)],
+    boxes=[(0.56 * _SIDE, 0, 1.56 * _SIDE, _SIDE), (0, 0, _SIDE, _SIDE)],
+    logits=[3.0, 2.0],
+    attacked=[3.0, 2.0],
+    constants=[0.25, 0.25],
+)
+FOR_CORNER = {"scores beyond float32": BEYOND_SCORES, "boxes next to nothing": NEXT_TO_NOTHING}

@@ -68,8 +68,12 @@ def box_range(
     # Of offsets those of centres alone: those of sides are clamped above, and fall to sides of 0.
     reached = torch.maximum(first[..., :2].abs(), last[..., :2].abs()) * coding.center_variance
     known = (torch.cat([largest, reached], dim=-1) < _MOST).all(dim=-1, keepdim=True)
-    low, high = torch.where(known, low, -torch.inf), torch.where(known, high, torch.inf)
+    low, high = _or_anywhere(known, low, high)
     return BoxRange(torch.cat([low[..., :2], low[..., 2:].clamp_min(0)], dim=-1), high)
+
+
+def _or_anywhere(known: Tensor, low: Tensor, high: Tensor) -> tuple[Tensor, Tensor]:
+    return torch.where(known, low, -torch.inf), torch.where(known, high, torch.inf)
 
 
 def corner_range(boxes: BoxRange, size: float | None = None) -> tuple[Tensor, Tensor]:

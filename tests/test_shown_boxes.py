@@ -55,7 +55,7 @@ def _scene(seed: int) -> tuple[Verifier, RawOutput, Region]:
     sides = rng.uniform(5, 14, (count, 2))
     # Centres stand on a border of the picture, or up to half a side away from it.
     centers = part.reshape(2, 2)[rng.integers(0, 2, count), :] + sides * rng.uniform(
-        -0.6, 0.6, (count, 2)
+        -0.35, 0.5, (count, 2)
     )
     default = torch.from_numpy(np.concatenate([centers, sides], axis=1)).float()
     logits = torch.from_numpy(rng.uniform(0, 3, (1, count, 1))).float()
@@ -101,10 +101,10 @@ def _attacked(verifier: Verifier, raw: RawOutput, epsilon: float, count: int) ->
 
 def test_what_is_shown_remains() -> None:
     promises = cut = 0
-    for seed in range(60):
+    for seed in range(80):
         verifier, raw, region = _scene(seed)
         found = _shown(verifier, raw, region)
-        part = picture_part(region, *PICTURE.size, SIZE)
+        part = torch.from_numpy(picture_part(region, *PICTURE.size, SIZE))
         for row, radius in enumerate(_radii(verifier, raw, region, found)):
             if not 0 < radius < 30:
                 continue
@@ -126,7 +126,7 @@ def test_a_box_that_the_picture_does_not_show_has_no_radius() -> None:
     region = Region(-16.0, 0.0, 16.0, 32.0)
     constants = output_constants(torch.zeros(1, 1), torch.full((1, 4), 1.0))
     radii = []
-    for center, side in ((11.5, 11.0), (8.0, 10.0), (24.0, 10.0)):
+    for center, side in ((11.5, 11.0), (16.0, 12.0), (24.0, 10.0)):
         default = torch.tensor([[center, 16.0, side, 10.0]])
         decoder = Decoder(default, BoxCoding(), SigmoidScores(1.0), SIZE)
         verifier = Verifier(constants, decoder, SELECTION)

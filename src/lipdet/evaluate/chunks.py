@@ -92,7 +92,8 @@ def weights_hash(detector: SSD) -> str:
     rules = (detector.config, detector.coding, detector.scores, detector.nms_iou, detector)
     digest = hashlib.sha256(repr(rules).encode())
     # `default_boxes` are a buffer that no state dict has.
-    for name, tensor in sorted([*detector.state_dict().items(), *detector.named_buffers()]):
+    tensors = {**detector.state_dict(), **dict(detector.named_buffers())}
+    for name, tensor in sorted(tensors.items()):
         digest.update(name.encode())
         digest.update(tensor.detach().cpu().contiguous().numpy().tobytes())
     return digest.hexdigest()

@@ -63,7 +63,11 @@ def _scene(seed: int) -> tuple[Verifier, RawOutput, Region]:
         torch.full((count, 1), 0.1), torch.from_numpy(rng.uniform(0, 4, (count, 4)))
     )
     decoder = Decoder(default, BoxCoding(), SigmoidScores(1.0), SIZE)
-    return Verifier(constants, decoder, SELECTION), RawOutput(logits, torch.zeros(1, count, 4)), region
+    return (
+        Verifier(constants, decoder, SELECTION),
+        RawOutput(logits, torch.zeros(1, count, 4)),
+        region,
+    )
 
 
 def _shown(verifier: Verifier, raw: RawOutput, region: Region) -> Found:
@@ -111,7 +115,7 @@ def test_what_is_shown_remains() -> None:
             promises += 1
             box = found.detections["boxes"][row]
             beyond = verifier.decoder.boxes(raw.offsets)[0]
-            cut += bool(((beyond[:, :2] < part[:2]).any() | (beyond[:, 2:] > part[2:]).any()))
+            cut += bool((beyond[:, :2] < part[:2]).any() | (beyond[:, 2:] > part[2:]).any())
             for outputs in _attacked(verifier, raw, 0.999 * radius, 100):
                 after = _shown(verifier, outputs, region).detections["boxes"]
                 assert (box_iou(box[None], after) >= IOU - 1e-3).any(), (seed, radius)

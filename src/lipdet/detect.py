@@ -103,8 +103,8 @@ class CertifiedRegion(NamedTuple):
     Attributes:
         region: the square.
         pixels: (S, S, 3) uint8, what the network sees of it; radii are about these values.
-        detections: boxes in pixels of the network's input; with one reading, what the picture has of
-            them.
+        detections: boxes in pixels of the network's input; with one reading, what the picture has
+            of them.
         remaining: for each detection the radius, and the region that its box stays in.
     """
 
@@ -124,12 +124,11 @@ def certify_regions(
 ) -> list[CertifiedRegion]:
     """Detections in squares of a picture with the largest L2 perturbation that each survives.
 
-    With one reading, what is shown of a box is what the picture has of it, and so is what must remain.
-    *Proof.* Let g be the part P of the square that shows the picture, cut with the box that is shown.
-    For any box B that NMS puts out, P has all that B and g have in common, and B cut with P is no
-    larger than B: IoU(B cut with P, g) ≥ IoU(B, g). So what remains on g before it is cut, which is
-    what is certified, remains on g as it is shown. A box of which the picture has no area has none to
-    remain on, and radius 0.
+    With one reading, a box is shown as far as the picture reaches, and that is what must remain.
+    *Proof.* Let P be the part of the square that shows the picture, and g what is shown of the box.
+    For any box B that NMS puts out, P has all that B and g have in common, and B ∩ P is no larger
+    than B: IoU(B ∩ P, g) ≥ IoU(B, g), and the right side is what is certified. A box of which
+    nothing is shown has no area to remain on, and radius 0.
 
     Args:
         detector: in eval mode.

@@ -1,11 +1,10 @@
-"""Certificates without one guard against what is no number or too large; corner scenes catch each."""
+"""Certificates without a guard against what is no number or too large; corner scenes catch each."""
 
 from __future__ import annotations
 
 import math
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from lipdet.certificate import (

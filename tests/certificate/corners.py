@@ -1,7 +1,7 @@
 """Scenes of numbers at the limits of what a float holds, and adversaries for them.
 
-Constants are zero, denormal, huge, infinite or no numbers; outputs are huge; default boxes are tiny or
-huge; scores are equal. A constant that is no number promises nothing, so there an output may be
+Constants are zero, denormal, huge, infinite or no numbers; outputs are huge; default boxes are tiny
+or huge; scores are equal. A constant that is no number promises nothing, so there an output may be
 anything.
 """
 
@@ -16,8 +16,8 @@ from torch import Tensor
 from lipdet.boxes.scores import SigmoidScores
 from lipdet.types import RawOutput
 from tests.certificate.adversaries import perturbed
-from tests.certificate.promises import broken_promises, certificates
 from tests.certificate.directed import Attacked, _scene
+from tests.certificate.promises import broken_promises, certificates
 from tests.certificate.scenes import PairwiseTable, Scene, random_scene
 
 CONSTANTS = (0.0, 1e-310, 1e-170, 1e-45, 1e20, 1e38, 5e40, 1e300, np.inf, np.nan)
@@ -60,7 +60,9 @@ def _known_less(scene: Scene, rng: np.random.Generator) -> Scene:
     bounds, worse = verifier.bounds, (1e20, 1e300, np.inf, np.nan)
 
     def spoilt(values: Tensor, share: float = 0.3) -> Tensor:
-        return torch.where(torch.from_numpy(rng.random(values.shape) < share), rng.choice(worse), values)
+        return torch.where(
+            torch.from_numpy(rng.random(values.shape) < share), rng.choice(worse), values
+        )
 
     assert isinstance(verifier.pairwise, PairwiseTable)
     table = replace_table(verifier.pairwise, spoilt(verifier.pairwise.table))
@@ -125,7 +127,7 @@ BEYOND_SCORES = _at_temperature(
     ),
     1e10,
 )
-# An overlap of 0.28. In float32, areas are 3 and what is common is 2 of the smallest number above 0.
+# An overlap of 0.28. In float32, areas are 3 and what is common is 2 times the smallest number.
 _SIDE = (3.45 * 2.0**-149) ** 0.5
 NEXT_TO_NOTHING = _scene(
     objects=[(0, 0, _SIDE, _SIDE)],

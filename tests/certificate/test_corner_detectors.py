@@ -45,9 +45,7 @@ def _detector(
     heads = []
     for index in range(len(scales)):
         values = torch.tensor(logits[index * boxes : (index + 1) * boxes])
-        head = Head(
-            nn.Conv2d(2, values.numel(), 1), nn.Conv2d(2, 4 * boxes, 1), values.shape[1]
-        )
+        head = Head(nn.Conv2d(2, values.numel(), 1), nn.Conv2d(2, 4 * boxes, 1), values.shape[1])
         nn.init.constant_(head.classification.weight, 1.0)
         nn.init.constant_(head.localisation.weight, 0.0)
         nn.init.zeros_(head.localisation.bias)
@@ -121,21 +119,32 @@ def test_constants_of_constant_features_are_numbers(scale: float, precise: bool)
 
 
 @pytest.mark.parametrize("scores", [SoftmaxScores(), SigmoidScores(1.0), SigmoidScores(1.0, 0.5)])
-@pytest.mark.parametrize("scale", [5e36, 3e38])
-def test_a_level_beyond_float32(scores: Scores, scale: float) -> None:
-    low, high = ([3.0, 0.0], [0.0, 3.0]) if isinstance(scores, SoftmaxScores) else ([-3.0], [3.0])
-    detector = _detector((1e-3, scale), scores, [high, low])
-    head = detector.heads[1].classification
-    head.weight.data = head.weight.data * torch.arange(1, 1 + len(low))[:, None, None, None] * 1e4
-    with torch.no_grad():
-        nn.init.zeros_(detector.backbone.levels[1].weight[:, :, 1:])
-    assert not float(output_bounds(detector).logits[1].amax()) < 1e40
+@pytest.mark.parametrize("factor", [7e18, 1e20, 1e37])
+def test_a_level_whose_bound_is_beyond_float32(scores: Scores, factor: float) -> None:
+    softmax = isinstance(scores, SoftmaxScores)
+    low, high = ([3.0, 0.0], [0.0, 3.0]) if softmax else ([-3.0], [3.0])
+    detector = _detector((1e-3, 0.0), scores, [high, low])
+    detector.backbone.levels[1] = _loosely_bounded(factor)
+    if softmax:
+        nn.init.zeros_(detector.heads[1].classification.weight[:1])
+    assert float(output_bounds(detector).logits[1].amax()) > factor**2
     assert _is_found(detector, _image(detector))
-    # A change that no one sees lifts the box beside the object above the one on it.
+    # One pixel lifts the box beside the object above the one on it.
     attacked = _image(detector)
-    attacked[0, 0, 0, 0] = 1e-38
+    attacked[0, 0, 0, 0] = 0.29
     assert not _is_found(detector, attacked)
     assert not _is_certified(detector, 0.3)
+
+
+@torch.no_grad()
+def _loosely_bounded(factor: float) -> nn.Module:
+    """40 times one pixel; the factors of what is left out, and of what is 0, count in the bound."""
+    first, second = nn.Conv2d(3, 3, SIZE, bias=False), nn.Conv2d(3, 2, 1, bias=False)
+    for layer in (first, second):
+        nn.init.zeros_(layer.weight)
+    first.weight[0, 0, 0, 0], first.weight[1, 0, 0, 0] = factor, 40.0
+    second.weight[0, 1], second.weight[1, 2] = 1.0, factor
+    return nn.Sequential(first, second).eval()
 
 
 @pytest.mark.parametrize("weight", [torch.nan, torch.inf, 1e120])

@@ -105,7 +105,9 @@ def test_ranges_hold_what_float32_decodes_at_the_limits() -> None:
     rng = np.random.default_rng(0)
     coding, count = BoxCoding(), 3000
     offsets = torch.from_numpy(rng.choice([0, 0.5, -2, *OUTPUTS], (count, 4)))
-    radius = torch.from_numpy(rng.choice([0, 1e-310, 1, 1e20, 1e300, math.inf, math.nan], (count, 4)))
+    radius = torch.from_numpy(
+        rng.choice([0, 1e-310, 1, 1e20, 1e300, math.inf, math.nan], (count, 4))
+    )
     default = torch.from_numpy(rng.choice([0.5, 16.0, *SIDES], (count, 4)))
     ends = corner_range(box_range(offsets, radius, default, coding))
     low, high = (end.double() for end in ends)

@@ -34,8 +34,8 @@ from lipdet.types import RawOutput
 # Log-odds are computed and compared in float32. One is off by at most K + 8 roundings of 2⁻²⁴ plus
 # two of the largest logit of its anchor.
 _ROUNDING = 2.0**-22
-# The same for the first look, which rounds outputs and constants to float32 besides. What it loses of
-# numbers that are too small for float32 is below 1e-45 times 3e38, which the slack covers, too.
+# The same for the first look, which rounds outputs and constants to float32 besides. What it loses
+# of numbers that are too small for float32 is below 1e-45 times 3e38, which the slack covers, too.
 _FIRST_LOOK_ROUNDING = 4 * 2.0**-22
 # Log-odds above the largest float32, 3e38, are all the same to the detector.
 _LARGEST = 1e37

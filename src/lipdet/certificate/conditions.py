@@ -7,8 +7,8 @@ Notable choices:
 - IoU thresholds are not passed in: each function says up to which threshold, or from which on, its
   condition holds, so that one pass serves all of 0.5, 0.55, …, 0.95.
 - Slack is on the side of doubt: what is computed in float32 by NMS, in float64 by the matcher.
-- What is not a number is in doubt, too: what is safe is asked for (`x < y`), and what is dangerous is
-  all that is not (`~(x < y)`), so that every comparison with NaN refuses.
+- What is not a number is in doubt, too: what is safe is asked for (`x < y`), and what is dangerous
+  is all that is not (`~(x < y)`), so that every comparison with NaN refuses.
 """
 
 from __future__ import annotations

@@ -17,10 +17,9 @@ from lipdet.certificate.operator_norm import SLACK, Pair, UnknownLipschitz, conv
 from lipdet.layers import fold
 from lipdet.layers.fold import has_forward_hooks
 
-
-# Constants and norms below are raised to this. A larger one is a bound, too, and of these no square,
-# difference or quotient vanishes. What squares of single numbers lose, at most 1e-308 each, does not
-# count beside this one's.
+# Constants and norms below are raised to this. A larger one is a bound, too, and of these no
+# square, difference or quotient vanishes. What squares of single numbers lose, at most 1e-308 each,
+# does not count beside this one's.
 LEAST = 1e-145
 # Of weights, so that squares stay finite.
 _MOST = 1e100

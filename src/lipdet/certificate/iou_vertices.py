@@ -120,7 +120,7 @@ def _ratios(overlap: Tensor, side_a: Tensor, side_b: Tensor) -> Vertices:
 
 
 def least(along_x: Vertices, along_y: Vertices) -> Tensor:
-    """The lowest IoU over all combinations of a vertex of each axis, (P,); 0 where none is known."""
+    """The lowest IoU over all pairs of a vertex of each axis, (P,); 0 where none is known."""
     if len(along_x.a) > len(along_y.a):
         along_x, along_y = along_y, along_x
     highest, sums = torch.zeros_like(along_y.a), torch.empty_like(along_y.a)

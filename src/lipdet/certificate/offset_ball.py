@@ -38,8 +38,8 @@ def min_iou_in_ball(
     vertices that mirror each other in c, only the one farther from the known box is needed.
     Clamping a side to the largest ratio moves it towards the middle, if that is below.
 
-    Where v·ρ is larger or no number, or the middle is clamped, the bound is 0. Take the larger of this and of
-    `min_iou_fixed`: both hold.
+    Where v·ρ is larger or no number, or the middle is clamped, the bound is 0. Take the larger of
+    this and of `min_iou_fixed`: both hold.
 
     Args:
         offsets: (P, 4).

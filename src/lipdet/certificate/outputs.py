@@ -126,7 +126,9 @@ def bounds_of_outputs(detector: SSD, propagation: Propagation) -> OutputBounds:
     """
     bounds = propagation.bounds
     levels: list[tuple[fx.Node, fx.Node, fx.Node]] = propagation.outputs
-    features = tuple(_of_features(bounds[level], place) for place, (level, _, _) in enumerate(levels))
+    features = tuple(
+        _of_features(bounds[level], place) for place, (level, _, _) in enumerate(levels)
+    )
     logits, offsets, offsets_joint = [], [], []
     classifications, localisations = head_convolutions(detector, propagation)
     for bound, classification, localisation in zip(

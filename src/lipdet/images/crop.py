@@ -120,7 +120,8 @@ def into_region(
 
 def picture_part(region: Region, width: int, height: int, size: int) -> NDArray[np.float32]:
     """The part of the cut picture that shows the picture, and not its repeated edge, (4,) xyxy."""
-    [part], _ = into_region(np.array([[0, 0, width, height]], np.float32), region, size)
+    parts, _ = into_region(np.array([[0, 0, width, height]], np.float32), region, size)
+    part: NDArray[np.float32] = parts[0]
     return part
 
 

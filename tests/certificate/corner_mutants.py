@@ -5,19 +5,22 @@ from __future__ import annotations
 import math
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from lipdet.certificate import (
     box_range,
     candidates,
     certify,
+    claims,
     contest,
     cover,
     iou_bounds,
     score_range,
 )
+from lipdet.certificate.box_range import BoxRange
 from lipdet.certificate.conditions import SUPPRESS_SLACK
-from lipdet.certificate.iou_bounds import max_iou_pair
+from lipdet.certificate.iou_bounds import max_iou_fixed, max_iou_pair
 from tests.certificate.mutants import Mutant
 
 
@@ -54,6 +57,7 @@ def _no_number(bound: Tensor, trivial: float) -> Tensor:
     return bound
 
 
+_CLAIM = claims._claim
 _MAY_VOTE = contest.Contest.may_vote
 IN_CORNER_SCENES: dict[str, Mutant] = {
     "what is no number is no candidate": [
@@ -73,4 +77,25 @@ IN_CORNER_SCENES: dict[str, Mutant] = {
 IN_DIRECTED_CORNERS: dict[str, Mutant] = {
     "scores beyond float32": [(candidates, "_LARGEST", math.inf)],
     "boxes next to nothing": [(box_range, "_LEAST", 0.0)],
+}
+
+
+def _tied_members(
+    truth: Tensor, clique: Tensor, high: Tensor, heads: Tensor, sure: Tensor, uncounted: Tensor
+) -> tuple[Tensor, Tensor]:
+    """Claims to cliques of which a member that may not match reaches as high as one that does."""
+    pair = truth * (int(clique.max()) + 2) + clique if len(clique) else truth
+    tied = heads & torch.isin(pair, pair[sure & heads])
+    return _CLAIM(truth, clique, high, heads, sure | tied, uncounted)
+
+
+def _any_match(boxes: BoxRange, rival: Tensor, own: Tensor, size: int, relaxed: bool) -> Tensor:
+    """The relaxation of condition 5 where the own object is matched no less, instead of more."""
+    reached = max_iou_fixed(boxes, rival, size)
+    return torch.where(reached <= own + 2e-4, -1.0, reached)
+
+
+IN_CROWDED_SCENES: dict[str, Mutant] = {
+    "ties of heads": [(claims, "_claim", _tied_members)],
+    "twins told apart": [(certify, "strays_to", _any_match)],
 }

@@ -14,11 +14,11 @@ import torch
 from torch import Tensor
 
 from lipdet.boxes.scores import SigmoidScores
-from lipdet.types import RawOutput
+from lipdet.types import RawOutput, Target
 from tests.certificate.adversaries import perturbed
 from tests.certificate.directed import Attacked, _scene
 from tests.certificate.promises import broken_promises, certificates
-from tests.certificate.scenes import PairwiseTable, Scene, random_scene
+from tests.certificate.scenes import SIZE, PairwiseTable, Scene, random_scene
 
 CONSTANTS = (0.0, 1e-310, 1e-170, 1e-45, 1e20, 1e38, 5e40, 1e300, np.inf, np.nan)
 OUTPUTS = (1e-45, 1e10, 1e30, 3e38)
@@ -137,3 +137,25 @@ NEXT_TO_NOTHING = _scene(
     constants=[0.25, 0.25],
 )
 FOR_CORNER = {"scores beyond float32": BEYOND_SCORES, "boxes next to nothing": NEXT_TO_NOTHING}
+
+
+def crowded_scene(seed: int) -> Scene:
+    """A random scene with more objects beside each of its own, and in half of them equal scores."""
+    scene, rng = random_scene(seed), np.random.default_rng((seed, 10))
+    targets = []
+    for target in scene.targets:
+        boxes, labels = target["boxes"], target["labels"]
+        copies = int(rng.integers(1, 4))
+        shift = rng.choice([0.0, 0.5, 1.5, 3.0], (copies, len(boxes), 2))
+        moved = boxes + torch.from_numpy(np.tile(shift, 2)).float()
+        inside = (moved <= SIZE).all(dim=2)
+        targets.append(
+            Target(
+                boxes=torch.cat([boxes, moved[inside]]),
+                labels=torch.cat([labels, labels.expand(copies, -1)[inside]]),
+            )
+        )
+    raw = scene.raw
+    if rng.random() < 0.5:
+        raw = RawOutput(raw.logits.round(), raw.offsets)
+    return replace(scene, targets=targets, raw=raw)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 import os
 from dataclasses import replace
@@ -9,18 +10,29 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
+from torch import Tensor
 
 from lipdet.boxes import BoxCoding
 from lipdet.boxes.scores import SigmoidScores, SoftmaxScores
-from lipdet.certificate import average_precision, candidates
+from lipdet.certificate import claims
 from lipdet.certificate.box_range import box_range, corner_range
 from lipdet.certificate.score_range import log_odds_interval
-from lipdet.certificate.truths import truths_of
 from lipdet.errors import InputError
-from tests.certificate.corner_mutants import IN_CORNER_SCENES, IN_DIRECTED_CORNERS
-from tests.certificate.corners import FOR_CORNER, OUTPUTS, SIDES, corner_scene, corner_violations
+from tests.certificate.corner_mutants import (
+    IN_CORNER_SCENES,
+    IN_CROWDED_SCENES,
+    IN_DIRECTED_CORNERS,
+)
+from tests.certificate.corners import (
+    FOR_CORNER,
+    OUTPUTS,
+    SIDES,
+    corner_scene,
+    corner_violations,
+    crowded_scene,
+)
 from tests.certificate.directed import HUB
-from tests.certificate.promises import broken_promises, certificates
+from tests.certificate.promises import broken_promises, certificates, violations
 
 SCENES = int(os.environ.get("LIPDET_FUZZ_SCENES", "100"))
 PERTURBED = 60
@@ -33,6 +45,7 @@ CAUGHT_IN = {
     "budgets that are no numbers": 1,
     "boxes that are no numbers cannot suppress": 80,
 }
+CAUGHT_IN_CROWDS = {"ties of heads": 257, "twins told apart": 8}
 
 
 def test_what_is_certified_at_the_limits_holds() -> None:
@@ -124,28 +137,41 @@ def test_ranges_hold_what_float32_decodes_at_the_limits() -> None:
         assert (everywhere | numbers | (low.isinf() | high.isinf()).any(dim=1)).all()
 
 
-def test_ties_claim_a_clique_once(monkeypatch: pytest.MonkeyPatch) -> None:
-    # By hand: two boxes of equal score that overlap for sure, each on an object of its own, are one
-    # clique of which one is kept. If both objects claimed it, no detection could be false.
-    monkeypatch.setattr(average_precision, "RANKING_SLACK", 0.0)
-    monkeypatch.setattr(candidates, "_ROUNDING", 0.0)
-    scene = HUB.scene
-    boxes = torch.tensor([[9.0, 9, 10, 10], [11.0, 9, 10, 10], [25.0, 25, 6, 6], [25.0, 5, 6, 6]])
-    objects = torch.tensor([[4.0, 4, 14, 14], [6.0, 4, 16, 14]])
-    decoder = scene.verifier.decoder._replace(default_boxes=boxes)
-    tied = replace(
-        scene,
-        raw=scene.raw._replace(logits=torch.full_like(scene.raw.logits, 1.0)),
-        targets=[{"boxes": objects, "labels": torch.zeros(2, dtype=torch.int64)}],
-        verifier=replace(scene.verifier, decoder=decoder),
-    )
-    verifier = tied.verifier
-    epsilon = torch.tensor([1.0], dtype=torch.float64)
-    listed = verifier.candidates(tied.raw, epsilon)
-    entries = verifier.entries(listed, epsilon)
-    truths = truths_of(tied.targets)
-    found = verifier.certifiers(listed, truths, epsilon, 0.5, entries)
-    claimed = verifier.claims(listed, truths, found.pairs, entries, [0.5])
-    assert entries.clique[listed.anchor.argsort()][:2].unique().numel() == 1
-    assert int((claimed.last[:, 0] < claimed.first[:, 0]).sum()) <= 1
-    assert corner_violations(tied, PERTURBED, 0) == []
+def test_what_is_certified_of_crowds_holds() -> None:
+    for number in range(SCENES // 2):
+        assert violations(crowded_scene(number), PERTURBED, number) == [], number
+
+
+@pytest.mark.parametrize(("name", "number"), CAUGHT_IN_CROWDS.items())
+def test_crowded_scenes_catch(name: str, number: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    for place, attribute, wrong in IN_CROWDED_SCENES[name]:
+        monkeypatch.setattr(place, attribute, wrong)
+    assert violations(crowded_scene(number), PERTURBED, number)
+
+
+def test_no_clique_is_claimed_twice_at_a_score(monkeypatch: pytest.MonkeyPatch) -> None:
+    claim, shared = claims._claim, 0
+
+    def distinct(
+        truth: Tensor, clique: Tensor, high: Tensor, heads: Tensor, sure: Tensor, uncounted: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        nonlocal shared
+        first, last = claim(truth, clique, high, heads, sure, uncounted)
+        pairs = {
+            (int(of), int(one))
+            for of, one, height in zip(
+                *(column[sure & heads] for column in (truth, clique, high)), strict=True
+            )
+            if height == first[of]
+        }
+        for (one, mine), (other, its) in itertools.combinations(pairs, 2):
+            if one != other and mine == its:
+                shared += 1
+                # Of two objects with one clique at most one claims it at any score.
+                assert max(last[one], last[other]) >= min(first[one], first[other])
+        return first, last
+
+    monkeypatch.setattr(claims, "_claim", distinct)
+    for number in range(150):
+        certificates(crowded_scene(number))
+    assert shared > 0

@@ -27,7 +27,7 @@ from lipdet.detector import SSD
 from lipdet.errors import InputError
 from lipdet.evaluate.certified import outputs
 from lipdet.evaluate.run import BATCH_SIZE, Network, detect_batch
-from lipdet.images.crop import Region, cut, full_region, out_of_region
+from lipdet.images.crop import Region, cut, full_region, out_of_region, picture_part
 from lipdet.images.resize import resized
 from lipdet.types import Detections
 
@@ -103,7 +103,8 @@ class CertifiedRegion(NamedTuple):
     Attributes:
         region: the square.
         pixels: (S, S, 3) uint8, what the network sees of it; radii are about these values.
-        detections: boxes in pixels of the network's input.
+        detections: boxes in pixels of the network's input; with one reading, what the picture has
+            of them.
         remaining: for each detection the radius, and the region that its box stays in.
     """
 
@@ -123,6 +124,12 @@ def certify_regions(
 ) -> list[CertifiedRegion]:
     """Detections in squares of a picture with the largest L2 perturbation that each survives.
 
+    With one reading, a box is shown as far as the picture reaches, and that is what must remain.
+    *Proof.* Let P be the part of the square that shows the picture, and g what is shown of the box.
+    For any box B that NMS puts out, P has all that B and g have in common, and B ∩ P is no larger
+    than B: IoU(B ∩ P, g) ≥ IoU(B, g), and the right side is what is certified. A box of which
+    nothing is shown has no area to remain on, and radius 0.
+
     Args:
         detector: in eval mode.
         verifier: of it.
@@ -138,7 +145,10 @@ def certify_regions(
     raw = outputs(detector, torch.from_numpy(cuts).permute(0, 3, 1, 2).float() / 255)
     found = select_detections(raw, verifier.decoder, verifier.selection)
     if one_reading:
-        found = [one_per_place(one) for one in found]
+        found = [
+            _on_picture(one_per_place(one), region, image, detector.config.image_size)
+            for one, region in zip(found, regions, strict=True)
+        ]
     competing = MOST_COVERED if one_reading else None
     kept = remaining_detections(verifier, raw, found, iou, most_covered=competing)
     return [CertifiedRegion(*row) for row in zip(regions, cuts, found, kept, strict=True)]
@@ -168,15 +178,23 @@ def radii_in_photograph(
             if len(rows):
                 reach = out_of_region(one.remaining.region[rows[:1]].numpy(), one.region, size)
                 others = [other["boxes"] for other in [*parts[:place], *parts[place + 1 :]]]
-                if not _touch(torch.from_numpy(reach), torch.cat([*others, torch.zeros(0, 4)])):
+                if _apart(torch.from_numpy(reach), torch.cat([*others, torch.zeros(0, 4)])):
                     radius = float(one.remaining.radius[rows[0]])
         result.append(radius)
     return result
 
 
-def _touch(box: torch.Tensor, boxes: torch.Tensor) -> bool:
-    """Whether a box (1, 4) has a point in common with any of boxes (N, 4)."""
-    return bool(((boxes[:, :2] <= box[:, 2:]) & (boxes[:, 2:] >= box[:, :2])).all(dim=1).any())
+def _apart(box: torch.Tensor, boxes: torch.Tensor) -> bool:
+    """Whether a box (1, 4) surely has no point in common with any of boxes (N, 4)."""
+    return bool(((boxes[:, :2] > box[:, 2:]) | (boxes[:, 2:] < box[:, :2])).any(dim=1).all())
+
+
+def _on_picture(found: Detections, region: Region, image: Image.Image, size: int) -> Detections:
+    """Boxes in pixels of the network's input, without what lies beyond the picture."""
+    left, top, right, bottom = picture_part(region, image.width, image.height, size).tolist()
+    low, high = torch.tensor([left, top] * 2), torch.tensor([right, bottom] * 2)
+    boxes = torch.minimum(torch.maximum(found["boxes"], low), high)
+    return Detections(boxes=boxes, labels=found["labels"], scores=found["scores"])
 
 
 def search_squares(width: int, height: int) -> list[Region]:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
-from functools import cached_property
 from pathlib import Path
 from typing import NamedTuple
 
@@ -22,6 +21,7 @@ from lipdet.detect import (
     radii_in_photograph,
 )
 from lipdet.detector import SSD
+from lipdet.evaluate.chunks import weights_hash
 from lipdet.images.crop import Region
 from lipdet.images.source import load_rgb
 from lipdet.report.results import read_results
@@ -58,6 +58,7 @@ class Detector:
 
     def __init__(self, loaded: LoadedDetector) -> None:
         self.loaded = loaded
+        self._bounded: tuple[object, Verifier] | None = None
 
     @classmethod
     def from_pretrained(cls, source: Path | str, revision: str | None = None) -> Detector:
@@ -148,9 +149,16 @@ class Detector:
         """
         return hub.push(self.loaded, repository, read_results(results), private)
 
-    @cached_property
+    @property
     def _verifier(self) -> Verifier:
-        return verifier_of(self.network, DISPLAY_SELECTION)
+        """What certificates need, made anew when the network has changed.
+
+        The values of the weights are looked at: `parameter.data` changes without a trace.
+        """
+        state = _state(self.network)
+        if self._bounded is None or self._bounded[0] != state:
+            self._bounded = state, verifier_of(self.network, DISPLAY_SELECTION)
+        return self._bounded[1]
 
     def _find(self, picture: Picture, crop: Sequence[float] | None) -> tuple[Image.Image, Found]:
         if isinstance(picture, Image.Image):
@@ -168,3 +176,10 @@ class Detector:
             Detection(self.class_names[label], score, tuple(box), radius)
             for label, score, box, radius in zip(*columns, strict=True)
         ]
+
+
+def _state(network: SSD) -> object:
+    """What bounds and the measured rounding of a network depend on."""
+    modes = [module.training for module in network.modules()]
+    boxes = network.default_boxes
+    return weights_hash(network), modes, boxes.dtype, boxes.device

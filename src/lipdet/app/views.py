@@ -21,13 +21,13 @@ from lipdet.attack import AttackSettings, attack_unlabelled
 from lipdet.boxes import DISPLAY_SELECTION, select_detections
 from lipdet.boxes.scores import logit
 from lipdet.certificate import UnknownLipschitz
-from lipdet.certificate.candidates import log_odds_interval
 from lipdet.certificate.radius import (
     TOLERANCE,
     certified_radii,
     remaining_regions,
     without_overtaking,
 )
+from lipdet.certificate.score_range import log_odds_interval
 from lipdet.certificate.truths import Truths, free_truths
 from lipdet.certificate.verifier import Verifier
 from lipdet.evaluate.certified import outputs

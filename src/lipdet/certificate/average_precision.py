@@ -79,10 +79,13 @@ def false_positives(objects: Objects, possible: Possible, thresholds: Tensor) ->
     """FP⁺: at most how many detections of a score ≥ τ are matched with no object, (n,) float64.
 
     *Proof.* Of an image, let A be the objects that are certified at τ or claim a clique of which a
-    detection of score ≥ τ is kept, and B the others that claim one. All of A are found, each by a
-    detection of its own. The cliques that B claim are distinct, since their members can match no
-    other object, and hold no detection. So there are at most (cliques − |B|) detections, of which
-    |A| are matched: at most cliques − |A ∪ B| are not. Another bound is D⁺ − TP⁻.
+    detection of score ≥ τ is put out, and B the others that claim one. All of A are found, each by
+    a detection of its own. The cliques that B claim are distinct (`lipdet.certificate.claims`), and
+    hold no detection. If some object claims a clique, all cliques are counted, so there are at most
+    (cliques − |B|) detections, of which |A| are matched: at most cliques − |A ∪ B| are not. If none
+    does, B is empty, and where not all cliques are counted, more are than there are detections.
+    Claims and cliques are looked at slightly below τ, where there are no fewer false positives.
+    Another bound is D⁺ − TP⁻.
     """
     lowest = thresholds - RANKING_SLACK
     claimed = (objects.last[:, None] < lowest) & (lowest <= objects.first[:, None])

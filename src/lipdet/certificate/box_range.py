@@ -5,6 +5,7 @@ Notable choices:
   offsets decode to the ends of an interval of centres and sides, and nothing is lost.
 - The intervals are widened by what a decode in float32 can be off by (about 1e-4 pixels), so that
   they hold for the boxes that the detector computes and not only for those of real arithmetic.
+- Boxes of which a number may be too large for float32, or is none, can lie anywhere.
 """
 
 from __future__ import annotations
@@ -21,6 +22,11 @@ from lipdet.boxes.coding import BoxCoding
 # exp(t·v)·d/2 with exp within 2 ulp and |x|eˣ ≤ 4.2 eˣ + 0.4 costs 17u·side/2 + 16u·d, their sum
 # u(|centre| + side/2). All of it is below 16u(|centre| + |c| + side + d).
 _ROUNDING = 2.0**-20
+# Nearer to 0 numbers lose more of their digits, at most 1e-45, and areas of sides as short are too
+# small for float32: such boxes may have any IoU.
+_LEAST = 1e-15
+# Far below what overflows in float32 in a decode.
+_MOST = 1e30
 
 
 class BoxRange(NamedTuple):
@@ -51,13 +57,23 @@ def box_range(
         coding: how offsets become boxes.
     """
     default_boxes, offsets, radius = default_boxes.double(), offsets.double(), radius.double()
-    low = _centers_and_sides(coding.decode(offsets - radius, default_boxes))
-    high = _centers_and_sides(coding.decode(offsets + radius, default_boxes))
+    first, last = offsets - radius, offsets + radius
+    low = _centers_and_sides(coding.decode(first, default_boxes))
+    high = _centers_and_sides(coding.decode(last, default_boxes))
     largest = torch.maximum(low.abs(), high.abs()) + default_boxes.abs()
     error = _ROUNDING * (largest[..., :2] + largest[..., 2:])
+    error = error.clamp_min(_LEAST)
     error = torch.cat([error, 2 * error], dim=-1)
     low, high = low - error, high + error
+    # Of offsets those of centres alone: those of sides are clamped above, and fall to sides of 0.
+    reached = torch.maximum(first[..., :2].abs(), last[..., :2].abs()) * coding.center_variance
+    known = (torch.cat([largest, reached], dim=-1) < _MOST).all(dim=-1, keepdim=True)
+    low, high = _or_anywhere(known, low, high)
     return BoxRange(torch.cat([low[..., :2], low[..., 2:].clamp_min(0)], dim=-1), high)
+
+
+def _or_anywhere(known: Tensor, low: Tensor, high: Tensor) -> tuple[Tensor, Tensor]:
+    return torch.where(known, low, -torch.inf), torch.where(known, high, torch.inf)
 
 
 def corner_range(boxes: BoxRange, size: float | None = None) -> tuple[Tensor, Tensor]:

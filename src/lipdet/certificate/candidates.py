@@ -21,11 +21,12 @@ import torch
 from torch import Tensor
 
 from lipdet.boxes.coding import BoxCoding
-from lipdet.boxes.scores import Scores, SigmoidScores, SoftmaxScores, logit
+from lipdet.boxes.scores import Scores, SigmoidScores, logit
 from lipdet.boxes.select import Decoder
 from lipdet.certificate.box_range import BoxRange, box_range
 from lipdet.certificate.contest import Contest
 from lipdet.certificate.outputs import OutputBounds
+from lipdet.certificate.score_range import largest_factor, log_odds_interval
 from lipdet.certificate.segments import count_reaching, take, true_at
 from lipdet.errors import InputError
 from lipdet.types import RawOutput
@@ -33,8 +34,11 @@ from lipdet.types import RawOutput
 # Log-odds are computed and compared in float32. One is off by at most K + 8 roundings of 2⁻²⁴ plus
 # two of the largest logit of its anchor.
 _ROUNDING = 2.0**-22
-# The same for the first look, which rounds outputs and constants to float32 besides.
+# The same for the first look, which rounds outputs and constants to float32 besides. What it loses
+# of numbers that are too small for float32 is below 1e-45 times 3e38, which the slack covers, too.
 _FIRST_LOOK_ROUNDING = 4 * 2.0**-22
+# Log-odds above the largest float32, 3e38, are all the same to the detector.
+_LARGEST = 1e37
 
 
 class Balls(NamedTuple):
@@ -159,7 +163,7 @@ def find_candidates(
             with a margin between classes; none are known without it.
 
     Raises:
-        InputError: an output is not finite; nothing can be said about it.
+        InputError: an output is not finite, or ε is no radius; nothing can be said about it.
     """
     for output in raw:
         if not (output.amin().isfinite() and output.amax().isfinite()):
@@ -167,12 +171,16 @@ def find_candidates(
                 "The detector's outputs are not all finite, so nothing can be certified."
             )
     radius = torch.as_tensor(epsilon, dtype=torch.float64).expand(len(raw.logits))
+    if not ((radius >= 0) & (radius < math.inf)).all():
+        raise InputError("ε must be a finite number that is not negative.")
     image, anchor = _first_look(raw, bounds, decoder.scores, score_floor, radius, rounding)
     logits = raw.logits[image, anchor].double()
     moving = take(radius, image)[:, None] * take(bounds.logits, anchor)
     # Of the outputs with perturbation, which are rounded too.
     largest = (logits.abs() + moving).amax(dim=1, keepdim=True)
     slack = 2 * rounding + _ROUNDING * (largest + logits.shape[1])
+    factor = largest_factor(decoder.scores)
+    slack = torch.where(factor * largest < _LARGEST, slack, math.inf)
     low, high = log_odds_interval(decoder.scores, logits, moving + slack)
     place, label = _in_order(image, high, logit(score_floor))
     classes = high.shape[1]
@@ -194,7 +202,7 @@ def find_candidates(
         low=low,
         log_odds=take(decoder.scores.log_odds(logits).flatten(), pair),
         high=high,
-        slack=take(_largest_factor(decoder.scores) * slack[:, 0], place),
+        slack=take(factor * slack[:, 0], place),
         boxes=Shared(
             place,
             box_range(
@@ -231,9 +239,14 @@ def _first_look(
     largest = torch.add(logits.abs(), moving).amax(dim=-1, keepdim=True)
     slack = 2 * rounding + _FIRST_LOOK_ROUNDING * (largest + logits.shape[-1])
     _, high = log_odds_interval(scores, logits, moving.add_(slack))
-    place = true_at((high.amax(dim=-1) > logit(score_floor)).flatten())
+    place = true_at(may_exceed(high.amax(dim=-1), logit(score_floor)).flatten())
     anchors = high.shape[1]
     return place // anchors, place % anchors
+
+
+def may_exceed(high: Tensor, floor: float) -> Tensor:
+    """Whether what is at most `high` may exceed the floor; what is not a number may."""
+    return ~(high <= floor)
 
 
 def _in_order(image: Tensor, high: Tensor, floor: float) -> tuple[Tensor, Tensor]:
@@ -258,30 +271,3 @@ def _in_order(image: Tensor, high: Tensor, floor: float) -> tuple[Tensor, Tensor
     if not places:
         return torch.zeros(0, dtype=torch.int64), torch.zeros(0, dtype=torch.int64)
     return torch.from_numpy(np.concatenate(places)), torch.from_numpy(np.concatenate(labels))
-
-
-def log_odds_interval(scores: Scores, logits: Tensor, moved: Tensor) -> tuple[Tensor, Tensor]:
-    """The lowest and highest log-odds of logits that each move by at most `moved`.
-
-    One-vs-all log-odds rise with their own logit alone. A softmax's is z_c − logsumexp_{j≠c} z_j:
-    lowest with z_c at its lowest and all others at their highest. The log-odds at the highest of
-    *all* logits differs from that in z_c alone, by 2 · moved.
-
-    Args:
-        scores: how logits become log-odds.
-        logits: (..., K).
-        moved: (..., K) ≥ 0.
-
-    Returns:
-        Two tensors (..., classes).
-    """
-    if isinstance(scores, SigmoidScores):
-        return scores.log_odds(logits - moved), scores.log_odds(logits + moved)
-    assert isinstance(scores, SoftmaxScores)
-    own = 2 * moved[..., 1:]
-    return scores.log_odds(logits + moved) - own, scores.log_odds(logits - moved) + own
-
-
-def _largest_factor(scores: Scores) -> float:
-    """How much a log-odds can move if no logit moves by more than 1."""
-    return scores.temperature if isinstance(scores, SigmoidScores) else 2.0

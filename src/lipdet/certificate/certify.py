@@ -148,7 +148,10 @@ def _look_again(
     """Raise `rival_box` (Q,), in place, where it alone spoils a certifier and more is known.
 
     Of the perturbations that let the rival pass the certifier, that is. Certifiers with another
-    suppressor about which no more is known are left out.
+    suppressor about which no more is known are left out. Condition 5 may use what is raised: the
+    rival vouches only if it has suppressed the certifier, so only under these perturbations, and
+    under each of them it overlaps its own object by at least this, and another one by no more than
+    it can under any.
 
     Args:
         rivals: what is known of pairs.
@@ -209,7 +212,7 @@ def _suppressors(
         row, rival = expand(starts[rows], ahead[rows])
         row = take(rows, row)
         rival_box = pairs.at(take(truth, row), rival)
-        spoils = (rival_box < take(box, row)) | take(contested, row)
+        spoils = ~(rival_box >= take(box, row)) | take(contested, row)
         passed = true_at(spoils & (rival != take(own, row)))
         row, rival, rival_box = (take(x, passed) for x in (row, rival, rival_box))
         mine = take(own, row)

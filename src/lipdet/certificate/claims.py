@@ -7,6 +7,20 @@ that the cliques of an image allow, those that objects claim are no false positi
 each object.
 
 This asks less than a certificate: the score of the clique may fall as low as it likes.
+
+No two objects claim one clique at the same τ. *Proof.* Both claims start at what the clique's
+highest member can reach, and each has such a member, m for g and n for h, that surely matches its
+own object and no other. A claim ends at the highest member that is not sure of its object. If n
+is as sure of g as m is, n overlaps g by at least θ, and h always by less than that or less than θ:
+but n is sure of h, which says the opposite. So n is not sure of g, reaches as high as m, and g's
+claim is empty. Whether m and n tie or are one candidate changes nothing, and nor does the
+relaxation of condition 5: of two objects only one can always be overlapped more.
+
+What is put out is what counts. If the member that is kept is cut off by top-k, or by what COCO
+counts of an image, the clique holds no detection, and no false one. At scores at which a group has
+more cliques than are counted (`limit`, one more than the detector puts out) a detection may belong
+to none that is counted, and claims end (`_uncounted`). Certified objects still count there, as
+there are no more detections than cliques are counted.
 """
 
 from __future__ import annotations

@@ -7,6 +7,8 @@ Notable choices:
 - IoU thresholds are not passed in: each function says up to which threshold, or from which on, its
   condition holds, so that one pass serves all of 0.5, 0.55, …, 0.95.
 - Slack is on the side of doubt: what is computed in float32 by NMS, in float64 by the matcher.
+- What is not a number is in doubt, too: what is safe is asked for (`x < y`), and what is dangerous
+  is all that is not (`~(x < y)`), so that every comparison with NaN refuses.
 """
 
 from __future__ import annotations
@@ -56,7 +58,8 @@ def outscores(
     """Condition 3, first half: whether a rival can rank before a certifier, ties included.
 
     A rival that suppresses a certifier has at least its score *under the same perturbation*. Two
-    facts rule that out: the intervals of their scores, and how far their difference can move.
+    facts rule that out: the intervals of their scores, and how far their difference can move. What
+    is not a number rules out nothing.
 
     Args:
         high: (P,) the rival's highest log-odds.
@@ -64,8 +67,8 @@ def outscores(
         difference: (P,) the rival's log-odds minus the certifier's, without perturbation.
         reach: (P,) how far that difference can move.
     """
-    can = high >= low
-    return can if difference is None or reach is None else can & (difference + reach >= 0)
+    can = ~(high < low)
+    return can if difference is None or reach is None else can & ~(difference + reach < 0)
 
 
 def suppresses(certifier: BoxRange, rival: BoxRange, nms_iou: float, size: int) -> Tensor:
@@ -73,7 +76,7 @@ def suppresses(certifier: BoxRange, rival: BoxRange, nms_iou: float, size: int) 
 
     Those that can, and can outscore, must satisfy condition 2 themselves.
     """
-    return max_iou_pair(certifier, rival, size) > nms_iou - SUPPRESS_SLACK
+    return ~(max_iou_pair(certifier, rival, size) <= nms_iou - SUPPRESS_SLACK)
 
 
 def fits(before: Tensor, before_in_class: Tensor, top_k: int, per_class: int) -> Tensor:

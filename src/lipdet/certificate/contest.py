@@ -34,7 +34,7 @@ class Contest(NamedTuple):
     contrasts: Tensor | None
 
     def may_vote(self, place: Tensor, label: Tensor, margin: float) -> Tensor:
-        """Whether boxes `place` (N,) can vote for classes `label` (N,); bool.
+        """Whether boxes `place` (N,) can vote for classes `label` (N,); bool. What is NaN can.
 
         Only the class that is the best one without perturbation is looked at: for another to rule
         out the vote, where it does not, is rare.
@@ -48,7 +48,7 @@ class Contest(NamedTuple):
             row = (take(self.anchor, place) * classes + label) * classes + winner
             known = take(self.contrasts.flatten(), row) * take(self.epsilon, place)
             apart = torch.minimum(apart, known + take(self.slack, place))
-        return ahead - apart <= margin
+        return ~(ahead - apart > margin)
 
     def surely_votes(self, place: Tensor, label: Tensor, margin: float) -> Tensor:
         """Whether boxes `place` (N,) vote for classes `label` (N,) under every perturbation."""

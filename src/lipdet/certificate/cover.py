@@ -89,7 +89,7 @@ def detection_entries(
         budget: (B · C,) how far, in the L2 norm, all log-odds of a group can move together.
     """
     numbers, alone = clique_numbers(candidates, nms_iou, size, limit)
-    nearest = candidates.log_odds + candidates.slack
+    nearest = _or_infinite(candidates.log_odds + candidates.slack)
     read = _read(candidates.group, alone, nearest if budget is not None else None, limit)
     width = (BLOCKS + 1) * limit + len(numbers)
     rows = true_at(read)
@@ -195,9 +195,14 @@ def affordable(group: Tensor, place: Tensor, nearest: Tensor, budget: Tensor, li
     level = torch.minimum(level, values + reach)
     result = torch.full_like(nearest, torch.inf)
     inside = place < limit
-    level = level + top + _PRICE_SLACK * (1 + reach + values.abs())
+    level = _or_infinite(level + top + _PRICE_SLACK * (1 + reach + values.abs()))
     result[inside] = level[row[inside], place[inside]]
     return result
+
+
+def _or_infinite(values: Tensor) -> Tensor:
+    """Upper bounds; what is not a number bounds nothing."""
+    return values.masked_fill(values.isnan(), torch.inf)
 
 
 def clique_numbers(

@@ -13,7 +13,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from lipdet.certificate.heads import HeadConvolution
+from lipdet.certificate.heads import LEAST, HeadConvolution
 from lipdet.certificate.operator_norm import SLACK
 from lipdet.certificate.outputs import OutputBounds, head_convolutions
 from lipdet.certificate.propagation import Propagation
@@ -45,7 +45,7 @@ def collective_class_constants(
     convolutions, _ = head_convolutions(detector, propagation)
     norms = [_class_norms(convolution) for convolution in convolutions]
     scales = torch.tensor(bounds.features, dtype=torch.float64).unsqueeze(1)
-    return (scales * torch.stack(norms)).square().sum(dim=0).sqrt() * SLACK
+    return (scales * torch.stack(norms)).square().sum(dim=0).clamp_min(LEAST**2).sqrt() * SLACK
 
 
 def _class_norms(convolution: HeadConvolution) -> Tensor:
@@ -63,7 +63,7 @@ def _class_norms(convolution: HeadConvolution) -> Tensor:
     a, b = torch.cartesian_prod(*[torch.arange(rows, device=kernel.device)] * 2).unbind(dim=1)
     grams = [shared.products(a, b, label.expand(len(a)))[:, 0] for label in labels]
     squares = [torch.linalg.eigvalsh(gram.reshape(rows, rows))[-1] for gram in grams]
-    return torch.stack(squares).clamp_min(0).sqrt().cpu()
+    return torch.stack(squares).clamp_min(LEAST**2).sqrt().cpu()
 
 
 def class_contrasts(detector: SSD, propagation: Propagation, bounds: OutputBounds) -> Tensor:
@@ -73,13 +73,14 @@ def class_contrasts(detector: SSD, propagation: Propagation, bounds: OutputBound
     difference moves by at most L·‖w_c − w_j‖·‖δ‖; taps outside the map only make that less.
 
     Returns:
-        (A, K, K) float64, 0 on the diagonal.
+        (A, K, K) float64, next to 0 on the diagonal.
     """
     convolutions, _ = head_convolutions(detector, propagation)
     levels = []
     for convolution, rows, bound in zip(convolutions, bounds.anchors, bounds.features, strict=True):
         filters = convolution.kernel.flatten(2)
         apart = torch.cdist(filters, filters, compute_mode="donot_use_mm_for_euclid_dist")
+        apart = apart.clamp_min(LEAST)
         cells = (rows.stop - rows.start) // len(filters)
         levels.append((bound * SLACK * apart).repeat(cells, 1, 1))
     return torch.cat(levels)
@@ -114,7 +115,9 @@ class PairwiseLogits:
         sizes = torch.tensor([rows.stop - rows.start for rows in bounds.anchors])
         self._level_of = torch.arange(len(sizes)).repeat_interleave(sizes).to(bounds.logits.device)
         self._levels = [
-            _Level(bound, rows.start, _of_logits(logits), _of_offsets(logits, offsets))
+            _Level(
+                bound, rows.start, logits.norms(), _of_logits(logits), _of_offsets(logits, offsets)
+            )
             for bound, rows, logits, offsets in zip(
                 bounds.features, bounds.anchors, *heads, strict=True
             )
@@ -135,9 +138,10 @@ class PairwiseLogits:
         found = of_a + of_b
         for pairs, level in self._of_one_level(a, b):
             rows_a, rows_b = take(a, pairs) - level.start, take(b, pairs) - level.start
-            products = level.logits.products(rows_a, rows_b, take(labels, pairs))
-            sums = (of_a.square() + of_b.square()) / level.bound**2
-            difference = _norm_of_difference(take(sums, pairs), products[:, 0])
+            own = take(labels, pairs)
+            products = level.logits.products(rows_a, rows_b, own)
+            sums = level.squares(rows_a, own) + level.squares(rows_b, own)
+            difference = _norm_of_difference(sums, products[:, 0])
             found[pairs] = torch.minimum(take(found, pairs), level.bound * difference)
         return found
 
@@ -201,14 +205,20 @@ class _Level(NamedTuple):
     Attributes:
         bound: constant of the features.
         start: index of its first default box.
+        norms: (rows, K) of logits' filters, where they stand.
         logits: inner products of logits' filters.
         offsets: of offsets' filters with logits'; None where their patches differ.
     """
 
     bound: float
     start: int
+    norms: Tensor
     logits: _SharedTaps
     offsets: _SharedTaps | None
+
+    def squares(self, rows: Tensor, labels: Tensor) -> Tensor:
+        """Squared norms of filters (P,)."""
+        return take(self.norms.flatten(), rows * self.norms.shape[1] + labels).square()
 
 
 def _of_logits(classification: HeadConvolution) -> _SharedTaps:

@@ -17,6 +17,13 @@ from lipdet.certificate.operator_norm import SLACK, Pair, UnknownLipschitz, conv
 from lipdet.layers import fold
 from lipdet.layers.fold import has_forward_hooks
 
+# Constants and norms below are raised to this. A larger one is a bound, too, and of these no
+# square, difference or quotient vanishes. What squares of single numbers lose, at most 1e-308 each,
+# does not count beside this one's.
+LEAST = 1e-145
+# Of weights, so that squares stay finite.
+_MOST = 1e100
+
 
 @dataclass(frozen=True)
 class HeadConvolution:
@@ -64,8 +71,9 @@ class HeadConvolution:
         return rows.reshape(-1, *taps.shape[1:-2])
 
     def norms(self) -> Tensor:
-        """‖filter‖_F of each output where it stands, (A, values)."""
-        return self.over_positions(self.kernel.square().sum(dim=2)).sqrt() * SLACK
+        """‖filter‖_F of each output where it stands, (A, values), or LEAST if that is less."""
+        squares = self.over_positions(self.kernel.square().sum(dim=2))
+        return squares.clamp_min(LEAST**2).sqrt() * SLACK
 
     def gram(self) -> Tensor:
         """Inner products of the filters of one default box where it stands, (A, values, values)."""
@@ -115,6 +123,11 @@ def head_convolution(head: nn.Module, name: str, values: int, size: Pair) -> Hea
     kernel = conv.weight.detach().double()
     for norm in norms:
         kernel = kernel * batch_norm_factors(norm)[:, None, None, None]
+    if not bool((kernel.abs() <= _MOST).all()):
+        raise UnknownLipschitz(
+            f'No Lipschitz bounds for the outputs of "{name}": its weights are too large, or no '
+            "numbers."
+        )
     return HeadConvolution(
         kernel.reshape(-1, values, *kernel.shape[1:]),
         as_pair(conv.stride),

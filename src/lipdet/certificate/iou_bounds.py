@@ -18,7 +18,12 @@ import torch
 from torch import Tensor
 
 from lipdet.certificate.box_range import BoxRange, corner_range
-from lipdet.certificate.iou_vertices import least, vertices_after_clipping, vertices_of_centers
+from lipdet.certificate.iou_vertices import (
+    known_or,
+    least,
+    vertices_after_clipping,
+    vertices_of_centers,
+)
 from lipdet.certificate.segments import take, true_at
 
 # For bounded memory; more is not faster.
@@ -120,7 +125,8 @@ def max_iou_of_corners(a: tuple[Tensor, Tensor], b: tuple[Tensor, Tensor]) -> Te
 
     Where the intervals of a corner meet, both boxes take the common value that makes them largest;
     moving one common corner outward by Δ adds Δ·I_y to I and Δ·(h_a + h_b − I_y) to U, and
-    U ≥ I_x·(h_a + h_b − I_y). For a known box both ends of its intervals are its corners.
+    U ≥ I_x·(h_a + h_b − I_y). For a known box both ends of its intervals are its corners. It is 1
+    where corners have no limits.
 
     Args:
         a: smallest and largest x1, y1, x2, y2, (P, 4) each.
@@ -136,7 +142,7 @@ def max_iou_of_corners(a: tuple[Tensor, Tensor], b: tuple[Tensor, Tensor]) -> Te
         torch.cat([torch.minimum(start, high[:2]), torch.maximum(end, low[2:])])
         for low, high in columns
     ]
-    return iou_of_corners(best[0].T, best[1].T)
+    return known_or(iou_of_corners(best[0].T, best[1].T), 1.0)
 
 
 def _known(boxes: Tensor) -> BoxRange:

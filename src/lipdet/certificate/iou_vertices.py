@@ -120,11 +120,16 @@ def _ratios(overlap: Tensor, side_a: Tensor, side_b: Tensor) -> Vertices:
 
 
 def least(along_x: Vertices, along_y: Vertices) -> Tensor:
-    """The lowest IoU over all combinations of a vertex of each axis, (P,)."""
+    """The lowest IoU over all pairs of a vertex of each axis, (P,); 0 where none is known."""
     if len(along_x.a) > len(along_y.a):
         along_x, along_y = along_y, along_x
     highest, sums = torch.zeros_like(along_y.a), torch.empty_like(along_y.a)
     for a, b in zip(*along_x, strict=True):
         torch.mul(a, along_y.a, out=sums).addcmul_(b, along_y.b)
         torch.maximum(highest, sums, out=highest)
-    return 1 / (highest.amax(dim=0) - 1)
+    return known_or(1 / (highest.amax(dim=0) - 1), 0.0)
+
+
+def known_or(bound: Tensor, trivial: float) -> Tensor:
+    """Bounds of IoU, and the trivial one for those that are no numbers: of boxes without limits."""
+    return bound.masked_fill_(bound.isnan(), trivial)

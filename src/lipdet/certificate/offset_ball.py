@@ -13,6 +13,7 @@ from torch import Tensor
 
 from lipdet.boxes.coding import MAX_LOG_RATIO, BoxCoding
 from lipdet.certificate.box_range import box_range
+from lipdet.certificate.iou_vertices import known_or
 
 # More of either is tighter and slower. These allow balls of 1.44 times the radius that the box
 # around them could have, in the mean over random boxes; the limit of many is 1.52.
@@ -37,8 +38,8 @@ def min_iou_in_ball(
     vertices that mirror each other in c, only the one farther from the known box is needed.
     Clamping a side to the largest ratio moves it towards the middle, if that is below.
 
-    Where v·ρ is larger, or the middle is clamped, the bound is 0. Take the larger of this and of
-    `min_iou_fixed`: both hold.
+    Where v·ρ is larger or no number, or the middle is clamped, the bound is 0. Take the larger of
+    this and of `min_iou_fixed`: both hold.
 
     Args:
         offsets: (P, 4).
@@ -81,7 +82,7 @@ def _lowest(
         both = torch.stack([side, known.expand_as(side)], dim=-1)
         axes.append(both / overlap.clamp_min(1e-100).unsqueeze(-1))
     highest = (axes[0] @ axes[1].mT).flatten(1).amax(dim=1)
-    return torch.where(convex & free, 1 / (highest - 1), 0)
+    return known_or(torch.where(convex & free, 1 / (highest - 1), 0), 0.0)
 
 
 def _polygons(radii: Tensor, variance: float) -> tuple[Tensor, Tensor]:

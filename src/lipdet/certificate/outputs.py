@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, fx, nn
 
 from lipdet.certificate.gains import as_pair
-from lipdet.certificate.heads import HeadConvolution, check_plain, head_convolution
+from lipdet.certificate.heads import LEAST, HeadConvolution, check_plain, head_convolution
 from lipdet.certificate.operator_norm import SLACK, UnknownLipschitz
 from lipdet.certificate.propagation import Propagation, agree, example, propagate
 from lipdet.detector.ssd import SSD, Head
@@ -119,10 +119,16 @@ def _check_parts(detector: SSD, parts: FeaturesAndHeads) -> None:
 
 
 def bounds_of_outputs(detector: SSD, propagation: Propagation) -> OutputBounds:
-    """Derive the constants of the outputs from the bounds of all intermediates."""
+    """Derive the constants of the outputs from the bounds of all intermediates.
+
+    Raises:
+        UnknownLipschitz: the bound of a level's features is no number, or see `head_convolutions`.
+    """
     bounds = propagation.bounds
     levels: list[tuple[fx.Node, fx.Node, fx.Node]] = propagation.outputs
-    features = tuple(bounds[level] * SLACK for level, _, _ in levels)
+    features = tuple(
+        _of_features(bounds[level], place) for place, (level, _, _) in enumerate(levels)
+    )
     logits, offsets, offsets_joint = [], [], []
     classifications, localisations = head_convolutions(detector, propagation)
     for bound, classification, localisation in zip(
@@ -130,7 +136,7 @@ def bounds_of_outputs(detector: SSD, propagation: Propagation) -> OutputBounds:
     ):
         logits.append(bound * classification.norms())
         offsets.append(bound * localisation.norms())
-        largest = torch.linalg.eigvalsh(localisation.gram())[:, -1].clamp_min(0).sqrt()
+        largest = torch.linalg.eigvalsh(localisation.gram())[:, -1].clamp_min(LEAST**2).sqrt()
         offsets_joint.append(bound * largest * SLACK)
     joint = math.hypot(*(bounds[maps] for level in levels for maps in level[1:])) * SLACK
     ends = list(itertools.accumulate(map(len, logits), initial=0))
@@ -138,6 +144,12 @@ def bounds_of_outputs(detector: SSD, propagation: Propagation) -> OutputBounds:
     return OutputBounds(
         features, anchors, torch.cat(logits), torch.cat(offsets), torch.cat(offsets_joint), joint
     )
+
+
+def _of_features(bound: float, place: int) -> float:
+    if math.isnan(bound):
+        raise UnknownLipschitz(f"The bound of the features that heads.{place} reads is no number.")
+    return max(bound * SLACK, LEAST)
 
 
 def head_convolutions(

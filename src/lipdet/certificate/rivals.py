@@ -61,7 +61,7 @@ class Rivals:
         epsilon, lift = self._epsilon(own), self.constants.lifts(*self._pairs(own, rival))
         lag = torch.minimum(self.lag(own, rival), epsilon * lift.constant)
         balls = self.candidates.balls.at(rival)
-        spent = (lag / lift.constant / epsilon).nan_to_num(0.0)
+        spent = torch.where(epsilon > 0, lag / lift.constant / epsilon, 0)
         middle = lag.unsqueeze(1) * lift.push
         # The second part is more than what rounding adds to the radius of any ball.
         slack = _SLACK * (balls.radius + middle.norm(dim=1))

@@ -61,7 +61,7 @@ def unrivalled(
         others = others[candidates.high[others] >= candidates.low[own].min()]
         others = others[~torch.isin(others, mates)]
         shares = most_covering(candidates.boxes.at(others), candidates.boxes.at(mates), size)
-        others = others[(shares > most_covered - COVER_SLACK).any(dim=1)]
+        others = others[~(shares <= most_covered - COVER_SLACK).all(dim=1)]
         beaten = _can_outscore(verifier, candidates, others, own, float(epsilon[image]))
         passed[vouching] = ~beaten.any(dim=0)
     return passed

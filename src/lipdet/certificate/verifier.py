@@ -20,7 +20,9 @@ from lipdet.certificate.head_norms import (
     collective_class_constants,
 )
 from lipdet.certificate.numerics import MEASURED, rounding_of
+from lipdet.certificate.operator_norm import UnknownLipschitz
 from lipdet.certificate.outputs import OutputBounds, bounds_of_outputs, propagate_detector
+from lipdet.certificate.parts import check_parts, check_rounding
 from lipdet.certificate.rivals import Rivals
 from lipdet.certificate.staying import Staying
 from lipdet.certificate.tightenings import ALL, Tightenings
@@ -56,6 +58,15 @@ class Verifier:
     contrasts: Tensor | None = None
     tightenings: Tightenings = ALL
     rounding_known: str = MEASURED
+
+    def __post_init__(self) -> None:
+        """Every certificate is made by a verifier, so here is where its parts are checked.
+
+        Raises:
+            UnknownLipschitz: a part computes something else than certificates assume.
+        """
+        check_parts(self.decoder, self.selection)
+        check_rounding(self.rounding)
 
     def candidates(self, raw: RawOutput, epsilon: float | Tensor) -> Candidates:
         """What can exceed the floor in a batch, at one ε or at that of each image (B,)."""
@@ -140,8 +151,12 @@ def verifier_of(detector: SSD, selection: Selection, images: Tensor | None = Non
             noise; a batch as large as those to be certified. A few grey ones if none are given.
 
     Raises:
-        UnknownLipschitz: the detector has a layer without a bound; the message names it.
+        UnknownLipschitz: the detector has a layer without a bound, or a part that is not known; the
+            message names it.
     """
+    if type(detector).decoder is not SSD.decoder:
+        raise UnknownLipschitz('Nothing can be certified with another "decoder" than that of SSD.')
+    check_parts(detector.decoder, selection)
     if images is None:
         size = detector.config.image_size
         images = torch.full((GREY_IMAGES, 3, size, size), 0.5)

@@ -274,5 +274,8 @@ def _false_positives(found: Certified, label: int) -> int:
 
 
 def _share(right: int, wrong: int) -> float | None:
-    """The precision, unless there is no detection."""
+    """The precision; None where nothing is certified and no false positive is possible.
+
+    There may be detections all the same, on objects that are not certified.
+    """
     return right / (right + wrong) if right + wrong else None

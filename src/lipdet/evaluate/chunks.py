@@ -88,10 +88,12 @@ def pass_key(**parts: Any) -> str:
 
 
 def weights_hash(detector: SSD) -> str:
-    """A hash of what a detector computes."""
-    rules = (detector.config, detector.coding, detector.scores, detector.nms_iou)
+    """A hash of what a detector computes: its weights, buffers, layers and what decodes outputs."""
+    rules = (detector.config, detector.coding, detector.scores, detector.nms_iou, detector)
     digest = hashlib.sha256(repr(rules).encode())
-    for name, tensor in sorted(detector.state_dict().items()):
+    # `default_boxes` are a buffer that no state dict has.
+    tensors = {**detector.state_dict(), **dict(detector.named_buffers())}
+    for name, tensor in sorted(tensors.items()):
         digest.update(name.encode())
         digest.update(tensor.detach().cpu().contiguous().numpy().tobytes())
     return digest.hexdigest()

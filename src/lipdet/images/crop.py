@@ -118,6 +118,13 @@ def into_region(
     return clip_boxes((boxes - origin) * _scale(region, size), size, size)
 
 
+def picture_part(region: Region, width: int, height: int, size: int) -> NDArray[np.float32]:
+    """The part of the cut picture that shows the picture, and not its repeated edge, (4,) xyxy."""
+    parts, _ = into_region(np.array([[0, 0, width, height]], np.float32), region, size)
+    part: NDArray[np.float32] = parts[0]
+    return part
+
+
 def out_of_region(boxes: NDArray[np.float32], region: Region, size: int) -> NDArray[np.float32]:
     """Boxes (N, 4) in pixels of a cut picture as boxes in the photograph; the way back."""
     origin = np.array([region.left, region.top] * 2, np.float32)

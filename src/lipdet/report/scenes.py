@@ -194,8 +194,6 @@ def _regions(
     reach = epsilon * bounds.offsets[anchors]
     boxes = box_range(offsets[anchors], reach, decoder.default_boxes[anchors], decoder.coding)
     low, high = corner_range(boxes, decoder.image_size)
-    # Offsets without a useful bound decode to infinite boxes: anywhere in the picture.
-    low, high = low.nan_to_num(0.0), high.nan_to_num(float(decoder.image_size))
     regions: list[tuple[Box, Box | None]] = []
     for (x1, y1, x2, y2), (u1, v1, u2, v2) in zip(low.tolist(), high.tolist(), strict=True):
         inner = (u1, v1, x2, y2) if u1 < x2 and v1 < y2 else None

@@ -1,0 +1,177 @@
+"""Certificates of numbers at the limits of what a float holds, and each guard on its own."""
+
+from __future__ import annotations
+
+import itertools
+import math
+import os
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+from lipdet.boxes import BoxCoding
+from lipdet.boxes.scores import SigmoidScores, SoftmaxScores
+from lipdet.certificate import claims
+from lipdet.certificate.box_range import box_range, corner_range
+from lipdet.certificate.score_range import log_odds_interval
+from lipdet.errors import InputError
+from tests.certificate.corner_mutants import (
+    IN_CORNER_SCENES,
+    IN_CROWDED_SCENES,
+    IN_DIRECTED_CORNERS,
+)
+from tests.certificate.corners import (
+    FOR_CORNER,
+    OUTPUTS,
+    SIDES,
+    corner_scene,
+    corner_violations,
+    crowded_scene,
+)
+from tests.certificate.directed import HUB
+from tests.certificate.promises import broken_promises, certificates, violations
+
+SCENES = int(os.environ.get("LIPDET_FUZZ_SCENES", "100"))
+PERTURBED = 60
+# The first scene in which each mutant is caught.
+CAUGHT_IN = {
+    "what is no number is no candidate": 9,
+    "ends of intervals that are no numbers": 9,
+    "what is no number cannot outscore": 66,
+    "what is no number has no vote": 26,
+    "budgets that are no numbers": 1,
+    "boxes that are no numbers cannot suppress": 80,
+}
+CAUGHT_IN_CROWDS = {"ties of heads": 257, "twins told apart": 8}
+
+
+def test_what_is_certified_at_the_limits_holds() -> None:
+    certified = 0
+    for number in range(SCENES):
+        scene = corner_scene(number)
+        assert corner_violations(scene, PERTURBED, number) == [], number
+        certified += bool((certificates(scene)[0] > -math.inf).any())
+    # Without certificates nothing could be lost.
+    assert certified > SCENES / 10
+
+
+@pytest.mark.parametrize("name", IN_CORNER_SCENES)
+def test_corner_scenes_catch(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    for place, attribute, wrong in IN_CORNER_SCENES[name]:
+        monkeypatch.setattr(place, attribute, wrong)
+    number = CAUGHT_IN[name]
+    assert corner_violations(corner_scene(number), PERTURBED, number)
+
+
+@pytest.mark.parametrize("name", FOR_CORNER)
+def test_scenes_made_for_corners_catch(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    scene, outputs = FOR_CORNER[name]
+    assert broken_promises(scene, certificates(scene), outputs) == []
+    for place, attribute, wrong in IN_DIRECTED_CORNERS[name]:
+        monkeypatch.setattr(place, attribute, wrong)
+    assert broken_promises(scene, certificates(scene), outputs)
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
+@pytest.mark.parametrize("part", [0, 1])
+def test_outputs_that_are_no_numbers_are_refused(part: int, value: float) -> None:
+    scene = HUB.scene
+    raw = [output.clone() for output in scene.raw]
+    raw[part][0, 1, 0] = value
+    with pytest.raises(InputError, match="finite"):
+        certificates(replace(scene, raw=type(scene.raw)(*raw)))
+
+
+@pytest.mark.parametrize("epsilon", [math.nan, math.inf, -0.1])
+def test_a_radius_that_is_none_is_refused(epsilon: float) -> None:
+    with pytest.raises(InputError, match="ε"):
+        certificates(replace(HUB.scene, epsilon=epsilon))
+
+
+@pytest.mark.parametrize("scores", [SoftmaxScores(), SigmoidScores(2.0)])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_intervals_of_scores_hold_at_the_limits(
+    scores: SoftmaxScores | SigmoidScores, dtype: torch.dtype
+) -> None:
+    # Oracle: the scores themselves, in float64, of logits drawn within what they can move.
+    rng = np.random.default_rng(0)
+    logits = torch.from_numpy(rng.choice([-3e38, -1e20, -1, 0, 2, 1e20], (400, 3))).to(dtype)
+    moved = torch.from_numpy(
+        rng.choice([0, 1e-45, 1, 1e20, 3e38, math.inf, math.nan], (400, 3))
+    ).to(dtype)
+    low, high = log_odds_interval(scores, logits, moved)
+    assert not low.isnan().any()
+    assert not high.isnan().any()
+    reach = moved.double().nan_to_num(nan=1e300, posinf=1e300)
+    slack = 1e-5 * (1 + logits.double().abs() + reach).amax(dim=1, keepdim=True)
+    for _ in range(50):
+        share = torch.from_numpy(rng.choice([-1, 0, 1, rng.uniform(-1, 1)], (400, 3)))
+        seen = scores.log_odds(logits.double() + share * reach).to(dtype).double()
+        assert (~(low.double() - slack > seen)).all()
+        assert (~(high.double() + slack < seen)).all()
+
+
+def test_ranges_hold_what_float32_decodes_at_the_limits() -> None:
+    rng = np.random.default_rng(0)
+    coding, count = BoxCoding(), 3000
+    offsets = torch.from_numpy(rng.choice([0, 0.5, -2, *OUTPUTS], (count, 4)))
+    radius = torch.from_numpy(
+        rng.choice([0, 1e-310, 1, 1e20, 1e300, math.inf, math.nan], (count, 4))
+    )
+    default = torch.from_numpy(rng.choice([0.5, 16.0, *SIDES], (count, 4)))
+    ends = corner_range(box_range(offsets, radius, default, coding))
+    low, high = (end.double() for end in ends)
+    assert not low.isnan().any()
+    assert not high.isnan().any()
+    everywhere = (low == -math.inf).all(dim=1) | (high == math.inf).all(dim=1)
+    for _ in range(20):
+        share = torch.from_numpy(rng.uniform(-1, 1, (count, 4)))
+        moved = (offsets + share * radius.nan_to_num(nan=1e38, posinf=1e38)).clamp(-3e38, 3e38)
+        decoded = coding.decode(moved.float(), default.float()).double()
+        numbers = decoded.isfinite().all(dim=1)
+        inside = ((decoded >= low) & (decoded <= high)).all(dim=1)
+        assert (inside | ~numbers).all()
+        assert (everywhere | numbers | (low.isinf() | high.isinf()).any(dim=1)).all()
+
+
+def test_what_is_certified_of_crowds_holds() -> None:
+    for number in range(SCENES // 2):
+        assert violations(crowded_scene(number), PERTURBED, number) == [], number
+
+
+@pytest.mark.parametrize(("name", "number"), CAUGHT_IN_CROWDS.items())
+def test_crowded_scenes_catch(name: str, number: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    for place, attribute, wrong in IN_CROWDED_SCENES[name]:
+        monkeypatch.setattr(place, attribute, wrong)
+    assert violations(crowded_scene(number), PERTURBED, number)
+
+
+def test_no_clique_is_claimed_twice_at_a_score(monkeypatch: pytest.MonkeyPatch) -> None:
+    claim, shared = claims._claim, 0
+
+    def distinct(
+        truth: Tensor, clique: Tensor, high: Tensor, heads: Tensor, sure: Tensor, uncounted: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        nonlocal shared
+        first, last = claim(truth, clique, high, heads, sure, uncounted)
+        pairs = {
+            (int(of), int(one))
+            for of, one, height in zip(
+                *(column[sure & heads] for column in (truth, clique, high)), strict=True
+            )
+            if height == first[of]
+        }
+        for (one, mine), (other, its) in itertools.combinations(pairs, 2):
+            if one != other and mine == its:
+                shared += 1
+                # Of two objects with one clique at most one claims it at any score.
+                assert max(last[one], last[other]) >= min(first[one], first[other])
+        return first, last
+
+    monkeypatch.setattr(claims, "_claim", distinct)
+    for number in range(150):
+        certificates(crowded_scene(number))
+    assert shared > 0

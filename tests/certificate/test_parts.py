@@ -1,0 +1,147 @@
+"""Parts whose code or values a certificate does not know are refused, each by name."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import pytest
+import torch
+from torch import Tensor
+
+from lipdet.boxes import BoxCoding, Decoder, Selection
+from lipdet.boxes.scores import Scores, SigmoidScores, SoftmaxScores
+from lipdet.certificate import UnknownLipschitz
+from lipdet.certificate.verifier import verifier_of
+from lipdet.detector import SSD
+from tests.certificate.detectors import small_detector
+
+SHOWN = Selection(0.2, 20)
+
+
+@dataclass(frozen=True)
+class OwnVotes(SigmoidScores):
+    """A softmax detector of the user's would not vote for the first class."""
+
+    def votes(self, log_odds: Tensor) -> Tensor:
+        return log_odds.roll(1, dims=-1)
+
+
+class OwnLogOdds(SoftmaxScores):
+    def log_odds(self, logits: Tensor) -> Tensor:
+        return -super().log_odds(logits)
+
+
+class OwnCandidates(SoftmaxScores):
+    pass
+
+
+class OwnScores(Scores):
+    def log_odds(self, logits: Tensor) -> Tensor:
+        return -logits
+
+
+class OwnDecode(BoxCoding):
+    def decode(self, offsets: Tensor, default_boxes: Tensor) -> Tensor:
+        return super().decode(offsets * 10, default_boxes)
+
+
+class OwnDecoder(SSD):
+    @property
+    def decoder(self) -> Decoder:
+        return super().decoder._replace(nms_iou=0.0)
+
+
+def _replaced(part: object, name: str) -> object:
+    object.__setattr__(part, name, lambda *rest: rest[0])
+    return part
+
+
+def _refused(detector: SSD, name: str, selection: Selection = SHOWN) -> None:
+    with pytest.raises(UnknownLipschitz, match=name) as caught:
+        verifier_of(detector, selection)
+    assert str(caught.value).count(". ") == 0
+
+
+def test_the_plain_parts_are_known() -> None:
+    verifier_of(small_detector(), SHOWN)
+
+
+@pytest.mark.parametrize(
+    ("part", "attribute"),
+    [
+        (OwnVotes(1.0), "scores"),
+        (OwnLogOdds(), "scores"),
+        (OwnCandidates(), "scores"),
+        (OwnScores(), "scores"),
+        (_replaced(SoftmaxScores(), "votes"), "scores"),
+        (_replaced(SigmoidScores(1.0), "log_odds"), "scores"),
+        (_replaced(SigmoidScores(1.0), "candidates"), "scores"),
+        (OwnDecode(), "coding"),
+        (_replaced(BoxCoding(), "decode"), "coding"),
+    ],
+)
+def test_parts_of_the_users_own_are_refused(part: object, attribute: str) -> None:
+    detector = small_detector()
+    setattr(detector, attribute, part)
+    _refused(detector, attribute)
+
+
+def test_a_decoder_of_the_users_own_is_refused() -> None:
+    detector = small_detector()
+    detector.__class__ = OwnDecoder
+    _refused(detector, "decoder")
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf, 0.0, -1.0, 1e-40])
+def test_factors_that_reverse_or_end_an_order_are_refused(value: float) -> None:
+    for name, part in (
+        ("temperature", SigmoidScores(value)),
+        ("center_variance", BoxCoding(value, 0.2)),
+        ("size_variance", BoxCoding(0.1, value)),
+        ("center_variance", BoxCoding.of_unit(value)),
+    ):
+        detector = small_detector()
+        if isinstance(part, BoxCoding):
+            detector.coding = part
+        else:
+            detector.scores = part
+        _refused(detector, name)
+
+
+@pytest.mark.parametrize("margin", [math.nan, -0.1, -math.inf])
+def test_margins_are_checked(margin: float) -> None:
+    detector = small_detector()
+    detector.scores = SigmoidScores(1.0, margin)
+    _refused(detector, "class_margin")
+
+
+@pytest.mark.parametrize("nms_iou", [math.nan, -0.1, 1.1, math.inf])
+def test_overlaps_are_checked(nms_iou: float) -> None:
+    detector = small_detector()
+    detector.nms_iou = nms_iou
+    _refused(detector, "nms_iou")
+
+
+@pytest.mark.parametrize(
+    ("column", "value"),
+    [(0, math.nan), (0, math.inf), (1, -math.inf), (2, 0.0), (3, -1.0), (3, math.nan)],
+)
+def test_default_boxes_are_checked(column: int, value: float) -> None:
+    detector = small_detector()
+    detector.default_boxes = torch.rand(40, 4) + 1
+    detector.default_boxes[7, column] = value
+    _refused(detector, "default_boxes")
+
+
+@pytest.mark.parametrize(
+    ("selection", "name"),
+    [
+        (Selection(math.nan, 20), "score_floor"),
+        (Selection(0.0, 20), "score_floor"),
+        (Selection(1.0, 20), "score_floor"),
+        (Selection(0.2, -1), "top_k"),
+    ],
+)
+def test_selections_are_checked(selection: Selection, name: str) -> None:
+    _refused(small_detector(), name, selection)

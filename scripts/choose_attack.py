@@ -11,32 +11,26 @@ from __future__ import annotations
 
 import argparse
 import time
-from collections.abc import Sequence
 from dataclasses import replace
 
 from lipdet.attack import OBJECTIVES, AttackSettings
 from lipdet.attack.settings import single_attacks
 from lipdet.checkpoint import LoadedDetector, load_any
-from lipdet.evaluate.attack_state import Found
 from lipdet.evaluate.attacked import attack_pack, measure, prepare, worst
 from lipdet.foreign.evaluate import attack_module
 from lipdet.images.pack import Pack
 from lipdet.images.spec import open_data
+from lipdet.types import Detections
 from lipdet.user_module import ForeignDetector
 
 
 def attacked(
     loaded: LoadedDetector | ForeignDetector, pack: Pack, settings: AttackSettings
-) -> Found:
+) -> list[Detections]:
     """What one attack leaves."""
     if isinstance(loaded, ForeignDetector):
         return attack_module(loaded, pack, settings)
     return attack_pack(prepare(loaded.detector), pack, settings)
-
-
-def lowest(candidates: Sequence[Found], pack: Pack) -> float:
-    """AP50 of the worst of several attacks, as `worst` reports it."""
-    return min(measure(one, pack)["ap50"] for one in [worst(candidates), *candidates])
 
 
 def main() -> None:
@@ -64,11 +58,10 @@ def main() -> None:
             between = time.process_time()
             few = [attacked(loaded, pack, one) for one in single_attacks("worst", settings)]
             seconds = [between - started, time.process_time() - between]
-            figures = [
-                *(measure(one, pack)["ap50"] for one in found.values()),
-                *(lowest(tried, pack) for tried in (list(found.values()), few)),
+            every = [*found.values(), worst(list(found.values()), pack), worst(few, pack)]
+            row = [f"{100 * measure(one, pack)['ap50']:.1f}" for one in every] + [
+                f"{one:.0f} s" for one in seconds
             ]
-            row = [f"{100 * ap:.1f}" for ap in figures] + [f"{one:.0f} s" for one in seconds]
             print(f"| `{name}` | {' | '.join(row)} |", flush=True)
 
 

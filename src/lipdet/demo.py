@@ -104,7 +104,7 @@ def _read(loaded: LoadedDetector, pack: Pack, campaign: Campaign) -> tuple[list[
     detector = prepare(loaded.detector)
     settings = dataclasses.replace(campaign.settings, schedule="pgd")
     clean = detect(detector, pictures(pack, 0, len(pack), torch.device("cpu")))
-    attacked = attack_pack(detector, pack, settings, campaign.state).detections
+    attacked = attack_pack(detector, pack, settings, campaign.state)
     targets = [pack.target(index) for index in range(len(pack))]
     clean_read, attacked_read = (list(map(_reads, found, targets)) for found in (clean, attacked))
     return clean_read, attacked_read

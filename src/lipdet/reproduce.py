@@ -22,7 +22,7 @@ from lipdet.attack.settings import single_attacks
 from lipdet.boxes import AP_SELECTION
 from lipdet.checkpoint import LoadedDetector, load_detector, packaged_names
 from lipdet.config import PRESETS
-from lipdet.evaluate.attacked import Campaign, attack_pack, measure, prepare, worst
+from lipdet.evaluate.attacked import Campaign, attack_pack, prepare, worst
 from lipdet.evaluate.bootstrap import ap50_interval
 from lipdet.evaluate.false_positives import false_positives_per_image
 from lipdet.evaluate.run import detect_pack, evaluate
@@ -145,8 +145,7 @@ def measured(
         singles = single_attacks("worst", dataclasses.replace(settings, epsilon=epsilon))
         # All of them were run before; this reads what the state folder holds.
         attacks = [attack_pack(detector, pack, single, state) for single in singles]
-        outcomes = [*attacks, worst(attacks)]
-        found[epsilon] = min(outcomes, key=lambda one: measure(one, pack)["ap50"]).detections
+        found[epsilon] = worst(attacks, pack)
     return {**result, "working_points": working_points(pack, found, seed)}
 
 

@@ -19,14 +19,17 @@ from lipdet.types import Detections, Target
 MATCHING_IOU = 0.5
 
 
-def damage(found: Detections, target: Target) -> float:
-    """Sum of the scores of false positives minus that of true positives.
+def damage(found: Detections, target: Target, false_weight: float = 1.0) -> float:
+    """Sum of the scores of false positives, weighed, minus that of true positives.
 
-    Between minus the number of objects and the number of detections.
+    Args:
+        found: detections of one image.
+        target: its objects.
+        false_weight: how much a false positive counts beside a true one.
     """
     right = true_positives(found, target)
     scores = found["scores"].double()
-    return float(scores[~right].sum() - scores[right].sum())
+    return float(false_weight * scores[~right].sum() - scores[right].sum())
 
 
 def true_positives(found: Detections, target: Target) -> Tensor:

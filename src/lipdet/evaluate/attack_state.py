@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import asdict
-from typing import NamedTuple
 
 import torch
 
@@ -13,13 +12,6 @@ from lipdet.detector import SSD
 from lipdet.evaluate.chunks import Tensors, code, pass_key, weights_hash
 from lipdet.images.pack import Pack
 from lipdet.types import Detections
-
-
-class Found(NamedTuple):
-    """Detections and damage of every picture of a pack, in its order."""
-
-    detections: list[Detections]
-    damage: list[float]
 
 
 def detections_to_tensors(found: Sequence[Detections]) -> Tensors:
@@ -35,11 +27,6 @@ def detections_to_tensors(found: Sequence[Detections]) -> Tensors:
 def detections_of(chunks: Sequence[Tensors]) -> list[Detections]:
     """What `detections_to_tensors` was given, chunk after chunk."""
     return [one for tensors in chunks for one in _detections(tensors)]
-
-
-def damage_of(chunks: Sequence[Tensors]) -> list[float]:
-    """The damage of every picture, chunk after chunk."""
-    return [value for tensors in chunks for value in tensors["damage"].tolist()]
 
 
 def attack_key(detector: SSD, pack: Pack, settings: AttackSettings, source: SSD | None) -> str:

@@ -1,9 +1,9 @@
 """AP under attack over a data set: resumable, and independent of how the pictures are batched.
 
 Notable choices:
-- `worst` runs every objective and keeps, per image, the result with the largest damage. AP is a
-  measure of the whole set, so this composite need not have the lowest AP; each figure of `worst` is
-  the lowest of the composite and of every single objective.
+- `worst` runs several objectives and keeps, per image, the result with the largest damage. AP is a
+  measure of the whole set, which no share of an image adds up to, so damage is weighed in several
+  ways; each figure of `worst` is the lowest of these composites and of every single objective.
 - A chunk of pictures that is done is a file in the state folder, under the hash of everything that
   determines it; nothing is rewritten, and an interrupted run loses one chunk at most.
 - Attacked pictures are judged as they are, in float32; rounding to 8 bits would change them.
@@ -21,16 +21,11 @@ import torch
 from torch import Tensor
 
 from lipdet.attack import AttackSettings, attack_and_detect, detect, recall
+from lipdet.attack.damage import damage
 from lipdet.attack.settings import AttackName, single_attacks
 from lipdet.boxes import DISPLAY_SELECTION
 from lipdet.detector import SSD
-from lipdet.evaluate.attack_state import (
-    Found,
-    attack_key,
-    damage_of,
-    detections_of,
-    detections_to_tensors,
-)
+from lipdet.evaluate.attack_state import attack_key, detections_of, detections_to_tensors
 from lipdet.evaluate.average_precision import average_precision
 from lipdet.evaluate.chunks import Pass, Tensors, code, pass_key, weights_hash
 from lipdet.evaluate.consistency import consistency
@@ -38,6 +33,8 @@ from lipdet.images.pack import Pack
 from lipdet.types import Detections
 
 CHUNK = 32
+# How much a false positive counts beside a true one where the worst result of an image is chosen.
+FALSE_WEIGHTS = (0.0, 0.25, 0.5, 1.0, 2.0)
 # Of the recall that is reported beside AP: what a user is shown.
 RECALL_SCORE = DISPLAY_SELECTION.score_floor
 
@@ -72,8 +69,8 @@ def attack_pack(
     settings: AttackSettings,
     state: Path | None = None,
     source: SSD | None = None,
-) -> Found:
-    """Attack every picture of a pack.
+) -> list[Detections]:
+    """Attack every picture of a pack, and detect in what comes out.
 
     Args:
         detector: looks at the attacked pictures; `prepare` makes it faster.
@@ -82,8 +79,7 @@ def attack_pack(
         state: folder in which finished chunks are kept and looked for.
         source: detector whose gradient is used, if another one.
     """
-    chunks = _attack_pass(detector, pack, settings, state, source).results()
-    return Found(detections_of(chunks), damage_of(chunks))
+    return detections_of(_attack_pass(detector, pack, settings, state, source).results())
 
 
 def attack_passes(detector: SSD, pack: Pack, campaign: Campaign) -> list[Pass]:
@@ -110,33 +106,39 @@ def pictures(pack: Pack, start: int, stop: int, device: torch.device) -> Tensor:
     return images
 
 
-def measure(found: Found, pack: Pack) -> dict[str, float]:
+def measure(found: Sequence[Detections], pack: Pack) -> dict[str, float]:
     """`ap50`, `ap` and `recall` of detections on a pack."""
     targets = [pack.target(index) for index in range(len(pack))]
-    precision = average_precision(targets, found.detections, pack.class_names)
+    precision = average_precision(targets, found, pack.class_names)
     return {
         "ap50": precision.ap50,
         "ap": precision.ap,
-        "recall": recall(found.detections, targets, RECALL_SCORE),
+        "recall": recall(found, targets, RECALL_SCORE),
     }
 
 
-def worst(candidates: Sequence[Found]) -> Found:
-    """Of each picture the candidate with the largest damage, the first where equal."""
-    best = [
-        max(candidates, key=lambda one: one.damage[index])
-        for index in range(len(candidates[0].damage))
+def composites(candidates: Sequence[Sequence[Detections]], pack: Pack) -> list[list[Detections]]:
+    """Take of each picture the most damaging candidate, for each weight of false positives."""
+    targets = [pack.target(index) for index in range(len(pack))]
+    return [
+        [
+            max(of_picture, key=lambda found: damage(found, target, weight))
+            for *of_picture, target in zip(*candidates, targets, strict=True)
+        ]
+        for weight in FALSE_WEIGHTS
     ]
-    return Found(
-        [one.detections[index] for index, one in enumerate(best)],
-        [one.damage[index] for index, one in enumerate(best)],
-    )
+
+
+def worst(candidates: Sequence[list[Detections]], pack: Pack) -> list[Detections]:
+    """Choose what has the lowest AP50: a candidate or a composite of them."""
+    every = [*candidates, *composites(candidates, pack)]
+    return min(every, key=lambda found: measure(found, pack)["ap50"])
 
 
 def attacked_entry(
     attack: AttackName,
     singles: Sequence[AttackSettings],
-    found: Sequence[Found],
+    found: Sequence[list[Detections]],
     clean: Sequence[Detections],
     pack: Pack,
 ) -> dict[str, Any]:
@@ -149,10 +151,7 @@ def attacked_entry(
         clean: detections on the clean pictures.
         pack: the pictures.
     """
-    figures = {
-        single.objective: measure(one, pack) for single, one in zip(singles, found, strict=True)
-    }
-    first, most = singles[0], worst(found)
+    first = singles[0]
     entry: dict[str, Any] = {
         "epsilon": first.epsilon,
         "attack": attack,
@@ -161,15 +160,21 @@ def attacked_entry(
         "restarts": first.restarts,
         "seed": first.seed,
         "recall_score": RECALL_SCORE,
-        "consistency": consistency(clean, most.detections, RECALL_SCORE),
     }
+    figures = [measure(one, pack) for one in found]
     if attack != "worst":
-        return {**entry, "objective": first.objective, **figures[first.objective]}
-    composite = measure(most, pack)
-    lowest = {
-        name: min(composite[name], *(one[name] for one in figures.values())) for name in composite
+        fates = consistency(clean, found[0], RECALL_SCORE)
+        return {**entry, "consistency": fates, "objective": first.objective, **figures[0]}
+    joined = [measure(one, pack) for one in composites(found, pack)]
+    lowest = {name: min(one[name] for one in [*figures, *joined]) for name in figures[0]}
+    names = [single.objective for single in singles]
+    return {
+        **entry,
+        "consistency": consistency(clean, worst(found, pack), RECALL_SCORE),
+        **lowest,
+        "composite": min(joined, key=lambda one: one["ap50"]),
+        "objectives": dict(zip(names, figures, strict=True)),
     }
-    return {**entry, **lowest, "composite": composite, "objectives": figures}
 
 
 def _clean_pass(detector: SSD, pack: Pack, state: Path | None) -> Pass:
@@ -208,8 +213,7 @@ def _attack_pass(
         images = pictures(pack, chunk.start, chunk.stop, detector.default_boxes.device)
         targets = [pack.target(index) for index in chunk]
         outcome = attack_and_detect(detector, images, targets, settings, chunk, source=source)
-        damage = torch.tensor(outcome.damage, dtype=torch.float64)
-        return {**detections_to_tensors(outcome.detections), "damage": damage}
+        return detections_to_tensors(outcome.detections)
 
     folder = state and state / attack_key(detector, pack, settings, source)
     label = f"{settings.schedule} {settings.objective} ε={settings.epsilon:g}"

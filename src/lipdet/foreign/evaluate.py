@@ -8,13 +8,13 @@ from typing import Any
 
 from lipdet.attack import AttackSettings
 from lipdet.attack.settings import single_attacks
-from lipdet.evaluate.attack_state import Found
 from lipdet.evaluate.attacked import Campaign, attacked_entry
 from lipdet.evaluate.average_precision import average_precision
 from lipdet.evaluate.run import check_classes
-from lipdet.foreign.protocol import attack, detect, look, picture
+from lipdet.foreign.protocol import attack, detect, picture
 from lipdet.images.pack import Pack
 from lipdet.progress import track
+from lipdet.types import Detections
 from lipdet.user_module import ForeignDetector
 from lipdet.versions import versions
 
@@ -62,15 +62,14 @@ def evaluate_foreign(
     }
 
 
-def attack_module(detector: ForeignDetector, pack: Pack, settings: AttackSettings) -> Found:
-    """Attack every picture of a pack, one by one."""
+def attack_module(
+    detector: ForeignDetector, pack: Pack, settings: AttackSettings
+) -> list[Detections]:
+    """Attack every picture of a pack, one by one, and detect in what comes out."""
     module, classes = detector.module, len(pack.class_names)
-    found: Found = Found([], [])
+    found: list[Detections] = []
     label = f"{settings.schedule} {settings.objective} ε={settings.epsilon:g}"
     for index in track(range(len(pack)), label):
-        targets = [pack.target(index)]
-        attacked = attack(module, picture(pack, index), targets, settings, [index])
-        outcome = look(module, attacked, targets, classes)
-        found.detections.extend(outcome.detections)
-        found.damage.extend(outcome.damage)
+        attacked = attack(module, picture(pack, index), [pack.target(index)], settings, [index])
+        found += detect(module, attacked, classes)
     return found

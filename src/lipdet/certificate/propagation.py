@@ -72,7 +72,6 @@ class Propagation:
         return self.bounds[node] / self.bounds[sources[0]]
 
 
-@torch.no_grad()
 def propagate(
     module: nn.Module, input_shape: Sequence[int], past_obstacles: bool = False
 ) -> Propagation:
@@ -89,7 +88,21 @@ def propagate(
             graph; the name of the operation and the reason are in the message.
         InputError: the module cannot process this shape.
     """
-    given, kind = module, type(module).__name__
+    result = bound_graph(module, input_shape, past_obstacles)
+    if not result.obstacles:
+        what = f"The graph of {type(module).__name__} computes something else than the module"
+        prove_same(module, Meaning(result.network).run, example(module, input_shape), what)
+    return result
+
+
+@torch.no_grad()
+def bound_graph(
+    module: nn.Module, input_shape: Sequence[int], past_obstacles: bool = False
+) -> Propagation:
+    """Bound every intermediate of a module's graph, without a proof that it computes the module.
+
+    Arguments and errors are those of `propagate`.
+    """
     x = example(module, input_shape)
     try:
         # In a copy, since a module that is not in eval mode may change as it runs.
@@ -108,12 +121,10 @@ def propagate(
     try:
         graph = tracer.trace(module)
     except (fx.proxy.TraceError, TypeError, RuntimeError) as error:
+        kind = type(module).__name__
         raise UnknownLipschitz(f"{kind} cannot be traced to a graph: {error}") from error
     result = Propagation(fx.GraphModule(tracer.root, graph))
     _Bounding(result, past_obstacles).run(x.clone())
-    if not result.obstacles:
-        what = f"The graph of {kind} computes something else than the module"
-        prove_same(given, Meaning(result.network).run, x, what)
     return result
 
 

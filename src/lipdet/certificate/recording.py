@@ -24,7 +24,7 @@ from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensor
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves
+from torch.utils._pytree import tree_leaves, tree_map_only
 
 from lipdet.certificate.operator_norm import UnknownLipschitz
 
@@ -175,6 +175,8 @@ class _Recorder(TorchDispatchMode):
         key = (f"{packet}.{overload}", self._key(args), self._key(kwargs))
         call = self._expressions.number(key)
         self.recording.operations[call] = str(func)
+        # Gradients are dealt with above; here they would only be warned of.
+        args, kwargs = tree_map_only(Tensor, _constant_leaf, (args, kwargs))
         result = func(*args, **kwargs)
         for tensor in written:
             self._writes[_memory(tensor)].append(call)
@@ -243,6 +245,10 @@ def _written(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> list[T
             value = args[index] if index < len(args) else kwargs.get(argument.name)
             found += [leaf for leaf in tree_leaves(value) if isinstance(leaf, Tensor)]
     return found
+
+
+def _constant_leaf(tensor: Tensor) -> Tensor:
+    return tensor if isinstance(tensor, FakeTensor) or tensor.is_leaf else tensor.detach()
 
 
 def _memory(tensor: Tensor) -> int:

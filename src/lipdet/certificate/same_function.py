@@ -52,6 +52,7 @@ class Meaning(fx.Interpreter):
         return super().call_function(target, args, kwargs)
 
 
+@torch.no_grad()
 def prove_same(module: nn.Module, meaning: Network, x: Tensor, what: str) -> None:
     """Prove that a module computes a function, at every input of x's shape.
 

@@ -12,7 +12,7 @@ from torch import Tensor, fx, nn
 
 from lipdet.certificate.gains import as_pair
 from lipdet.certificate.heads import HeadConvolution, check_plain, head_convolution
-from lipdet.certificate.operator_norm import SLACK, UnknownLipschitz
+from lipdet.certificate.operator_norm import SLACK, TINY
 from lipdet.certificate.propagation import Propagation, bound_graph, example
 from lipdet.certificate.same_function import Meaning, prove_same
 from lipdet.detector.ssd import SSD, Head
@@ -129,10 +129,13 @@ def bounds_of_outputs(detector: SSD, propagation: Propagation) -> OutputBounds:
     for bound, classification, localisation in zip(
         features, classifications, localisations, strict=True
     ):
-        logits.append(bound * classification.norms())
-        offsets.append(bound * localisation.norms())
-        largest = torch.linalg.eigvalsh(localisation.gram())[:, -1].clamp_min(0).sqrt()
-        offsets_joint.append(bound * largest * SLACK)
+        logits.append(_times(bound, classification.norms()))
+        offsets.append(_times(bound, localisation.norms()))
+        squares = torch.linalg.eigvalsh(localisation.gram())[:, -1]
+        # Where squares may have vanished, the sum of the four norms, which is no smaller.
+        sums = localisation.norms().sum(dim=1)
+        largest = torch.where(squares < TINY, sums, squares.clamp_min(0).sqrt())
+        offsets_joint.append(_times(bound, largest) * SLACK)
     joint = math.hypot(*(bounds[maps] for level in levels for maps in level[1:])) * SLACK
     ends = list(itertools.accumulate(map(len, logits), initial=0))
     anchors = tuple(slice(*pair) for pair in itertools.pairwise(ends))
@@ -170,6 +173,12 @@ def _layers_between(propagation: Propagation, level: fx.Node, maps: fx.Node) -> 
         layers.insert(0, propagation.network.get_submodule(str(maps.target)))
         [maps] = maps.all_input_nodes
     return layers if maps is level else []
+
+
+def _times(bound: float, norms: Tensor) -> Tensor:
+    """Multiply constants; what would vanish in float64 becomes a larger number that does not."""
+    product = bound * norms
+    return torch.where((norms > 0) & (product < TINY), TINY, product) if bound else product
 
 
 def _per_box(maps: Tensor, values: int) -> Tensor:

@@ -29,9 +29,9 @@ from torch.utils._pytree import tree_leaves, tree_map_only
 from lipdet.certificate.operator_norm import UnknownLipschitz
 
 # Methods that hand a tensor's values to Python, where nothing can be recorded.
-_READS = frozenset(
-    ("item", "tolist", "numpy", "data_ptr", "storage", "untyped_storage", "__array__")
-    + ("__bool__", "__int__", "__float__", "__complex__", "__index__", "__contains__", "__dlpack__")
+_READS = (
+    *("item", "tolist", "numpy", "data_ptr", "storage", "untyped_storage", "__array__"),
+    *("__bool__", "__int__", "__float__", "__complex__", "__index__", "__contains__", "__dlpack__"),
 )
 
 
@@ -101,11 +101,11 @@ class _Seen:
     writes: int
 
 
-class _Recorder(TorchDispatchMode):
+class _Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
     """Sees every operation of torch, and runs it."""
 
     def __init__(self, expressions: Expressions) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self.recording = Recording()
         self.failure = ""
         self._expressions = expressions
@@ -141,7 +141,10 @@ class _Recorder(TorchDispatchMode):
             return self._expressions.unequal()
         writes = self._writes[_memory(tensor)]
         if seen.writes != len(writes):
-            return self._expressions.number(("overwritten", seen.expression, tuple(writes)))
+            number = self._expressions.number(("overwritten", seen.expression, tuple(writes)))
+            name = self.recording.operations[writes[-1]]
+            self.recording.operations[number] = f"a read of what {name} changed"
+            return number
         return seen.expression
 
     def __torch_dispatch__(
@@ -153,7 +156,9 @@ class _Recorder(TorchDispatchMode):
         if torch.Tag.nondeterministic_seeded in func.tags:
             raise self.fail(f"{func} is random")
         if any(map(self.follows, tensors)):
-            return func(*args, **kwargs) if func.namespace == "prim" else self._run(func, args, kwargs)
+            return (
+                func(*args, **kwargs) if func.namespace == "prim" else self._run(func, args, kwargs)
+            )
         for target in _written(func, args, kwargs):
             if _memory(target) not in self._made:
                 raise self.fail(f"{func} changes a tensor that outlives the run")
@@ -252,7 +257,7 @@ def _constant_leaf(tensor: Tensor) -> Tensor:
 
 
 def _memory(tensor: Tensor) -> int:
-    return tensor.untyped_storage()._cdata
+    return int(tensor.untyped_storage()._cdata)
 
 
 def _place(tensor: Tensor) -> Hashable:

@@ -35,7 +35,7 @@ def find_reference(module: nn.Module) -> Reference | None:
 
 
 def _conv(conv: nn.Conv2d, x: Tensor) -> Tensor:
-    padding = conv.padding
+    padding: Any = conv.padding
     if conv.padding_mode != "zeros":
         sides = conv._reversed_padding_repeated_twice
         x, padding = functional.pad(x, sides, conv.padding_mode), 0
@@ -56,7 +56,7 @@ def _batch_norm(norm: nn.BatchNorm1d | nn.BatchNorm2d, x: Tensor) -> Tensor:
     )
 
 
-def _max_pool(pool: nn.MaxPool2d, x: Tensor) -> Any:
+def _max_pool(pool: Any, x: Tensor) -> Any:
     return functional.max_pool2d(
         x,
         pool.kernel_size,
@@ -98,6 +98,10 @@ def _residual(block: FoldedResidual, x: Tensor) -> Tensor:
     return x - functional.conv2d(hidden, outer.weight, padding=padding)
 
 
+def _hardtanh(layer: nn.Hardtanh, x: Tensor) -> Tensor:
+    return functional.hardtanh(x, layer.min_val, layer.max_val)
+
+
 def _pad(mode: str) -> Reference:
     return lambda layer, x: functional.pad(x, layer.padding, mode)
 
@@ -121,11 +125,10 @@ REFERENCES: dict[type[nn.Module], Reference] = {
     nn.Sigmoid: lambda layer, x: torch.sigmoid(x),
     nn.Softmax: lambda layer, x: functional.softmax(x, layer.dim),
     nn.ReLU: lambda layer, x: functional.relu(x),
-    nn.ReLU6: lambda layer, x: functional.relu6(x),
     nn.Tanh: lambda layer, x: torch.tanh(x),
-    nn.Hardtanh: lambda layer, x: functional.hardtanh(x, layer.min_val, layer.max_val),
+    **dict.fromkeys((nn.ReLU6, nn.Hardtanh), _hardtanh),
     nn.Flatten: lambda layer, x: x.flatten(layer.start_dim, layer.end_dim),
-    nn.Unflatten: lambda layer, x: x.unflatten(layer.dim, layer.unflattened_size),
+    nn.Unflatten: lambda layer, x: torch.unflatten(x, layer.dim, layer.unflattened_size),
     nn.ZeroPad2d: lambda layer, x: functional.pad(x, layer.padding, "constant", layer.value),
     nn.ReflectionPad2d: _pad("reflect"),
     nn.ReplicationPad2d: _pad("replicate"),

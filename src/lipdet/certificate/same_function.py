@@ -45,7 +45,10 @@ class Meaning(fx.Interpreter):
 
     def call_function(self, target: Any, args: Any, kwargs: Any) -> Any:
         """Run a function, without working in place where it could."""
-        if isinstance(target, types.FunctionType) and "inplace" in inspect.signature(target).parameters:
+        if (
+            isinstance(target, types.FunctionType)
+            and "inplace" in inspect.signature(target).parameters
+        ):
             call = inspect.signature(target).bind(*args, **kwargs)
             call.arguments["inplace"] = False
             args, kwargs = call.args, call.kwargs
@@ -93,15 +96,17 @@ def _compare(module: nn.Module, meaning: Network, x: Tensor) -> None:
 
 def _check_equal(found: Recording, wanted: Recording) -> None:
     if found.outputs != wanted.outputs:
-        for number, name in found.operations.items():
-            if number not in wanted.operations:
-                raise UnknownLipschitz(f"the first operation that differs is {name}")
-        raise UnknownLipschitz("its outputs differ")
+        others = (
+            name for number, name in found.operations.items() if number not in wanted.operations
+        )
+        reason = f"the first operation that differs is {next(others, 'none, but its outputs do')}"
+        writes = sorted({name for name in found.operations.values() if "_." in name})
+        raise UnknownLipschitz(f"{reason} (in place: {', '.join(writes)})" if writes else reason)
 
 
 def _state(module: nn.Module) -> Hashable:
     """Return all that a module keeps, and the random numbers that Python code may draw."""
-    drawn = torch.get_rng_state(), random.getstate(), np.random.get_state()
+    drawn = torch.get_rng_state(), random.getstate(), np.random.get_state()  # noqa: NPY002
     return _kept((drawn, module), {})
 
 
@@ -113,6 +118,8 @@ def _kept(value: Any, done: dict[int, Any]) -> Hashable:
         return digest(value) if value.layout == torch.strided else repr(value)
     if isinstance(value, np.ndarray):
         return value.tobytes()
+    if value is None or isinstance(value, bool | int | float | complex | str | bytes):
+        return type(value).__name__, repr(value)
     if id(value) in done:
         return None
     done[id(value)] = value

@@ -290,6 +290,8 @@ INVISIBLE: dict[str, Callable[[Tensor], object]] = {
     "class, and values": lambda x: 10 * x if type(x) is Tensor and x.max() > 5 else x,
     "class, and numpy": lambda x: 10 * x if type(x) is Tensor and x.numpy().max() > 5 else x,
     "class, and list": lambda x: 10 * x if type(x) is Tensor and x.tolist()[0][0][0][0] > 5 else x,
+    "class, and equal": lambda x: 10 * x if type(x) is Tensor and torch.equal(x, -x) else x,
+    "class, and nonzero": lambda x: 10 * x if type(x) is Tensor and len((x > 5).nonzero()) else x,
     "attribute": lambda x: x if hasattr(x, "no_such_attribute") else x + _far(x),
     "caught values": _caught(lambda x: x.max() > 5),
     "caught item": _caught(lambda x: x.max().item() > 5),

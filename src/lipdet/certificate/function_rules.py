@@ -18,7 +18,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from lipdet.certificate import gains
-from lipdet.certificate.operator_norm import UnknownLipschitz, real
+from lipdet.certificate.operator_norm import UnknownLipschitz
 
 Gain = Callable[..., float]
 
@@ -91,7 +91,7 @@ def _product(y: Tensor, a: Any, b: Any) -> float:
 def _quotient(y: Tensor, a: Any, b: Any) -> float:
     if isinstance(b, Bounded):
         raise UnknownLipschitz("dividing by a map of the image has no constant")
-    return gains.times(a.bound, gains.scale(1 / real(torch.as_tensor(b)).double(), a.value, y))
+    return gains.times(a.bound, gains.scale(1 / gains.as_double(b), a.value, y))
 
 
 def _larger_or_smaller(y: Tensor, a: Any, b: Any) -> float:

@@ -192,10 +192,25 @@ def scale(factor: object, x: Tensor, y: Tensor) -> float:
         UnknownLipschitz: x is repeated to a larger shape, or a factor is complex or not finite.
     """
     check_same_shape(x, y)
-    largest = float(real(torch.as_tensor(factor)).double().abs().max())
+    exact = as_double(factor)
+    # Torch rounds a number to the type of the tensor, up or down.
+    largest = max(float(one.abs().max()) for one in (exact.to(x.dtype).double(), exact))
     if not math.isfinite(largest):
         raise UnknownLipschitz("a factor is not finite")
     return largest * SLACK
+
+
+def as_double(factor: object) -> Tensor:
+    """Return a number or a tensor in float64, exactly.
+
+    Raises:
+        UnknownLipschitz: it is complex.
+    """
+    if isinstance(factor, complex):
+        raise UnknownLipschitz("complex numbers have no rule")
+    if isinstance(factor, Tensor):
+        return real(factor).double()
+    return torch.as_tensor(factor, dtype=torch.float64)
 
 
 def times(bound: float, gain: float) -> float:

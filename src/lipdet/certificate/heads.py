@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from lipdet.certificate.gains import as_pair
-from lipdet.certificate.module_rules import batch_norm_factors
+from lipdet.certificate.module_rules import batch_norm_factors, vanishes
 from lipdet.certificate.operator_norm import (
     SLACK,
     TINY,
@@ -116,7 +116,10 @@ def head_convolution(
         )
     kernel = real(conv.weight.detach()).double()
     for norm in norms:
-        kernel = kernel * batch_norm_factors(norm)[:, None, None, None]
+        factors = batch_norm_factors(norm)
+        if vanishes(kernel, factors):
+            raise UnknownLipschitz(f'The weights of "{name}" are too small for float64.')
+        kernel = kernel * factors[:, None, None, None]
     return HeadConvolution(
         kernel.reshape(-1, values, *kernel.shape[1:]),
         as_pair(conv.stride),

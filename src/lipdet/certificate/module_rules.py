@@ -62,11 +62,9 @@ def conv_gain(conv: nn.Conv2d, x: Tensor, y: Tensor, factors: Tensor | None = No
     """
     kernel = real(conv.weight.detach()).double()
     if factors is not None:
-        scaled = kernel * factors[:, None, None, None]
-        if bool((scaled.abs() < TINY).logical_and(kernel != 0).logical_and(scaled != kernel).any()):
-            # Products may have vanished; one bound after the other does not.
+        if vanishes(kernel, factors):
             return times(conv_gain(conv, x, y), float(factors.abs().max()) * SLACK)
-        kernel = scaled
+        kernel = kernel * factors[:, None, None, None]
     stride, dilation = as_pair(conv.stride), as_pair(conv.dilation)
     size = as_pair(x.shape[-2:])
     if conv.padding_mode == "zeros":
@@ -93,6 +91,13 @@ def batch_norm_factors(norm: nn.BatchNorm1d | nn.BatchNorm2d) -> Tensor:
     factors = (norm.running_var.double() + norm.eps).rsqrt()
     # As torch does, whatever `affine` says.
     return factors if norm.weight is None else factors * real(norm.weight.detach()).double()
+
+
+def vanishes(kernel: Tensor, factors: Tensor) -> bool:
+    """Whether a weight times the factor of its output channel may be lost below float64's range."""
+    products = (kernel * factors[:, None, None, None]).abs()
+    nonzero = (kernel != 0) & (factors != 0)[:, None, None, None]
+    return bool((nonzero & (products < TINY)).any())
 
 
 def uses_batch_statistics(norm: nn.BatchNorm1d | nn.BatchNorm2d) -> bool:

@@ -33,6 +33,8 @@ _READS = (
     *("item", "tolist", "numpy", "data_ptr", "storage", "untyped_storage", "__array__"),
     *("__bool__", "__int__", "__float__", "__complex__", "__index__", "__contains__", "__dlpack__"),
 )
+# Operations whose result is a number of Python's, or of a size that only the values tell.
+_BY_VALUES = {torch.Tag.data_dependent_output, torch.Tag.dynamic_output_shape}
 
 
 class Expressions:
@@ -170,6 +172,8 @@ class _Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
         return result
 
     def _run(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        if not _BY_VALUES.isdisjoint(func.tags):
+            raise self.fail(f"{func} reads values of a tensor")
         written = _written(func, args, kwargs)
         packet, _, overload = str(func).rpartition(".")
         if written:

@@ -154,7 +154,7 @@ class _Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
     ) -> Any:
         """Run one operation and record it."""
         kwargs = kwargs or {}
-        tensors = [leaf for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, Tensor)]
+        tensors = list(_tensors((args, kwargs)))
         if torch.Tag.nondeterministic_seeded in func.tags:
             raise self.fail(f"{func} is random")
         if any(map(self.follows, tensors)):
@@ -166,9 +166,9 @@ class _Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
                 raise self.fail(f"{func} changes a tensor that outlives the run")
         result = func(*args, **kwargs)
         given = set(map(_memory, tensors))
-        for leaf in tree_leaves(result):
-            if isinstance(leaf, Tensor) and _memory(leaf) not in given:
-                self._made[_memory(leaf)] = leaf
+        for tensor in _tensors(result):
+            if _memory(tensor) not in given:
+                self._made[_memory(tensor)] = tensor
         return result
 
     def _run(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
@@ -184,14 +184,12 @@ class _Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
         key = (f"{packet}.{overload}", self._key(args), self._key(kwargs))
         call = self._expressions.number(key)
         self.recording.operations[call] = str(func)
-        # Gradients are dealt with above; here they would only be warned of.
-        args, kwargs = tree_map_only(Tensor, _constant_leaf, (args, kwargs))
+        args, kwargs = _without_values((args, kwargs))
         result = func(*args, **kwargs)
         for tensor in written:
             self._writes[_memory(tensor)].append(call)
-        for index, leaf in enumerate(tree_leaves(result)):
-            if isinstance(leaf, Tensor):
-                self._register(leaf, self._expressions.number((call, index)))
+        for index, tensor in enumerate(_tensors(result)):
+            self._register(tensor, self._expressions.number((call, index)))
         return result
 
     def _register(self, tensor: Tensor, expression: int) -> None:
@@ -248,16 +246,38 @@ def _written(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> list[T
     """Return the tensors that an operation writes to."""
     if not func._schema.is_mutable:
         return []
-    found = []
+    found: list[Tensor] = []
     for index, argument in enumerate(func._schema.arguments):
         if argument.alias_info is not None and argument.alias_info.is_write:
             value = args[index] if index < len(args) else kwargs.get(argument.name)
-            found += [leaf for leaf in tree_leaves(value) if isinstance(leaf, Tensor)]
+            found += _tensors(value)
     return found
 
 
-def _constant_leaf(tensor: Tensor) -> Tensor:
-    return tensor if isinstance(tensor, FakeTensor) or tensor.is_leaf else tensor.detach()
+def _without_values(arguments: Any) -> Any:
+    """Take the values from constants that meet a tensor without values, if there is one."""
+    fakes = [tensor for tensor in _tensors(arguments) if isinstance(tensor, FakeTensor)]
+    if not fakes:
+        return arguments
+
+    def without(tensor: Tensor) -> Tensor:
+        if isinstance(tensor, FakeTensor):
+            return tensor
+        return fakes[0].fake_mode.from_tensor(tensor if tensor.is_leaf else tensor.detach())
+
+    return tree_map_only(Tensor, without, arguments)
+
+
+def _tensors(value: Any) -> Iterator[Tensor]:
+    """Yield the tensors among the arguments or results of an operation."""
+    if isinstance(value, Tensor):
+        yield value
+    elif isinstance(value, list | tuple):
+        for part in value:
+            yield from _tensors(part)
+    elif isinstance(value, dict):
+        for part in value.values():
+            yield from _tensors(part)
 
 
 def _memory(tensor: Tensor) -> int:

@@ -82,14 +82,15 @@ def _compare(module: nn.Module, meaning: Network, x: Tensor) -> None:
     plain = record(module, x.clone(), expressions)
     before = _state(module)
     fake = FakeTensorMode(allow_non_fake_inputs=True)
-    for gradients in (False, True):
-        with torch.set_grad_enabled(gradients):
-            start = fake.from_tensor(x).requires_grad_(gradients)
-            found = record(module, start.clone(), expressions)
-            wanted = record(meaning, start.clone(), expressions)
-        _check_equal(found, wanted)
-        if not gradients:
-            _check_equal(plain, wanted)
+    found = record(module, fake.from_tensor(x).clone(), expressions)
+    wanted = record(meaning, fake.from_tensor(x).clone(), expressions)
+    _check_equal(found, wanted)
+    _check_equal(plain, wanted)
+    with torch.enable_grad():
+        start = fake.from_tensor(x).requires_grad_()
+        found = record(module, start.clone(), expressions)
+        if found.outputs != wanted.outputs:  # Gradients may add operations, on both sides alike.
+            _check_equal(found, record(meaning, start.clone(), expressions))
     if _state(module) != before:
         raise UnknownLipschitz("its attributes or random numbers change as it runs")
 

@@ -298,6 +298,9 @@ INVISIBLE: dict[str, Callable[[Tensor], object]] = {
     "caught numpy": _caught(lambda x: x.numpy().max() > 5),
     "gradients": lambda x: 10 * x if torch.is_grad_enabled() else x,
     "gradient of the input": lambda x: 10 * x if _real(x) and x.requires_grad else x,
+    "inference": lambda x: 10 * x if torch.is_inference_mode_enabled() else x,
+    "batch": lambda x: 10 * x if _real(x) and x.shape[0] > 1 else x,
+    "batch, by its length": lambda x: 10 * x if _real(x) and len(x) > 1 else x,
     "random": lambda x: x + torch.rand(4, 1, 1) * _far(x),
     "random in place": lambda x: x + torch.empty(4, 1, 1).uniform_() * _far(x),
     "random where a tensor": lambda x: x + torch.rand(1) * _far(x) if _real(x) else x,
@@ -559,6 +562,13 @@ def test_the_user_s_module_is_not_changed_by_the_proof() -> None:
     assert all(p.grad is None and type(p) is nn.Parameter for p in network.parameters())
     for name, value in network.state_dict().items():
         assert torch.equal(value, before[name])
+
+
+def test_a_network_for_single_images_is_bounded() -> None:
+    network = nn.Sequential(_identity_conv(3.0), nn.Unflatten(0, (1, 1)), nn.Flatten(0, 1))
+    with pytest.raises(RuntimeError):
+        network(torch.rand(2, *SHAPE))
+    assert lipschitz_bound(network, SHAPE) == pytest.approx(3.0, rel=1e-6)
 
 
 def test_float64_networks_are_proven_too() -> None:

@@ -35,6 +35,7 @@ _READS = (
 )
 # Operations whose result is a number of Python's, or of a size that only the values tell.
 _BY_VALUES = {torch.Tag.data_dependent_output, torch.Tag.dynamic_output_shape}
+_COMPOSITE = torch._C.DispatchKey.CompositeImplicitAutograd
 
 
 class Expressions:
@@ -154,8 +155,12 @@ class _Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
     ) -> Any:
         """Run one operation and record it."""
         kwargs = kwargs or {}
+        random = torch.Tag.nondeterministic_seeded in func.tags
+        if random and func.has_kernel_for_dispatch_key(_COMPOSITE):
+            with self:  # In inference mode, dropout comes whole, though it draws nothing.
+                return func.decompose(*args, **kwargs)
         tensors = list(_tensors((args, kwargs)))
-        if torch.Tag.nondeterministic_seeded in func.tags:
+        if random:
             raise self.fail(f"{func} is random")
         if any(map(self.follows, tensors)):
             return (
@@ -244,7 +249,7 @@ class _Questions(TorchFunctionMode):
 
 def _written(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> list[Tensor]:
     """Return the tensors that an operation writes to."""
-    if not func._schema.is_mutable:
+    if not func._schema.is_mutable or func is torch.ops.aten.detach_.default:  # No numbers.
         return []
     found: list[Tensor] = []
     for index, argument in enumerate(func._schema.arguments):

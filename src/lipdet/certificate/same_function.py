@@ -4,8 +4,9 @@ Notable choices:
 - Both run on a tensor without values and are recorded. What would look at a value fails, so what is
   recorded is what happens at every input.
 - Such a tensor is of a class of its own. A run on a plain one shows code that asks for the class.
-- Nothing may depend on gradients being wanted, nor on earlier runs: with gradients and without the
-  two must agree, and the module must be as it was.
+- Nothing may depend on whether gradients are wanted, on other images in the batch, nor on earlier
+  runs: without gradients, with them, and in inference mode with two images both must agree, and
+  the module must be as it was.
 """
 
 from __future__ import annotations
@@ -91,6 +92,16 @@ def _compare(module: nn.Module, meaning: Network, x: Tensor) -> None:
         found = record(module, start.clone(), expressions)
         if found.outputs != wanted.outputs:  # Gradients may add operations, on both sides alike.
             _check_equal(found, record(meaning, start.clone(), expressions))
+    with torch.inference_mode():
+        pair = torch.cat([fake.from_tensor(x)] * 2)
+        try:
+            found = record(module, pair.clone(), expressions)
+        except UnknownLipschitz:
+            raise
+        except Exception:  # It takes one image only.
+            pair = fake.from_tensor(x)
+            found = record(module, pair.clone(), expressions)
+        _check_equal(found, record(meaning, pair.clone(), expressions))
     if _state(module) != before:
         raise UnknownLipschitz("its attributes or random numbers change as it runs")
 

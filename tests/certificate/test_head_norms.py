@@ -156,7 +156,7 @@ def test_large_maps_have_the_bound_of_a_convolution(
 def test_inner_products_where_the_filters_stand(stride: int, padding: int, dilation: int) -> None:
     torch.manual_seed(0)
     layer = nn.Conv2d(3, 4, (3, 2), stride, padding=padding, dilation=dilation).double()
-    conv = head_convolution(layer, "head", 2, (9, 7))
+    conv = head_convolution([layer], "head", 2, (9, 7))
     matrix = _matrix(lambda x: layer(x)[0].permute(1, 2, 0).reshape(-1, 2), (3, 9, 7))
     torch.testing.assert_close(conv.gram(), matrix @ matrix.mT)
     torch.testing.assert_close(conv.norms(), matrix.norm(dim=-1))

@@ -104,7 +104,7 @@ def test_hooks_of_the_whole_network_are_refused() -> None:
     # The hook does nothing at the image that the graph is compared at.
     network = nn.Sequential(nn.ReLU())
     network.register_forward_hook(lambda module, arguments, y: y if y.max() < 5 else 10 * y)
-    with pytest.raises(UnknownLipschitz, match="forward hooks"):
+    with pytest.raises(UnknownLipschitz, match="reads values"):
         lipschitz_bound(network, (3, 5, 5))
 
 
@@ -112,7 +112,7 @@ def test_hooks_inside_a_folded_block_are_refused() -> None:
     block = fold(SLLBlock(3))
     assert isinstance(block, FoldedResidual)
     _hooked(block.outer)
-    with pytest.raises(UnknownLipschitz, match="forward hooks"):
+    with pytest.raises(UnknownLipschitz, match=r"something else.*aten\.mul"):
         lipschitz_bound(nn.Sequential(block), (3, 5, 5))
 
 

@@ -1,8 +1,9 @@
 """Lipschitz constants of functions, operators and tensor methods in a traced graph.
 
 A rule is found by the function itself or by the name of the method, so that a function of the
-user's that only shares a name with one of torch's is unknown. Methods and functions that work in
-place have no rule: they change tensors that other branches were bounded on.
+user's that only shares a name with one of torch's is unknown. Methods that only work in place have
+no rule, and `inplace=True` changes none: nothing may read what was there before, which is proven
+elsewhere.
 """
 
 from __future__ import annotations
@@ -66,7 +67,7 @@ def _gain_times_bound(gain: Gain, y: Any, x: Any, *others: Any, **options: Any) 
         raise UnknownLipschitz("only its first argument may depend on the image")
     if "out" in options or (isinstance(y, Tensor) and y.dtype != x.value.dtype):
         raise UnknownLipschitz("its rule does not cover other types of numbers, or out=")
-    return x.bound * gain(x.value, *others, **options)
+    return gains.times(x.bound, gain(x.value, *others, **options))
 
 
 def _terms(y: Tensor, a: Any, b: Any) -> list[float]:
@@ -84,13 +85,13 @@ def _product(y: Tensor, a: Any, b: Any) -> float:
     if isinstance(a, Bounded) and isinstance(b, Bounded):
         raise UnknownLipschitz("a product of two maps of the image has no constant")
     x, factor = (a, b) if isinstance(a, Bounded) else (b, a)
-    return float(x.bound) * gains.scale(factor, x.value, y)
+    return gains.times(x.bound, gains.scale(factor, x.value, y))
 
 
 def _quotient(y: Tensor, a: Any, b: Any) -> float:
     if isinstance(b, Bounded):
         raise UnknownLipschitz("dividing by a map of the image has no constant")
-    return float(a.bound) * gains.scale(1 / torch.as_tensor(b).double(), a.value, y)
+    return gains.times(a.bound, gains.scale(1 / gains.as_double(b), a.value, y))
 
 
 def _larger_or_smaller(y: Tensor, a: Any, b: Any) -> float:

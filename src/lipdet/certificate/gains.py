@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from lipdet.certificate.operator_norm import SLACK, UnknownLipschitz, matrix_norm_bound
+from lipdet.certificate.operator_norm import SLACK, TINY, UnknownLipschitz, matrix_norm_bound, real
 
 Size = int | Sequence[int]
 # Pooling and interpolation weights are applied as float32 numbers.
@@ -28,11 +28,14 @@ def one(x: Tensor, *_: object, **__: object) -> float:
 
 
 def leaky_relu(x: Tensor, negative_slope: float = 0.01, inplace: bool = False) -> float:
-    """Bound by the larger slope."""
-    gain = max(1.0, abs(negative_slope))
-    if inplace and gain > 1:
-        raise UnknownLipschitz("working in place, it changes what other branches were bounded on")
-    return gain
+    """Bound by the larger slope.
+
+    Raises:
+        UnknownLipschitz: the slope is not finite.
+    """
+    if not math.isfinite(negative_slope):
+        raise UnknownLipschitz("its slope is not finite")
+    return max(1.0, abs(negative_slope))
 
 
 def clamp(x: Tensor, min: object = None, max: object = None) -> float:
@@ -186,13 +189,34 @@ def scale(factor: object, x: Tensor, y: Tensor) -> float:
     """Bound a product y of x and a constant number or tensor, of which x has the full shape.
 
     Raises:
-        UnknownLipschitz: x is repeated to a larger shape, or a factor is not finite.
+        UnknownLipschitz: x is repeated to a larger shape, or a factor is complex or not finite.
     """
     check_same_shape(x, y)
-    largest = float(torch.as_tensor(factor).double().abs().max())
+    exact = as_double(factor)
+    # Torch rounds a number to the type of the tensor, up or down.
+    largest = max(float(one.abs().max()) for one in (exact.to(x.dtype).double(), exact))
     if not math.isfinite(largest):
         raise UnknownLipschitz("a factor is not finite")
     return largest * SLACK
+
+
+def as_double(factor: object) -> Tensor:
+    """Return a number or a tensor in float64, exactly.
+
+    Raises:
+        UnknownLipschitz: it is complex.
+    """
+    if isinstance(factor, complex):
+        raise UnknownLipschitz("complex numbers have no rule")
+    if isinstance(factor, Tensor):
+        return real(factor).double()
+    return torch.as_tensor(factor, dtype=torch.float64)
+
+
+def times(bound: float, gain: float) -> float:
+    """Multiply two bounds; what would vanish in float64 becomes a larger number that does not."""
+    product = bound * gain
+    return max(product, TINY) if bound and gain else product
 
 
 def check_same_shape(x: object, y: object) -> None:

@@ -5,6 +5,7 @@ Channels are ordered as in `RawOutput`: default box by default box, and value by
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -12,9 +13,14 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from lipdet.certificate.gains import as_pair
-from lipdet.certificate.module_rules import batch_norm_factors, find_rule
-from lipdet.certificate.operator_norm import SLACK, Pair, UnknownLipschitz, conv_norm_bound
-from lipdet.layers import fold
+from lipdet.certificate.module_rules import batch_norm_factors, vanishes
+from lipdet.certificate.operator_norm import (
+    SLACK,
+    Pair,
+    UnknownLipschitz,
+    conv_norm_bound,
+    real,
+)
 from lipdet.layers.fold import has_forward_hooks
 
 # Constants and norms below are raised to this. A larger one is a bound, too, and of these no
@@ -85,11 +91,13 @@ class HeadConvolution:
         return conv_norm_bound(kernel, self.stride, self.dilation, image_size=self.size)
 
 
-def head_convolution(head: nn.Module, name: str, values: int, size: Pair) -> HeadConvolution:
-    """Read a head, folded, as one convolution.
+def head_convolution(
+    layers: Sequence[nn.Module], name: str, values: int, size: Pair
+) -> HeadConvolution:
+    """Read the layers of a head as one convolution.
 
     Args:
-        head: a convolution, with a BatchNorm2d behind it or without.
+        layers: a convolution, with a BatchNorm2d behind it or without.
         name: what messages call it.
         values: outputs of each default box.
         size: (height, width) of the features it reads.
@@ -97,19 +105,9 @@ def head_convolution(head: nn.Module, name: str, values: int, size: Pair) -> Hea
     Raises:
         UnknownLipschitz: it is something else.
     """
-    head = fold(head)
-    layers = list(head) if isinstance(head, nn.Sequential) else [head]
-    conv = layers[0]
+    conv = layers[0] if layers else None
     norms = [layer for layer in layers[1:] if isinstance(layer, nn.BatchNorm2d)]
-    plain = all(find_rule(layer) is not None for layer in layers)
-    if isinstance(head, nn.Sequential):
-        check_plain(head, nn.Sequential, name)
-    if (
-        not isinstance(conv, nn.Conv2d)
-        or not plain
-        or len(layers) > 2
-        or len(norms) != len(layers) - 1
-    ):
+    if not isinstance(conv, nn.Conv2d) or len(layers) > 2 or len(norms) != len(layers) - 1:
         raise UnknownLipschitz(
             f'No Lipschitz bounds for the outputs of "{name}": it must be a convolution, with a '
             "BatchNorm2d behind it or without."
@@ -120,9 +118,12 @@ def head_convolution(head: nn.Module, name: str, values: int, size: Pair) -> Hea
             "padding, given in numbers, since a patch must hold each feature at most once, and "
             "one group."
         )
-    kernel = conv.weight.detach().double()
+    kernel = real(conv.weight.detach()).double()
     for norm in norms:
-        kernel = kernel * batch_norm_factors(norm)[:, None, None, None]
+        factors = batch_norm_factors(norm)
+        if vanishes(kernel, factors):
+            raise UnknownLipschitz(f'The weights of "{name}" are too small for float64.')
+        kernel = kernel * factors[:, None, None, None]
     if not bool((kernel.abs() <= _MOST).all()):
         raise UnknownLipschitz(
             f'No Lipschitz bounds for the outputs of "{name}": its weights are too large, or no '

@@ -1,7 +1,9 @@
 """Lipschitz constants of the modules that are known as a unit.
 
 A rule takes the module, its input (1, ...) and its output. It serves subclasses too, as long as
-they keep the forward method of the class that the rule was written for.
+they keep the forward method of the class that the rule was written for. A rule speaks of what
+`references` has for that class, from the same attributes; that the module computes this is proven
+elsewhere.
 """
 
 from __future__ import annotations
@@ -13,13 +15,15 @@ import torch
 from torch import Tensor, nn
 
 from lipdet.certificate import gains
-from lipdet.certificate.gains import as_pair
+from lipdet.certificate.gains import as_pair, times
 from lipdet.certificate.operator_norm import (
     SLACK,
+    TINY,
     UnknownLipschitz,
     circular_norm_bound,
     conv_norm_bound,
     matrix_norm_bound,
+    real,
 )
 from lipdet.layers import (
     Abs,
@@ -37,10 +41,16 @@ Rule = Callable[[nn.Module, Tensor, Tensor], float]
 
 def find_rule(module: nn.Module) -> Rule | None:
     """Return the rule of the class whose forward method the module runs, if there is one."""
+    kind = known_kind(module)
+    return RULES[kind] if kind else None
+
+
+def known_kind(module: nn.Module) -> type[nn.Module] | None:
+    """Return the class with a rule whose forward method the module runs, if there is one."""
     for kind in type(module).__mro__:
-        if kind in _RULES:
+        if kind in RULES:
             same = type(module).forward is kind.forward and "forward" not in vars(module)
-            return _RULES[kind] if same else None
+            return kind if same else None
     return None
 
 
@@ -48,12 +58,12 @@ def conv_gain(conv: nn.Conv2d, x: Tensor, y: Tensor, factors: Tensor | None = No
     """Bound a convolution x ↦ y, its output channels multiplied by `factors` (c_out,) if given.
 
     Raises:
-        UnknownLipschitz: it is another convolution than torch's, or a weight is not finite.
+        UnknownLipschitz: a weight is not finite.
     """
-    if type(conv)._conv_forward is not nn.Conv2d._conv_forward:
-        raise UnknownLipschitz("it changes how nn.Conv2d computes")
-    kernel = conv.weight.detach().double()
+    kernel = real(conv.weight.detach()).double()
     if factors is not None:
+        if vanishes(kernel, factors):
+            return times(conv_gain(conv, x, y), float(factors.abs().max()) * SLACK)
         kernel = kernel * factors[:, None, None, None]
     stride, dilation = as_pair(conv.stride), as_pair(conv.dilation)
     size = as_pair(x.shape[-2:])
@@ -79,7 +89,15 @@ def batch_norm_factors(norm: nn.BatchNorm1d | nn.BatchNorm2d) -> Tensor:
         raise UnknownLipschitz("it uses batch statistics; call eval() first")
     assert norm.running_var is not None
     factors = (norm.running_var.double() + norm.eps).rsqrt()
-    return factors * norm.weight.detach().double() if norm.affine else factors
+    # As torch does, whatever `affine` says.
+    return factors if norm.weight is None else factors * real(norm.weight.detach()).double()
+
+
+def vanishes(kernel: Tensor, factors: Tensor) -> bool:
+    """Whether a weight times the factor of its output channel may be lost below float64's range."""
+    products = (kernel * factors[:, None, None, None]).abs()
+    nonzero = (kernel != 0) & (factors != 0)[:, None, None, None]
+    return bool((nonzero & (products < TINY)).any())
 
 
 def uses_batch_statistics(norm: nn.BatchNorm1d | nn.BatchNorm2d) -> bool:
@@ -94,9 +112,11 @@ def residual_gain(block: FoldedResidual, x: Tensor) -> float:
     (Meunier et al. 2022; Araujo et al. 2023).
 
     Raises:
-        UnknownLipschitz: the two kernels are not V and exactly 2 Vᵀ.
+        UnknownLipschitz: the two kernels are not V and exactly 2 Vᵀ, of odd and equal sides.
     """
     kernel = block.inner.weight.detach()
+    if kernel.shape[-1] != kernel.shape[-2] or kernel.shape[-1] % 2 == 0:
+        raise UnknownLipschitz("its padding keeps the size for square kernels of odd sides only")
     if not torch.equal(block.outer.weight, 2 * kernel.flip(2, 3).transpose(0, 1)):
         raise UnknownLipschitz("its second kernel is not twice the transpose of its first")
     return max(1.0, 2 * conv_norm_bound(kernel, image_size=as_pair(x.shape[-2:])) ** 2 - 1)
@@ -135,7 +155,7 @@ def _dropout(module: nn.Module, x: Tensor, y: Tensor) -> float:
 
 def _leaky_relu(module: nn.Module, x: Tensor, y: Tensor) -> float:
     assert isinstance(module, nn.LeakyReLU)
-    return gains.leaky_relu(x, module.negative_slope, module.inplace)
+    return gains.leaky_relu(x, module.negative_slope)
 
 
 def _pad(mode: str) -> Rule:
@@ -182,7 +202,7 @@ def _upsample(module: nn.Module, x: Tensor, y: Tensor) -> float:
     )
 
 
-_RULES: dict[type[nn.Module], Rule] = {
+RULES: dict[type[nn.Module], Rule] = {
     nn.Conv2d: _conv,
     nn.Linear: _linear,
     **dict.fromkeys((nn.BatchNorm1d, nn.BatchNorm2d), _batch_norm),

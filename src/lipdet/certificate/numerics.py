@@ -8,12 +8,16 @@ Notable choices:
   images and noise, times `SAFETY`. That is no proof. What can be proven for sums in any order grows
   with their length and with Σ|w·x|, and comes to about 1 for a detector in float32, beyond any use,
   where differences of 1e-6 are seen.
-- For float64 the same proof gives about 1e-8: `proven_rounding`. Who wants a theorem about what the
+- For float64 the same proof gives about 1e-8: `proven_rounding`. It is a proof for convolutions
+  computed as sums of products, in any order, at images in [0, 1], without underflow. It is none for
+  kernels that transform first (FFT, Winograd): torch's on a CPU do not in float64, cuDNN's may. Who
+  wants a theorem about what the
   machine computes certifies and detects with `detector.double()`, at the cost of the slower pass.
 - A detector in float64 still gets no less than what is measured in float32: then what is certified
   in either precision holds in both, |Δz| ≤ ε·L + κ₃₂ + κ₆₄ ≤ ε·L + 2κ, and costs next to nothing.
-- Both hold for plain sums of products. Neither covers TF32 (about 1e-3): the measurement runs on
-  the detector's own device with the settings in force, and so shows it.
+- The measurement runs on the detector's own device with the settings in force, and so shows what
+  TF32 (about 1e-3), FFT or Winograd do there, at the images that it sees.
+- An output that is not finite has no rounding, and is refused.
 """
 
 from __future__ import annotations
@@ -93,6 +97,9 @@ def measured_rounding(detector: SSD, images: Tensor) -> float:
             float32.
         images: (B, 3, H, W) in [0, 1], B ≥ 1; a batch as large as those to be certified, since its
             size may decide how sums are ordered.
+
+    Raises:
+        UnknownLipschitz: an output is not finite, in either precision.
     """
     exact, images = fold(detector).double(), images.float()
     if detector.default_boxes.dtype == torch.float64:
@@ -102,12 +109,20 @@ def measured_rounding(detector: SSD, images: Tensor) -> float:
     for batch in (images, (images + noise - 0.5).clamp(0, 1), noise, noise.round()):
         found, wanted = detector(batch), exact(batch.double())
         for outputs, reference in zip(found, wanted, strict=True):
-            largest = max(largest, float((outputs.double() - reference).abs().max()))
+            difference = float((outputs.double() - reference).abs().max())
+            if not math.isfinite(difference):
+                raise UnknownLipschitz(
+                    "Outputs are not all finite, so their rounding has no bound."
+                )
+            largest = max(largest, difference)
     return SAFETY * largest
 
 
 def proven_rounding(detector: SSD, dtype: torch.dtype) -> float:
-    """Bound the rounding of any output at any image in [0, 1], for sums in any order.
+    """Bound the rounding of any output at any image in [0, 1], for sums of products in any order.
+
+    A convolution that is computed in another way, by FFT or Winograd's transforms, is not covered,
+    nor is an image that leaves [0, 1], as a perturbed one may.
 
     *Proof.* Let E bound the error of a layer's input in the L2 norm, and M its size. A convolution
     adds at most γ_n(|w|∗|x̂| + |b|) to each output, γ_n = n·u / (1 − n·u) with n roundings (Higham
@@ -141,6 +156,8 @@ def proven_rounding(detector: SSD, dtype: torch.dtype) -> float:
         before = errors[sources[0]]
         errors[node] = gain * before + _own_error(propagation, node, sizes, before, unit)
     heads = [errors[maps] for level in propagation.outputs for maps in level[1:]]
+    if not all(map(math.isfinite, heads)):
+        raise UnknownLipschitz("The bound of the rounding leaves the range of float64.")
     return max(heads)
 
 
@@ -192,6 +209,8 @@ def _conv_error(
 ) -> float:
     weight = conv.weight.detach().double().abs()
     roundings = weight[0].numel() + 2
+    if roundings * unit >= 1:
+        raise UnknownLipschitz(f"No bound of the rounding of sums of {roundings} terms is known.")
     gamma = roundings * unit / (1 - roundings * unit)
     norm = conv_norm_bound(
         weight, as_pair(conv.stride), as_pair(conv.dilation), conv.groups, image_size

@@ -11,7 +11,7 @@ Notable choices:
   the size is unknown or the grid too costly do the size-free ones come in.
 - Every bound is multiplied by 1 + 1e-9. Float64 sums of up to 1e6 terms, transforms and
   eigenvalues are off by less than 1e-10 of the largest singular value. Kernels are divided by their
-  largest entry first, so that nothing overflows or vanishes.
+  largest entry first, so that nothing overflows or vanishes, and no bound is smaller than 1e-300.
 """
 
 from __future__ import annotations
@@ -26,6 +26,8 @@ from lipdet.errors import InputError
 Pair = tuple[int, int]
 
 SLACK = 1.0 + 1e-9
+# No bound is smaller but 0: products round down, or to 0, below 2e-308.
+TINY = 1e-300
 # About eight seconds of one core.
 _MOST_EIGEN_WORK = 5e9
 # 64 MiB.
@@ -43,7 +45,7 @@ def matrix_norm_bound(matrix: Tensor) -> float:
         UnknownLipschitz: an entry is not finite.
     """
     matrix, scale = _rescaled(matrix)
-    return float(torch.linalg.matrix_norm(matrix, 2)) * scale * SLACK if scale else 0.0
+    return _grown(float(torch.linalg.matrix_norm(matrix, 2)), scale) if scale else 0.0
 
 
 def conv_norm_bound(
@@ -75,11 +77,11 @@ def conv_norm_bound(
         cells = [math.ceil((n + d * (taps - 1)) / s) for n, taps, s, d in axes]
         phases = _polyphase(kernel, stride, dilation)
         if _eigen_work(phases, cells) <= _MOST_EIGEN_WORK:
-            return _response_norm(phases, cells) * scale * SLACK
+            return _grown(_response_norm(phases, cells), scale)
     # On an endless grid a dilated kernel without stride acts on interleaved images separately.
     needed = [d if s > 1 else 1 for s, d in zip(stride, dilation, strict=True)]
     phases = _polyphase(kernel, stride, (needed[0], needed[1]))
-    return min(gram_norm_bound(phases, steps=4), sampled_norm_bound(phases)) * scale
+    return max(min(gram_norm_bound(phases, steps=4), sampled_norm_bound(phases)) * scale, TINY)
 
 
 def circular_norm_bound(
@@ -115,7 +117,7 @@ def circular_norm_bound(
     laps = math.prod(math.ceil(outputs / math.ceil(n / s)) for n, outputs, s in sizes)
     phases = _polyphase(_by_group(kernel, groups), (steps[0], steps[1]), dilation)
     cells = [n // step for n, step in zip(image_size, steps, strict=True)]
-    return _response_norm(phases, cells) * math.sqrt(laps) * scale * SLACK
+    return _grown(_response_norm(phases, cells) * math.sqrt(laps), scale)
 
 
 def gram_norm_bound(kernel: Tensor, steps: int = 8) -> float:
@@ -150,7 +152,7 @@ def gram_norm_bound(kernel: Tensor, steps: int = 8) -> float:
         kernel = kernel / row_sums[:, None, None, None, None]
         log_scale = 2 * log_scale + row_sums.log()
         best = min(best, math.exp(float(log_scale.max()) / 2**step))
-    return best * scale * SLACK
+    return _grown(best, scale)
 
 
 def sampled_norm_bound(kernel: Tensor) -> float:
@@ -170,7 +172,23 @@ def sampled_norm_bound(kernel: Tensor) -> float:
     cells = [max(1, 16 * (size - 1)) for size in kernel.shape[-2:]]
     between = math.prod(math.cos(math.pi / 32) for size in kernel.shape[-2:] if size > 1)
     kernel = _by_group(kernel) if kernel.ndim == 4 else kernel
-    return _response_norm(kernel, cells) / between * scale * SLACK
+    return _grown(_response_norm(kernel, cells) / between, scale)
+
+
+def real(weight: Tensor) -> Tensor:
+    """Return a tensor unless it is complex, since its imaginary part would be lost in float64.
+
+    Raises:
+        UnknownLipschitz: it is complex.
+    """
+    if weight.is_complex():
+        raise UnknownLipschitz("Complex numbers have no rule")
+    return weight
+
+
+def _grown(norm: float, scale: float) -> float:
+    """Return a norm times the scale that was divided out, with the slack."""
+    return max(norm * scale * SLACK, TINY)
 
 
 def _response_norm(kernel: Tensor, cells: list[int]) -> float:
@@ -226,7 +244,7 @@ def _by_group(kernel: Tensor, groups: int = 1) -> Tensor:
 
 def _rescaled(weight: Tensor) -> tuple[Tensor, float]:
     """Return a weight in float64 with a largest entry of 1, and that entry."""
-    weight = weight.detach().double()
+    weight = real(weight.detach()).double()
     scale = float(weight.abs().max()) if weight.numel() else 0.0
     if not math.isfinite(scale):
         raise UnknownLipschitz("The weights are not all finite, so no bound holds for them.")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import itertools
 import math
 from collections.abc import Sequence
@@ -14,7 +13,8 @@ from torch import Tensor, fx, nn
 from lipdet.certificate.gains import as_pair
 from lipdet.certificate.heads import LEAST, HeadConvolution, check_plain, head_convolution
 from lipdet.certificate.operator_norm import SLACK, UnknownLipschitz
-from lipdet.certificate.propagation import Propagation, agree, example, propagate
+from lipdet.certificate.propagation import Propagation, bound_graph, example
+from lipdet.certificate.same_function import Meaning, prove_same
 from lipdet.detector.ssd import SSD, Head
 from lipdet.errors import InputError
 
@@ -96,26 +96,27 @@ def propagate_detector(
     check_plain(detector, SSD, "the detector")
     for index, head in enumerate(detector.heads):
         check_plain(head, Head, f"heads.{index}")
-    parts = FeaturesAndHeads(detector)
-    propagation = propagate(parts, (3, size, size), past_obstacles)
-    _check_parts(detector, parts)
+    propagation = bound_graph(FeaturesAndHeads(detector), (3, size, size), past_obstacles)
+    if not propagation.obstacles:
+        _prove(detector, propagation)
     return propagation
 
 
-@torch.no_grad()
-def _check_parts(detector: SSD, parts: FeaturesAndHeads) -> None:
-    """Compare the parts with the whole at one image."""
+def _prove(detector: SSD, propagation: Propagation) -> None:
+    """Prove that the detector's outputs are those of the graph of its parts, reordered."""
+    numbers = [head.logits for head in detector.heads if isinstance(head, Head)]
+    graph = Meaning(propagation.network)
+
+    def assembled(images: Tensor) -> tuple[Tensor, Tensor]:
+        pairs = list(zip(numbers, graph.run(images), strict=True))
+        logits = [_per_box(maps, values) for values, (_, maps, _) in pairs]
+        offsets = [_per_box(maps, 4) for _, (_, _, maps) in pairs]
+        return torch.cat(logits, dim=1), torch.cat(offsets, dim=1)
+
     size = detector.config.image_size
     image = example(detector, (3, size, size))
-    # In copies, since a module that is not in eval mode may change as it runs.
-    raw = copy.deepcopy(detector)(image.clone())
-    levels = copy.deepcopy(parts)(image.clone())
-    heads = [head for head in detector.heads if isinstance(head, Head)]
-    pairs = list(zip(heads, levels, strict=True))
-    logits = torch.cat([_per_box(maps, head.logits) for head, (_, maps, _) in pairs])
-    offsets = torch.cat([_per_box(maps, 4) for _, (_, _, maps) in pairs])
-    if not agree([raw.logits[0], raw.offsets[0]], [logits, offsets]):
-        raise UnknownLipschitz("The detector computes something else than its parts show.")
+    what = "The detector computes something else than its parts show"
+    prove_same(detector, assembled, image, what)
 
 
 def bounds_of_outputs(detector: SSD, propagation: Propagation) -> OutputBounds:
@@ -161,17 +162,28 @@ def head_convolutions(
         UnknownLipschitz: a head is no convolution with optional BatchNorm.
     """
     classifications, localisations = [], []
-    for index, (level, _, _) in enumerate(propagation.outputs):
+    for index, (level, logits, offsets) in enumerate(propagation.outputs):
         head, name = detector.heads[index], f"heads.{index}"
         assert isinstance(head, Head)
         size = as_pair(propagation.shapes[level][-2:])
+        layers = _layers_between(propagation, level, logits)
         classifications.append(
-            head_convolution(head.classification, f"{name}.classification", head.logits, size)
+            head_convolution(layers, f"{name}.classification", head.logits, size)
         )
-        localisations.append(head_convolution(head.localisation, f"{name}.localisation", 4, size))
+        layers = _layers_between(propagation, level, offsets)
+        localisations.append(head_convolution(layers, f"{name}.localisation", 4, size))
     return classifications, localisations
 
 
+def _layers_between(propagation: Propagation, level: fx.Node, maps: fx.Node) -> list[nn.Module]:
+    """Return the layers that map features to head maps one after the other, or nothing."""
+    layers: list[nn.Module] = []
+    while maps is not level and maps.op == "call_module":
+        layers.insert(0, propagation.network.get_submodule(str(maps.target)))
+        [maps] = maps.all_input_nodes
+    return layers if maps is level else []
+
+
 def _per_box(maps: Tensor, values: int) -> Tensor:
-    """Reorder (1, boxes · values, h, w) to (h · w · boxes, values), as `RawOutput` has them."""
-    return maps[0].permute(1, 2, 0).reshape(-1, values)
+    """Reorder (1, boxes · values, h, w) to (1, h · w · boxes, values), as `RawOutput` has them."""
+    return maps.permute(0, 2, 3, 1).reshape(maps.shape[0], -1, values)

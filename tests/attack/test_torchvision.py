@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torchvision.models import detection
 
 from lipdet.attack import AttackSettings, attack_torchvision
+from lipdet.errors import InputError
 from lipdet.types import Target
 
 NO_WEIGHTS = {"weights": None, "weights_backbone": None, "num_classes": 3}
@@ -143,3 +144,14 @@ def test_where_nothing_is_detected_nothing_is_left_to_attack() -> None:
         settings = AttackSettings(0.1, objective, steps=3)
         attacked = attack_torchvision(model, images, TARGETS[:1], settings)
         assert (attacked - images).norm() <= 0.1
+
+
+def test_scores_without_a_gradient_are_no_robustness() -> None:
+    class Detached(TwoClasses):
+        def forward(self, images: list[Tensor]) -> list[dict[str, Tensor]]:
+            with torch.no_grad():
+                return super().forward(images)
+
+    images = torch.full((1, 3, 8, 8), 0.5)
+    with pytest.raises(InputError, match="cannot be differentiated"):
+        attack_torchvision(Detached(0.0), images, TARGETS[:1], AttackSettings(0.1))

@@ -23,6 +23,7 @@ from lipdet.attack.loop import Objective, OnStep
 from lipdet.attack.objectives import GONE, ON_PREDICTIONS, PredictionObjective, Predictions
 from lipdet.attack.settings import AttackSettings
 from lipdet.detector.matching import pad_targets
+from lipdet.errors import InputError
 from lipdet.types import Detections, Target
 
 # Words in the names of torchvision's losses; `multibox` is the sum of all.
@@ -52,6 +53,9 @@ def attack_torchvision(
         settings: of the attack.
         indices: number of each image in its data set.
         on_step: told about every step.
+
+    Raises:
+        InputError: the objective follows scores, and these have no gradient.
     """
     on_predictions = ON_PREDICTIONS.get(settings.objective)
 
@@ -72,6 +76,11 @@ def _value(
 ) -> Tensor:
     """The value (1,) of an objective of what is detected in one image (1, 3, H, W)."""
     [found] = model(list(image))
+    if torch.is_grad_enabled() and len(found["scores"]) and not found["scores"].requires_grad:
+        raise InputError(
+            "The module's scores cannot be differentiated by the picture, so an attack that follows "
+            "them would do nothing; let them, or choose the objective multibox."
+        )
     predictions = _predictions(found, target)
     # Where nothing is detected, nothing depends on the image.
     return objective(predictions, pad_targets([target]).to(image.device)) + 0 * image.sum()

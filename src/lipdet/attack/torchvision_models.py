@@ -78,8 +78,8 @@ def _value(
     [found] = model(list(image))
     if torch.is_grad_enabled() and len(found["scores"]) and not found["scores"].requires_grad:
         raise InputError(
-            "The module's scores cannot be differentiated by the picture, so an attack that follows "
-            "them would do nothing; let them, or choose the objective multibox."
+            "The module's scores cannot be differentiated by the picture; an attack that follows "
+            "them would do nothing. Let them, or choose the objective multibox."
         )
     predictions = _predictions(found, target)
     # Where nothing is detected, nothing depends on the image.

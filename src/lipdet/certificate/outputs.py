@@ -97,6 +97,9 @@ def propagate_detector(
     for index, head in enumerate(detector.heads):
         check_plain(head, Head, f"heads.{index}")
     propagation = bound_graph(FeaturesAndHeads(detector), (3, size, size), past_obstacles)
+    for index, maps in enumerate(propagation.outputs):
+        if any(part not in propagation.bounds for part in maps):
+            raise UnknownLipschitz(f"What heads.{index} reads does not depend on the image.")
     if not propagation.obstacles:
         _prove(detector, propagation)
     return propagation

@@ -112,7 +112,7 @@ def bound_graph(
             f"The network does not accept inputs {tuple(input_shape)}: {error}"
         ) from error
     try:
-        module = fold(module)
+        module = _plain(fold(module))
     except ValueError as error:
         raise UnknownLipschitz(str(error)) from error
     tracer = _Tracer()
@@ -120,12 +120,26 @@ def bound_graph(
         module = nn.Sequential(module)
     try:
         graph = tracer.trace(module)
-    except (fx.proxy.TraceError, TypeError, RuntimeError) as error:
+    except Exception as error:  # Whatever the user's code raises when it meets a proxy.
         kind = type(module).__name__
         raise UnknownLipschitz(f"{kind} cannot be traced to a graph: {error}") from error
     result = Propagation(fx.GraphModule(tracer.root, graph))
-    _Bounding(result, past_obstacles).run(x.clone())
+    try:
+        _Bounding(result, past_obstacles).run(x.clone())
+    except UnknownLipschitz:
+        raise
+    except Exception as error:
+        raise UnknownLipschitz(f"{type(module).__name__} cannot be bounded: {error}") from error
     return result
+
+
+def _plain(network: nn.Module) -> nn.Module:
+    """Keep the weights that parametrizations give in eval mode; they may run code of the user's."""
+    for module in network.modules():
+        if parametrize.is_parametrized(module) and not module.training:
+            for name in list(module.parametrizations):  # type: ignore[arg-type]
+                parametrize.remove_parametrizations(module, name, leave_parametrized=True)
+    return network
 
 
 def describe(node: fx.Node, network: nn.Module) -> tuple[str, str]:

@@ -32,6 +32,7 @@ from lipdet.certificate.operator_norm import UnknownLipschitz
 _READS = (
     *("item", "tolist", "numpy", "data_ptr", "storage", "untyped_storage", "__array__"),
     *("__bool__", "__int__", "__float__", "__complex__", "__index__", "__contains__", "__dlpack__"),
+    *("apply_", "map_", "map2_", "__repr__", "__str__", "__format__"),
 )
 # Operations whose result is a number of Python's, or of a size that only the values tell.
 _BY_VALUES = {torch.Tag.data_dependent_output, torch.Tag.dynamic_output_shape}

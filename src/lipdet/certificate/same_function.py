@@ -3,25 +3,30 @@
 Notable choices:
 - Both run on a tensor without values and are recorded. What would look at a value fails, so what is
   recorded is what happens at every input.
-- Such a tensor is of a class of its own. A run on a plain one shows code that asks for the class.
-- Nothing may depend on whether gradients are wanted, on other images in the batch, nor on earlier
-  runs: without gradients, with them, and in inference mode with two images both must agree, and
-  the module must be as it was.
+- Such a tensor is of a class of its own. Runs on plain ones show code that asks for the class.
+- Nothing may depend on whether gradients are wanted, on the number of images, nor on earlier runs:
+  both must agree in every mode, with one to three images, and the module must be as it was.
+- What no recording sees (other threads, images that mix) is looked for by numbers, which prove
+  nothing: other values, batches and modes must give what the graph gives for each image alone.
 """
 
 from __future__ import annotations
 
 import copy
 import inspect
+import itertools
+import pickle
 import random
 import types
-from collections.abc import Callable, Hashable
+from collections.abc import Callable, Hashable, Iterator
+from contextlib import AbstractContextManager, contextmanager
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor, fx, nn
 from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
+from torch.utils._pytree import tree_leaves
 
 from lipdet.certificate.operator_norm import UnknownLipschitz
 from lipdet.certificate.recording import Expressions, Recording, digest, record
@@ -29,6 +34,8 @@ from lipdet.certificate.references import find_reference
 from lipdet.layers.base import ConstructedWeight
 
 Network = Callable[[Tensor], Any]
+# Packages whose functions and classes keep nothing between runs.
+_TRUSTED = {"torch", "torchvision", "lipdet", "numpy", "builtins"}
 
 
 class Meaning(fx.Interpreter):
@@ -61,7 +68,7 @@ def prove_same(module: nn.Module, meaning: Network, x: Tensor, what: str) -> Non
     """Prove that a module computes a function, at every input of x's shape.
 
     Args:
-        module: it runs in a copy.
+        module: as it is used; it runs in a copy.
         meaning: the function.
         x: an input.
         what: begins the message, with what does not compute as the module.
@@ -69,9 +76,15 @@ def prove_same(module: nn.Module, meaning: Network, x: Tensor, what: str) -> Non
     Raises:
         UnknownLipschitz: they differ, or what the module computes depends on more than its input.
     """
-    module = copy.deepcopy(module)
     try:
-        _compare(module, meaning, x)
+        in_copy = copy.deepcopy(module)
+        if _parts(in_copy) != _parts(module):
+            raise UnknownLipschitz("its copy is not what it is")
+        before = _state(in_copy)
+        _compare(in_copy, meaning, x)
+        _check_values(in_copy, meaning, x)
+        if _state(in_copy) != before:
+            raise UnknownLipschitz("its attributes or random numbers change as it runs")
     except UnknownLipschitz as error:
         raise UnknownLipschitz(f"{what}: {str(error).rstrip('.')}.") from None
     except Exception as error:
@@ -80,30 +93,80 @@ def prove_same(module: nn.Module, meaning: Network, x: Tensor, what: str) -> Non
 
 def _compare(module: nn.Module, meaning: Network, x: Tensor) -> None:
     expressions = Expressions()
-    plain = record(module, x.clone(), expressions)
-    before = _state(module)
     fake = FakeTensorMode(allow_non_fake_inputs=True)
-    found = record(module, fake.from_tensor(x).clone(), expressions)
-    wanted = record(meaning, fake.from_tensor(x).clone(), expressions)
-    _check_equal(found, wanted)
-    _check_equal(plain, wanted)
+    for images in BATCHES:
+        without_values = fake.from_tensor(torch.cat([x] * images))
+        starts = [without_values, *([x] * 2 if images == 1 else [])]
+        wanted = None
+        for start, mode in itertools.product(starts, MODES):
+            with mode():
+                if mode is _with_gradients:
+                    start = start.detach().requires_grad_()
+                try:
+                    found = record(module, start.clone(), expressions)
+                except UnknownLipschitz:
+                    raise
+                except Exception:
+                    if images > 1:
+                        return  # It takes fewer images.
+                    raise
+                # Gradients may add operations, on both sides alike.
+                if wanted is None or found.outputs != wanted.outputs:
+                    wanted = record(meaning, start.clone(), expressions)
+                    _check_equal(found, wanted)
+
+
+def _check_values(module: nn.Module, meaning: Network, x: Tensor) -> None:
+    """Compare numbers of some images in batches with those of the graph for each alone."""
+    images = [x, LARGE * (x - 0.5), torch.zeros_like(x)]
+    expected = [tree_leaves(meaning(image.clone())) for image in images]
+    for mode, chosen in itertools.product(MODES, ([0], [1], [2], [0, 1], [2, 1, 0])):
+        batch = torch.cat([images[index] for index in chosen])
+        formats = [torch.contiguous_format]
+        if batch.ndim == 4 and len(chosen) == 1:
+            formats.append(torch.channels_last)
+        for memory in formats:
+            with mode():
+                try:
+                    found = tree_leaves(module(batch.contiguous(memory_format=memory).clone()))
+                except Exception:
+                    if len(chosen) > 1:
+                        continue  # It takes fewer images.
+                    raise
+            for place, index in enumerate(chosen):
+                if not _close(found, place, len(chosen), expected[index]):
+                    raise UnknownLipschitz(
+                        "its values depend on other images, on modes, or on what cannot be recorded"
+                    )
+
+
+def _close(found: list[Any], place: int, images: int, expected: list[Any]) -> bool:
+    """Whether outputs for one image of a batch are those for the image alone, up to rounding."""
+    for leaf, wanted in zip(found, expected, strict=True):
+        if isinstance(leaf, Tensor) and leaf.ndim and len(leaf) == images:
+            size = float(wanted.detach().abs().nan_to_num().max()) if wanted.numel() else 0.0
+            one = leaf.detach()[place : place + 1]
+            if not torch.allclose(one, wanted, 1e-3, 1e-3 * size + 1e-6, equal_nan=True):
+                return False
+    return True
+
+
+@contextmanager
+def _with_gradients() -> Iterator[None]:
+    """Gradients of the input are wanted."""
     with torch.enable_grad():
-        start = fake.from_tensor(x).requires_grad_()
-        found = record(module, start.clone(), expressions)
-        if found.outputs != wanted.outputs:  # Gradients may add operations, on both sides alike.
-            _check_equal(found, record(meaning, start.clone(), expressions))
-    with torch.inference_mode():
-        pair = torch.cat([fake.from_tensor(x)] * 2)
-        try:
-            found = record(module, pair.clone(), expressions)
-        except UnknownLipschitz:
-            raise
-        except Exception:  # It takes one image only.
-            pair = fake.from_tensor(x)
-            found = record(module, pair.clone(), expressions)
-        _check_equal(found, record(meaning, pair.clone(), expressions))
-    if _state(module) != before:
-        raise UnknownLipschitz("its attributes or random numbers change as it runs")
+        yield
+
+
+# A frozen network is called with gradients enabled that nobody asks for.
+MODES: tuple[Callable[[], AbstractContextManager[Any]], ...] = (
+    torch.no_grad,
+    torch.enable_grad,
+    _with_gradients,
+    torch.inference_mode,
+)
+BATCHES = (1, 2, 3)
+LARGE = 100.0
 
 
 def _check_equal(found: Recording, wanted: Recording) -> None:
@@ -114,6 +177,21 @@ def _check_equal(found: Recording, wanted: Recording) -> None:
         reason = f"the first operation that differs is {next(others, 'none, but its outputs do')}"
         writes = sorted({name for name in found.operations.values() if "_." in name})
         raise UnknownLipschitz(f"{reason} (in place: {', '.join(writes)})" if writes else reason)
+
+
+def _parts(module: nn.Module) -> Hashable:
+    """Return of what a module consists, which a copy that is made in its own way may lack."""
+    return tuple(
+        (
+            name,
+            type(part),
+            part.training,
+            tuple(sorted(vars(part))),
+            len(part._forward_hooks),
+            len(part._forward_pre_hooks),
+        )
+        for name, part in module.named_modules()
+    ) + tuple(map(digest, module.state_dict().values()))
 
 
 def _state(module: nn.Module) -> Hashable:
@@ -141,12 +219,47 @@ def _kept(value: Any, done: dict[int, Any]) -> Hashable:
     elif isinstance(value, list | tuple):
         parts = value
     elif isinstance(value, types.FunctionType):
-        parts = list(inspect.getclosurevars(value).nonlocals.values())
+        parts = _of_function(value)
     elif isinstance(value, types.MethodType):
-        parts = [value.__self__]
-    elif not isinstance(value, type | types.ModuleType) and hasattr(value, "__dict__"):
+        parts = [value.__self__, value.__func__]
+    elif isinstance(value, nn.Module):
         # Weights that are built once and kept are dropped when what they are built from changes.
         cached = {"_kept"} if isinstance(value, ConstructedWeight) else set()
-        parts = [part for name, part in vars(value).items() if name not in cached]
+        own = [part for name, part in vars(value).items() if name not in cached]
+        parts = [*own, *_of_class(type(value))]
+    elif not isinstance(value, type | types.ModuleType):
+        try:
+            return type(value).__name__, pickle.dumps(value)
+        except Exception:
+            slots = (
+                name for kind in type(value).__mro__ for name in getattr(kind, "__slots__", ())
+            )
+            own = [getattr(value, name, None) for name in slots]
+            parts = [*own, *getattr(value, "__dict__", {}).values(), *_of_class(type(value))]
     found = repr(value) if parts is None else tuple(_kept(part, done) for part in parts)
     return type(value).__name__, found
+
+
+def _of_class(kind: type) -> list[Any]:
+    """Return what classes of the user's keep, their functions included."""
+    own = [one for one in kind.__mro__ if one.__module__.split(".")[0] not in _TRUSTED]
+    return [
+        getattr(part, "__func__", part)
+        for one in own
+        for name, part in vars(one).items()
+        if not name.startswith("__") or isinstance(part, types.FunctionType)
+    ]
+
+
+def _of_function(function: types.FunctionType) -> list[Any]:
+    """Return what a function keeps, and the data and functions of the user's that it names."""
+    if str(function.__module__).split(".")[0] in _TRUSTED:
+        return []
+    names = inspect.getclosurevars(function)
+    named = [
+        part
+        for part in names.globals.values()
+        if not isinstance(part, type | types.ModuleType | types.BuiltinFunctionType)
+    ]
+    kept = [function.__defaults__, function.__kwdefaults__, vars(function)]
+    return [*names.nonlocals.values(), *named, *kept]

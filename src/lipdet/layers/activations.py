@@ -51,7 +51,7 @@ class Householder(nn.Module):
         channels: an even number of channels; one angle for each pair.
 
     Raises:
-        ValueError: channels is odd.
+        ValueError: channels is odd, or the input has another number of channels.
     """
 
     def __init__(self, channels: int) -> None:
@@ -63,6 +63,11 @@ class Householder(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """Map (B, channels, ...) to the same shape."""
         first, second = _halves(x, "Householder")
+        if first.shape[1] != len(self.theta):
+            # Fewer pairs would be repeated, which is no reflection.
+            raise ValueError(
+                f"Householder for {2 * len(self.theta)} channels was given {x.shape[1]}."
+            )
         theta = self.theta.reshape(-1, *[1] * (x.ndim - 2))
         sin, cos = theta.sin(), theta.cos()
         stays = first * (theta / 2).sin() > second * (theta / 2).cos()

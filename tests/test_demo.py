@@ -1,0 +1,57 @@
+"""The demonstration, small: its first sentence is what was measured, and its pictures tell it."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+
+from lipdet import demo
+from lipdet.attack.settings import DEFAULT_OBJECTIVE
+from lipdet.report import inspection
+from lipdet.report.comparison import finding
+from lipdet.types import Detections, Target
+
+
+def test_the_page_begins_with_what_was_found(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(demo, "DATA", "rendered:2")
+    monkeypatch.setattr(demo, "SHOWN", 1)
+    # Tested by itself, and slow.
+    monkeypatch.setattr(demo, "write_figures", lambda *_: [])
+    monkeypatch.setattr(demo, "CERTIFIED", "certified-small")
+    monkeypatch.setattr(demo, "EPSILONS", (0.25, 1.0))
+    monkeypatch.setattr(inspection, "OBSERVED", 1)
+    demo.demo(tmp_path, seed=0)
+    results = json.loads((tmp_path / "results.json").read_text())
+    assert [one["weights"] for one in results] == ["naive", "certified-small"]
+    for entry in results[0]["attacked"]:
+        assert (entry["objective"], entry["steps"]) == (DEFAULT_OBJECTIVE, 50)
+    page = (tmp_path / "index.html").read_text()
+    # The larger radius first, before any other figure.
+    first = page.index(finding(results, 1.0))
+    assert first < page.index(finding(results, 0.25)) < page.index("Detectors side by side</h2>")
+    assert "naive was trained on 240,000 crops" in page
+    assert "Nothing was trained here" in page
+
+
+def test_reading_is_all_objects_and_nothing_else() -> None:
+    box = torch.tensor([[0.0, 0.0, 9.0, 9.0], [20.0, 0.0, 29.0, 9.0]])
+    target = Target(boxes=box, labels=torch.tensor([1, 2]))
+    scores = torch.tensor([0.9, 0.8])
+    right = Detections(boxes=box, labels=target["labels"], scores=scores)
+    assert demo._reads(right, target)
+    for labels in ([2, 2], [1, 3]):
+        assert not demo._reads({**right, "labels": torch.tensor(labels)}, target)  # type: ignore[typeddict-item]
+    # Below the score at which it would be shown, a wrong one does not count, nor does a right one.
+    assert not demo._reads({**right, "scores": torch.tensor([0.9, 0.1])}, target)  # type: ignore[typeddict-item]
+    more = Detections(
+        boxes=torch.cat([box, box[:1] + 40]),
+        labels=torch.tensor([1, 2, 3]),
+        scores=torch.tensor([0.9, 0.8, 0.1]),
+    )
+    assert demo._reads(more, target)
+    assert not demo._reads({**more, "scores": torch.tensor([0.9, 0.8, 0.7])}, target)  # type: ignore[typeddict-item]

@@ -11,6 +11,7 @@ from PIL import Image
 
 from lipdet import hub
 from lipdet.boxes import DISPLAY_SELECTION
+from lipdet.certificate.same_function import kept_by
 from lipdet.certificate.verifier import Verifier, verifier_of
 from lipdet.checkpoint import LoadedDetector, load_detector, packaged_names
 from lipdet.detect import (
@@ -21,7 +22,6 @@ from lipdet.detect import (
     radii_in_photograph,
 )
 from lipdet.detector import SSD
-from lipdet.evaluate.chunks import weights_hash
 from lipdet.images.crop import Region
 from lipdet.images.source import load_rgb
 from lipdet.report.results import read_results
@@ -153,9 +153,10 @@ class Detector:
     def _verifier(self) -> Verifier:
         """What certificates need, made anew when the network has changed.
 
-        The values of the weights are looked at: `parameter.data` changes without a trace.
+        All that it keeps is looked at, hooks and replaced methods too, and the values of weights:
+        `parameter.data` changes without a trace.
         """
-        state = _state(self.network)
+        state = kept_by(self.network)
         if self._bounded is None or self._bounded[0] != state:
             self._bounded = state, verifier_of(self.network, DISPLAY_SELECTION)
         return self._bounded[1]
@@ -176,10 +177,3 @@ class Detector:
             Detection(self.class_names[label], score, tuple(box), radius)
             for label, score, box, radius in zip(*columns, strict=True)
         ]
-
-
-def _state(network: SSD) -> object:
-    """What bounds and the measured rounding of a network depend on."""
-    modes = [module.training for module in network.modules()]
-    boxes = network.default_boxes
-    return weights_hash(network), modes, boxes.dtype, boxes.device

@@ -8,7 +8,6 @@ arguments hold: log-odds that rise with their logit, and boxes that rise with th
 from __future__ import annotations
 
 import dataclasses
-import math
 
 from lipdet.boxes.coding import BoxCoding
 from lipdet.boxes.scores import SigmoidScores, SoftmaxScores
@@ -17,6 +16,8 @@ from lipdet.certificate.operator_norm import UnknownLipschitz
 
 # Products with a factor in between lose no more digits in float32 than the certificate allows for.
 _LEAST, _MOST = 1e-10, 1e10
+# Far below where numbers of cliques leave the range of int64.
+_MOST_DETECTIONS = 10**6
 
 
 def check_parts(decoder: Decoder, selection: Selection) -> None:
@@ -38,7 +39,8 @@ def check_parts(decoder: Decoder, selection: Selection) -> None:
     _check(0 <= decoder.nms_iou <= 1, "nms_iou", decoder.nms_iou)
     _check(0 < decoder.image_size <= _MOST, "image_size", decoder.image_size)
     _check(0 < selection.score_floor < 1, "score_floor", selection.score_floor)
-    _check(selection.top_k >= 0, "top_k", selection.top_k)
+    _check(0 <= selection.top_k <= _MOST_DETECTIONS, "top_k", selection.top_k)
+    _check(isinstance(selection.top_k, int), "top_k", selection.top_k)
     default = decoder.default_boxes
     if not (default.isfinite().all() and (default[:, 2:] > 0).all()):
         raise UnknownLipschitz(
@@ -76,10 +78,10 @@ def _fields(part: object) -> set[str]:
 
 
 def _is_factor(value: float) -> bool:
-    return _LEAST <= value <= _MOST
+    return isinstance(value, int | float) and _LEAST <= value <= _MOST
 
 
 def _check(holds: bool, name: str, value: float) -> None:
     # What is not a number fails every comparison.
-    if not holds or math.isnan(value):
-        raise UnknownLipschitz(f"Nothing can be certified with {name} = {value:g}.")
+    if not holds or value != value:
+        raise UnknownLipschitz(f"Nothing can be certified with {name} = {value}.")

@@ -198,7 +198,12 @@ def _parts(module: nn.Module) -> Hashable:
 def _state(module: nn.Module) -> Hashable:
     """Return all that a module keeps, and the random numbers that Python code may draw."""
     drawn = torch.get_rng_state(), random.getstate(), np.random.get_state()  # noqa: NPY002
-    return _kept((drawn, module), {})
+    return kept_by((drawn, module))
+
+
+def kept_by(value: Any) -> Hashable:
+    """Return something that differs whenever a module, or a part of it, has changed."""
+    return _kept(value, {})
 
 
 def _kept(value: Any, done: dict[int, Any]) -> Hashable:

@@ -14,6 +14,7 @@ from lipdet.certificate.cover import BLOCK
 from lipdet.certificate.iou_bounds import iou_of_corners
 from lipdet.certificate.segments import expand, take
 from lipdet.certificate.truths import Truths
+from lipdet.errors import InputError
 
 NEVER = -1.0
 
@@ -62,7 +63,12 @@ def staying(
         size: of the image, in pixels.
         lowest_iou: the lowest IoU threshold of interest.
         ball: whether the ball of offsets is used.
+
+    Raises:
+        InputError: a label is none of the detector's classes; its group would be another image's.
     """
+    if not ((truths.label >= 0) & (truths.label < candidates.classes)).all():
+        raise InputError(f"Labels must lie between 0 and {candidates.classes - 1}.")
     group = truths.image * candidates.classes + truths.label
     starts, members = candidates.starts(group), candidates.members(group)
     truth, own = expand(starts, members)

@@ -54,7 +54,9 @@ class Truths(NamedTuple):
 
 def truths_of(targets: Sequence[Target]) -> Truths:
     """The objects of a batch of images; the rivals of each are the others of its class there."""
-    image = torch.repeat_interleave(torch.tensor([len(target["labels"]) for target in targets]))
+    image = torch.repeat_interleave(
+        torch.tensor([len(target["labels"]) for target in targets], dtype=torch.int64)
+    )
     label = torch.cat([target["labels"].cpu() for target in targets])
     box = torch.cat([target["boxes"].cpu().double() for target in targets])
     alike = (image[:, None] == image) & (label[:, None] == label)

@@ -177,7 +177,7 @@ def test_what_a_module_detects_can_be_attacked_and_hurts_more_than_its_loss(mine
     detected = measured("mine:Wrapped", *attack)["attacked"][0]
     loss = measured("mine:Wrapped", *attack, "--objective", "multibox")["attacked"][0]
     assert detected["objective"] == DEFAULT_OBJECTIVE
-    # Measured on a trained SSD of torchvision: 38 points (docs/attacks.md).
+    # Measured on a trained SSD of torchvision: 16 points (docs/attacks.md).
     assert detected["ap50"] < loss["ap50"] - 0.05
 
 

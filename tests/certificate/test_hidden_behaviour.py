@@ -161,12 +161,10 @@ def test_reflections_do_not_repeat_their_input() -> None:
         Householder(8)(torch.rand(1, 2, 6, 6))
 
 
-@pytest.mark.parametrize(
-    "layer", [nn.CircularPad2d((3, -3, 0, 0)), nn.ReplicationPad2d((1, -1, 0, 0))]
-)
-def test_cropping_by_a_padding_mode_is_refused(layer: nn.Module) -> None:
+def test_cropping_by_circular_padding_is_refused() -> None:
+    # Torch returns uninitialised memory.
     with pytest.raises(UnknownLipschitz, match="cropping"):
-        lipschitz_bound(layer, SHAPE)
+        lipschitz_bound(nn.CircularPad2d((3, -3, 0, 0)), SHAPE)
 
 
 @pytest.mark.parametrize(

@@ -80,8 +80,8 @@ def pad(x: Tensor, pad: Sequence[int], mode: str = "constant", value: float | No
     """
     if mode == "constant":
         return 1.0
-    if min(pad) < 0:
-        # What torch returns then is not defined (uninitialised memory with "circular").
+    if mode == "circular" and min(pad) < 0:
+        # Torch returns uninitialised memory then.
         raise UnknownLipschitz(f'cropping by padding mode "{mode}" has no rule')
     if x.ndim != 4 or len(pad) != 4:
         raise UnknownLipschitz(f'padding mode "{mode}" has a rule for height and width only')

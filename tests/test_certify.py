@@ -13,6 +13,7 @@ from lipdet.images.render import rendered
 from lipdet.report.overlay import CERTIFICATE_SIDE
 
 
+@pytest.mark.slow
 def test_certify_draws_boxes_and_writes_radii(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -47,6 +48,7 @@ def test_certify_draws_boxes_and_writes_radii(
         assert one["radius"] <= alike["radius"]
 
 
+@pytest.mark.slow
 def test_eval_shows_every_table_and_writes_every_variant(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -249,6 +249,7 @@ def test_help_has_an_example_that_parses(verb: str, capsys: pytest.CaptureFixtur
     assert f"example: lipdet {verb}" in flat
 
 
+@pytest.mark.slow
 def test_module_and_version() -> None:
     done = subprocess.run(
         [sys.executable, "-m", "lipdet", "--version"], capture_output=True, text=True, check=True
@@ -302,12 +303,14 @@ def test_names_of_overlays_are_distinct() -> None:
     assert stems == ["photo-1", "photo-2-2-2", "photo-2", "photo-2-2", "other"]
 
 
+@pytest.mark.slow
 def test_a_picture_one_pixel_high(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
     Image.new("RGB", (2000, 1)).save(tmp_path / "line.png")
     words = [str(tmp_path / "line.png"), "--out", str(tmp_path / "found")]
     assert "nothing found" in run(capsys, "detect", "naive", *words)[1]
 
 
+@pytest.mark.slow
 def test_train_eval_detect(
     capsys: pytest.CaptureFixture[str], tmp_path: Path, photograph: Path
 ) -> None:
@@ -352,6 +355,7 @@ def test_train_eval_detect(
     assert entry["regions"] == [[10, 5, 60, 55]]
 
 
+@pytest.mark.slow
 def test_lipschitz(capsys: pytest.CaptureFixture[str], weights: Path, tmp_path: Path) -> None:
     plot, json_file = tmp_path / "profile.svg", tmp_path / "profile.json"
     words = ["lipschitz", str(weights), "--data", "rendered:1", "--plot", str(plot)]
@@ -385,6 +389,7 @@ def test_prepare_and_info(capsys: pytest.CaptureFixture[str], tmp_path: Path) ->
     assert info["per_class"]["0"] == info["per_class"]["1"] == 1
 
 
+@pytest.mark.slow
 def test_interruption_keeps_the_state(tmp_path: Path) -> None:
     folder = tmp_path / "run"
     words = ["train", "--data", "rendered:64", "--batch_size", "8", "--epochs", "500"]

@@ -15,6 +15,7 @@ from lipdet.report.comparison import finding
 from lipdet.types import Detections, Target
 
 
+@pytest.mark.slow
 def test_the_page_begins_with_what_was_found(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -37,6 +37,7 @@ def photograph(index: int, left: int, top: int) -> tuple[Image.Image, np.ndarray
     return canvas, boxes + np.array([left, top] * 2), labels.tolist()
 
 
+@pytest.mark.slow
 def test_numbers_are_found_wherever_they_are() -> None:
     detector = load_detector("naive").detector
     found_digits = digits = read_numbers = 0

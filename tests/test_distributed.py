@@ -35,6 +35,8 @@ from lipdet.train import Trainer, open_packs, training_data
 from lipdet.train_state import STATE
 from tests.test_train import assert_same_files
 
+pytestmark = pytest.mark.slow
+
 FORKSERVER = multiprocessing.get_context("forkserver")
 FORKSERVER.set_forkserver_preload(["lipdet.cli"])
 

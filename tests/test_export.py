@@ -41,6 +41,8 @@ onnxruntime = pytest.importorskip("onnxruntime")
 from lipdet.export.nms import DETECTIONS  # noqa: E402
 from lipdet.export.onnx_file import export_onnx  # noqa: E402
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture(scope="module")
 def pack(tmp_path_factory: pytest.TempPathFactory) -> Pack:

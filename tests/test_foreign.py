@@ -209,6 +209,7 @@ def test_ssdlite_is_evaluated_and_attacked(mine: Path) -> None:
     assert {one["label"] for one in picture["clean"]} <= set(map(str, range(1, 11)))
 
 
+@pytest.mark.slow
 def test_an_ssd_of_ones_own_is_certified_like_the_same_from_a_file(own: Path) -> None:
     attack = ["--epsilon", "0.02", "--attack", "pgd", "--steps", "1", "--certify"]
     words = ["--data", "rendered:2", *attack]

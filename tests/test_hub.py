@@ -61,6 +61,7 @@ def test_a_saved_detector_is_the_same_detector(detector: Detector, tmp_path: Pat
     assert json.loads((tmp_path / "mine" / "config.json").read_text()) == header
 
 
+@pytest.mark.slow
 def test_detections_have_names_places_and_radii(tmp_path: Path) -> None:
     pixels, _, _ = rendered("test", 6, size=74)
     picture = Image.fromarray(pixels)
@@ -79,6 +80,7 @@ def test_detections_have_names_places_and_radii(tmp_path: Path) -> None:
         assert one._asdict() == {**other, "box": tuple(other["box"])}
 
 
+@pytest.mark.slow
 def test_the_card_states_units_and_figures(detector: Detector, tmp_path: Path) -> None:
     detector.save_pretrained(tmp_path / "mine", [result_file(tmp_path)])
     card = (tmp_path / "mine" / "README.md").read_text()

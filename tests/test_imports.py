@@ -40,20 +40,23 @@ ALLOWED: dict[str, set[str]] = {
     "versions": set(),
     "__init__": {"pretrained"},
     "config": BASE,
-    "layers": set(),
+    "norms": BASE,
+    "layers": {"norms"},
+    "lipschitz": BASE | {"layers", "norms", "progress"},
     "images": BASE | {"config", "types", "progress"},
     "boxes": {"types"},
     "detector": BASE | {"boxes", "config", "layers", "types"},
     "user_module": BASE | {"config"},
     "checkpoint": BASE | {"config", "detector", "user_module"},
     "attack": BASE | {"boxes", "config", "detector", "progress", "types"},
-    "certificate": BASE | {"boxes", "config", "detector", "layers", "progress", "types"},
+    "certificate": BASE | {"boxes", "config", "detector", "layers", "lipschitz", "norms", "types"},
     "evaluate": BASE
     | {"attack", "boxes", "certificate", "checkpoint", "config", "detector", "images"}
     | {"distributed", "hardware", "progress", "types", "versions"},
     "detect": BASE | {"boxes", "certificate", "config", "detector", "evaluate", "images", "types"},
     "export": BASE
-    | {"boxes", "certificate", "checkpoint", "config", "detector", "layers", "types", "versions"},
+    | {"boxes", "certificate", "checkpoint", "config", "detector", "layers", "types", "versions"}
+    | {"norms"},
     "job": BASE | {"config"},
     "train_log": BASE,
     "train_state": BASE | {"checkpoint", "config", "detector", "distributed"},
@@ -128,6 +131,10 @@ def test_a_stage_imports_only_what_stands_before_it(stage: str) -> None:
 def test_layers_need_torch_alone() -> None:
     third_party = {name for name in IMPORTS["layers"] if not name.startswith("lipdet")}
     assert third_party - sys.stdlib_module_names == {"torch"}
+
+
+def test_bounds_need_no_detector() -> None:
+    assert not {"detector", "boxes", "certificate"} & own_stages("lipschitz")
 
 
 def test_attack_and_certificate_never_import_each_other() -> None:

@@ -14,6 +14,8 @@ import pytest
 from lipdet.app.pictures import samples
 from lipdet.cli import main
 
+pytestmark = pytest.mark.slow
+
 EVAL = ["eval", "naive", "--data", "rendered:2"]
 
 

@@ -19,6 +19,8 @@ from tests.report.made_up import EVIL, inspections, results
 from tests.report.test_page import Page as Parsed
 from tests.report.test_page import expected_text, value_at
 
+pytestmark = pytest.mark.slow
+
 if TYPE_CHECKING:
     from playwright.sync_api import Browser, Page
 

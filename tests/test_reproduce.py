@@ -21,6 +21,7 @@ from lipdet.reproduce import QUICK_ROWS, ROWS, Effort, detector_of, reproduce
 TINY = Effort(("rendered:128",), epochs=1, pictures=2, steps=1, packaged=True, epsilons=(0.1,))
 
 
+@pytest.mark.slow
 def test_rows_are_trained_or_loaded_measured_and_kept(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

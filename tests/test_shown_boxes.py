@@ -103,6 +103,7 @@ def _attacked(verifier: Verifier, raw: RawOutput, epsilon: float, count: int) ->
     return found
 
 
+@pytest.mark.slow
 def test_what_is_shown_remains() -> None:
     promises = cut = 0
     for seed in range(80):

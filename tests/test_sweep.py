@@ -11,6 +11,7 @@ import pytest
 SWEEP = Path(__file__).resolve().parent.parent / "examples" / "sweep.py"
 
 
+@pytest.mark.slow
 def test_a_trial(tmp_path: Path) -> None:
     pytest.importorskip("optuna", reason="optuna is not installed")
     small = ["--data", "rendered:80", "--measure", "rendered:2", "--epochs", "1"]

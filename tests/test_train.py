@@ -71,6 +71,7 @@ def log_every_step(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(train_module, "LOG_EVERY", 1)
 
 
+@pytest.mark.slow
 def test_it_learns_16_pictures(tmp_path: Path) -> None:
     pack = pack_rendered(tmp_path / "pack", "train", 16, 74, seed=0)
     settings = {"augment": False, "validation_share": 0.0, "learning_rate": 0.01}
@@ -324,6 +325,7 @@ def interrupt_after(monkeypatch: pytest.MonkeyPatch, step: int, number: int) -> 
     monkeypatch.setattr(Trainer, "load", load_and_interrupt)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("optimizer", "number"), [("adamw", signal.SIGTERM), ("sgd", signal.SIGINT)]
 )

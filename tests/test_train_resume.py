@@ -87,6 +87,7 @@ def uninterrupted(job: Job, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return run
 
 
+@pytest.mark.slow
 def test_killed_and_interrupted(job: Job, uninterrupted: Path, tmp_path: Path) -> None:
     run = tmp_path / "run"
     run.mkdir()

@@ -48,6 +48,7 @@ def test_adversarial_pictures_are_near_and_worse(house_numbers: Pack, tmp_path: 
     assert attacked.state.detector.training
 
 
+@pytest.mark.slow
 def test_fine_tuning_starts_from_the_weights_given(house_numbers: Pack, tmp_path: Path) -> None:
     train(job_on(house_numbers), tmp_path / "first")
     best = str(tmp_path / "first")
@@ -58,6 +59,7 @@ def test_fine_tuning_starts_from_the_weights_given(house_numbers: Pack, tmp_path
     assert all(torch.equal(state[name], tensor) for name, tensor in tensors.items())
 
 
+@pytest.mark.slow
 def test_fine_tuning_may_change_what_offsets_mean(house_numbers: Pack, tmp_path: Path) -> None:
     train(job_on(house_numbers), tmp_path / "first")
     job = job_on(house_numbers, start_from=str(tmp_path / "first"))

@@ -20,6 +20,8 @@ import yaml
 
 from lipdet.cli import build_parser, main
 
+pytestmark = pytest.mark.slow
+
 ROOT = Path(__file__).resolve().parent.parent
 # Sizes in the text and in the test: the words and files stay, the minutes go.
 SMALLER = {

@@ -11,7 +11,6 @@ from PIL import Image
 
 from lipdet import hub
 from lipdet.boxes import DISPLAY_SELECTION
-from lipdet.certificate.same_function import kept_by
 from lipdet.certificate.verifier import Verifier, verifier_of
 from lipdet.checkpoint import LoadedDetector, load_detector, packaged_names
 from lipdet.detect import (
@@ -24,6 +23,7 @@ from lipdet.detect import (
 from lipdet.detector import SSD
 from lipdet.images.crop import Region
 from lipdet.images.source import load_rgb
+from lipdet.lipschitz.same_function import kept_by
 from lipdet.report.results import read_results
 
 Picture = Image.Image | Path | str

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from playwright.sync_api import Browser, Page
 
 # The server is gradio's and runs in threads of this process; what it deprecates is not ours.
-pytestmark = pytest.mark.filterwarnings("default")
+pytestmark = [pytest.mark.slow, pytest.mark.filterwarnings("default")]
 
 UPLOADS = 50
 PATIENCE = 180_000  # milliseconds; for machines that are busy

@@ -358,6 +358,7 @@ def test_bad_ports_and_detectors_end_in_one_sentence(capsys: pytest.CaptureFixtu
         assert sentence in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_sigterm_leaves_nothing_behind(tmp_path: Path) -> None:
     """Slow, because it starts the program: only a process of its own can be ended."""
     pytest.importorskip("gradio", reason="gradio is not installed")

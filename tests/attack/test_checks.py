@@ -67,6 +67,7 @@ def short(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(attack_curves, "MORE_RESTARTS", 2)
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("short")
 def test_the_attack_on_the_naive_detector_passes(doors: Pack, tmp_path: Path) -> None:
     # Some seconds: a real attack has to converge here.

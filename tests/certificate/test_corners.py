@@ -48,6 +48,7 @@ CAUGHT_IN = {
 CAUGHT_IN_CROWDS = {"ties of heads": 257, "twins told apart": 8}
 
 
+@pytest.mark.slow
 def test_what_is_certified_at_the_limits_holds() -> None:
     certified = 0
     for number in range(SCENES):
@@ -137,6 +138,7 @@ def test_ranges_hold_what_float32_decodes_at_the_limits() -> None:
         assert (everywhere | numbers | (low.isinf() | high.isinf()).any(dim=1)).all()
 
 
+@pytest.mark.slow
 def test_what_is_certified_of_crowds_holds() -> None:
     for number in range(SCENES // 2):
         assert violations(crowded_scene(number), PERTURBED, number) == [], number
@@ -149,6 +151,7 @@ def test_crowded_scenes_catch(name: str, number: int, monkeypatch: pytest.Monkey
     assert violations(crowded_scene(number), PERTURBED, number)
 
 
+@pytest.mark.slow
 def test_no_clique_is_claimed_twice_at_a_score(monkeypatch: pytest.MonkeyPatch) -> None:
     claim, shared = claims._claim, 0
 

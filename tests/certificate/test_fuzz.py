@@ -46,6 +46,7 @@ CAUGHT_FROM = {
 MOST_SCENES = 200
 
 
+@pytest.mark.slow
 def test_what_is_certified_holds_for_every_perturbed_output() -> None:
     numbers: set[int] = set()
 
@@ -68,6 +69,7 @@ def test_what_is_certified_holds_for_every_perturbed_output() -> None:
         print(f"\n{census(numbers)}")
 
 
+@pytest.mark.slow
 def test_covers_of_several_blocks_hold(monkeypatch: pytest.MonkeyPatch) -> None:
     # Scenes have fewer candidates than one block of the usual size.
     monkeypatch.setattr(cover, "BLOCK", 3)

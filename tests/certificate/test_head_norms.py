@@ -17,9 +17,9 @@ from lipdet.certificate.head_norms import (
 )
 from lipdet.certificate.heads import HeadConvolution, head_convolution
 from lipdet.certificate.outputs import bounds_of_outputs, propagate_detector
-from lipdet.certificate.propagation import Propagation
 from lipdet.detector import SSD
 from lipdet.layers import fold
+from lipdet.lipschitz.propagation import Propagation
 from tests.certificate.detectors import small_detector
 
 

@@ -43,6 +43,7 @@ def _certified_at(scene: Scene, epsilon: float) -> Tensor:
     return certified_up_to(found, len(truths.image), [0.5])[:, 0] >= floor
 
 
+@pytest.mark.slow
 def test_radii_are_where_the_certificate_of_the_batch_ends() -> None:
     # Oracle: the certificate of all images at one ε, whose soundness test_fuzz shows. It must hold
     # at each radius and below it, and not beyond it by more than the tolerance.

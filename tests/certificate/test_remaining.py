@@ -75,6 +75,7 @@ def _is_beaten(
     return len(_still_there(before, row, one_per_place(after))) == 0
 
 
+@pytest.mark.slow
 def test_what_remains_lies_in_its_region(monkeypatch: pytest.MonkeyPatch) -> None:
     promises, broken = _broken(None, _leaves)
     assert promises > 20
@@ -87,6 +88,7 @@ def test_what_remains_lies_in_its_region(monkeypatch: pytest.MonkeyPatch) -> Non
     assert _broken(None, _leaves)[1] > 0
 
 
+@pytest.mark.slow
 def test_what_is_shown_stays_shown() -> None:
     promises, broken = _broken(MOST_COVERED, _is_beaten)
     assert promises > 20

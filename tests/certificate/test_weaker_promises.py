@@ -77,6 +77,7 @@ def _shown(found: Detections) -> Detections:
     )
 
 
+@pytest.mark.slow
 def test_what_is_promised_stays() -> None:
     found = outcome()
     # Without such promises the test could not fail.
@@ -85,6 +86,7 @@ def test_what_is_promised_stays() -> None:
     assert (found.broken_boxes, found.broken_classes) == (0, 0)
 
 
+@pytest.mark.slow
 def test_a_box_that_can_be_suppressed_is_caught(monkeypatch: pytest.MonkeyPatch) -> None:
     right = certified.box_stays
 
@@ -95,6 +97,7 @@ def test_a_box_that_can_be_suppressed_is_caught(monkeypatch: pytest.MonkeyPatch)
     assert outcome().broken_boxes
 
 
+@pytest.mark.slow
 def test_a_box_that_can_be_cut_off_is_caught(monkeypatch: pytest.MonkeyPatch) -> None:
     right = certified.box_stays
 
@@ -105,6 +108,7 @@ def test_a_box_that_can_be_cut_off_is_caught(monkeypatch: pytest.MonkeyPatch) ->
     assert outcome().broken_boxes
 
 
+@pytest.mark.slow
 def test_a_class_that_can_be_cut_off_is_caught(monkeypatch: pytest.MonkeyPatch) -> None:
     def always(_: object, group: Tensor, *others: object) -> Tensor:
         return torch.ones(len(group), dtype=torch.bool)
@@ -134,6 +138,7 @@ def boxes_that_stay() -> Tensor:
     )
 
 
+@pytest.mark.slow
 def test_the_classes_left_out_promise_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     found = boxes_that_stay()
     monkeypatch.setattr(certified, "with_other_classes", with_all_classes)

@@ -14,6 +14,7 @@ from lipdet.types import Target
 from tests.detector.test_matching import random_targets
 
 
+@pytest.mark.slow
 def test_the_shift_is_the_most_likely_one() -> None:
     generator = torch.Generator().manual_seed(0)
     truth = torch.rand(20_000, generator=generator) < 0.02

@@ -49,6 +49,7 @@ def test_shapes_and_background(name: str) -> None:
     assert (raw.logits.argmax(dim=2) == 0).all()
 
 
+@pytest.mark.slow
 def test_the_body_adds_nothing() -> None:
     torch.manual_seed(0)
     # An identity entry leaves the body alone, up to one rounding of each constructed weight.
@@ -57,6 +58,7 @@ def test_the_body_adds_nothing() -> None:
     assert max(parts) <= 1 + 1e-5
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("architecture", EDGES)
 def test_constants_of_the_edges(architecture: str) -> None:
     torch.manual_seed(0)

@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import nn
 
-from lipdet.certificate import operator_norm
+from lipdet import norms
 from lipdet.layers import BCOPConv2d, Householder, MaxMin, conv_norm_bound
 from tests.layers.helpers import singular_values
 
@@ -52,8 +52,8 @@ def test_bounds_hold_for_orthogonium_weights(
     layer = AdaptiveOrthoConv2d(c_in, c_out, kernel, stride=stride, **options).eval()
     weight = layer.weight.detach()
     truth = float(singular_values(layer, c_in, (8, 8))[0])  # Oracle: SVD of the dense operator
-    exact = operator_norm.conv_norm_bound(weight, (stride, stride), image_size=(8, 8))
-    every_size = operator_norm.conv_norm_bound(weight, (stride, stride))
+    exact = norms.conv_norm(weight, (stride, stride), image_size=(8, 8))
+    every_size = norms.conv_norm(weight, (stride, stride))
     # The dense operator is computed in float32, off by about 1e-6.
     assert truth - 1e-5 <= exact <= every_size <= 1 + 1e-5  # 1: orthogonium's construction
     assert every_size <= float(conv_norm_bound(weight)) * (1 + 1e-6)
@@ -68,7 +68,7 @@ def test_bounds_agree_with_those_of_orthogonium(seed: int) -> None:
     nn.init.normal_(layer.weight)
     theirs = float(get_conv_sv(layer, 3, return_stab_rank=False))
     truth = float(singular_values(layer, 4, (8, 8))[0])
-    ours = operator_norm.conv_norm_bound(layer.weight.detach())
+    ours = norms.conv_norm(layer.weight.detach())
     trained = float(conv_norm_bound(layer.weight.detach(), oversampling=16, squarings=8))
     assert truth <= ours <= theirs <= 1.3 * truth
     assert truth <= trained <= theirs
@@ -80,7 +80,7 @@ def test_orthogonium_multiplies_the_groups_of_which_the_largest_counts() -> None
     layer.weight.data = torch.tensor([3.0, 2.0]).reshape(2, 1, 1, 1)
     assert float(get_conv_sv(layer, 3, return_stab_rank=False)) == pytest.approx(6)
     assert float(singular_values(layer, 2, (3, 3))[0]) == pytest.approx(3)
-    assert operator_norm.conv_norm_bound(layer.weight.detach(), groups=2) == pytest.approx(3)
+    assert norms.conv_norm(layer.weight.detach(), groups=2) == pytest.approx(3)
 
 
 def _trained(stride: int, mode: str, **options: object) -> nn.Module:
@@ -105,7 +105,7 @@ def test_torchlip_spectral_conv_is_1_lipschitz_and_below_our_bounds(stride: int,
     weight = layer.weight.detach()  # type: ignore[operator]
     truth = float(singular_values(layer, 4, (8, 8))[0])  # Oracle: SVD of the dense operator
     assert truth <= 1
-    bound = operator_norm.conv_norm_bound(weight, (stride, stride))
+    bound = norms.conv_norm(weight, (stride, stride))
     assert truth <= bound <= 1
     assert truth <= float(conv_norm_bound(weight))
 

@@ -8,10 +8,10 @@ from typing import Any
 import numpy as np
 
 from lipdet.certificate.diagnosis import REASONS
-from lipdet.certificate.profile import LayerRow
 from lipdet.checkpoint import LoadedDetector
 from lipdet.config import PRESETS
 from lipdet.detector import build_detector
+from lipdet.lipschitz.profile import LayerRow
 from lipdet.report.architecture import Architecture, HeadShape, Stage
 from lipdet.report.inspection import Inspection
 from lipdet.report.scenes import Scene, Shown

@@ -43,6 +43,7 @@ def steepest(detector: SSD, image: Tensor, anchor: int, direction: Tensor) -> Te
     return (x + EPSILON * gradient / gradient.norm()).clamp(0, 1).detach()
 
 
+@pytest.mark.slow
 def test_regions_and_radii_hold(detector: SSD, images: Tensor, house_numbers: Pack) -> None:
     found = certified_detections(detector, images, EPSILON, house_numbers.class_names)
     assert sum(len(one) for one in found) >= 3, "nothing is shown, so nothing is tested"
@@ -89,6 +90,7 @@ def test_without_a_bound_nothing_is_promised(
     assert [(one.radius, one.outer) for one in found[0]] == [(None, None)] * len(found[0])
 
 
+@pytest.mark.slow
 def test_scenes_are_of_the_pictures_asked_for(detector: SSD, house_numbers: Pack) -> None:
     # Larger than EPSILON, which is lost in the rounding of the shown picture to 8 bits.
     epsilon = 1.0

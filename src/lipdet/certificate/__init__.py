@@ -1,7 +1,6 @@
 """Certificates: how far outputs can move, and which detections cannot be lost."""
 
-from lipdet.certificate.lipschitz import lipschitz_bound
-from lipdet.certificate.operator_norm import UnknownLipschitz
-from lipdet.certificate.outputs import OutputBounds, output_bounds
+from lipdet.certificate.outputs import OutputBounds, lipschitz_bound, output_bounds
+from lipdet.errors import UnknownLipschitz
 
 __all__ = ["OutputBounds", "UnknownLipschitz", "lipschitz_bound", "output_bounds"]

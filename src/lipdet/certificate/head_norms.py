@@ -14,11 +14,11 @@ import torch
 from torch import Tensor
 
 from lipdet.certificate.heads import LEAST, HeadConvolution
-from lipdet.certificate.operator_norm import SLACK
 from lipdet.certificate.outputs import OutputBounds, head_convolutions
-from lipdet.certificate.propagation import Propagation
 from lipdet.certificate.segments import take, true_at
 from lipdet.detector.ssd import SSD
+from lipdet.lipschitz.propagation import Propagation
+from lipdet.norms import SLACK
 
 # Squared norms of differences are found as |a|² + |b|² − 2ab, which may be off by the rounding of
 # sums of at most 1e5 products in float64.

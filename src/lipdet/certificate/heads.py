@@ -12,16 +12,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from lipdet.certificate.gains import as_pair
-from lipdet.certificate.module_rules import batch_norm_factors, vanishes
-from lipdet.certificate.operator_norm import (
-    SLACK,
-    Pair,
-    UnknownLipschitz,
-    conv_norm_bound,
-    real,
-)
+from lipdet.errors import UnknownLipschitz
 from lipdet.layers.fold import has_forward_hooks
+from lipdet.lipschitz.gains import as_pair, batch_norm_factors, vanishes
+from lipdet.norms import SLACK, Pair, conv_norm, real
 
 # Constants and norms below are raised to this. A larger one is a bound, too, and of these no
 # square, difference or quotient vanishes. What squares of single numbers lose, at most 1e-308 each,
@@ -88,7 +82,7 @@ class HeadConvolution:
 
     def norm_bound(self, kernel: Tensor) -> float:
         """Bound the norm of this convolution with other filters (c_out, c_in, k1, k2)."""
-        return conv_norm_bound(kernel, self.stride, self.dilation, image_size=self.size)
+        return conv_norm(kernel, self.stride, self.dilation, image_size=self.size)
 
 
 def head_convolution(

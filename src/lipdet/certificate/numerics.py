@@ -29,20 +29,13 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, fx, nn
 
-from lipdet.certificate.gains import as_pair
-from lipdet.certificate.operator_norm import UnknownLipschitz, conv_norm_bound
 from lipdet.certificate.outputs import propagate_detector
-from lipdet.certificate.propagation import Propagation
 from lipdet.detector.ssd import SSD
-from lipdet.layers import (
-    Abs,
-    DisjointMaxPool2d,
-    DropChannels,
-    MaxMin,
-    SpaceToDepth,
-    ZeroPadChannels,
-    fold,
-)
+from lipdet.errors import UnknownLipschitz
+from lipdet.layers import fold
+from lipdet.lipschitz.gains import as_pair
+from lipdet.lipschitz.propagation import Propagation
+from lipdet.norms import conv_norm
 
 # Over what is seen on some images. Errors are sums of thousands of roundings, of either sign, so
 # that their largest value over many outputs grows slowly with the number of images.
@@ -50,11 +43,6 @@ SAFETY = 8.0
 
 # How a bound is known, in the words of reports.
 MEASURED, PROVEN = "measured in float32", "proven in float64"
-
-_EXACT = (
-    *(Abs, DisjointMaxPool2d, DropChannels, SpaceToDepth, ZeroPadChannels),
-    *(nn.Identity, nn.ReLU, nn.ReLU6, nn.MaxPool2d, nn.ZeroPad2d, nn.Dropout, nn.Dropout2d),
-)
 
 
 class Rounding(NamedTuple):
@@ -186,22 +174,17 @@ def _own_error(
 ) -> float:
     """Bound what one layer adds, its input being off by `before`."""
     source = next(node for node in node.all_input_nodes if node in propagation.bounds)
-    if node.op == "call_module":
-        module = propagation.network.get_submodule(str(node.target))
-        size = sizes[source.name] + before
-        if type(module) is nn.Conv2d and module.padding_mode == "zeros":
-            cells = math.prod(propagation.shapes[node][-2:])
-            image_size = as_pair(propagation.shapes[source][-2:])
-            return _conv_error(module, size, image_size, cells, unit)
-        if type(module) is MaxMin:
-            return 4 * unit * size
-        if type(module) in _EXACT:
-            return 0.0
-    elif getattr(node.target, "__name__", "") in ("mul", "add", "sub"):
-        return unit * (sizes[node.name] + (propagation.gain(node) or 0.0) * before)
-    elif getattr(node.target, "__name__", "") == "getitem":
-        return 0.0
-    raise UnknownLipschitz(f'No bound of the rounding of "{node.name}" is known.')
+    module, rule = propagation.module(node), propagation.rule(node)
+    size = sizes[source.name] + before
+    if type(module) is nn.Conv2d and module.padding_mode == "zeros":
+        cells = math.prod(propagation.shapes[node][-2:])
+        image_size = as_pair(propagation.shapes[source][-2:])
+        return _conv_error(module, size, image_size, cells, unit)
+    if rule is None or rule.rounding is None:
+        raise UnknownLipschitz(f'No bound of the rounding of "{node.name}" is known.')
+    if module is None:
+        size = sizes[node.name] + (propagation.gain(node) or 0.0) * before
+    return rule.rounding * unit * size
 
 
 def _conv_error(
@@ -212,8 +195,6 @@ def _conv_error(
     if roundings * unit >= 1:
         raise UnknownLipschitz(f"No bound of the rounding of sums of {roundings} terms is known.")
     gamma = roundings * unit / (1 - roundings * unit)
-    norm = conv_norm_bound(
-        weight, as_pair(conv.stride), as_pair(conv.dilation), conv.groups, image_size
-    )
+    norm = conv_norm(weight, as_pair(conv.stride), as_pair(conv.dilation), conv.groups, image_size)
     bias = 0.0 if conv.bias is None else float(conv.bias.detach().double().norm())
     return gamma * (norm * size + bias * math.sqrt(cells))

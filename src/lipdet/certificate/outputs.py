@@ -10,13 +10,14 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, fx, nn
 
-from lipdet.certificate.gains import as_pair
 from lipdet.certificate.heads import LEAST, HeadConvolution, check_plain, head_convolution
-from lipdet.certificate.operator_norm import SLACK, UnknownLipschitz
-from lipdet.certificate.propagation import Propagation, bound_graph, example
-from lipdet.certificate.same_function import Meaning, prove_same
 from lipdet.detector.ssd import SSD, Head
-from lipdet.errors import InputError
+from lipdet.errors import InputError, UnknownLipschitz
+from lipdet.lipschitz.gains import as_pair
+from lipdet.lipschitz.profile import LayerRow, layer_profile
+from lipdet.lipschitz.propagation import Propagation, bound_graph, example, propagate
+from lipdet.lipschitz.same_function import Meaning, prove_same
+from lipdet.norms import SLACK
 
 
 @dataclass(frozen=True)
@@ -57,6 +58,29 @@ class FeaturesAndHeads(nn.Module):
             (level, head.classification(level), head.localisation(level))
             for head, level in zip(heads, features, strict=True)
         ]
+
+
+def lipschitz_bound(module: nn.Module, input_shape: Sequence[int]) -> float:
+    """Bound the Lipschitz constant of a network in the L2 norm, from its input to all its outputs.
+
+    Chains multiply, sums add, concatenations of maps of the same input take √Σ L² (THEORY §2). The
+    bound holds for the function of real arithmetic with the weights as stored, in the mode the
+    module is in.
+
+    Args:
+        module: any composition of the modules and functions that have a rule, with one input.
+        input_shape: shape of one input without the batch axis, such as (3, 74, 74).
+
+    Returns:
+        The bound, with a factor of 1 + 1e-9 for the rounding of the composition itself.
+
+    Raises:
+        UnknownLipschitz: something has no rule; its name and the reason are in the message.
+        InputError: the module cannot process this shape.
+    """
+    if isinstance(module, SSD):
+        return bounds_of_outputs(module, propagate_detector(module, input_shape)).joint
+    return propagate(module, input_shape).joint
 
 
 def output_bounds(detector: SSD) -> OutputBounds:
@@ -103,6 +127,18 @@ def propagate_detector(
     if not propagation.obstacles:
         _prove(detector, propagation)
     return propagation
+
+
+def detector_profile(propagation: Propagation, images: Tensor | None = None) -> list[LayerRow]:
+    """List the layers of a detector; see `layer_profile`.
+
+    The last two rows of each head are its outputs.
+
+    Args:
+        propagation: of the detector.
+        images: (B, 3, H, W) in [0, 1], for the observed values.
+    """
+    return layer_profile(propagation, images, [maps for _, *maps in propagation.outputs])
 
 
 def _prove(detector: SSD, propagation: Propagation) -> None:

@@ -12,7 +12,7 @@ import dataclasses
 from lipdet.boxes.coding import BoxCoding
 from lipdet.boxes.scores import SigmoidScores, SoftmaxScores
 from lipdet.boxes.select import Decoder, Selection
-from lipdet.certificate.operator_norm import UnknownLipschitz
+from lipdet.errors import UnknownLipschitz
 
 # Products with a factor in between lose no more digits in float32 than the certificate allows for.
 _LEAST, _MOST = 1e-10, 1e10

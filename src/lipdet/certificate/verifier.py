@@ -20,7 +20,6 @@ from lipdet.certificate.head_norms import (
     collective_class_constants,
 )
 from lipdet.certificate.numerics import MEASURED, rounding_of
-from lipdet.certificate.operator_norm import UnknownLipschitz
 from lipdet.certificate.outputs import OutputBounds, bounds_of_outputs, propagate_detector
 from lipdet.certificate.parts import check_parts, check_rounding
 from lipdet.certificate.rivals import Rivals
@@ -28,6 +27,7 @@ from lipdet.certificate.staying import Staying
 from lipdet.certificate.tightenings import ALL, Tightenings
 from lipdet.certificate.truths import Truths
 from lipdet.detector.ssd import SSD
+from lipdet.errors import UnknownLipschitz
 from lipdet.types import RawOutput
 
 GREY_IMAGES = 8

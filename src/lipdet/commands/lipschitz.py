@@ -7,8 +7,7 @@ from pathlib import Path
 import torch
 from rich.console import Console
 
-from lipdet.certificate.outputs import output_bounds
-from lipdet.certificate.profile import layer_profile
+from lipdet.certificate.outputs import bounds_of_outputs, detector_profile, propagate_detector
 from lipdet.checkpoint import LoadedDetector, load_any, load_detector
 from lipdet.commands.options import (
     DETECTOR_HELP,
@@ -79,7 +78,9 @@ def run(
     model = loaded.detector
     pack = open_data(data, "test", model.config.image_size).head(MOST_OBSERVED)
     images = torch.from_numpy(pack.images[:].copy()).permute(0, 3, 1, 2).float() / 255
-    rows, bounds = layer_profile(model, images), output_bounds(model)
+    propagation = propagate_detector(model)
+    rows = detector_profile(propagation, images)
+    bounds = bounds_of_outputs(model, propagation)
     if plot is not None:
         plot_profile(rows, plot)
     if json == Path("-"):

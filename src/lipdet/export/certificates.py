@@ -10,10 +10,10 @@ from torch import Tensor
 
 from lipdet.boxes import AP_SELECTION, DISPLAY_SELECTION, select_detections
 from lipdet.certificate.certify import certified_up_to
-from lipdet.certificate.operator_norm import UnknownLipschitz
 from lipdet.certificate.truths import truths_of
 from lipdet.certificate.verifier import Verifier, verifier_of
 from lipdet.detector import SSD
+from lipdet.errors import UnknownLipschitz
 from lipdet.export.verify import Network
 from lipdet.types import RawOutput, Target
 

@@ -17,11 +17,11 @@ import numpy as np
 import torch
 
 from lipdet.boxes import BoxCoding, Decoder, Scores, Selection, SigmoidScores, SoftmaxScores
-from lipdet.certificate.operator_norm import UnknownLipschitz
 from lipdet.certificate.outputs import output_bounds
 from lipdet.checkpoint import LoadedDetector
 from lipdet.config import as_plain
 from lipdet.detector import SSD
+from lipdet.errors import UnknownLipschitz
 from lipdet.versions import versions
 
 KEY = "lipdet"

@@ -16,12 +16,14 @@ from lipdet.attack.damage import damage
 from lipdet.attack.gradient import frozen
 from lipdet.attack.loop import OnStep
 from lipdet.attack.outcome import Outcome
-from lipdet.certificate.audit import Audit, audit
+from lipdet.certificate.outputs import propagate_detector
 from lipdet.certificate.torchvision_models import PixelsToHeads, is_torchvision
 from lipdet.detector import SSD
 from lipdet.errors import InputError
 from lipdet.evaluate.attacked import pictures
 from lipdet.images.pack import Pack
+from lipdet.lipschitz.audit import Audit, audit
+from lipdet.lipschitz.propagation import propagate
 from lipdet.types import Detections, Target
 
 
@@ -84,11 +86,13 @@ def audit_module(module: nn.Module, image_size: int) -> Audit:
         InputError: it does not accept this size.
     """
     shape = (3, image_size, image_size)
-    if not isinstance(module, SSD) and is_torchvision(module):
+    if isinstance(module, SSD):
+        return audit(propagate_detector(module, shape, past_obstacles=True))
+    if is_torchvision(module):
         module = PixelsToHeads(module, shape)
     elif isinstance(network := getattr(module, "network", None), nn.Module):
         module = network
-    return audit(module, shape)
+    return audit(propagate(module, shape, past_obstacles=True))
 
 
 def can_be_audited(module: nn.Module) -> bool:

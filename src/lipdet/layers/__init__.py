@@ -8,7 +8,6 @@ from lipdet.layers.fold import fold
 from lipdet.layers.gain import GainProfile, LayerGain, gain_profile
 from lipdet.layers.init import dirac_, orthogonal_
 from lipdet.layers.normalised import L2NormConv2d, OrthonormalConv2d, UnitNormConv2d
-from lipdet.layers.norms import conv_norm_bound, matrix_norm_bound, reshaped_norm_bound
 from lipdet.layers.orthogonal import BCOPConv2d, OrthogonalConv1x1
 from lipdet.layers.residual import CPLBlock, FoldedResidual, ResidualBlock, SLLBlock
 from lipdet.layers.resizing import (
@@ -19,6 +18,7 @@ from lipdet.layers.resizing import (
     ZeroPadChannels,
 )
 from lipdet.layers.spectral import SpectralConv2d
+from lipdet.norms import conv_norm_bound, matrix_norm_bound, reshaped_norm_bound
 
 __all__ = [
     "AOLConv2d",

@@ -15,8 +15,8 @@ from torch import Tensor, nn
 
 from lipdet.layers.aol import inverse_root
 from lipdet.layers.kernel import KernelConv2d
-from lipdet.layers.norms import conv_norm_bound, reshaped_norm_bound
 from lipdet.layers.orthogonal import cayley
+from lipdet.norms import conv_norm_bound, reshaped_norm_bound
 
 _SLACK = 1.0 + 1e-9
 

@@ -22,7 +22,7 @@ from lipdet.layers.aol import gram_row_sums, inverse_root
 from lipdet.layers.base import ConstructedWeight
 from lipdet.layers.conv import plain_conv
 from lipdet.layers.init import centred_orthogonal_
-from lipdet.layers.norms import conv_norm_bound
+from lipdet.norms import conv_norm_bound
 
 _LOG_Q_LIMIT = 10.0
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from torch import Tensor, nn
 
 from lipdet.layers.kernel import KernelConv2d
-from lipdet.layers.norms import reshaped_norm_bound
+from lipdet.norms import reshaped_norm_bound
 
 
 class SpectralConv2d(KernelConv2d):

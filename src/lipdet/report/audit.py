@@ -7,7 +7,7 @@ from typing import Any
 
 from rich.table import Table
 
-from lipdet.certificate.audit import Audit, Finding
+from lipdet.lipschitz.audit import Audit, Finding
 from lipdet.report.markup import Cell, Section, constant, number, paragraph, table
 from lipdet.versions import versions
 

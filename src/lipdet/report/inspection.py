@@ -11,12 +11,13 @@ import torch
 from torch import Tensor
 
 from lipdet.attack import AttackSettings
-from lipdet.certificate import UnknownLipschitz, output_bounds
-from lipdet.certificate.profile import LayerRow, layer_profile
+from lipdet.certificate.outputs import bounds_of_outputs, detector_profile, propagate_detector
 from lipdet.checkpoint import LoadedDetector
 from lipdet.detector import SSD
+from lipdet.errors import UnknownLipschitz
 from lipdet.evaluate.attacked import pictures, prepare
 from lipdet.images.pack import Pack
+from lipdet.lipschitz.profile import LayerRow
 from lipdet.report.architecture import Architecture, describe_architecture
 from lipdet.report.lipschitz import profile_json
 from lipdet.report.scenes import Scene, scenes
@@ -75,8 +76,9 @@ def inspect_detector(
     lipschitz: dict[str, Any] | str
     try:
         part = pack.head(OBSERVED)
-        bounds = output_bounds(detector)
-        layers = tuple(layer_profile(detector, _images(detector, part)))
+        propagation = propagate_detector(detector)
+        bounds = bounds_of_outputs(detector, propagation)
+        layers = tuple(detector_profile(propagation, _images(detector, part)))
         lipschitz = profile_json(loaded.name, part, layers, bounds)
     except UnknownLipschitz as error:
         lipschitz = str(error)

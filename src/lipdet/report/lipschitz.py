@@ -12,8 +12,8 @@ from matplotlib.figure import Figure
 from rich.table import Table
 
 from lipdet.certificate.outputs import OutputBounds
-from lipdet.certificate.profile import LayerRow
 from lipdet.images.pack import Pack
+from lipdet.lipschitz.profile import LayerRow
 from lipdet.report.style import COLOURS, Drawing, colour, marker, new_figure, styled
 from lipdet.versions import versions
 

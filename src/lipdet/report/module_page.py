@@ -7,8 +7,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from lipdet.certificate.audit import Audit
 from lipdet.errors import InputError
+from lipdet.lipschitz.audit import Audit
 from lipdet.report import detector_sections, sections
 from lipdet.report.audit import audit_section
 from lipdet.report.consistency import plot_consistency

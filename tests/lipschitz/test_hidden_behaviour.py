@@ -13,8 +13,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
-from lipdet.certificate.lipschitz import lipschitz_bound
-from lipdet.certificate.operator_norm import UnknownLipschitz
+from lipdet.certificate import lipschitz_bound
+from lipdet.errors import UnknownLipschitz
 from lipdet.layers import Householder
 
 SHAPE = (4, 6, 6)

@@ -12,12 +12,9 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor, fx, nn
+from torch import Tensor, fx
 
-from lipdet.certificate.outputs import propagate_detector
-from lipdet.certificate.propagation import Propagation, describe, propagate
-from lipdet.detector.ssd import SSD
-from lipdet.errors import InputError
+from lipdet.lipschitz.propagation import Propagation, describe
 from lipdet.progress import track
 
 _ITERATIONS = 6
@@ -47,30 +44,18 @@ class LayerRow:
 
 
 def layer_profile(
-    model: nn.Module,
+    propagation: Propagation,
     images: Tensor | None = None,
-    input_shape: Sequence[int] | None = None,
+    paths: Sequence[Sequence[fx.Node]] = (),
 ) -> list[LayerRow]:
     """List the layers of a network in the order of computation, with their constants.
 
-    Of a detector, the rows with h in `heads` are the path to head h; the last two of them are its
-    outputs.
-
     Args:
-        model: in eval mode.
+        propagation: of the network.
         images: (B, *input_shape), B ≥ 1, for the observed values; of a detector, in [0, 1].
-        input_shape: of one input without the batch axis. If absent, that of the images, and of a
-            detector its own.
-
-    Raises:
-        UnknownLipschitz: a layer has no rule.
-        InputError: the model cannot process this shape, or no shape is given.
+        paths: for each head, its outputs; the rows with h in `heads` are the way to head h.
     """
-    if input_shape is None and images is not None:
-        input_shape = images.shape[1:]
-    propagation = _propagate(model, input_shape)
-    levels = propagation.outputs if isinstance(model, SSD) else ()
-    paths = [_ancestors(level[1:]) for level in levels]
+    ways = [_ancestors(outputs) for outputs in paths]
     directions = None if images is None else _random_directions(images)
     rows = []
     for node in track(_layers(propagation), "Bounding and observing layers"):
@@ -81,18 +66,10 @@ def layer_profile(
         name, kind = describe(first, propagation.network)
         if first is not node:
             kind = f"{kind} + {describe(node, propagation.network)[1]}"
-        heads = tuple(index for index, path in enumerate(paths) if node in path)
+        heads = tuple(index for index, way in enumerate(ways) if node in way)
         constant = propagation.gain(node)
         rows.append(LayerRow(name, kind, constant, propagation.bounds[node], observed, heads))
     return rows
-
-
-def _propagate(model: nn.Module, input_shape: Sequence[int] | None) -> Propagation:
-    if isinstance(model, SSD):
-        return propagate_detector(model, input_shape)
-    if input_shape is None:
-        raise InputError("A profile of a network that is no detector needs input_shape or images.")
-    return propagate(model, input_shape)
 
 
 def _layers(propagation: Propagation) -> list[fx.Node]:

@@ -12,12 +12,12 @@ from torch import Tensor, nn
 from lipdet.certificate import UnknownLipschitz, lipschitz_bound, output_bounds
 from lipdet.certificate.heads import head_convolution
 from lipdet.certificate.numerics import measured_rounding, proven_rounding
-from lipdet.certificate.operator_norm import (
-    circular_norm_bound,
-    conv_norm_bound,
-    gram_norm_bound,
-    matrix_norm_bound,
-    sampled_norm_bound,
+from lipdet.norms import (
+    circular_conv_norm,
+    conv_norm,
+    gram_norm,
+    matrix_norm,
+    sampled_norm,
 )
 from tests.certificate.detectors import small_detector
 from tests.certificate.helpers import Apply, conv
@@ -41,12 +41,12 @@ def test_norms_of_tiny_and_huge_weights(scale: float) -> None:
     # Oracle: a matrix of equal entries, of norm 2 · scale, in exact arithmetic.
     truth = 2 * Fraction(scale)
     bounds = [
-        matrix_norm_bound(kernel[:, :, 0, 0]),
-        conv_norm_bound(kernel),
-        conv_norm_bound(kernel, image_size=(4, 4)),
-        circular_norm_bound(kernel, (1, 1), (1, 1), 1, (4, 4), (4, 4)),
-        gram_norm_bound(kernel),
-        sampled_norm_bound(kernel),
+        matrix_norm(kernel[:, :, 0, 0]),
+        conv_norm(kernel),
+        conv_norm(kernel, image_size=(4, 4)),
+        circular_conv_norm(kernel, (1, 1), (1, 1), 1, (4, 4), (4, 4)),
+        gram_norm(kernel),
+        sampled_norm(kernel),
     ]
     for bound in bounds:
         assert truth <= Fraction(bound)

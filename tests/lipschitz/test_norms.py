@@ -10,14 +10,8 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from torch import nn
 
-from lipdet.certificate.operator_norm import (
-    UnknownLipschitz,
-    circular_norm_bound,
-    conv_norm_bound,
-    gram_norm_bound,
-    matrix_norm_bound,
-    sampled_norm_bound,
-)
+from lipdet.errors import UnknownLipschitz
+from lipdet.norms import circular_conv_norm, conv_norm, gram_norm, matrix_norm, sampled_norm
 from tests.certificate.helpers import conv, jacobian_norm, response_norm
 
 TINY = 1 + 1e-8
@@ -62,10 +56,10 @@ def test_conv_bound_is_above_the_dense_norm(
     arguments = stride, dilation, groups
     if circular:
         height, width = layer(torch.zeros(1, *shape)).shape[-2:]
-        assert truth <= circular_norm_bound(kernel, *arguments, size, (height, width))
+        assert truth <= circular_conv_norm(kernel, *arguments, size, (height, width))
     else:
-        bound = conv_norm_bound(kernel, *arguments, size)
-        assert truth <= bound <= conv_norm_bound(kernel, *arguments) * TINY
+        bound = conv_norm(kernel, *arguments, size)
+        assert truth <= bound <= conv_norm(kernel, *arguments) * TINY
 
 
 @pytest.mark.parametrize(
@@ -76,7 +70,7 @@ def test_circular_bound_is_exact(size: tuple[int, int], stride: int) -> None:
     # A kernel larger than the image, which wraps around: 5 > 2.
     layer = conv(torch.randn(3, 2, 5, 5), stride=stride, padding=2, padding_mode="circular")
     height, width = layer(torch.zeros(1, 2, *size)).shape[-2:]
-    bound = circular_norm_bound(layer.weight, (stride, stride), (1, 1), 1, size, (height, width))
+    bound = circular_conv_norm(layer.weight, (stride, stride), (1, 1), 1, size, (height, width))
     # Oracle: SVD of the dense operator.
     assert bound == pytest.approx(jacobian_norm(layer, (2, *size)), rel=1e-8)
 
@@ -85,7 +79,7 @@ def test_circular_outputs_that_repeat_are_counted() -> None:
     # A 1×1 kernel with padding 1 on one pixel gives 9 copies of it: norm 3.
     layer = conv(torch.ones(1, 1, 1, 1), padding=1, padding_mode="circular")
     assert jacobian_norm(layer, (1, 1, 1)) == pytest.approx(3)
-    assert circular_norm_bound(layer.weight, (1, 1), (1, 1), 1, (1, 1), (3, 3)) == pytest.approx(3)
+    assert circular_conv_norm(layer.weight, (1, 1), (1, 1), 1, (1, 1), (3, 3)) == pytest.approx(3)
 
 
 @pytest.mark.parametrize("shape", [(1, 1, 3, 3), (4, 4, 3, 3), (2, 4, 1, 5), (4, 1, 2, 2)])
@@ -94,10 +88,10 @@ def test_gram_iteration_is_within_two_percent_at_eight_steps(shape: tuple[int, .
     kernel = torch.randn(*shape)
     # Oracle: the largest sample of the frequency response on a 128 × 128 grid.
     truth = response_norm(kernel, 128)
-    bounds = [gram_norm_bound(kernel, steps) for steps in (1, 2, 4, 8)]
+    bounds = [gram_norm(kernel, steps) for steps in (1, 2, 4, 8)]
     assert truth <= bounds[-1] <= 1.02 * truth
     assert bounds == sorted(bounds, reverse=True)
-    assert truth <= sampled_norm_bound(kernel) <= 1.02 * truth
+    assert truth <= sampled_norm(kernel) <= 1.02 * truth
 
 
 def test_one_zero_padded_conv_is_within_two_percent() -> None:
@@ -106,9 +100,9 @@ def test_one_zero_padded_conv_is_within_two_percent() -> None:
     # Oracle: SVD of the dense operator on 24 × 24 pixels.
     truth = jacobian_norm(conv(kernel, padding=1), (1, 24, 24))
     for bound in (
-        conv_norm_bound(kernel),
-        conv_norm_bound(kernel, image_size=(24, 24)),
-        gram_norm_bound(kernel, 8),
+        conv_norm(kernel),
+        conv_norm(kernel, image_size=(24, 24)),
+        gram_norm(kernel, 8),
     ):
         assert truth <= bound <= 1.02 * truth
 
@@ -119,9 +113,9 @@ def test_orthogonal_kernels_have_bound_one() -> None:
     projector = basis @ basis.T
     kernel = torch.stack([projector, torch.eye(4) - projector], dim=-1)[:, :, None]
     for bound in (
-        conv_norm_bound(kernel),
-        gram_norm_bound(kernel, 1),
-        conv_norm_bound(kernel, image_size=(5, 6)),
+        conv_norm(kernel),
+        gram_norm(kernel, 1),
+        conv_norm(kernel, image_size=(5, 6)),
     ):
         assert 1 <= bound <= 1 + 1e-6
 
@@ -129,9 +123,9 @@ def test_orthogonal_kernels_have_bound_one() -> None:
 def test_grids_too_large_for_exact_samples_fall_back(monkeypatch: pytest.MonkeyPatch) -> None:
     torch.manual_seed(0)
     kernel = torch.randn(3, 3, 3, 3)
-    exact = conv_norm_bound(kernel, image_size=(20, 20))
-    monkeypatch.setattr("lipdet.certificate.operator_norm._MOST_EIGEN_WORK", 0)
-    fallback = conv_norm_bound(kernel, image_size=(20, 20))
+    exact = conv_norm(kernel, image_size=(20, 20))
+    monkeypatch.setattr("lipdet.norms._MOST_EIGEN_WORK", 0)
+    fallback = conv_norm(kernel, image_size=(20, 20))
     assert exact < fallback <= 1.02 * response_norm(kernel)
 
 
@@ -140,12 +134,12 @@ def test_extreme_weights_scale_the_bound(scale: float) -> None:
     torch.manual_seed(0)
     kernel = torch.randn(2, 3, 3, 3)
     for bound in (
-        conv_norm_bound,
-        gram_norm_bound,
-        sampled_norm_bound,
-        lambda k: conv_norm_bound(k, (2, 1), image_size=(5, 6)),
-        lambda k: circular_norm_bound(k, (1, 1), (1, 1), 1, (4, 4), (4, 4)),
-        lambda k: matrix_norm_bound(k.flatten(1)),
+        conv_norm,
+        gram_norm,
+        sampled_norm,
+        lambda k: conv_norm(k, (2, 1), image_size=(5, 6)),
+        lambda k: circular_conv_norm(k, (1, 1), (1, 1), 1, (4, 4), (4, 4)),
+        lambda k: matrix_norm(k.flatten(1)),
     ):
         # Oracle: norms are homogeneous; float32 rounds each entry to 6e-8.
         assert bound(kernel * scale) == pytest.approx(scale * bound(kernel), rel=1e-6)
@@ -156,11 +150,11 @@ def test_extreme_weights_scale_the_bound(scale: float) -> None:
 def test_weights_that_are_not_finite_are_refused(entry: float) -> None:
     kernel = torch.ones(2, 2, 3, 3)
     kernel[0, 1, 2, 0] = entry
-    for bound in (conv_norm_bound, gram_norm_bound, sampled_norm_bound):
+    for bound in (conv_norm, gram_norm, sampled_norm):
         with pytest.raises(UnknownLipschitz, match="not all finite"):
             bound(kernel)
     with pytest.raises(UnknownLipschitz, match="not all finite"):
-        matrix_norm_bound(kernel.flatten(1))
+        matrix_norm(kernel.flatten(1))
 
 
 def test_reshaped_spectral_norm_is_no_bound() -> None:
@@ -170,7 +164,7 @@ def test_reshaped_spectral_norm_is_no_bound() -> None:
     truth = jacobian_norm(conv(kernel, padding=1), (1, 8, 8))
     assert reshaped == pytest.approx(3)
     assert truth > 2.5 * reshaped
-    assert truth <= conv_norm_bound(kernel, image_size=(8, 8))
+    assert truth <= conv_norm(kernel, image_size=(8, 8))
 
 
 def test_torch_spectral_norm_of_a_conv_is_no_bound() -> None:
@@ -187,7 +181,7 @@ def test_groups_take_the_maximum() -> None:
     kernel = torch.randn(4, 2, 3, 3)
     groups = [response_norm(part) for part in kernel.chunk(2)]
     truth = jacobian_norm(conv(kernel, padding=1, groups=2), (4, 8, 8))
-    bound = conv_norm_bound(kernel, groups=2)
+    bound = conv_norm(kernel, groups=2)
     assert max(groups) == pytest.approx(bound, rel=0.02)
     assert truth <= bound < math.prod(groups)
 
@@ -200,7 +194,7 @@ def test_aol_with_truncated_lags_is_no_bound() -> None:
     truncated = math.sqrt(float(lags.sum()))
     truth = jacobian_norm(conv(kernel, padding=1), (1, 16, 16))
     assert truncated == pytest.approx(7)
-    assert truncated < truth <= gram_norm_bound(kernel, 1) == pytest.approx(9)
+    assert truncated < truth <= gram_norm(kernel, 1) == pytest.approx(9)
 
 
 @pytest.mark.parametrize("mode", ["reflect", "replicate"])
@@ -211,4 +205,4 @@ def test_padding_that_repeats_pixels_exceeds_the_zero_padded_bound(mode: str) ->
     kernel[0, 0, 0, 0] = 1
     truth = jacobian_norm(conv(kernel, padding=1, padding_mode=mode), (1, 3, 3))
     assert truth == pytest.approx(2)
-    assert conv_norm_bound(kernel) < 1.02
+    assert conv_norm(kernel) < 1.02

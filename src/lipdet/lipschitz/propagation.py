@@ -22,18 +22,25 @@ from torch import Tensor, fx, nn
 from torch.fx.node import map_arg
 from torch.nn.utils import parametrize
 
-from lipdet.certificate.function_rules import Bounded, bound_call, describes
-from lipdet.certificate.gains import times
-from lipdet.certificate.module_rules import (
+from lipdet.errors import InputError, UnknownLipschitz
+from lipdet.layers import fold
+from lipdet.lipschitz.gains import (
     batch_norm_factors,
     conv_gain,
-    find_rule,
+    times,
     uses_batch_statistics,
 )
-from lipdet.certificate.operator_norm import UnknownLipschitz
-from lipdet.certificate.same_function import Meaning, prove_same
-from lipdet.errors import InputError
-from lipdet.layers import fold
+from lipdet.lipschitz.rules import (
+    FUNCTIONS,
+    Bounded,
+    FunctionRule,
+    ModuleRule,
+    bound_call,
+    describes,
+    find_rule,
+)
+from lipdet.lipschitz.same_function import Meaning, prove_same
+from lipdet.norms import SLACK
 
 
 @dataclass
@@ -56,12 +63,35 @@ class Propagation:
     fixed: set[fx.Node] = field(default_factory=set)
     shapes: dict[fx.Node, torch.Size] = field(default_factory=dict)
     fused: dict[fx.Node, fx.Node] = field(default_factory=dict)
-    obstacles: dict[fx.Node, str] = field(default_factory=dict)
+    obstacles: dict[fx.Node, UnknownLipschitz] = field(default_factory=dict)
 
     @property
     def outputs(self) -> Any:
         """What the network returns, with nodes in place of tensors."""
         return self.network.graph.output_node().args[0]
+
+    @property
+    def joint(self) -> float:
+        """The bound of the map to all outputs together (THEORY §2)."""
+        parts: list[float] = []
+
+        def collect(node: fx.Node) -> fx.Node:
+            if node not in self.fixed:
+                parts.append(self.bounds[node])
+            return node
+
+        map_arg(self.outputs, collect)
+        return math.hypot(*parts) * SLACK
+
+    def module(self, node: fx.Node) -> nn.Module | None:
+        """Return the module that a node runs, or None if it runs a function."""
+        is_call = node.op == "call_module"
+        return self.network.get_submodule(str(node.target)) if is_call else None
+
+    def rule(self, node: fx.Node) -> ModuleRule | FunctionRule | None:
+        """Return the row of what a node runs, or None if it has none."""
+        module = self.module(node)
+        return find_rule(module) if module is not None else FUNCTIONS.get(node.target)
 
     def gain(self, node: fx.Node) -> float | None:
         """Return the constant of a node's own operation, or None if it has several inputs."""
@@ -187,7 +217,7 @@ class _Bounding(fx.Interpreter):
                     raise UnknownLipschitz("the bound leaves the range of float64")
             except UnknownLipschitz as error:
                 if self.past_obstacles:
-                    self.result.obstacles[n] = str(error).rstrip(".")
+                    self.result.obstacles[n] = error
                     sources = n.all_input_nodes
                     self.bounds[n] = max(self.bounds.get(source, 0.0) for source in sources)
                     return y
@@ -204,7 +234,7 @@ class _Bounding(fx.Interpreter):
             return bound_call(node.target, arguments, options, y)
         if len(arguments) != 1 or options or not isinstance(arguments[0], Bounded):
             raise UnknownLipschitz("it is called with more than one input")
-        module = self._module(node)
+        module = self.result.module(node)
         assert module is not None
         if module.training and parametrize.is_parametrized(module):
             raise UnknownLipschitz("its weights change with every use; call eval() first")
@@ -216,26 +246,22 @@ class _Bounding(fx.Interpreter):
             return float(x.bound)
         norm = self._norm_behind(node)
         if norm is None:
-            return times(x.bound, rule(module, x.value, y))
+            return times(x.bound, rule.gain(module, x.value, y))
         assert isinstance(module, nn.Conv2d)
         return times(x.bound, conv_gain(module, x.value, y, batch_norm_factors(norm)))
 
     def _norm_behind(self, node: fx.Node) -> nn.BatchNorm2d | None:
         """Return the BatchNorm that alone uses a convolution, noting that they are one kernel."""
-        if not isinstance(self._module(node), nn.Conv2d) or len(node.users) != 1:
+        if not isinstance(self.result.module(node), nn.Conv2d) or len(node.users) != 1:
             return None
         (user,) = node.users
-        norm = self._module(user)
+        norm = self.result.module(user)
         if not isinstance(norm, nn.BatchNorm2d) or find_rule(norm) is None:
             return None
         if uses_batch_statistics(norm):  # Its own rule refuses it by name.
             return None
         self.result.fused[user] = node
         return norm
-
-    def _module(self, node: fx.Node) -> nn.Module | None:
-        is_call = node.op == "call_module"
-        return self.result.network.get_submodule(str(node.target)) if is_call else None
 
     def _with_bound(self, node: fx.Node) -> Any:
         value = self.env[node]

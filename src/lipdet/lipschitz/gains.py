@@ -1,8 +1,7 @@
-"""Lipschitz constants of single operations that have no weights.
+"""Lipschitz constants of single operations: upper bounds in the L2 norm (THEORY §2).
 
-Each function takes the input (1, ...) of the operation and then the operation's own arguments, as
-the function of `torch.nn.functional` takes them, and returns an upper bound of its constant in the
-L2 norm. THEORY §2 states the rules.
+Those without weights take the input (1, ...) of the operation and then its own arguments, as the
+function of `torch.nn.functional` takes them.
 """
 
 from __future__ import annotations
@@ -12,14 +11,17 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional
 
-from lipdet.certificate.operator_norm import SLACK, TINY, UnknownLipschitz, matrix_norm_bound, real
+from lipdet.errors import UnknownLipschitz
+from lipdet.layers import FoldedResidual
+from lipdet.norms import SLACK, TINY, circular_conv_norm, conv_norm, matrix_norm, real
 
 Size = int | Sequence[int]
 # Pooling and interpolation weights are applied as float32 numbers.
 _FLOAT32_SLACK = 1.0 + 1e-6
+_CALL_EVAL = "call eval() first"
 
 
 def one(x: Tensor, *_: object, **__: object) -> float:
@@ -66,7 +68,7 @@ def dropout(x: Tensor, p: float = 0.5, training: bool = True, inplace: bool = Fa
         UnknownLipschitz: in training mode, where it is random.
     """
     if training:
-        raise UnknownLipschitz("it is in training mode; call eval() first")
+        raise UnknownLipschitz("it is in training mode; call eval() first", _CALL_EVAL)
     return 1.0
 
 
@@ -184,8 +186,88 @@ def _separable_norm(x: Tensor, along: Callable[[int], Callable[[Tensor], Tensor]
     norm = _FLOAT32_SLACK
     for axis, length in enumerate(x.shape[-2:]):
         lines = torch.eye(length, dtype=x.dtype, device=x.device).unsqueeze(1)
-        norm *= matrix_norm_bound(along(axis)(lines).squeeze(1))
+        norm *= matrix_norm(along(axis)(lines).squeeze(1))
     return norm
+
+
+def conv_gain(conv: nn.Conv2d, x: Tensor, y: Tensor, factors: Tensor | None = None) -> float:
+    """Bound a convolution x ↦ y, its output channels multiplied by `factors` (c_out,) if given.
+
+    Raises:
+        UnknownLipschitz: a weight is not finite.
+    """
+    kernel = real(conv.weight.detach()).double()
+    if factors is not None:
+        if vanishes(kernel, factors):
+            return times(conv_gain(conv, x, y), float(factors.abs().max()) * SLACK)
+        kernel = kernel * factors[:, None, None, None]
+    stride, dilation = as_pair(conv.stride), as_pair(conv.dilation)
+    size = as_pair(x.shape[-2:])
+    if conv.padding_mode == "zeros":
+        return conv_norm(kernel, stride, dilation, conv.groups, size)
+    if conv.padding_mode == "circular":
+        output = as_pair(y.shape[-2:])
+        return circular_conv_norm(kernel, stride, dilation, conv.groups, size, output)
+    # The amounts that nn.Conv2d itself hands to functional.pad.
+    sides = conv._reversed_padding_repeated_twice
+    padded = size[0] + sides[2] + sides[3], size[1] + sides[0] + sides[1]
+    unpadded_norm = conv_norm(kernel, stride, dilation, conv.groups, padded)
+    return pad(x, sides, conv.padding_mode) * unpadded_norm
+
+
+def batch_norm_gain(norm: nn.BatchNorm1d | nn.BatchNorm2d) -> float:
+    """Return the largest factor of a BatchNorm in eval mode.
+
+    Raises:
+        UnknownLipschitz: it would use the statistics of the batch, or a factor is not finite.
+    """
+    largest = float(batch_norm_factors(norm).abs().max())
+    if not math.isfinite(largest):
+        raise UnknownLipschitz("its factors are not finite")
+    return largest * SLACK
+
+
+def batch_norm_factors(norm: nn.BatchNorm1d | nn.BatchNorm2d) -> Tensor:
+    """Return γ / √(σ² + eps) (channels,) in float64 of a BatchNorm in eval mode.
+
+    Raises:
+        UnknownLipschitz: it would use the statistics of the batch.
+    """
+    if uses_batch_statistics(norm):
+        raise UnknownLipschitz("it uses batch statistics; call eval() first", _CALL_EVAL)
+    assert norm.running_var is not None
+    factors = (norm.running_var.double() + norm.eps).rsqrt()
+    # As torch does, whatever `affine` says.
+    return factors if norm.weight is None else factors * real(norm.weight.detach()).double()
+
+
+def vanishes(kernel: Tensor, factors: Tensor) -> bool:
+    """Whether a weight times the factor of its output channel may be lost below float64's range."""
+    products = (kernel * factors[:, None, None, None]).abs()
+    nonzero = (kernel != 0) & (factors != 0)[:, None, None, None]
+    return bool((nonzero & (products < TINY)).any())
+
+
+def uses_batch_statistics(norm: nn.BatchNorm1d | nn.BatchNorm2d) -> bool:
+    """Whether a BatchNorm mixes the images of a batch."""
+    return norm.training or norm.running_var is None
+
+
+def residual_gain(block: FoldedResidual, x: Tensor) -> float:
+    """Bound x − 2 Vᵀ relu(V x + b) by max(1, 2‖V‖² − 1), with the norm of V recomputed.
+
+    The Jacobian I − 2 VᵀDV, 0 ≤ D ≤ 1, is symmetric with eigenvalues in [1 − 2‖V‖², 1]
+    (Meunier et al. 2022; Araujo et al. 2023).
+
+    Raises:
+        UnknownLipschitz: the two kernels are not V and exactly 2 Vᵀ, of odd and equal sides.
+    """
+    kernel = block.inner.weight.detach()
+    if kernel.shape[-1] != kernel.shape[-2] or kernel.shape[-1] % 2 == 0:
+        raise UnknownLipschitz("its padding keeps the size for square kernels of odd sides only")
+    if not torch.equal(block.outer.weight, 2 * kernel.flip(2, 3).transpose(0, 1)):
+        raise UnknownLipschitz("its second kernel is not twice the transpose of its first")
+    return max(1.0, 2 * conv_norm(kernel, image_size=as_pair(x.shape[-2:])) ** 2 - 1)
 
 
 def scale(factor: object, x: Tensor, y: Tensor) -> float:

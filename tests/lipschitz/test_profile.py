@@ -12,17 +12,16 @@ from torch import Tensor, nn
 from torch.autograd.functional import jacobian
 
 from lipdet.certificate import lipschitz_bound
-from lipdet.certificate.outputs import output_bounds
-from lipdet.certificate.profile import layer_profile
-from lipdet.errors import InputError
+from lipdet.certificate.outputs import detector_profile, output_bounds, propagate_detector
 from lipdet.layers import fold
+from lipdet.lipschitz import layer_profile, propagate
 from lipdet.report.lipschitz import plot_profile
 from tests.certificate.detectors import small_detector
 
 
 def test_rows_follow_the_paths_to_the_heads() -> None:
     detector = small_detector()
-    rows = layer_profile(detector)
+    rows = detector_profile(propagate_detector(detector))
     assert [(row.name, row.kind, row.heads) for row in rows] == [
         ("normalize", "mul", (0, 1)),
         ("backbone.first.0", "Conv2d + BatchNorm2d", (0, 1)),
@@ -47,7 +46,7 @@ def test_rows_follow_the_paths_to_the_heads() -> None:
 def test_observed_values_are_close_lower_bounds_of_the_jacobian_norm() -> None:
     detector = small_detector()
     images = torch.rand(2, 3, 8, 8)
-    rows = layer_profile(detector, images)
+    rows = detector_profile(propagate_detector(detector), images)
     for row in rows:
         assert row.observed is not None
         assert 0 < row.observed <= row.cumulative * (1 + 1e-5)  # float32
@@ -66,9 +65,9 @@ def test_observed_values_are_close_lower_bounds_of_the_jacobian_norm() -> None:
 
 
 def test_more_images_never_lower_what_is_observed() -> None:
-    detector = small_detector()
+    propagation = propagate_detector(small_detector())
     images = torch.rand(3, 3, 8, 8)
-    one, all_three = layer_profile(detector, images[:1]), layer_profile(detector, images)
+    one, all_three = (detector_profile(propagation, some) for some in (images[:1], images))
     first = [row.observed or 0.0 for row in one]
     # The same generator gives the first image the same start.
     for row, value in zip(all_three, first, strict=True):
@@ -78,7 +77,7 @@ def test_more_images_never_lower_what_is_observed() -> None:
 def test_any_network_has_a_profile() -> None:
     torch.manual_seed(0)
     network = nn.Sequential(nn.Linear(5, 4), nn.ReLU(), nn.Linear(4, 3)).eval()
-    rows = layer_profile(network, input_shape=(5,))
+    rows = layer_profile(propagate(network, (5,)))
     assert [(row.name, row.kind) for row in rows] == [
         ("0", "Linear"),
         ("1", "ReLU"),
@@ -90,20 +89,14 @@ def test_any_network_has_a_profile() -> None:
     norms = [float(torch.linalg.matrix_norm(network[i].weight.detach(), 2)) for i in (0, 2)]
     assert [first, last] == pytest.approx(norms, rel=1e-6)
     assert rows[-1].cumulative == pytest.approx(lipschitz_bound(network, (5,)))
-    observed = layer_profile(network, torch.randn(3, 5))
+    observed = layer_profile(propagate(network, (5,)), torch.randn(3, 5))
     assert observed[0].observed == pytest.approx(norms[0], rel=0.05)
-
-
-def test_a_profile_needs_a_shape_that_fits() -> None:
-    with pytest.raises(InputError, match="needs input_shape"):
-        layer_profile(nn.ReLU())
-    with pytest.raises(InputError, match=r"\(3, 8, 8\)"):
-        layer_profile(small_detector(), input_shape=(3, 16, 16))
 
 
 @pytest.mark.parametrize("with_images", [True, False])
 def test_figure(tmp_path: Path, with_images: bool) -> None:
-    rows = layer_profile(small_detector(), torch.rand(1, 3, 8, 8) if with_images else None)
+    images = torch.rand(1, 3, 8, 8) if with_images else None
+    rows = detector_profile(propagate_detector(small_detector()), images)
     file = tmp_path / "profile.png"
     plot_profile(rows, file)
     with Image.open(file) as image:
@@ -115,7 +108,7 @@ def test_figure(tmp_path: Path, with_images: bool) -> None:
 def test_figure_of_a_network_without_heads(tmp_path: Path) -> None:
     network = nn.Sequential(nn.Linear(5, 4), nn.ReLU(), nn.Linear(4, 3)).eval()
     file = tmp_path / "profile.png"
-    plot_profile(layer_profile(network, input_shape=(5,)), file)
+    plot_profile(layer_profile(propagate(network, (5,))), file)
     with Image.open(file) as image:
         colours = {colour: n for n, colour in image.convert("RGB").getcolors(2**20) or []}
     # A line across the figure has far more pixels than the three markers and the legend.

@@ -8,6 +8,8 @@ Notable choices:
   both must agree in every mode, with one to three images, and the module must be as it was.
 - What no recording sees (other threads, images that mix) is looked for by numbers, which prove
   nothing: other values, batches and modes must give what the graph gives for each image alone.
+- A module of torch's and this package's classes alone, as they are defined, hides nothing of that
+  kind; the tests run the whole proof on each of them. One mode and one image are recorded then.
 """
 
 from __future__ import annotations
@@ -17,8 +19,9 @@ import inspect
 import itertools
 import pickle
 import random
+import sys
 import types
-from collections.abc import Callable, Hashable, Iterator
+from collections.abc import Callable, Hashable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from typing import Any
 
@@ -26,30 +29,32 @@ import numpy as np
 import torch
 from torch import Tensor, fx, nn
 from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
+from torch.nn.modules import module as torch_module
 from torch.utils._pytree import tree_leaves
 
-from lipdet.certificate.operator_norm import UnknownLipschitz
-from lipdet.certificate.recording import Expressions, Recording, digest, record
-from lipdet.certificate.references import find_reference
+from lipdet.errors import UnknownLipschitz
 from lipdet.layers.base import ConstructedWeight
+from lipdet.lipschitz.recording import Expressions, Recording, digest, record
+from lipdet.lipschitz.rules import find_rule
 
 Network = Callable[[Tensor], Any]
+Mode = Callable[[], AbstractContextManager[Any]]
 # Packages whose functions and classes keep nothing between runs.
 _TRUSTED = {"torch", "torchvision", "lipdet", "numpy", "builtins"}
 
 
 class Meaning(fx.Interpreter):
-    """Runs a graph as its rules understand it: modules by their references, nothing in place."""
+    """Runs a graph as its rules understand it: modules by their rules, nothing in place."""
 
     def __init__(self, network: fx.GraphModule) -> None:
         super().__init__(network)
         self.extra_traceback = False
 
     def call_module(self, target: Any, args: Any, kwargs: Any) -> Any:
-        """Run the reference of a module, or one without a rule as it is."""
+        """Run what the rule of a module says, or one without a rule as it is."""
         module = self.fetch_attr(target)
-        reference = find_reference(module)
-        return reference(module, *args, **kwargs) if reference else module(*args, **kwargs)
+        rule = find_rule(module)
+        return rule.computes(module, *args, **kwargs) if rule else module(*args, **kwargs)
 
     def call_function(self, target: Any, args: Any, kwargs: Any) -> Any:
         """Run a function, without working in place where it could."""
@@ -80,8 +85,11 @@ def prove_same(module: nn.Module, meaning: Network, x: Tensor, what: str) -> Non
         in_copy = copy.deepcopy(module)
         if _parts(in_copy) != _parts(module):
             raise UnknownLipschitz("its copy is not what it is")
+        if _is_as_defined(module):
+            _compare(in_copy, meaning, x, AS_DEFINED)
+            return
         before = _state(in_copy)
-        _compare(in_copy, meaning, x)
+        _compare(in_copy, meaning, x, BATCHES)
         _check_values(in_copy, meaning, x)
         if _state(in_copy) != before:
             raise UnknownLipschitz("its attributes or random numbers change as it runs")
@@ -91,10 +99,42 @@ def prove_same(module: nn.Module, meaning: Network, x: Tensor, what: str) -> Non
         raise UnknownLipschitz(f"{what}, or depends on values: {error}") from error
 
 
-def _compare(module: nn.Module, meaning: Network, x: Tensor) -> None:
+def _is_as_defined(network: nn.Module) -> bool:
+    """Whether a network consists of nothing but modules as torch and this package define them."""
+    hooks_of_all = torch_module._global_forward_hooks or torch_module._global_forward_pre_hooks
+    return not hooks_of_all and all(
+        _is_own_class(type(module))
+        and not any(vars(module)[hooks] for hooks in vars(module) if hooks.endswith("_hooks"))
+        and not any(map(callable, _attributes(module)))
+        and all(type(one) in (Tensor, nn.Parameter) for one in _tensors_of(module))
+        for module in network.modules()
+    )
+
+
+def _is_own_class(kind: type) -> bool:
+    """Whether a class and its forward method are as torch's modules or this package define them."""
+    home = sys.modules.get(kind.__module__)
+    modules = (kind.__module__, str(kind.forward.__module__))  # type: ignore[attr-defined]
+    known = all(name.startswith(("torch.nn.modules.", "lipdet.")) for name in modules)
+    return known and getattr(home, kind.__qualname__, None) is kind
+
+
+def _attributes(module: nn.Module) -> list[Any]:
+    """Return what a module has besides its parameters, buffers, parts and hooks."""
+    return [value for name, value in vars(module).items() if name not in vars(nn.Module())]
+
+
+def _tensors_of(module: nn.Module) -> list[Tensor]:
+    tensors = (*module._parameters.values(), *module._buffers.values())
+    return [tensor for tensor in tensors if tensor is not None]
+
+
+def _compare(
+    module: nn.Module, meaning: Network, x: Tensor, batches: dict[int, Sequence[Mode]]
+) -> None:
     expressions = Expressions()
     fake = FakeTensorMode(allow_non_fake_inputs=True)
-    for images, modes in BATCHES.items():
+    for images, modes in batches.items():
         without_values = fake.from_tensor(torch.cat([x] * images))
         starts = [without_values, *([x] * 2 if images == 1 else [])]
         wanted = None
@@ -161,14 +201,19 @@ def _with_gradients() -> Iterator[None]:
 
 
 # A frozen network is called with gradients enabled that nobody asks for.
-MODES: tuple[Callable[[], AbstractContextManager[Any]], ...] = (
+MODES: tuple[Mode, ...] = (
     torch.no_grad,
     torch.enable_grad,
     _with_gradients,
     torch.inference_mode,
 )
 # How many images run without values, and how; numbers are compared in every mode.
-BATCHES = {1: MODES, 2: (torch.no_grad, torch.enable_grad, torch.inference_mode), 3: MODES[1:2]}
+BATCHES: dict[int, Sequence[Mode]] = {
+    1: MODES,
+    2: (torch.no_grad, torch.enable_grad, torch.inference_mode),
+    3: MODES[1:2],
+}
+AS_DEFINED: dict[int, Sequence[Mode]] = {1: (torch.no_grad,)}
 LARGE = 100.0
 
 

@@ -1,4 +1,4 @@
-"""Certified upper bounds on the spectral norms of matrices and convolutions, in float64.
+"""Upper bounds on the spectral norms of matrices and convolutions, in float64.
 
 The bounded operator is the one of real arithmetic with the weights exactly as stored; the rounding
 of a float32 forward pass is no part of it (THEORY §5 adds that at the outputs).
@@ -21,7 +21,7 @@ import math
 import torch
 from torch import Tensor
 
-from lipdet.errors import InputError
+from lipdet.errors import UnknownLipschitz
 
 Pair = tuple[int, int]
 
@@ -34,11 +34,7 @@ _MOST_EIGEN_WORK = 5e9
 _MOST_GRAM_ENTRIES = 2**23
 
 
-class UnknownLipschitz(InputError):  # noqa: N818 - "unknown" is the finding, not a mistake
-    """No bound is known for a module or operation; the message names it and says why."""
-
-
-def matrix_norm_bound(matrix: Tensor) -> float:
+def matrix_norm(matrix: Tensor) -> float:
     """Bound the largest singular value of a (m, n) matrix: SVD in float64 with slack.
 
     Raises:
@@ -48,7 +44,7 @@ def matrix_norm_bound(matrix: Tensor) -> float:
     return _grown(float(torch.linalg.matrix_norm(matrix, 2)), scale) if scale else 0.0
 
 
-def conv_norm_bound(
+def conv_norm(
     kernel: Tensor,
     stride: Pair = (1, 1),
     dilation: Pair = (1, 1),
@@ -81,10 +77,10 @@ def conv_norm_bound(
     # On an endless grid a dilated kernel without stride acts on interleaved images separately.
     needed = [d if s > 1 else 1 for s, d in zip(stride, dilation, strict=True)]
     phases = _polyphase(kernel, stride, (needed[0], needed[1]))
-    return max(min(gram_norm_bound(phases, steps=4), sampled_norm_bound(phases)) * scale, TINY)
+    return max(min(gram_norm(phases, steps=4), sampled_norm(phases)) * scale, TINY)
 
 
-def circular_norm_bound(
+def circular_conv_norm(
     kernel: Tensor,
     stride: Pair,
     dilation: Pair,
@@ -102,7 +98,7 @@ def circular_norm_bound(
         kernel: (c_out, c_in / groups, k1, k2).
         stride: steps between patches.
         dilation: steps between taps.
-        groups: as in `conv_norm_bound`.
+        groups: as in `conv_norm`.
         image_size: (height, width) of the input before padding.
         output_size: (height, width) of the output.
 
@@ -120,7 +116,7 @@ def circular_norm_bound(
     return _grown(_response_norm(phases, cells) * math.sqrt(laps), scale)
 
 
-def gram_norm_bound(kernel: Tensor, steps: int = 8) -> float:
+def gram_norm(kernel: Tensor, steps: int = 8) -> float:
     """Bound a stride-1 convolution on an endless image by spatial Gram iteration.
 
     Delattre et al. 2024: with G₁ = WᵀW and Gₜ₊₁ = GₜGₜ, each grown by *full* convolution,
@@ -155,13 +151,13 @@ def gram_norm_bound(kernel: Tensor, steps: int = 8) -> float:
     return _grown(best, scale)
 
 
-def sampled_norm_bound(kernel: Tensor) -> float:
+def sampled_norm(kernel: Tensor) -> float:
     """Bound a stride-1 convolution on an endless image by samples of its frequency response.
 
-    For a fixed u, ‖K(θ)u‖² is a trigonometric polynomial of degree d = k − 1 per axis with values
-    in [0, M]. By M. Riesz's lemma it stays above M·cos²(dδ/2) at a distance δ ≤ π/d from its
-    maximum, and a grid of N points has one at δ ≤ π/N: per axis ‖K‖ ≤ max over the grid divided by
-    cos(πd / 2N). N = 16 d costs 1 % over both axes.
+    For a fixed u, p(θ) = ‖K(θ)u‖² is a trigonometric polynomial of degree d = k − 1 per axis with
+    values in [0, M]. By M. Riesz's lemma p − M/2 stays above (M/2)·cos(dδ) at a distance δ ≤ π/d
+    from its maximum, so p ≥ M·cos²(dδ/2) there, and a grid of N > d points has one at δ ≤ π/N: per
+    axis ‖K‖ ≤ max over the grid / cos(πd / 2N). N = 16 d costs 1 % over both axes.
 
     Args:
         kernel: ([groups,] c_out, c_in, k1, k2).
@@ -169,10 +165,63 @@ def sampled_norm_bound(kernel: Tensor) -> float:
     kernel, scale = _rescaled(kernel)
     if not scale:
         return 0.0
-    cells = [max(1, 16 * (size - 1)) for size in kernel.shape[-2:]]
-    between = math.prod(math.cos(math.pi / 32) for size in kernel.shape[-2:] if size > 1)
+    cells, between = _sampling(kernel, 16)
     kernel = _by_group(kernel) if kernel.ndim == 4 else kernel
-    return _grown(_response_norm(kernel, cells) / between, scale)
+    return _grown(_response_norm(kernel, cells) * between, scale)
+
+
+def matrix_norm_bound(matrices: Tensor, squarings: int = 6) -> Tensor:
+    """Bound the largest singular values of (..., m, n) matrices from above.
+
+    Gram iteration (Delattre et al. 2023): with G = MMᴴ, ||M||² = ||G^(2^t)||₂^(1/2^t), bounded
+    after t squarings by the smaller of the Frobenius norm (tight for one large singular value) and
+    the largest row sum (tight for orthogonal rows). At most min(m, n)^(1/2^(t+2)) times the truth:
+    1.02 for 64 rows and 6 squarings.
+    """
+    matrices = matrices.to(torch.promote_types(matrices.dtype, torch.float64))
+    wide = matrices.shape[-2] <= matrices.shape[-1]
+    gram = matrices @ matrices.mH if wide else matrices.mH @ matrices
+    log_scale = gram.real.new_zeros(gram.shape[:-2])
+    for _ in range(squarings):
+        size = _hermitian_norm(gram)
+        gram = gram / size[..., None, None]
+        gram = gram @ gram
+        log_scale = 2 * (log_scale + size.log())
+    log_bound = log_scale + _hermitian_norm(gram).log()
+    return (log_bound * 0.5 ** (squarings + 1)).exp() * SLACK
+
+
+def conv_norm_bound(kernel: Tensor, oversampling: int = 4, squarings: int = 6) -> Tensor:
+    """Bound the norm of a stride-1 convolution: zero or circular padding, every image size.
+
+    The smaller of two bounds. The sum of the norms of the taps is tight where one tap dominates, as
+    at the start of a training. The other is that of `sampled_norm`, with fewer samples and without
+    an eigenvalue decomposition.
+
+    Args:
+        kernel: (c_out, c_in, k1, k2).
+        oversampling: N / d, at least 2; 4 costs 1.17 over both axes, 16 costs 1.01.
+        squarings: Gram iterations at each frequency.
+
+    Returns:
+        A float64 scalar. It also bounds the strided convolution, a subset of the outputs.
+    """
+    kernel = kernel.double()
+    cells, between = _sampling(kernel, oversampling)
+    response = torch.fft.rfft2(kernel, s=cells).permute(2, 3, 0, 1)
+    by_frequency = matrix_norm_bound(response, squarings).amax() * between
+    by_tap = matrix_norm_bound(kernel.permute(2, 3, 0, 1), squarings).sum()
+    return torch.minimum(by_frequency, by_tap)
+
+
+def reshaped_norm_bound(kernel: Tensor, stride: tuple[int, int], squarings: int = 6) -> Tensor:
+    """Bound the norm of a convolution by √(⌈k1/s1⌉⌈k2/s2⌉) times that of its reshaped kernel.
+
+    A patch is mapped by the kernel reshaped to (c_out, c_in·k1·k2), and a pixel is in at most
+    ⌈k1/s1⌉⌈k2/s2⌉ patches. Without the factor this is no bound (10.1 where the truth was 17.2).
+    """
+    overlap = math.ceil(kernel.shape[2] / stride[0]) * math.ceil(kernel.shape[3] / stride[1])
+    return matrix_norm_bound(kernel.flatten(1), squarings) * math.sqrt(overlap)
 
 
 def real(weight: Tensor) -> Tensor:
@@ -249,3 +298,18 @@ def _rescaled(weight: Tensor) -> tuple[Tensor, float]:
     if not math.isfinite(scale):
         raise UnknownLipschitz("The weights are not all finite, so no bound holds for them.")
     return (weight / scale if scale else weight), scale
+
+
+def _sampling(kernel: Tensor, oversampling: int) -> tuple[list[int], float]:
+    """Return a grid of frequencies, and the most by which what lies between them can be larger."""
+    degrees = [size - 1 for size in kernel.shape[-2:]]
+    cells = [max(1, oversampling * degree) for degree in degrees]
+    axes = zip(degrees, cells, strict=True)
+    return cells, math.prod(1 / math.cos(math.pi * degree / (2 * n)) for degree, n in axes)
+
+
+def _hermitian_norm(gram: Tensor) -> Tensor:
+    """Bound ||G||₂ of Hermitian matrices, off 0, where a logarithm would be infinite."""
+    size = gram.abs()
+    frobenius = size.square().sum(dim=(-2, -1)).clamp_min(1e-200).sqrt()
+    return torch.minimum(frobenius, size.sum(dim=-1).amax(dim=-1).clamp_min(1e-100))

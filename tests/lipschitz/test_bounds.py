@@ -19,6 +19,7 @@ from tests.certificate.helpers import Apply, conv, jacobian_norm, randomised
 from tests.certificate.networks import BUILDERS, FUNCTIONS, Branches, Functions, random_network
 
 
+@pytest.mark.slow
 @settings(max_examples=550, deadline=None, derandomize=True)
 @given(
     kinds=st.lists(st.sampled_from(sorted(BUILDERS)), min_size=1, max_size=4),

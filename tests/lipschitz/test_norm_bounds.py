@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from lipdet.layers import L2NormConv2d, UnitNormConv2d, conv_norm_bound, matrix_norm_bound
-from lipdet.layers.norms import reshaped_norm_bound
+from lipdet.norms import reshaped_norm_bound
 from tests.layers.helpers import DISTURBANCES, dense_operator, singular_values
 
 

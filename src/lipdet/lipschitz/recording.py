@@ -26,7 +26,7 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves, tree_map_only
 
-from lipdet.certificate.operator_norm import UnknownLipschitz
+from lipdet.errors import UnknownLipschitz
 
 # Methods that hand a tensor's values to Python, where nothing can be recorded.
 _READS = (

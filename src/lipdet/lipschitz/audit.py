@@ -13,23 +13,23 @@ Notable choices:
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor, fx, nn
 
-from lipdet.certificate import gains
-from lipdet.certificate.advice import advice, obstacle_advice
-from lipdet.certificate.gains import as_pair
-from lipdet.certificate.module_rules import batch_norm_factors, conv_gain
-from lipdet.certificate.outputs import propagate_detector
-from lipdet.certificate.propagation import Propagation, describe, propagate
-from lipdet.detector.ssd import SSD
+from lipdet.lipschitz import gains
+from lipdet.lipschitz.gains import as_pair, conv_gain
+from lipdet.lipschitz.propagation import Propagation, describe
+from lipdet.lipschitz.rules import MODULES
 
 # Factors of layers that are 1 by construction carry some rounding.
 _ONE = 1 + 1e-4
 _REPEATING = ("reflect", "replicate")
+_PIXELS_INSTEAD = "none: give the network pixels in [0, 1], and let its first bias do the shift"
+_POINTWISE_INSTEAD = "OrthogonalConv1x1: norm 1 by construction"
+_NO_BOUND_INSTEAD = "MaxMin, Abs or ReLU for activations, AvgPool2d or ScaledAvgPool2d for means"
 
 
 @dataclass(frozen=True)
@@ -69,30 +69,26 @@ class Audit:
 
 
 @torch.no_grad()
-def audit(module: nn.Module, input_shape: Sequence[int]) -> Audit:
+def audit(propagation: Propagation) -> Audit:
     """Find what makes the Lipschitz bound of a network large.
 
     Args:
-        module: in eval mode, with one tensor as input.
-        input_shape: of one input without the batch axis.
-
-    Raises:
-        UnknownLipschitz: the network cannot be seen as a graph.
-        InputError: it cannot process this shape.
+        propagation: of the network, past its obstacles.
     """
-    if isinstance(module, SSD):
-        propagation = propagate_detector(module, input_shape, past_obstacles=True)
-    else:
-        propagation = propagate(module, input_shape, past_obstacles=True)
     obstacles = [
-        Finding(*describe(node, propagation.network), reason, None, obstacle_advice(reason))
-        for node, reason in propagation.obstacles.items()
+        Finding(
+            *describe(node, propagation.network),
+            str(error).rstrip("."),
+            None,
+            error.instead or _NO_BOUND_INSTEAD,
+        )
+        for node, error in propagation.obstacles.items()
     ]
     found: list[Finding] = []
     shrinking = 1.0
     path = worst_path(propagation)
     for node in path:
-        for finding in _findings(propagation, node, raw=_on_pixels(propagation, node)):
+        for finding in _findings(propagation, node):
             assert finding.factor is not None
             if finding.factor > _ONE:
                 found.append(finding)
@@ -118,8 +114,8 @@ def _sources(propagation: Propagation, node: fx.Node) -> list[fx.Node]:
     return [source for source in node.all_input_nodes if source in propagation.bounds]
 
 
-def _findings(propagation: Propagation, node: fx.Node, raw: bool) -> Iterator[Finding]:
-    """The factors of one node; they multiply to its bound over the largest it reads."""
+def _findings(propagation: Propagation, node: fx.Node) -> Iterator[Finding]:
+    """Yield the factors of one node; they multiply to its bound over the largest it reads."""
     if node in propagation.fused.values() or node in propagation.obstacles:
         return  # A convolution is told together with its BatchNorm.
     first = propagation.fused.get(node, node)
@@ -127,21 +123,27 @@ def _findings(propagation: Propagation, node: fx.Node, raw: bool) -> Iterator[Fi
     largest = max(propagation.bounds[source] for source in sources)
     factor = propagation.bounds[node] / largest if largest else 1.0
     name, kind = describe(first, propagation.network)
-    module = _module(propagation, first)
+    module, rule = propagation.module(first), propagation.rule(first)
+    assert rule is not None
     if isinstance(module, nn.Conv2d):
-        x, y = (_shaped(propagation, one) for one in (sources[0], first))
+        x, y = (torch.zeros(propagation.shapes[one]) for one in (sources[0], first))
         yield from _convolution(name, kind, module, x, y)
         if node is not first:
-            norm = _module(propagation, node)
-            assert isinstance(norm, nn.BatchNorm2d)
-            path, normed = describe(node, propagation.network)
-            alone = conv_gain(module, x, y)
-            cause = f"BatchNorm scales by up to {batch_norm_factors(norm).abs().max():.3g}"
-            yield Finding(path, normed, cause, factor / alone, advice("BatchNorm2d"))
-        return
-    dependent = len(sources)
-    cause = _cause(module, kind, dependent, raw, factor)
-    yield Finding(name, kind, cause, factor, advice("pixels" if raw else kind, dependent))
+            yield _batch_norm(propagation, node, factor / conv_gain(module, x, y))
+    elif _on_pixels(propagation, node):
+        cause = f"pixels are scaled by up to {factor:.3g} (normalisation by mean and deviation)"
+        yield Finding(name, kind, cause, factor, _PIXELS_INSTEAD)
+    else:
+        cause = rule.cause if isinstance(rule.cause, str) else rule.cause(module)
+        several = f"{len(sources)} " if len(sources) > 1 else ""
+        yield Finding(name, kind, several + cause, factor, rule.instead)
+
+
+def _batch_norm(propagation: Propagation, node: fx.Node, factor: float) -> Finding:
+    rule, norm = propagation.rule(node), propagation.module(node)
+    assert rule is not None
+    assert callable(rule.cause)
+    return Finding(*describe(node, propagation.network), rule.cause(norm), factor, rule.instead)
 
 
 def _convolution(name: str, kind: str, conv: nn.Conv2d, x: Tensor, y: Tensor) -> Iterator[Finding]:
@@ -153,25 +155,8 @@ def _convolution(name: str, kind: str, conv: nn.Conv2d, x: Tensor, y: Tensor) ->
         yield Finding(name, kind, cause, padding, 'padding_mode="zeros" or "circular"')
     size = "×".join(str(side) for side in as_pair(conv.kernel_size))
     stride = "" if as_pair(conv.stride) == (1, 1) else f" at stride {as_pair(conv.stride)[0]}"
-    instead = "OrthogonalConv1x1" if size == "1×1" else "Conv2d"
-    yield Finding(
-        name, kind, f"norm of its {size} kernel{stride}", total / padding, advice(instead)
-    )
-
-
-def _cause(module: nn.Module | None, kind: str, dependent: int, raw: bool, factor: float) -> str:
-    if raw:
-        return f"pixels are scaled by up to {factor:.3g} (normalisation by mean and deviation)"
-    if isinstance(module, nn.MaxPool2d | nn.AvgPool2d):
-        window, step = as_pair(module.kernel_size), as_pair(module.stride)
-        overlap = "overlap" if window[0] > step[0] or window[1] > step[1] else "do not overlap"
-        return f"{window[0]}×{window[1]} windows at stride {step[0]} {overlap}"
-    if dependent > 1:
-        verb = "joined" if kind in ("cat", "stack") else "added up"
-        return f"{dependent} branches are {verb}"
-    if isinstance(module, nn.BatchNorm2d):
-        return f"BatchNorm scales by up to {batch_norm_factors(module).abs().max():.3g}"
-    return "its largest gain"
+    instead = _POINTWISE_INSTEAD if size == "1×1" else MODULES[nn.Conv2d].instead
+    yield Finding(name, kind, f"norm of its {size} kernel{stride}", total / padding, instead)
 
 
 def _on_pixels(propagation: Propagation, node: fx.Node) -> bool:
@@ -184,15 +169,6 @@ def _on_pixels(propagation: Propagation, node: fx.Node) -> bool:
             return False
         [node] = sources
     return True
-
-
-def _module(propagation: Propagation, node: fx.Node) -> nn.Module | None:
-    is_call = node.op == "call_module"
-    return propagation.network.get_submodule(str(node.target)) if is_call else None
-
-
-def _shaped(propagation: Propagation, node: fx.Node) -> Tensor:
-    return torch.zeros(propagation.shapes[node])
 
 
 def product(found: Audit) -> float:

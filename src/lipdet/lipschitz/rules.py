@@ -1,0 +1,397 @@
+"""What is known of each kind of module and function: one row each, in two tables.
+
+A row of `MODULES` or `FUNCTIONS` holds the Lipschitz constant, what the kind computes in functions
+of torch, how often a number is rounded, and what to use where the constant is too large.
+
+Notable choices:
+- A module that only calls a function of torch is known by that function's row.
+- A row serves subclasses, too, as long as they keep the forward method of their class. A module is
+  held against what its row computes, operation by operation (`same_function`), so that nothing is
+  trusted but the weights and numbers that the row reads: no forward method, hook or replaced part.
+- A function is found by itself or by the name of the method, so that a function of the user's that
+  only shares a name with one of torch's is unknown. Methods that only work in place have no row.
+  `inplace=True` changes no row: that nothing reads what was there before is proven elsewhere.
+"""
+
+from __future__ import annotations
+
+import math
+import operator
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from lipdet.errors import UnknownLipschitz
+from lipdet.layers import (
+    Abs,
+    DropChannels,
+    FoldedResidual,
+    Householder,
+    MaxMin,
+    ScaledAvgPool2d,
+    SpaceToDepth,
+    ZeroPadChannels,
+)
+from lipdet.lipschitz import gains
+from lipdet.lipschitz.gains import as_pair
+from lipdet.norms import matrix_norm
+
+_LAYER = "a layer of lipdet.layers, all of norm 1"
+_LARGEST = "its largest gain"
+
+
+class Bounded:
+    """A value that depends on the input: the value itself, and the bound of the map to it."""
+
+    def __init__(self, value: Any, bound: float) -> None:
+        self.value = value
+        self.bound = bound
+
+
+@dataclass(frozen=True)
+class ModuleRule:
+    """What is known of a kind of module.
+
+    Attributes:
+        gain: the module, its input (1, ...) and its output to its constant.
+        computes: the module and its input to its output, by functions of torch.
+        rounding: by how many units in the last place of the size of its input its output may be
+            off; 0 for what only moves or compares numbers, None where nothing is known.
+        instead: what to use where the constant is above 1.
+        cause: what makes it so large.
+    """
+
+    gain: Callable[[Any, Tensor, Tensor], float]
+    computes: Callable[[Any, Tensor], Any]
+    rounding: float | None = None
+    instead: str = _LAYER
+    cause: str | Callable[[Any], str] = _LARGEST
+
+
+@dataclass(frozen=True)
+class FunctionRule:
+    """What is known of a function of torch, or of a method of tensors.
+
+    Attributes:
+        bound: the result of a call, and its arguments, of which the dependent ones are `Bounded`,
+            to a bound of the map from the network's input to the result.
+        gain: of a function of one tensor, that tensor and the other arguments to the constant.
+        rounding: as of a module, of the size of the output.
+        instead: as of a module.
+        cause: as of a module; of several branches, what is done with them.
+    """
+
+    bound: Callable[..., float]
+    gain: Callable[..., float] | None = None
+    rounding: float | None = None
+    instead: str = _LAYER
+    cause: str = _LARGEST
+
+
+def find_rule(module: nn.Module) -> ModuleRule | None:
+    """Return the row of the class whose forward method the module runs, if there is one."""
+    for kind in type(module).__mro__:
+        if kind in MODULES:
+            same = type(module).forward is kind.forward and "forward" not in vars(module)
+            return MODULES[kind] if same else None
+    return None
+
+
+def describes(target: object, arguments: tuple[Any, ...]) -> bool:
+    """Whether a call only asks for the shape or type of a tensor, which no perturbation changes."""
+    if target is getattr:
+        return arguments[1] in ("shape", "ndim", "dtype", "device")
+    return target in ("size", "dim", "numel")
+
+
+def bound_call(
+    target: object, arguments: tuple[Any, ...], options: dict[str, Any], y: Any
+) -> float:
+    """Bound the map from the network's input to the result y of a call.
+
+    Args:
+        target: the function, or the name of the tensor method.
+        arguments: positional arguments, of which the dependent ones are `Bounded`.
+        options: keyword arguments, likewise.
+        y: the result of the call.
+
+    Raises:
+        UnknownLipschitz: there is no rule, or it does not cover these arguments.
+    """
+    if target not in FUNCTIONS:
+        raise UnknownLipschitz("it has no rule")
+    try:
+        return FUNCTIONS[target].bound(y, *arguments, **options)
+    except TypeError as error:
+        raise UnknownLipschitz("its rule does not cover these arguments") from error
+
+
+def _of_one(
+    gain: Callable[..., float], rounding: float | None = None, instead: str = _LAYER
+) -> FunctionRule:
+    """Make the row of a function whose first argument alone may depend on the input."""
+
+    def bound(y: Any, x: Any, *others: Any, **options: Any) -> float:
+        if not isinstance(x, Bounded) or any(map(_depends, [*others, *options.values()])):
+            raise UnknownLipschitz("only its first argument may depend on the image")
+        if "out" in options or (isinstance(y, Tensor) and y.dtype != x.value.dtype):
+            raise UnknownLipschitz("its rule does not cover other types of numbers, or out=")
+        return gains.times(x.bound, gain(x.value, *others, **options))
+
+    return FunctionRule(bound, gain, rounding, instead)
+
+
+def _depends(value: Any) -> bool:
+    if isinstance(value, list | tuple):
+        return any(map(_depends, value))
+    return isinstance(value, Bounded)
+
+
+def _terms(y: Tensor, a: Any, b: Any) -> list[float]:
+    dependent = [term for term in (a, b) if isinstance(term, Bounded)]
+    for term in dependent:
+        gains.check_same_shape(term.value, y)
+    return [term.bound for term in dependent]
+
+
+def _sum(y: Tensor, a: Any, b: Any) -> float:
+    return sum(_terms(y, a, b))
+
+
+def _product(y: Tensor, a: Any, b: Any) -> float:
+    if isinstance(a, Bounded) and isinstance(b, Bounded):
+        raise UnknownLipschitz(
+            "a product of two maps of the image has no constant",
+            "no gates (squeeze and excitation, attention): their product grows without limit",
+        )
+    x, factor = (a, b) if isinstance(a, Bounded) else (b, a)
+    return gains.times(x.bound, gains.scale(factor, x.value, y))
+
+
+def _quotient(y: Tensor, a: Any, b: Any) -> float:
+    if isinstance(b, Bounded):
+        raise UnknownLipschitz(
+            "dividing by a map of the image has no constant",
+            "no normalisation by the picture's own statistics",
+        )
+    return gains.times(a.bound, gains.scale(1 / gains.as_double(b), a.value, y))
+
+
+def _larger_or_smaller(y: Tensor, a: Any, b: Any) -> float:
+    """Each entry moves by at most the larger of two moves."""
+    return math.hypot(*_terms(y, a, b))
+
+
+def _concatenation(y: Tensor, tensors: Any, dim: int = 0) -> float:
+    if isinstance(tensors, Bounded):
+        return tensors.bound
+    return math.hypot(*(part.bound for part in tensors if isinstance(part, Bounded)))
+
+
+def _item(y: Any, x: Any, index: Any) -> float:
+    """Bound a part of a list, or of a tensor by an index without repeats, like the whole."""
+    parts = index if isinstance(index, tuple) else (index,)
+    if isinstance(x.value, Tensor) and not all(
+        isinstance(part, int | slice) or part is None or part is ... for part in parts
+    ):
+        raise UnknownLipschitz("indexing by a list or tensor may repeat entries")
+    return float(x.bound)
+
+
+def _spellings(*names: str) -> list[object]:
+    """Return the names, for methods, and the functions of torch that have them."""
+    places = torch, functional, operator
+    functions = [getattr(place, name) for name in names for place in places if hasattr(place, name)]
+    return [*names, *functions]
+
+
+_MOVING = (
+    *("view", "reshape", "flatten", "unflatten", "permute", "transpose", "movedim", "squeeze"),
+    *("unsqueeze", "contiguous", "clone", "flip", "roll", "pixel_shuffle", "pixel_unshuffle"),
+    *("channel_shuffle", "narrow", "select", "chunk", "split", "unbind"),
+    *("relu", "relu6", "hardtanh", "abs", "neg"),
+)
+_RESIZE = "pixel_shuffle, which repeats no pixel: norm 1"
+_ADD = FunctionRule(
+    _sum,
+    rounding=1,
+    instead="SLLBlock: a residual block of norm 1; or the branches' mean",
+    cause="branches are added up",
+)
+_CONSTANT = "a constant of at most 1"
+_JOIN = FunctionRule(
+    _concatenation,
+    instead="bounds of each output alone; or branches scaled by √share",
+    cause="branches are joined",
+)
+
+FUNCTIONS: dict[object, FunctionRule] = {
+    **dict.fromkeys(_spellings(*_MOVING), _of_one(gains.one, rounding=0)),
+    **dict.fromkeys(_spellings("tanh"), _of_one(gains.one)),
+    **dict.fromkeys(_spellings("clamp", "clip"), _of_one(gains.clamp)),
+    **dict.fromkeys(_spellings("sigmoid"), _of_one(gains.sigmoid)),
+    **dict.fromkeys(_spellings("softmax"), _of_one(gains.softmax)),
+    **dict.fromkeys(
+        _spellings("leaky_relu"),
+        _of_one(gains.leaky_relu, instead="MaxMin: norm 1, and it keeps gradients"),
+    ),
+    functional.dropout: _of_one(gains.dropout, rounding=0),
+    functional.pad: _of_one(gains.pad, rounding=0, instead="ZeroPad2d"),
+    functional.max_pool2d: _of_one(
+        gains.max_pool,
+        rounding=0,
+        instead="DisjointMaxPool2d (stride = kernel size), or SpaceToDepth: norm 1",
+    ),
+    functional.avg_pool2d: _of_one(gains.avg_pool, instead="ScaledAvgPool2d: norm 1"),
+    functional.interpolate: _of_one(gains.interpolate, instead=_RESIZE),
+    **dict.fromkeys(_spellings("add", "sub"), _ADD),
+    **dict.fromkeys(_spellings("mul"), FunctionRule(_product, rounding=1, instead=_CONSTANT)),
+    **dict.fromkeys(_spellings("div", "truediv"), FunctionRule(_quotient, instead=_CONSTANT)),
+    **dict.fromkeys(
+        _spellings("maximum", "minimum"),
+        FunctionRule(_larger_or_smaller, rounding=0, cause="branches are compared"),
+    ),
+    **dict.fromkeys((torch.cat, torch.stack), _JOIN),
+    operator.getitem: FunctionRule(_item, rounding=0),
+}
+
+
+def _calling(
+    function: Callable[..., Any],
+    *attributes: str,
+    cause: str | Callable[[Any], str] = _LARGEST,
+    **options: Any,
+) -> ModuleRule:
+    """Make the row of a module that calls a function with some of its attributes."""
+    row = FUNCTIONS[function]
+    gain = row.gain
+    assert gain is not None
+
+    def arguments(module: nn.Module) -> list[Any]:
+        return [getattr(module, name) for name in attributes]
+
+    return ModuleRule(
+        lambda module, x, y: gain(x, *arguments(module), **options),
+        lambda module, x: function(x, *arguments(module), **options),
+        row.rounding,
+        row.instead,
+        cause,
+    )
+
+
+def _own(kind: type[nn.Module], rounding: float | None = None) -> ModuleRule:
+    """Make the row of a layer of this package that has constant 1: what its own class computes."""
+    return ModuleRule(lambda module, x, y: 1.0, kind.forward, rounding)
+
+
+def _conv(conv: nn.Conv2d, x: Tensor) -> Tensor:
+    padding: Any = conv.padding
+    if conv.padding_mode != "zeros":
+        sides = conv._reversed_padding_repeated_twice
+        x, padding = functional.pad(x, sides, conv.padding_mode), 0
+    return functional.conv2d(
+        x, conv.weight, conv.bias, conv.stride, padding, conv.dilation, conv.groups
+    )
+
+
+def _batch_norm(norm: nn.BatchNorm1d | nn.BatchNorm2d, x: Tensor) -> Tensor:
+    return functional.batch_norm(
+        x,
+        norm.running_mean,
+        norm.running_var,
+        norm.weight,
+        norm.bias,
+        momentum=norm.momentum or 0.0,
+        eps=norm.eps,
+    )
+
+
+def _residual(block: FoldedResidual, x: Tensor) -> Tensor:
+    inner, outer = block.inner, block.outer
+    padding = inner.weight.shape[-1] // 2
+    hidden = functional.conv2d(x, inner.weight, inner.bias, padding=padding).relu()
+    return x - functional.conv2d(hidden, outer.weight, padding=padding)
+
+
+def _windows(pool: nn.MaxPool2d | nn.AvgPool2d) -> str:
+    window, step = as_pair(pool.kernel_size), as_pair(pool.stride)
+    overlap = "overlap" if window[0] > step[0] or window[1] > step[1] else "do not overlap"
+    return f"{window[0]}×{window[1]} windows at stride {step[0]} {overlap}"
+
+
+def _largest_factor(norm: nn.BatchNorm1d | nn.BatchNorm2d) -> str:
+    return f"BatchNorm scales by up to {gains.batch_norm_factors(norm).abs().max():.3g}"
+
+
+_BATCH_NORM = ModuleRule(
+    lambda norm, x, y: gains.batch_norm_gain(norm),
+    _batch_norm,
+    instead="none: 1-Lipschitz layers keep a signal's size (layers.gain_profile)",
+    cause=_largest_factor,
+)
+_DROPOUT = ModuleRule(
+    lambda layer, x, y: gains.dropout(x, training=layer.training), lambda layer, x: x, rounding=0
+)
+
+MODULES: dict[type[nn.Module], ModuleRule] = {
+    nn.Conv2d: ModuleRule(
+        gains.conv_gain, _conv, instead="AOLConv2d or BCOPConv2d: norm 1 by construction"
+    ),
+    nn.Linear: ModuleRule(
+        lambda layer, x, y: matrix_norm(layer.weight),
+        lambda layer, x: functional.linear(x, layer.weight, layer.bias),
+        instead="OrthogonalConv1x1 on a 1×1 map: norm 1 by construction",
+    ),
+    **dict.fromkeys((nn.BatchNorm1d, nn.BatchNorm2d), _BATCH_NORM),
+    nn.Identity: ModuleRule(lambda layer, x, y: 1.0, lambda layer, x: x, rounding=0),
+    **dict.fromkeys((nn.Dropout, nn.Dropout2d), _DROPOUT),
+    nn.MaxPool2d: _calling(
+        functional.max_pool2d,
+        *("kernel_size", "stride", "padding", "dilation", "ceil_mode", "return_indices"),
+        cause=_windows,
+    ),
+    nn.AvgPool2d: _calling(
+        functional.avg_pool2d,
+        *("kernel_size", "stride", "padding", "ceil_mode", "count_include_pad"),
+        "divisor_override",
+        cause=_windows,
+    ),
+    nn.Upsample: _calling(
+        functional.interpolate,
+        *("size", "scale_factor", "mode", "align_corners", "recompute_scale_factor"),
+    ),
+    nn.ReLU: _calling(functional.relu),
+    nn.LeakyReLU: _calling(functional.leaky_relu, "negative_slope"),
+    nn.Sigmoid: _calling(torch.sigmoid),
+    nn.Softmax: _calling(functional.softmax, "dim"),
+    nn.Tanh: _calling(torch.tanh),
+    **dict.fromkeys((nn.ReLU6, nn.Hardtanh), _calling(functional.hardtanh, "min_val", "max_val")),
+    nn.Flatten: _calling(torch.flatten, "start_dim", "end_dim"),
+    nn.Unflatten: _calling(torch.unflatten, "dim", "unflattened_size"),
+    nn.ZeroPad2d: ModuleRule(
+        lambda layer, x, y: gains.pad(x, layer.padding),
+        lambda layer, x: functional.pad(x, layer.padding, "constant", layer.value),
+        rounding=0,
+    ),
+    nn.ReflectionPad2d: _calling(functional.pad, "padding", mode="reflect"),
+    nn.ReplicationPad2d: _calling(functional.pad, "padding", mode="replicate"),
+    nn.CircularPad2d: _calling(functional.pad, "padding", mode="circular"),
+    nn.PixelShuffle: _calling(functional.pixel_shuffle, "upscale_factor"),
+    nn.PixelUnshuffle: _calling(functional.pixel_unshuffle, "downscale_factor"),
+    nn.ChannelShuffle: _calling(functional.channel_shuffle, "groups"),
+    # Two sums; x + y and x − y are rounded twice more.
+    MaxMin: _own(MaxMin, rounding=4),
+    Householder: _own(Householder),
+    # Averages of disjoint windows times √(k1 k2) have orthonormal rows.
+    ScaledAvgPool2d: _own(ScaledAvgPool2d),
+    **{kind: _own(kind, 0) for kind in (Abs, SpaceToDepth, ZeroPadChannels, DropChannels)},
+    FoldedResidual: ModuleRule(
+        lambda block, x, y: gains.residual_gain(block, x),
+        _residual,
+        instead="SLLBlock: norm 1 by construction",
+    ),
+}

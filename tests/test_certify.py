@@ -60,7 +60,7 @@ def test_eval_shows_every_table_and_writes_every_variant(
         assert title in " ".join(text.split())
     result = json.loads(file.read_text())
     none, some = result["certified"]
-    # THEORY §6: what is certified at ε = 0 is a lower bound of clean AP, and more perturbation
+    # theory §6: what is certified at ε = 0 is a lower bound of clean AP, and more perturbation
     # certifies no more; weaker promises hold at least as often; every object is counted once.
     assert none["ap50"] <= result["clean"]["ap50"]
     for key in ("ap50", "ap", "recall", "vanish_recall", "class_recall"):

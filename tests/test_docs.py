@@ -1,8 +1,9 @@
-"""The documentation site builds without a warning."""
+"""The documentation site builds without a warning, and what is cited exists."""
 
 from __future__ import annotations
 
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -10,6 +11,46 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
+FOLDERS = ("src", "tests", "docs", "scripts", "benchmarks", "examples", "configs")
+WRITTEN = [
+    *ROOT.glob("*.md"),
+    *(ROOT / name for name in ("Makefile", "pyproject.toml", "mkdocs.yml")),
+    *(
+        file
+        for folder in FOLDERS
+        for ending in ("py", "md", "yaml", "sh")
+        for file in (ROOT / folder).rglob(f"*.{ending}")
+    ),
+]
+
+
+def cited(pattern: str) -> set[tuple[str, str]]:
+    """Every match of a pattern's group, with the file that has it."""
+    return {
+        (match, str(file.relative_to(ROOT)))
+        for file in WRITTEN
+        for match in re.findall(pattern, file.read_text())
+    }
+
+
+def test_every_cited_section_of_the_theory_exists() -> None:
+    headings = (ROOT / "docs" / "theory.md").read_text()
+    sections = set(re.findall(r"^#+ ([0-9]+(?:\.[0-9]+)?)\.? ", headings, re.MULTILINE))
+    found = cited(r"theory(?:\.md)?`? §([0-9]+(?:\.[0-9]+)?)")
+    assert len(found) > 30
+    assert {one for one in found if one[0] not in sections} == set()
+
+
+def test_every_cited_path_exists() -> None:
+    found = cited(rf"\b((?:{'|'.join(FOLDERS)})/[\w./-]+\.(?:py|md|png|sh))\b")
+    assert len(found) > 30
+    assert {one for one in found if not (ROOT / one[0]).exists()} == set()
+
+
+def test_every_link_and_figure_of_a_page_exists() -> None:
+    for page in [*ROOT.glob("*.md"), *(ROOT / "docs").glob("*.md")]:
+        targets = re.findall(r"\]\(([^)#:]+)(?:#[^)]*)?\)", page.read_text())
+        assert [one for one in targets if not (page.parent / one).exists()] == [], page.name
 
 
 @pytest.mark.slow

@@ -35,7 +35,7 @@ def test_rows_are_trained_or_loaded_measured_and_kept(
         assert row["data"]["images"] == 2
         [attacked], [certified] = row["attacked"], row["certified"]
         assert attacked["attack"] == "worst"
-        # THEORY §6: a certificate bounds every attack from below.
+        # theory §6: a certificate bounds every attack from below.
         assert certified["ap50"] <= attacked["ap50"]
         clean, worst = row["working_points"]
         assert (clean["epsilon"], worst["epsilon"]) == (0.0, 0.1)

@@ -1,7 +1,7 @@
 """Upper bounds on the spectral norms of matrices and convolutions, in float64.
 
 The bounded operator is the one of real arithmetic with the weights exactly as stored; the rounding
-of a float32 forward pass is no part of it (THEORY §5 adds that at the outputs).
+of a float32 forward pass is no part of it (theory §5 adds that at the outputs).
 
 Notable choices:
 - A stride is turned into channels (polyphase form: the kernel's space-to-depth), which is exact.
@@ -304,8 +304,10 @@ def _sampling(kernel: Tensor, oversampling: int) -> tuple[list[int], float]:
     """Return a grid of frequencies, and the most by which what lies between them can be larger."""
     degrees = [size - 1 for size in kernel.shape[-2:]]
     cells = [max(1, oversampling * degree) for degree in degrees]
-    axes = zip(degrees, cells, strict=True)
-    return cells, math.prod(1 / math.cos(math.pi * degree / (2 * n)) for degree, n in axes)
+    between = 1.0
+    for degree, n in zip(degrees, cells, strict=True):  # A generator could not be compiled.
+        between *= 1 / math.cos(math.pi * degree / (2 * n))
+    return cells, between
 
 
 def _hermitian_norm(gram: Tensor) -> Tensor:

@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
+import shutil
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
 
+import lipdet
 from lipdet.attack import AttackSettings, Outcome
 from lipdet.attack.settings import WORST
 from lipdet.checkpoint import LoadedDetector, load_detector
 from lipdet.errors import InputError
 from lipdet.evaluate import attacked
 from lipdet.evaluate.attacked import Campaign, attack_pack, attacked_results
+from lipdet.evaluate.chunks import COMPUTING, code, source_hash
 from lipdet.evaluate.run import evaluate
 from lipdet.images.pack import Pack
 from lipdet.types import Detections
@@ -24,6 +27,17 @@ SETTINGS = AttackSettings(1.0, "mislabel", steps=2)
 @pytest.fixture(scope="module")
 def naive() -> LoadedDetector:
     return load_detector("naive")
+
+
+@pytest.mark.parametrize("folder", COMPUTING)
+def test_a_change_of_code_changes_the_keys(tmp_path: Path, folder: str) -> None:
+    package = tmp_path / "lipdet"
+    shutil.copytree(Path(lipdet.__file__).parent, package, ignore=shutil.ignore_patterns("weights"))
+    before = source_hash(package)
+    assert before == code()["code"]
+    changed = next((package / folder).glob("[a-z]*.py"))
+    changed.write_text(changed.read_text() + "\n")
+    assert source_hash(package) != before
 
 
 def test_worst_is_at_most_every_single_objective(naive: LoadedDetector, doors: Pack) -> None:

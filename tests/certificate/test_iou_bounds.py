@@ -150,13 +150,13 @@ def test_vertices_give_no_upper_bound() -> None:
     best_vertex = iou(vertices, point(known).low, None).amax(dim=0)
     _, highest = search(lambda a, b: iou(a, b, None), [ranges, point(known)], 4000, generator)
     too_low = best_vertex < highest - 1e-3
-    # THEORY §4 has 47 % for boxes of its own kind.
+    # theory §4 has 47 % for boxes of its own kind.
     assert 0.3 < too_low.double().mean() < 0.9
     assert (max_iou_fixed(ranges, known, None) >= highest).all()
 
 
 def test_clipping_breaks_the_vertex_rule() -> None:
-    # THEORY §4, in an image of side 1 (all of y is covered): vertices .571, centre .444.
+    # theory §4, in an image of side 1 (all of y is covered): vertices .571, centre .444.
     known = torch.tensor([[0.3, 0.0, 0.7, 1.0]], dtype=torch.float64)
     low = torch.tensor([[0.25, 0.5, 0.9, 1.0]], dtype=torch.float64)
     high = torch.tensor([[0.75, 0.5, 0.9, 1.0]], dtype=torch.float64)

@@ -93,7 +93,7 @@ def test_a_ball_may_be_larger_than_its_box(coding: BoxCoding) -> None:
 
     box, ball = largest(in_ball=False), largest(in_ball=True)
     ratio = (ball / box)[box > 0.05]
-    # THEORY §4: 1.2 to 1.5.
+    # theory §4: 1.2 to 1.5.
     assert ratio.min() > 1.25
     assert 1.35 < ratio.mean() < 1.6
 

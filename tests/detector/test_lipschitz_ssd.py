@@ -38,7 +38,7 @@ def test_every_output_is_1_lipschitz(architecture: str) -> None:
 
 def test_gradients_keep_their_norm() -> None:
     # Orthogonal layers and MaxMin pass a gradient on as it is, but for what zero padding cuts off;
-    # THEORY §3 has a spectrally normalised body of this depth below 1e-4.
+    # theory §3 has a spectrally normalised body of this depth below 1e-4.
     torch.manual_seed(0)
     body = lipschitz_ssd(small()).backbone
     images = torch.rand(1, 3, 74, 74, requires_grad=True)

@@ -90,7 +90,7 @@ def test_max_pool_over_disjoint_windows() -> None:
 
 
 def test_overlapping_max_pool_reaches_2_and_is_refused() -> None:
-    # THEORY §2: one pixel that lies in four 3 x 3 windows at stride 2 changes four outputs.
+    # theory §2: one pixel that lies in four 3 x 3 windows at stride 2 changes four outputs.
     x, y = torch.zeros(2, 1, 1, 5, 5)
     y[0, 0, 2, 2] = 1
     pool = nn.MaxPool2d(3, 2)

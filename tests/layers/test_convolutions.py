@@ -169,7 +169,7 @@ def test_lipschitz_bound_covers_the_rounding_of_low_precision() -> None:
 
 
 def test_torch_spectral_norm_of_a_convolution_is_no_bound() -> None:
-    # The counter-example of THEORY §2: 3 x 3 averaging of one channel has norm 3 after scaling.
+    # The counter-example of theory §2: 3 x 3 averaging of one channel has norm 3 after scaling.
     conv = nn.Conv2d(1, 1, 3, padding=1, bias=False)
     nn.init.ones_(conv.weight)
     normed = nn.utils.parametrizations.spectral_norm(conv, n_power_iterations=20)
@@ -177,7 +177,7 @@ def test_torch_spectral_norm_of_a_convolution_is_no_bound() -> None:
 
 
 def test_reflect_padding_exceeds_1_which_is_why_it_is_refused() -> None:
-    # THEORY §2: AOL with reflect padding; a pixel near the border is counted twice.
+    # theory §2: AOL with reflect padding; a pixel near the border is counted twice.
     torch.manual_seed(0)
     layer = AOLConv2d(1, 1, 3, bias=False)
     nn.init.ones_(layer.raw)

@@ -79,7 +79,7 @@ def _backward(model: nn.Module) -> float:
 
 
 def test_ten_stacked_layers_keep_the_gradient_at_the_start() -> None:
-    # Thresholds from THEORY §3: BCOP + MaxMin 0.83, Dirac AOL 1.00; an orthogonal residual
+    # Thresholds from theory §3: BCOP + MaxMin 0.83, Dirac AOL 1.00; an orthogonal residual
     # block is a reflection.
     torch.manual_seed(0)
     bcop = _stack(lambda: BCOPConv2d(8, 8, 3, padding=1), MaxMin)
@@ -97,7 +97,7 @@ def test_ten_stacked_layers_keep_the_gradient_at_the_start() -> None:
 
 
 def test_what_vanishes_is_seen_to_vanish() -> None:
-    # THEORY §3: Gaussian AOL, and spectral norm with its factor and ReLU, are below 1e-4.
+    # theory §3: Gaussian AOL, and spectral norm with its factor and ReLU, are below 1e-4.
     torch.manual_seed(0)
     aol = _stack(lambda: AOLConv2d(8, 8, 3, padding=1), MaxMin)
     for module in aol.modules():

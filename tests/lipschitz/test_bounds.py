@@ -50,7 +50,7 @@ def test_every_chain_of_functions_is_bounded(number: int) -> None:
 @pytest.mark.parametrize(
     ("layer", "constant"),
     [
-        (nn.MaxPool2d(3, 2), 2.0),  # attained: THEORY §2
+        (nn.MaxPool2d(3, 2), 2.0),  # attained: theory §2
         (nn.MaxPool2d(2), 1.0),
         (nn.MaxPool2d(3, 2, padding=1, ceil_mode=True), 2.0),
         (nn.MaxPool2d((3, 2), (1, 1)), math.sqrt(6)),
@@ -84,7 +84,7 @@ def test_overlapping_max_pool_attains_its_bound() -> None:
 
 
 def test_average_pool_at_the_border_can_exceed_one() -> None:
-    # Border windows are divided by fewer pixels: THEORY's "otherwise up to 1" does not cover this.
+    # Border windows are divided by fewer pixels: it is above 1 there.
     layer = nn.AvgPool2d(3, 1, padding=1, count_include_pad=False)
     truth = jacobian_norm(layer, (1, 5, 5))
     assert truth > 1.01

@@ -158,7 +158,7 @@ def test_weights_that_are_not_finite_are_refused(entry: float) -> None:
 
 
 def test_reshaped_spectral_norm_is_no_bound() -> None:
-    # The counter-example of THEORY §2 in its extreme: equal taps add up, 9 against √9.
+    # The counter-example of theory §2 in its extreme: equal taps add up, 9 against √9.
     kernel = torch.ones(1, 1, 3, 3)
     reshaped = float(torch.linalg.matrix_norm(kernel.flatten(1), 2))
     truth = jacobian_norm(conv(kernel, padding=1), (1, 8, 8))

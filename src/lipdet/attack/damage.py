@@ -1,6 +1,6 @@
 """How much an attack has damaged the detections of one image.
 
-AP is a measure of a whole data set and has no share that belongs to one image (THEORY §8), so
+AP is a measure of a whole data set and has no share that belongs to one image (theory §8), so
 images are compared by a measure of their own: the scores of false positives minus the scores of
 true positives. Both lower AP, and an attack that only hides objects can be compared with one that
 only invents them.

@@ -1,7 +1,7 @@
 """Square attack in L2 (Andriushchenko et al., 2020, algorithm 3): random search without gradients.
 
 It asks the detector for values only. It is here to check the gradient attacks: an attack that sees
-the gradient and does less harm than this one is too weak (THEORY §7).
+the gradient and does less harm than this one is too weak (theory §7).
 """
 
 from __future__ import annotations

@@ -2,7 +2,7 @@
 
 Notable choices:
 - Boxes and default boxes are in pixels of the network's input; offsets have no unit.
-- The centre coordinate depends on one offset only, and so does each side (THEORY §4 builds
+- The centre coordinate depends on one offset only, and so does each side (theory §4 builds
   worst-case boxes on that).
 """
 

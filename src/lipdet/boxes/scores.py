@@ -1,7 +1,7 @@
 """Class scores whose ranking does not saturate.
 
 A float32 softmax or sigmoid is exactly 1.0 for log-odds of 18 and of 30 alike, so detections are
-ranked on log-odds and probabilities are for display (THEORY §5).
+ranked on log-odds and probabilities are for display (theory §5).
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Certified average precision from certified objects and bounds on detections (THEORY §6).
+"""Certified average precision from certified objects and bounds on detections (theory §6).
 
 Notable choices:
 - The thresholds looked at are the scores at which objects are certified: between two of them the

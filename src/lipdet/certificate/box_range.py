@@ -1,7 +1,7 @@
 """All boxes that uncertain offsets can decode to, as intervals of centres, sides and corners.
 
 Notable choices:
-- Decoding is increasing in each offset on its own (THEORY §4), so the ends of an interval of
+- Decoding is increasing in each offset on its own (theory §4), so the ends of an interval of
   offsets decode to the ends of an interval of centres and sides, and nothing is lost.
 - The intervals are widened by what a decode in float32 can be off by (about 1e-4 pixels), so that
   they hold for the boxes that the detector computes and not only for those of real arithmetic.

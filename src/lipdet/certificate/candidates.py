@@ -149,7 +149,7 @@ def find_candidates(
     rounding: float = 0.0,
     contrasts: Tensor | None = None,
 ) -> Candidates:
-    """List what can exceed the floor under perturbations of at most ε (THEORY §5).
+    """List what can exceed the floor under perturbations of at most ε (theory §5).
 
     Args:
         raw: outputs of B images without perturbation.

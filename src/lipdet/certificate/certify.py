@@ -1,4 +1,4 @@
-"""Which objects of a batch are certified: the five conditions together (THEORY §5)."""
+"""Which objects of a batch are certified: the five conditions together (theory §5)."""
 
 from __future__ import annotations
 

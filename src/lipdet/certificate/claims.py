@@ -1,4 +1,4 @@
-"""Detections that cannot all be false positives: cliques that objects claim; sharpens THEORY §6.
+"""Detections that cannot all be false positives: cliques that objects claim; sharpens theory §6.
 
 An object *claims* a clique at τ if every member that can reach τ matches it, and no other object of
 its class, wherever the boxes move. NMS keeps at most one member. If it keeps one, the object is

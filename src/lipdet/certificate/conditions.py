@@ -1,4 +1,4 @@
-"""The five conditions under which a detection cannot be lost, one function each (THEORY §5).
+"""The five conditions under which a detection cannot be lost, one function each (theory §5).
 
 A *certifier* is a candidate that shall vouch for an object; a *rival* is one that may suppress it.
 Each function takes flat lists of P certifiers or pairs and returns a value or mask for each.
@@ -35,7 +35,7 @@ def stays_on(boxes: BoxRange, truth: Tensor, balls: Balls | None = None) -> Tens
 
     The minimum of the *unclipped* box, which clipping can only raise for an object inside the
     image. Where the joint constant of the four offsets is known, both the intervals and the ball
-    hold, and the larger bound counts (THEORY §6.3).
+    hold, and the larger bound counts (theory §6.3).
 
     Args:
         boxes: (P, 4).
@@ -109,7 +109,7 @@ def kept_fit(kept: Tensor, kept_in_class: Tensor, top_k: int, per_class: int) ->
 def strays_to(boxes: BoxRange, rival: Tensor, own: Tensor, size: int, relaxed: bool) -> Tensor:
     """Condition 5: the IoU threshold above which a box can match no other object than its own.
 
-    Relaxed (THEORY §6.5): a box that always overlaps its own object by more than it can overlap
+    Relaxed (theory §6.5): a box that always overlaps its own object by more than it can overlap
     the other takes its own while that is free, since the matcher takes the free object of highest
     IoU. If it is not free, it is detected already.
 

@@ -1,4 +1,4 @@
-"""Upper bounds on how many detections there can be at each score (THEORY §6).
+"""Upper bounds on how many detections there can be at each score (theory §6).
 
 Boxes that NMS keeps in one class overlap pairwise by at most η, whatever their scores. So of
 candidates that surely overlap each other by more ("clique") at most one is kept, and a cover of all
@@ -141,7 +141,7 @@ def affordable(group: Tensor, place: Tensor, nearest: Tensor, budget: Tensor, li
 
     For a clique to hold a detection at τ, some member must rise to it, by (τ − nearest)₊ at least.
     The members of different cliques are different candidates, so the squares of these add up to no
-    more than the budget's (THEORY §6, collective D⁺). The n cheapest cliques are those with the
+    more than the budget's (theory §6, collective D⁺). The n cheapest cliques are those with the
     highest `nearest`, v₁ ≥ … ≥ v_n, and what they cost rises with τ.
 
     If the last m of them pay, with mean v̄, then m·(τ − v̄)² + Σ(v − v̄)² ≤ budget² bounds τ. That

@@ -21,7 +21,7 @@ from lipdet.certificate.segments import expand, take, true_at
 from lipdet.certificate.truths import Truths, free_truths
 from lipdet.certificate.verifier import Verifier
 
-# In the order in which they are checked; the last five are conditions 1 to 5 of THEORY §5.
+# In the order in which they are checked; the last five are conditions 1 to 5 of theory §5.
 REASONS = ("missed", "score", "box", "suppressor", "truncation", "matching")
 
 

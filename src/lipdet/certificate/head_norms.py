@@ -1,7 +1,7 @@
 """Constants of several outputs of a detector's heads at once.
 
 They are below what the constants of single outputs add up to, since outputs share features:
-differences of two outputs (THEORY §6, tightening 2) and all outputs of a class (tightening 1).
+differences of two outputs (theory §6, tightening 2) and all outputs of a class (tightening 1).
 Besides, a box whose logit has to rise moves less freely.
 """
 

@@ -3,7 +3,7 @@
 Notable choices:
 - One axis at a time. With the sides across it fixed, IoU ≥ s > 0 reads
   (1+s)·I_y·I_x − s·(areas) ≥ 0, where the overlap I_x is concave in centres and sides and the areas
-  are linear: superlevel sets are convex, and the least IoU is at a vertex (THEORY §4). What the
+  are linear: superlevel sets are convex, and the least IoU is at a vertex (theory §4). What the
   vertices of one axis contribute is computed once and combined with those of the other.
 - For given sides, IoU falls with the overlap, and the overlap with the distance of the centres. So
   of the vertices with the same sides only the one with the centres farthest apart is needed:

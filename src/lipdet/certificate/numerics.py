@@ -1,4 +1,4 @@
-"""How far the outputs of a forward pass lie from those of real arithmetic (κ, THEORY §5).
+"""How far the outputs of a forward pass lie from those of real arithmetic (κ, theory §5).
 
 A certificate speaks of the detector as it is computed: |Δz| ≤ ε·L + 2κ, as both the clean and the
 perturbed outputs are rounded.

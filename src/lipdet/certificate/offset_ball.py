@@ -1,4 +1,4 @@
-"""Boxes whose four offsets lie in a ball (THEORY §4, §6 tightening 3): the lowest IoU.
+"""Boxes whose four offsets lie in a ball (theory §4, §6 tightening 3): the lowest IoU.
 
 Four offsets whose map from the features has norm ‖W₄‖ move in a ball of radius ε·L·‖W₄‖, of which
 the intervals of `BoxRange` see the corners, where all four are at their worst together.

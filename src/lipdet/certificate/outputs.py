@@ -63,7 +63,7 @@ class FeaturesAndHeads(nn.Module):
 def lipschitz_bound(module: nn.Module, input_shape: Sequence[int]) -> float:
     """Bound the Lipschitz constant of a network in the L2 norm, from its input to all its outputs.
 
-    Chains multiply, sums add, concatenations of maps of the same input take √Σ L² (THEORY §2). The
+    Chains multiply, sums add, concatenations of maps of the same input take √Σ L² (theory §2). The
     bound holds for the function of real arithmetic with the weights as stored, in the mode the
     module is in.
 
@@ -87,7 +87,7 @@ def output_bounds(detector: SSD) -> OutputBounds:
     """Bound every scalar output of a detector on its own, and all of them together.
 
     A logit or offset is a linear functional of one patch of features, so its constant is at most
-    (bound of the features) × ‖filter‖_F (THEORY §1), with BatchNorm folded into the filter and only
+    (bound of the features) × ‖filter‖_F (theory §1), with BatchNorm folded into the filter and only
     those taps counted that fall inside the feature map at its position. For the four offsets of a
     default box together, the largest singular value of their filters takes the place of ‖filter‖_F.
 

@@ -1,9 +1,8 @@
-"""What a certifier and a rival of its class can do under the same perturbation (THEORY §6).
+"""What a certifier and a rival of its class can do under the same perturbation (theory §6).
 
 Their log-odds each have an interval, but one perturbation moves both, and the rival's box too:
 - their difference moves less than both together (tightening 2);
-- a perturbation that lifts the rival above the certifier has less left to move its box with, which
-  THEORY does not have.
+- a perturbation that lifts the rival above the certifier has less left to move its box with.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Condition 2 for every object and every candidate of its class, each pair once (THEORY §5)."""
+"""Condition 2 for every object and every candidate of its class, each pair once (theory §5)."""
 
 from __future__ import annotations
 

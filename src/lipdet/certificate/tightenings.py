@@ -1,4 +1,4 @@
-"""Switches of what sharpens a certificate without being needed for its soundness (THEORY §6)."""
+"""Switches of what sharpens a certificate without being needed for its soundness (theory §6)."""
 
 from __future__ import annotations
 

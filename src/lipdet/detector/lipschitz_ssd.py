@@ -3,7 +3,7 @@
 Notable choices:
 - Every layer of the body preserves the norm of gradients: orthogonal convolutions and MaxMin;
   space-to-depth and semi-orthogonal 1×1 convolutions instead of pooling. That, not the bound, is
-  what decides whether such a network learns (THEORY §3); two other kinds of layers are there to
+  what decides whether such a network learns (theory §3); two other kinds of layers are there to
   show it.
 - No normalisation, not even of pixel values, and no scale anywhere: a class logit or an offset is
   a unit filter on 1-Lipschitz features. What an offset of 1 means is left to the box coding, and
@@ -12,7 +12,7 @@ Notable choices:
 - Pictures are padded evenly, and default boxes stand at the true centres of their cells.
 - All heads read one map, unlike SSD's: so all outputs are linear in the same features, and what two
   of them can do together is known. Of outputs on two maps only the sum of both is, and of two boxes
-  that compete in NMS either could then pass the other (THEORY §6, tightening 2).
+  that compete in NMS either could then pass the other (theory §6, tightening 2).
 """
 
 from __future__ import annotations

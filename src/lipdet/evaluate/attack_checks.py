@@ -1,4 +1,4 @@
-"""Is an attack strong enough to be believed? The sanity checks of THEORY §7 as one report.
+"""Is an attack strong enough to be believed? The sanity checks of theory §7 as one report.
 
 Notable choices:
 - A check that fails says that the attack is too weak here, never that the detector is robust.

@@ -53,7 +53,7 @@ def ap50_interval(
 ) -> Interval:
     """The 95 % interval of AP50 over draws of as many pictures with replacement, bias taken off.
 
-    AP is a measure of the whole set (THEORY §8), so each draw is evaluated as a set of its own.
+    AP is a measure of the whole set (theory §8), so each draw is evaluated as a set of its own.
 
     Args:
         targets: what is there, per image.

@@ -27,6 +27,8 @@ from lipdet.progress import track
 from lipdet.versions import versions
 
 Tensors = dict[str, Tensor]
+# Besides norms.py, the folders whose code decides results.
+COMPUTING = ("attack", "boxes", "certificate", "detector", "evaluate", "layers", "lipschitz")
 
 
 @dataclass(frozen=True)
@@ -102,12 +104,16 @@ def weights_hash(detector: SSD) -> str:
 @cache
 def code() -> dict[str, Any]:
     """What computes: versions and a hash of the source. No other's results are taken over."""
-    digest = hashlib.sha256()
-    package = Path(__file__).parent.parent
-    for folder in ("attack", "boxes", "certificate", "detector", "evaluate", "layers"):
+    return {"code": source_hash(Path(__file__).parent.parent), "versions": versions()}
+
+
+def source_hash(package: Path) -> str:
+    """Return a hash of all source that results depend on."""
+    digest = hashlib.sha256((package / "norms.py").read_bytes())
+    for folder in COMPUTING:
         for file in sorted((package / folder).glob("*.py")):
             digest.update(file.read_bytes())
-    return {"code": digest.hexdigest(), "versions": versions()}
+    return digest.hexdigest()
 
 
 def _make_folder(folder: Path) -> None:

@@ -72,7 +72,7 @@ class ConstructedWeight(nn.Module):
         """Upper bound of the layer's Lipschitz constant: 1, plus the rounding of its weight.
 
         The float64 weight satisfies the constraint; the difference D to the rounded one adds at
-        most sqrt(k1 k2) ||D||_F (THEORY §2, reshaped kernel).
+        most sqrt(k1 k2) ||D||_F (theory §2, reshaped kernel).
         """
         return 1.0 + self._rounding() + 1e-9
 

@@ -1,7 +1,7 @@
 """Initialisations that preserve the norm of signals and gradients.
 
 Ten stacked 3×3 layers with Gaussian kernels pass on less than 1e-4 of a gradient once normalised to
-be 1-Lipschitz; the starts here pass on nearly all of it (THEORY §3; `lipdet.layers.gain_profile`).
+be 1-Lipschitz; the starts here pass on nearly all of it (theory §3; `lipdet.layers.gain_profile`).
 """
 
 from __future__ import annotations

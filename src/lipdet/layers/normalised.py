@@ -56,7 +56,7 @@ class UnitNormConv2d(L2NormConv2d):
     """A convolutional head of which every output is 1-Lipschitz in the features.
 
     With zero or no padding a patch holds each feature at most once, so an output value moves by at
-    most ||w_c||_F times the change of the features (THEORY §1). No promise is made for all outputs
+    most ||w_c||_F times the change of the features (theory §1). No promise is made for all outputs
     together; `lipschitz_bound` gives that constant.
 
     Raises:

@@ -1,4 +1,4 @@
-"""Lipschitz constants of single operations: upper bounds in the L2 norm (THEORY §2).
+"""Lipschitz constants of single operations: upper bounds in the L2 norm (theory §2).
 
 Those without weights take the input (1, ...) of the operation and then its own arguments, as the
 function of `torch.nn.functional` takes them.

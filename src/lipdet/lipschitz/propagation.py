@@ -72,7 +72,7 @@ class Propagation:
 
     @property
     def joint(self) -> float:
-        """The bound of the map to all outputs together (THEORY §2)."""
+        """The bound of the map to all outputs together (theory §2)."""
         parts: list[float] = []
 
         def collect(node: fx.Node) -> fx.Node:

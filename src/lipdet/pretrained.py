@@ -11,6 +11,7 @@ from PIL import Image
 
 from lipdet import hub
 from lipdet.boxes import DISPLAY_SELECTION
+from lipdet.certificate.radius import REMAINING_IOU
 from lipdet.certificate.verifier import Verifier, verifier_of
 from lipdet.checkpoint import LoadedDetector, load_detector, packaged_names
 from lipdet.detect import (
@@ -28,8 +29,6 @@ from lipdet.report.results import read_results
 
 Picture = Image.Image | Path | str
 Box = tuple[float, float, float, float]
-# A radius promises that a box of this IoU with the detection remains.
-REMAINING_IOU = 0.5
 
 
 class Detection(NamedTuple):

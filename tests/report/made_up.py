@@ -66,8 +66,8 @@ def result(weights: str, clean: float, full: bool) -> dict[str, Any]:
 def scene(weights: str) -> Scene:
     picture = np.random.default_rng(0).integers(0, 256, (74, 74, 3), np.uint8)
     box = (10.0, 20.0, 30.0, 60.0)
-    sure = Shown(box, "6", 0.9, 0.3, (8.0, 18.0, 33.0, 62.0), (12.0, 22.0, 27.0, 58.0))
-    unsure = Shown(box, EVIL_CLASS, 0.4, 0.0, (0.0, 0.0, 74.0, 74.0), None)
+    sure = Shown(box, "6", 0.9, 0.3, (8.0, 18.0, 33.0, 62.0))
+    unsure = Shown(box, EVIL_CLASS, 0.4, 0.0)
     return Scene(weights, 0, 0.25, picture, picture, ("6", EVIL_CLASS), (sure, unsure), (unsure,))
 
 

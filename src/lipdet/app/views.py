@@ -22,22 +22,17 @@ from lipdet.boxes import DISPLAY_SELECTION, select_detections
 from lipdet.boxes.scores import logit
 from lipdet.certificate import UnknownLipschitz
 from lipdet.certificate.radius import (
+    REMAINING_IOU,
     TOLERANCE,
-    certified_radii,
-    remaining_regions,
-    without_overtaking,
+    regions_at,
+    remaining_detections,
 )
+from lipdet.certificate.radius import Region as Rectangle
 from lipdet.certificate.score_range import log_odds_interval
-from lipdet.certificate.truths import Truths, free_truths
 from lipdet.certificate.verifier import Verifier
 from lipdet.evaluate.certified import outputs
 from lipdet.images.crop import Region, cut
 from lipdet.types import Detections, RawOutput
-
-# How much of a box must remain.
-REMAINING_IOU = 0.5
-
-Box = tuple[float, float, float, float]
 
 
 class View(NamedTuple):
@@ -107,10 +102,8 @@ def look(exhibit: Exhibit, picture: Image.Image, region: Region) -> View:
             f"already ε = {TOLERANCE:g} could take every score below the floor."
         )
         return View(exhibit.name, image, raw, found, none, constant, reason)
-    floor = logit(DISPLAY_SELECTION.score_floor)
-    sure = without_overtaking(verifier)
-    radii = certified_radii(sure, raw, _truths(found), REMAINING_IOU, floor).tolist()
-    return View(exhibit.name, image, raw, found, radii, constant, "")
+    [remaining] = remaining_detections(verifier, raw, [found], REMAINING_IOU)
+    return View(exhibit.name, image, raw, found, remaining.radius.tolist(), constant, "")
 
 
 def anything_certified(verifier: Verifier, raw: RawOutput, epsilon: float = TOLERANCE) -> bool:
@@ -120,7 +113,7 @@ def anything_certified(verifier: Verifier, raw: RawOutput, epsilon: float = TOLE
     return bool((low > logit(verifier.selection.score_floor)).any())
 
 
-def regions(view: View, exhibit: Exhibit, epsilon: float) -> list[Box | None]:
+def regions(view: View, exhibit: Exhibit, epsilon: float) -> list[Rectangle | None]:
     """Where the box that remains of each detection lies at worst; None where it is not certified.
 
     Args:
@@ -128,20 +121,10 @@ def regions(view: View, exhibit: Exhibit, epsilon: float) -> list[Box | None]:
         exhibit: the detector that found it.
         epsilon: L2 radius in pixel units at the network's input.
     """
-    sure = [index for index, radius in enumerate(view.radii) if radius >= epsilon > 0]
-    found: list[Box | None] = [None] * len(view.radii)
-    if sure:
-        rows = torch.tensor(sure)
-        chosen = Detections(
-            boxes=view.found["boxes"][rows],
-            labels=view.found["labels"][rows],
-            scores=view.found["scores"][rows],
-        )
-        at = torch.full((len(sure),), epsilon, dtype=torch.float64)
-        hulls = remaining_regions(exhibit.verifier(), view.raw, _truths(chosen), at, REMAINING_IOU)
-        for index, (left, top, right, bottom) in zip(sure, hulls.tolist(), strict=True):
-            found[index] = (left, top, right, bottom)
-    return found
+    radii = torch.tensor(view.radii)
+    if not (radii >= epsilon).any():
+        return [None] * len(radii)
+    return regions_at(exhibit.verifier(), view.raw, view.found, radii, epsilon, REMAINING_IOU)
 
 
 def attack(
@@ -168,9 +151,3 @@ def attack(
 
     _, outcome = attack_unlabelled(exhibit.detector, image[None], settings, on_step)
     return Attacked(settings, outcome.images[0].cpu(), outcome.detections[0])
-
-
-def _truths(found: Detections) -> Truths:
-    return free_truths(
-        torch.zeros(len(found["labels"]), dtype=torch.int64), found["labels"], found["boxes"]
-    )

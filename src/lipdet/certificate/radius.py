@@ -29,10 +29,14 @@ from lipdet.certificate.verifier import Verifier
 from lipdet.types import Detections, RawOutput
 
 TOLERANCE = 1e-3
+# A detection remains if a box of this IoU with it does, unless another is asked for.
+REMAINING_IOU = 0.5
 # Beyond any perturbation of interest: a picture of 74×74 pixels has 16,428 values in [0, 1].
 LARGEST_RADIUS = 64.0
 # Objects that are certified at once, each with the outputs of its image.
 OBJECTS_AT_ONCE = 64
+
+Region = tuple[float, float, float, float]
 
 
 def largest_radius(
@@ -197,17 +201,56 @@ def remaining_detections(
         One for each image; the radius is 0 where nothing is promised.
     """
     counts = [len(one["labels"]) for one in found]
-    truths = free_truths(
-        torch.repeat_interleave(torch.tensor(counts)),
-        torch.cat([one["labels"].cpu() for one in found]),
-        torch.cat([one["boxes"].cpu() for one in found]),
-    )
+    truths = _to_remain(found)
     floor = logit(verifier.selection.score_floor)
     verifier = without_overtaking(verifier)
     radii = certified_radii(verifier, raw, truths, iou, floor, tolerance, most_covered)
     regions = remaining_regions(verifier, raw, truths, radii, iou)
     parts = zip(torch.split(radii, counts), torch.split(regions, counts), strict=True)
     return [Remaining(radius, region) for radius, region in parts]
+
+
+def regions_at(
+    verifier: Verifier,
+    raw: RawOutput,
+    found: Detections,
+    radii: Tensor,
+    epsilon: float,
+    iou: float,
+) -> list[Region | None]:
+    """Where the box that remains of each detection of one image lies at ε.
+
+    Args:
+        verifier: of the detector.
+        raw: its outputs for the image, B = 1.
+        found: detections.
+        radii: (N,) of each, from `remaining_detections`.
+        epsilon: L2 radius.
+        iou: threshold of "still this box".
+
+    Returns:
+        left, top, right and bottom in pixels of the network's input; None for what does not surely
+        remain at ε.
+    """
+    sure = true_at(radii >= epsilon)
+    regions: list[Region | None] = [None] * len(radii)
+    if epsilon > 0 and len(sure):
+        at = torch.full((len(sure),), epsilon, dtype=torch.float64)
+        truths = _to_remain([found]).at(sure)
+        hulls = remaining_regions(without_overtaking(verifier), raw, truths, at, iou)
+        for index, (left, top, right, bottom) in zip(sure.tolist(), hulls.tolist(), strict=True):
+            regions[index] = (left, top, right, bottom)
+    return regions
+
+
+def _to_remain(found: Sequence[Detections]) -> Truths:
+    """Make the detections of a batch the objects that shall remain."""
+    counts = torch.tensor([len(one["labels"]) for one in found])
+    return free_truths(
+        torch.repeat_interleave(counts),
+        torch.cat([one["labels"].cpu() for one in found]),
+        torch.cat([one["boxes"].cpu() for one in found]),
+    )
 
 
 def without_overtaking(verifier: Verifier) -> Verifier:

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor
+from torch.nn import functional
 
 from lipdet.boxes.scores import SigmoidScores
 from lipdet.boxes.select import Decoder, Selection
@@ -30,7 +31,7 @@ from lipdet.detector.ssd import SSD
 from lipdet.errors import UnknownLipschitz
 from lipdet.types import RawOutput
 
-GREY_IMAGES = 8
+EXAMPLES = 8
 
 
 @dataclass(frozen=True)
@@ -148,7 +149,8 @@ def verifier_of(detector: SSD, selection: Selection, images: Tensor | None = Non
         detector: in eval mode.
         selection: for which certificates shall hold.
         images: (B, 3, H, W) in [0, 1], at which the rounding of a forward pass is measured, besides
-            noise; a batch as large as those to be certified. A few grey ones if none are given.
+            noise; a batch as large as those to be certified. Made-up ones of coloured areas if none
+            are given.
 
     Raises:
         UnknownLipschitz: the detector has a layer without a bound, or a part that is not known; the
@@ -159,7 +161,7 @@ def verifier_of(detector: SSD, selection: Selection, images: Tensor | None = Non
     check_parts(detector.decoder, selection)
     if images is None:
         size = detector.config.image_size
-        images = torch.full((GREY_IMAGES, 3, size, size), 0.5)
+        images = _examples(size)
     propagation = propagate_detector(detector)
     bounds = bounds_of_outputs(detector, propagation)
     one_vs_all = isinstance(detector.scores, SigmoidScores)
@@ -183,3 +185,10 @@ def verifier_of(detector: SSD, selection: Selection, images: Tensor | None = Non
         pairwise=PairwiseLogits(detector, propagation, bounds) if one_vs_all else None,
         contrasts=class_contrasts(detector, propagation, bounds).cpu() if one_vs_all else None,
     )
+
+
+def _examples(size: int) -> Tensor:
+    """Make images of areas of a few colours, since rounding grows with what is in an image."""
+    generator = torch.Generator().manual_seed(0)
+    cells = torch.rand((EXAMPLES, 3, 6, 6), generator=generator)
+    return functional.interpolate(cells, (size, size))

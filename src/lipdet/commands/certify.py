@@ -9,6 +9,7 @@ from typing import Any
 from PIL import Image
 
 from lipdet.boxes import DISPLAY_SELECTION
+from lipdet.certificate.radius import REMAINING_IOU
 from lipdet.certificate.verifier import verifier_of
 from lipdet.checkpoint import load_detector
 from lipdet.commands.options import (
@@ -47,7 +48,7 @@ def run(
     images: Sequence[Path],
     out: Path,
     crop: str | None = None,
-    iou: float = 0.5,
+    iou: float = REMAINING_IOU,
     float64: bool = False,
 ) -> None:
     """Certify the detections in pictures; write an overlay of each square and one json for all.

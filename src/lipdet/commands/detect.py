@@ -10,6 +10,7 @@ from PIL import Image
 
 from lipdet.boxes import DISPLAY_SELECTION
 from lipdet.certificate import UnknownLipschitz
+from lipdet.certificate.radius import REMAINING_IOU
 from lipdet.certificate.verifier import Verifier, verifier_of
 from lipdet.checkpoint import load_detector
 from lipdet.commands.options import (
@@ -38,9 +39,6 @@ from lipdet.images.source import load_rgb
 from lipdet.progress import track
 from lipdet.report.overlay import draw_detections
 from lipdet.types import Detections
-
-# A radius promises that a box of this IoU with the detection remains.
-REMAINING_IOU = 0.5
 
 
 def parser() -> Parser:

@@ -16,7 +16,8 @@ from matplotlib.patches import Patch, Rectangle
 from numpy.typing import NDArray
 from PIL import Image
 
-from lipdet.report.scenes import Box, Scene, Shown
+from lipdet.certificate.radius import Region
+from lipdet.report.scenes import Scene, Shown
 from lipdet.report.style import COLOURS, Drawing, styled
 
 # Width of a letter and height of a line of the names on a tile, in pixels of the picture.
@@ -81,8 +82,8 @@ def plot_scenes(rows: Sequence[Scene], name: str = "gallery") -> Drawing:
 
 LEGEND = (
     "Blue, solid: certified, so a detection of this class surely remains in this place under every "
-    "perturbation of at most ε. Orange, dashed: not certified, or under attack. Shaded: where the "
-    "corners of a certified box can be at worst."
+    "perturbation of at most ε. Orange, dashed: not certified, or under attack. Shaded: inside it "
+    "the box that remains lies."
 )
 
 
@@ -154,19 +155,17 @@ def _places(
 
 
 def _region(one: Shown, epsilon: float) -> str:
-    if one.outer is None or not _certified(one, epsilon):
+    if one.region is None or not _certified(one, epsilon):
         return ""
-    outer = _path(one.outer)
-    inner = _path(one.inner) if one.inner else ""
-    return f'<path class="region" d="{outer}{inner}"/>'
+    return f'<path class="region" d="{_path(one.region)}"/>'
 
 
-def _path(box: Box) -> str:
+def _path(box: Region) -> str:
     left, top, right, bottom = box
     return f"M{left:.1f} {top:.1f}H{right:.1f}V{bottom:.1f}H{left:.1f}Z"
 
 
-def _geometry(box: Box) -> str:
+def _geometry(box: Region) -> str:
     left, top, right, bottom = box
     return (
         f'x="{left:.1f}" y="{top:.1f}" width="{max(0.0, right - left):.1f}" '
@@ -185,8 +184,8 @@ def _draw(axes: Axes, one: Shown, epsilon: float, region: bool) -> None:
     }
     left, top, right, bottom = (value - 0.5 for value in one.box)
     axes.add_patch(Rectangle((left, top), right - left, bottom - top, **style))
-    if region and one.outer and certified:
-        x1, y1, x2, y2 = (value - 0.5 for value in one.outer)
+    if region and one.region and certified:
+        x1, y1, x2, y2 = (value - 0.5 for value in one.region)
         axes.add_patch(Rectangle((x1, y1), x2 - x1, y2 - y1, color=colour, alpha=0.25, lw=0))
 
 
@@ -212,7 +211,7 @@ def _headed(scene: Scene, attacked: bool) -> str:
 def _keys() -> list[Patch]:
     return [
         Patch(fill=False, edgecolor=CERTIFIED, label="certified: stays, at any attack up to ε"),
-        Patch(color=CERTIFIED, alpha=0.25, lw=0, label="its corners, at worst"),
+        Patch(color=CERTIFIED, alpha=0.25, lw=0, label="it remains inside"),
         Patch(fill=False, edgecolor=UNCERTIFIED, ls="--", label="not certified, or attacked"),
     ]
 

@@ -1,10 +1,8 @@
 """What one detector sees in one picture, clean and under attack, and what is proven about it.
 
 Notable choices:
-- A shown detection is certified up to the largest ε at which one of its class surely remains on its
-  place: IoU of at least 0.5 with it, above the score at which detections are shown, through NMS.
-- The region of the worst case is that of its own default box: every corner lies between the inner
-  and the outer rectangle under every perturbation of at most ε.
+- Radii and regions are those of `lipdet certify`: a box of the same class remains that overlaps the
+  shown one by an IoU of at least 0.5, above the score at which detections are shown, through NMS.
 """
 
 from __future__ import annotations
@@ -18,22 +16,14 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from lipdet.attack import AttackSettings, attack_and_detect, detect, worst_of
-from lipdet.boxes import DISPLAY_SELECTION, Decoder, select_detections
-from lipdet.boxes.scores import logit
+from lipdet.boxes import DISPLAY_SELECTION, select_detections
 from lipdet.certificate import UnknownLipschitz
-from lipdet.certificate.box_range import box_range, corner_range
-from lipdet.certificate.outputs import OutputBounds
-from lipdet.certificate.radius import certified_radii
-from lipdet.certificate.truths import free_truths
+from lipdet.certificate.radius import REMAINING_IOU, Region, regions_at, remaining_detections
 from lipdet.certificate.verifier import verifier_of
 from lipdet.detector import SSD
 from lipdet.evaluate.attacked import pictures, prepare
 from lipdet.images.pack import Pack
 from lipdet.types import Detections, RawOutput, Target
-
-SAME_PLACE_IOU = 0.5
-
-Box = tuple[float, float, float, float]
 
 
 class Shown(NamedTuple):
@@ -44,16 +34,15 @@ class Shown(NamedTuple):
         label: class name.
         score: in [0, 1].
         radius: largest ε up to which it is certified; None where nothing was asked or bounded.
-        outer: smallest rectangle that holds its box under every perturbation of at most ε.
-        inner: rectangle that every such box holds; None if there is none.
+        region: rectangle in which the box that remains lies under every perturbation of at most ε;
+            None where it is not certified up to that.
     """
 
-    box: Box
+    box: Region
     label: str
     score: float
     radius: float | None = None
-    outer: Box | None = None
-    inner: Box | None = None
+    region: Region | None = None
 
 
 class Scene(NamedTuple):
@@ -143,28 +132,16 @@ def certified_detections(
     found = select_detections(raw, decoder, DISPLAY_SELECTION)
     plain = [list(_shown(one, class_names)) for one in found]
     try:
-        verifier = verifier_of(detector, DISPLAY_SELECTION, images)
+        verifier = verifier_of(detector, DISPLAY_SELECTION)
     except UnknownLipschitz:
         return [tuple(one) for one in plain]
-    counts = torch.tensor([len(one["labels"]) for one in found])
-    place = torch.repeat_interleave(counts)
-    truths = free_truths(
-        place,
-        torch.cat([one["labels"] for one in found]),
-        torch.cat([one["boxes"] for one in found]),
-    )
-    floor = logit(DISPLAY_SELECTION.score_floor)
-    radii = certified_radii(verifier, raw, truths, SAME_PLACE_IOU, floor).tolist()
     marked = []
-    for image, one in enumerate(plain):
-        anchors = _anchors(found[image], raw, decoder, image)
-        regions = _regions(raw.offsets[image], anchors, verifier.bounds, decoder, epsilon)
-        marked.append(
-            tuple(
-                shown._replace(radius=radii.pop(0), outer=outer, inner=inner)
-                for shown, (outer, inner) in zip(one, regions, strict=True)
-            )
-        )
+    kept = remaining_detections(verifier, raw, found, REMAINING_IOU)
+    for image, (one, remaining) in enumerate(zip(found, kept, strict=True)):
+        alone = RawOutput(raw.logits[image, None], raw.offsets[image, None])
+        regions = regions_at(verifier, alone, one, remaining.radius, epsilon, REMAINING_IOU)
+        rows = zip(plain[image], remaining.radius.tolist(), regions, strict=True)
+        marked.append(tuple(shown._replace(radius=r, region=where) for shown, r, where in rows))
     return marked
 
 
@@ -173,32 +150,6 @@ def _shown(found: Detections, class_names: Sequence[str]) -> list[Shown]:
         found["boxes"].tolist(), found["labels"].tolist(), found["scores"].tolist(), strict=True
     )
     return [Shown(tuple(box), class_names[label], score) for box, label, score in rows]
-
-
-def _anchors(found: Detections, raw: RawOutput, decoder: Decoder, image: int) -> list[int]:
-    """The default box that each detection comes from: that of its class with its box and score."""
-    boxes = decoder.boxes(raw.offsets[image])
-    log_odds = decoder.scores.log_odds(raw.logits[image]).double().sigmoid()
-    return [
-        int(((boxes == box).all(dim=1).double() - (log_odds[:, label] - score).abs()).argmax())
-        for box, label, score in zip(
-            found["boxes"], found["labels"].tolist(), found["scores"].tolist(), strict=True
-        )
-    ]
-
-
-def _regions(
-    offsets: Tensor, anchors: list[int], bounds: OutputBounds, decoder: Decoder, epsilon: float
-) -> list[tuple[Box, Box | None]]:
-    """Outer and inner rectangle of each detection."""
-    reach = epsilon * bounds.offsets[anchors]
-    boxes = box_range(offsets[anchors], reach, decoder.default_boxes[anchors], decoder.coding)
-    low, high = corner_range(boxes, decoder.image_size)
-    regions: list[tuple[Box, Box | None]] = []
-    for (x1, y1, x2, y2), (u1, v1, u2, v2) in zip(low.tolist(), high.tolist(), strict=True):
-        inner = (u1, v1, x2, y2) if u1 < x2 and v1 < y2 else None
-        regions.append(((x1, y1, u2, v2), inner))
-    return regions
 
 
 def _names(target: Target, class_names: Sequence[str]) -> tuple[str, ...]:

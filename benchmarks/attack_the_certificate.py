@@ -40,6 +40,7 @@ from lipdet.detector import SSD
 from lipdet.evaluate.attacked import Campaign, attacked_results, prepare
 from lipdet.evaluate.average_precision import matched_scores
 from lipdet.evaluate.certified import certified_results, outputs, pictures
+from lipdet.evaluate.run import detect_pack
 from lipdet.images.pack import Pack
 from lipdet.images.spec import open_data
 from lipdet.layers import fold
@@ -251,7 +252,8 @@ def compare_ap(detector: SSD, pack: Pack, epsilons: tuple[float, ...], steps: in
     """Print certified and attacked AP50; return whether the former never exceeds the latter."""
     certified = certified_results(detector, pack, epsilons)
     settings = AttackSettings(epsilons[0], steps=steps)
-    attacked = attacked_results(detector, pack, Campaign("worst", epsilons, settings))
+    clean = detect_pack(detector, pack, range(len(pack)), AP_SELECTION)
+    attacked = attacked_results(detector, pack, Campaign("worst", epsilons, settings), clean)
     print("\n| ε | certified AP50 | AP50 under `worst` | certified AP | AP under `worst` |")
     print("|---|---|---|---|---|")
     sound = True

@@ -30,9 +30,9 @@ from torch import nn
 from lipdet import distributed
 from lipdet.checkpoint import load_detector
 from lipdet.config import PRESETS
-from lipdet.evaluate.attack_state import detections_of
+from lipdet.evaluate.attack_state import in_order
 from lipdet.evaluate.average_precision import average_precision
-from lipdet.evaluate.certified import certificate_pass, certified_results
+from lipdet.evaluate.certified import certificate_pass, certified_results, chunk_to_tensors
 from lipdet.evaluate.run import clean_pass
 from lipdet.images.pack import Pack, open_pack
 from lipdet.images.spec import open_data
@@ -152,9 +152,9 @@ def summing(detector: Any, pack: Pack, state: Path) -> None:
     certified_results(detector, pack, [EPSILON], state)
     show("summing certificates, processor", f"{_per(started, len(pack)):.3f} ms per picture")
     chunks = certificate_pass(detector, pack, [EPSILON], state).results()
-    held = sum(tensor.nbytes for chunk in chunks for tensor in chunk.values())
+    held = sum(tensor.nbytes for chunk in chunks for tensor in chunk_to_tensors(chunk).values())
     show("certificates in memory", f"{held / len(pack):.0f} B per picture")
-    found = detections_of(clean_pass(detector, pack, state).results())
+    found = in_order(clean_pass(detector, pack, state).results())
     count = sum(len(one["scores"]) for one in found)
     show("detections above 0.01", f"{count / len(pack):.2f} per picture")
     targets = [pack.target(index) for index in range(len(pack))] * REPEATED

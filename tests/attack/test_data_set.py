@@ -15,7 +15,7 @@ from lipdet.attack.settings import WORST
 from lipdet.checkpoint import LoadedDetector, load_detector
 from lipdet.errors import InputError
 from lipdet.evaluate import attacked
-from lipdet.evaluate.attacked import Campaign, attack_pack, attacked_results
+from lipdet.evaluate.attacked import Campaign, attack_pack
 from lipdet.evaluate.chunks import COMPUTING, code, source_hash
 from lipdet.evaluate.run import evaluate
 from lipdet.images.pack import Pack
@@ -98,12 +98,11 @@ def test_interrupted_work_goes_on_where_it_stopped(
 
 def test_damaged_and_misplaced_state(naive: LoadedDetector, doors: Pack, tmp_path: Path) -> None:
     pack = doors.head(1)
-    campaign = Campaign("pgd", (0.5,), SETTINGS, tmp_path / "state")
-    attacked_results(naive.detector, pack, campaign)
+    attack_pack(naive.detector, pack, SETTINGS, tmp_path / "state")
     [file] = (tmp_path / "state").glob("*/*.safetensors")
     file.write_bytes(file.read_bytes()[:20])
     with pytest.raises(InputError, match=file.name):
-        attacked_results(naive.detector, pack, campaign)
+        attack_pack(naive.detector, pack, SETTINGS, tmp_path / "state")
     blocked = tmp_path / "blocked"
     blocked.touch()
     with pytest.raises((InputError, NotADirectoryError)):

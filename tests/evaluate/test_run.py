@@ -10,12 +10,15 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from lipdet.attack import AttackSettings
 from lipdet.boxes import AP_SELECTION, BoxCoding, Selection, SoftmaxScores
-from lipdet.checkpoint import LoadedDetector
+from lipdet.checkpoint import LoadedDetector, load_detector
 from lipdet.config import DetectorConfig
 from lipdet.detector import SSD, build_detector
 from lipdet.errors import InputError
-from lipdet.evaluate.run import clean_ap, detect_batch, detect_pack, evaluate
+from lipdet.evaluate.attacked import Campaign
+from lipdet.evaluate.average_precision import AveragePrecision, average_precision
+from lipdet.evaluate.run import Network, detect_batch, detect_pack, evaluate
 from lipdet.images.pack import Pack, PackedPicture, write_pack
 from lipdet.types import RawOutput
 
@@ -59,8 +62,14 @@ def pack(tmp_path: Path) -> Pack:
     return pack_of(tmp_path / "pack", shown, [None if k == 255 else k for k in shown])
 
 
+def ap_of(detector: Network, pack: Pack) -> AveragePrecision:
+    found = detect_pack(detector, pack, range(len(pack)), AP_SELECTION)
+    targets = [pack.target(index) for index in range(len(pack))]
+    return average_precision(targets, found, pack.class_names)
+
+
 def test_a_detector_that_is_always_right(pack: Pack) -> None:
-    measured = clean_ap(Reader(), pack)
+    measured = ap_of(Reader(), pack)
     assert measured.ap == pytest.approx(1)
     # 4 and 9 occur at each fifth picture only, which holds nothing.
     assert {name for name, entry in measured.per_class.items() if entry.ap is None} == {"4", "9"}
@@ -69,7 +78,7 @@ def test_a_detector_that_is_always_right(pack: Pack) -> None:
 def test_a_detector_that_is_right_for_one_class(tmp_path: Path) -> None:
     # By hand: of the classes 0 and 1 one is always found, the other always taken for a 2.
     pack = pack_of(tmp_path / "pack", [0, 2, 0, 2], [0, 1, 0, 1])
-    assert clean_ap(Reader(), pack).ap50 == pytest.approx(0.5)
+    assert ap_of(Reader(), pack).ap50 == pytest.approx(0.5)
 
 
 def test_detections_come_in_the_order_asked_for(pack: Pack) -> None:
@@ -131,3 +140,16 @@ def test_pictures_without_objects_are_refused(tmp_path: Path) -> None:
     pack = pack_of(tmp_path / "pack", [255, 255], [None, None])
     with pytest.raises(InputError, match="by hand has no objects"):
         evaluate(LoadedDetector("reader", Reader(), {}), pack, seed=0)
+
+
+def test_each_picture_passes_the_network_once_for_each_answer(house_numbers: Pack) -> None:
+    loaded = load_detector("certified-small")
+    pack, seen = house_numbers.head(3), []
+    settings = AttackSettings(0.1, steps=2)
+    loaded.detector.register_forward_pre_hook(lambda _, images: seen.append(len(images[0])))
+    evaluate(loaded, pack, seed=0)
+    assert sum(seen) == 3
+    seen.clear()
+    # Of an attack: what it starts from, each step, and what it ends with; then the clean pictures.
+    evaluate(loaded, pack, seed=0, campaign=Campaign("pgd", (0.1,), settings))
+    assert sum(seen) == 3 * (1 + 1 + 2 + 1)

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict
+from pathlib import Path
 
 import torch
 
 from lipdet.attack import AttackSettings
 from lipdet.detector import SSD
-from lipdet.evaluate.chunks import Tensors, code, pass_key, weights_hash
+from lipdet.evaluate.chunks import Pass, Tensors, code, pass_key, weights_hash
 from lipdet.images.pack import Pack
 from lipdet.types import Detections
 
@@ -24,9 +25,33 @@ def detections_to_tensors(found: Sequence[Detections]) -> Tensors:
     }
 
 
-def detections_of(chunks: Sequence[Tensors]) -> list[Detections]:
-    """What `detections_to_tensors` was given, chunk after chunk."""
-    return [one for tensors in chunks for one in _detections(tensors)]
+def detections_from_tensors(tensors: Tensors) -> list[Detections]:
+    """Return what `detections_to_tensors` was given."""
+    columns = (
+        torch.split(tensors[name], tensors["counts"].tolist())
+        for name in ("boxes", "labels", "scores")
+    )
+    return [
+        Detections(boxes=boxes, labels=labels, scores=scores)
+        for boxes, labels, scores in zip(*columns, strict=True)
+    ]
+
+
+def detecting_pass(
+    label: str,
+    pictures: int,
+    size: int,
+    compute: Callable[[range], list[Detections]],
+    folder: Path | None,
+) -> Pass[list[Detections]]:
+    """Make a pass whose results are detections; the arguments are those of `Pass`."""
+    codec = detections_to_tensors, detections_from_tensors
+    return Pass(label, pictures, size, compute, *codec, folder)
+
+
+def in_order(chunks: Sequence[list[Detections]]) -> list[Detections]:
+    """Join the detections of all chunks, picture by picture."""
+    return [one for chunk in chunks for one in chunk]
 
 
 def attack_key(detector: SSD, pack: Pack, settings: AttackSettings, source: SSD | None) -> str:
@@ -38,14 +63,3 @@ def attack_key(detector: SSD, pack: Pack, settings: AttackSettings, source: SSD 
         settings=asdict(settings),
         **code(),
     )
-
-
-def _detections(tensors: Tensors) -> list[Detections]:
-    columns = (
-        torch.split(tensors[name], tensors["counts"].tolist())
-        for name in ("boxes", "labels", "scores")
-    )
-    return [
-        Detections(boxes=boxes, labels=labels, scores=scores)
-        for boxes, labels, scores in zip(*columns, strict=True)
-    ]

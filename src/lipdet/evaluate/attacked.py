@@ -20,14 +20,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from lipdet.attack import AttackSettings, attack_and_detect, detect, recall
+from lipdet.attack import AttackSettings, attack_and_detect, recall
 from lipdet.attack.damage import damage
 from lipdet.attack.settings import AttackName, single_attacks
 from lipdet.boxes import DISPLAY_SELECTION
 from lipdet.detector import SSD
-from lipdet.evaluate.attack_state import attack_key, detections_of, detections_to_tensors
+from lipdet.evaluate.attack_state import attack_key, detecting_pass, in_order
 from lipdet.evaluate.average_precision import average_precision
-from lipdet.evaluate.chunks import Pass, Tensors, code, pass_key, weights_hash
+from lipdet.evaluate.chunks import Pass
 from lipdet.evaluate.consistency import consistency
 from lipdet.images.pack import Pack
 from lipdet.types import Detections
@@ -56,10 +56,18 @@ class Campaign:
     state: Path | None = None
 
 
-def attacked_results(detector: SSD, pack: Pack, campaign: Campaign) -> list[dict[str, Any]]:
-    """One entry per radius, as docs/json.md describes it."""
+def attacked_results(
+    detector: SSD, pack: Pack, campaign: Campaign, clean: Sequence[Detections]
+) -> list[dict[str, Any]]:
+    """Return one entry per radius, as docs/json.md describes it.
+
+    Args:
+        detector: of the pack's input size and classes.
+        pack: the pictures.
+        campaign: the attacks.
+        clean: detections on the clean pictures.
+    """
     prepared = prepare(detector)
-    clean = detections_of(_clean_pass(prepared, pack, campaign.state).results())
     return [_entry(prepared, pack, campaign, epsilon, clean) for epsilon in campaign.epsilons]
 
 
@@ -79,18 +87,17 @@ def attack_pack(
         state: folder in which finished chunks are kept and looked for.
         source: detector whose gradient is used, if another one.
     """
-    return detections_of(_attack_pass(detector, pack, settings, state, source).results())
+    return in_order(_attack_pass(detector, pack, settings, state, source).results())
 
 
-def attack_passes(detector: SSD, pack: Pack, campaign: Campaign) -> list[Pass]:
+def attack_passes(detector: SSD, pack: Pack, campaign: Campaign) -> list[Pass[list[Detections]]]:
     """All passes over the pack that `attacked_results` sums up."""
     prepared, state = prepare(detector), campaign.state
-    attacks = [
+    return [
         _attack_pass(prepared, pack, single, state)
         for epsilon in campaign.epsilons
         for single in _singles(campaign, epsilon)
     ]
-    return [_clean_pass(prepared, pack, state), *attacks]
 
 
 def prepare(detector: SSD) -> SSD:
@@ -131,8 +138,15 @@ def composites(candidates: Sequence[Sequence[Detections]], pack: Pack) -> list[l
 
 def worst(candidates: Sequence[list[Detections]], pack: Pack) -> list[Detections]:
     """Choose what has the lowest AP50: a candidate or a composite of them."""
-    every = [*candidates, *composites(candidates, pack)]
-    return min(every, key=lambda found: measure(found, pack)["ap50"])
+    return _lowest([*candidates, *composites(candidates, pack)], pack)[0]
+
+
+def _lowest(
+    every: Sequence[list[Detections]], pack: Pack
+) -> tuple[list[Detections], list[dict[str, float]]]:
+    """Return what has the lowest AP50, and the figures of each."""
+    figures = [measure(one, pack) for one in every]
+    return every[min(range(len(every)), key=lambda index: figures[index]["ap50"])], figures
 
 
 def attacked_entry(
@@ -161,33 +175,20 @@ def attacked_entry(
         "seed": first.seed,
         "recall_score": RECALL_SCORE,
     }
-    figures = [measure(one, pack) for one in found]
     if attack != "worst":
         fates = consistency(clean, found[0], RECALL_SCORE)
-        return {**entry, "consistency": fates, "objective": first.objective, **figures[0]}
-    joined = [measure(one, pack) for one in composites(found, pack)]
-    lowest = {name: min(one[name] for one in [*figures, *joined]) for name in figures[0]}
-    names = [single.objective for single in singles]
+        figures = measure(found[0], pack)
+        return {**entry, "consistency": fates, "objective": first.objective, **figures}
+    chosen, every = _lowest([*found, *composites(found, pack)], pack)
+    single, joined = every[: len(found)], every[len(found) :]
+    names = [one.objective for one in singles]
     return {
         **entry,
-        "consistency": consistency(clean, worst(found, pack), RECALL_SCORE),
-        **lowest,
+        "consistency": consistency(clean, chosen, RECALL_SCORE),
+        **{name: min(one[name] for one in every) for name in every[0]},
         "composite": min(joined, key=lambda one: one["ap50"]),
-        "objectives": dict(zip(names, figures, strict=True)),
+        "objectives": dict(zip(names, single, strict=True)),
     }
-
-
-def _clean_pass(detector: SSD, pack: Pack, state: Path | None) -> Pass:
-    def compute(chunk: range) -> Tensors:
-        images = pictures(pack, chunk.start, chunk.stop, detector.default_boxes.device)
-        return detections_to_tensors(detect(detector, images))
-
-    # Apart from that of clean AP, which has other chunks.
-    key = state and pass_key(
-        to="compare", detector=weights_hash(detector), data=pack.hash, **code()
-    )
-    folder = state and state / "clean" / str(key)
-    return Pass(f"Detecting in {pack.name}", len(pack), CHUNK, compute, folder)
 
 
 def _singles(campaign: Campaign, epsilon: float) -> list[AttackSettings]:
@@ -195,7 +196,7 @@ def _singles(campaign: Campaign, epsilon: float) -> list[AttackSettings]:
 
 
 def _entry(
-    detector: SSD, pack: Pack, campaign: Campaign, epsilon: float, clean: list[Detections]
+    detector: SSD, pack: Pack, campaign: Campaign, epsilon: float, clean: Sequence[Detections]
 ) -> dict[str, Any]:
     singles = _singles(campaign, epsilon)
     found = [attack_pack(detector, pack, single, campaign.state) for single in singles]
@@ -208,13 +209,13 @@ def _attack_pass(
     settings: AttackSettings,
     state: Path | None,
     source: SSD | None = None,
-) -> Pass:
-    def compute(chunk: range) -> Tensors:
+) -> Pass[list[Detections]]:
+    def compute(chunk: range) -> list[Detections]:
         images = pictures(pack, chunk.start, chunk.stop, detector.default_boxes.device)
         targets = [pack.target(index) for index in chunk]
         outcome = attack_and_detect(detector, images, targets, settings, chunk, source=source)
-        return detections_to_tensors(outcome.detections)
+        return outcome.detections
 
     folder = state and state / attack_key(detector, pack, settings, source)
     label = f"{settings.schedule} {settings.objective} ε={settings.epsilon:g}"
-    return Pass(label, len(pack), CHUNK, compute, folder)
+    return detecting_pass(label, len(pack), CHUNK, compute, folder)

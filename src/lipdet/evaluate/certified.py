@@ -88,6 +88,18 @@ class Certified(NamedTuple):
         return Objects(*(part[mine, column] for part in (of.reached, of.first, of.last)))
 
 
+class Chunk(NamedTuple):
+    """What is certified in some pictures.
+
+    Attributes:
+        found: at each ε.
+        proven: whether rounding is.
+    """
+
+    found: tuple[Certified, ...]
+    proven: bool
+
+
 def certified_results(
     detector: SSD, pack: Pack, epsilons: Sequence[float], state: Path | None = None
 ) -> list[dict[str, Any]]:
@@ -103,12 +115,10 @@ def certified_results(
         UnknownLipschitz: a layer has no bound; the message names it.
     """
     chunks = certificate_pass(detector, pack, epsilons, state).results()
-    proven = all(bool(one["proven"]) for one in chunks)
+    proven = all(chunk.proven for chunk in chunks)
     return [
         {
-            **summary(
-                epsilon, join([_from_tensors(one, index) for one in chunks]), pack.class_names
-            ),
+            **summary(epsilon, join([chunk.found[index] for chunk in chunks]), pack.class_names),
             "rounding": PROVEN if proven else MEASURED,
         }
         for index, epsilon in enumerate(epsilons)
@@ -117,8 +127,8 @@ def certified_results(
 
 def certificate_pass(
     detector: SSD, pack: Pack, epsilons: Sequence[float], state: Path | None
-) -> Pass:
-    """The pass over the pack that `certified_results` sums up."""
+) -> Pass[Chunk]:
+    """Make the pass over the pack that `certified_results` sums up."""
     detector.eval()
 
     @cache
@@ -126,16 +136,11 @@ def certificate_pass(
         first = pictures(pack, range(min(BATCH_SIZE, len(pack))))
         return verifier_of(detector, AP_SELECTION, first)
 
-    def compute(chunk: range) -> Tensors:
+    def compute(chunk: range) -> Chunk:
         raw = outputs(detector, pictures(pack, chunk))
         targets = [pack.target(index) for index in chunk]
         found = [certify_batch(verifier(), raw, targets, epsilon) for epsilon in epsilons]
-        tensors = {
-            name: value
-            for index, one in enumerate(found)
-            for name, value in _to_tensors(one, index).items()
-        }
-        return {**tensors, "proven": torch.tensor(verifier().rounding_known == PROVEN)}
+        return Chunk(tuple(found), verifier().rounding_known == PROVEN)
 
     key = state and pass_key(
         detector=weights_hash(detector),
@@ -144,7 +149,26 @@ def certificate_pass(
         **code(),
     )
     folder = state and state / "certificates" / str(key)
-    return Pass(f"Certifying {pack.name}", len(pack), BATCH_SIZE, compute, folder)
+    label = f"Certifying {pack.name}"
+    codec = chunk_to_tensors, chunk_from_tensors
+    return Pass(label, len(pack), BATCH_SIZE, compute, *codec, folder)
+
+
+def chunk_to_tensors(chunk: Chunk) -> Tensors:
+    """Turn a chunk into what its file holds."""
+    tensors = {
+        name: value
+        for index, one in enumerate(chunk.found)
+        for name, value in _to_tensors(one, index).items()
+    }
+    return {**tensors, "proven": torch.tensor(chunk.proven)}
+
+
+def chunk_from_tensors(tensors: Tensors) -> Chunk:
+    """Return what `chunk_to_tensors` was given."""
+    radii = sum(name.endswith(".label") for name in tensors)
+    found = tuple(_from_tensors(tensors, index) for index in range(radii))
+    return Chunk(found, bool(tensors["proven"]))
 
 
 def _to_tensors(found: Certified, index: int) -> Tensors:

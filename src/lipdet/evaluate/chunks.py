@@ -14,7 +14,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import Any, Generic, TypeVar
 
 from torch import Tensor
 
@@ -27,12 +27,13 @@ from lipdet.progress import track
 from lipdet.versions import versions
 
 Tensors = dict[str, Tensor]
+Result = TypeVar("Result")
 # Besides norms.py, the folders whose code decides results.
 COMPUTING = ("attack", "boxes", "certificate", "detector", "evaluate", "layers", "lipschitz")
 
 
 @dataclass(frozen=True)
-class Pass:
+class Pass(Generic[Result]):
     """One pass over the pictures of a data set.
 
     Attributes:
@@ -40,13 +41,17 @@ class Pass:
         pictures: how many there are.
         size: pictures per chunk.
         compute: indices of a chunk's pictures to its result.
+        to_tensors: a result to what its file holds.
+        from_tensors: the way back.
         folder: where finished chunks are kept and looked for; None keeps none.
     """
 
     label: str
     pictures: int
     size: int
-    compute: Callable[[range], Tensors]
+    compute: Callable[[range], Result]
+    to_tensors: Callable[[Result], Tensors]
+    from_tensors: Callable[[Tensors], Result]
     folder: Path | None = None
 
     def share(self) -> None:
@@ -57,7 +62,7 @@ class Pass:
             if not self._file(chunk).is_file():
                 self._result(chunk)
 
-    def results(self) -> list[Tensors]:
+    def results(self) -> list[Result]:
         """The results of all chunks, in order; what is not there yet is computed."""
         keep_freed_memory()
         return [self._result(chunk) for chunk in track(self._chunks(), self.label)]
@@ -72,15 +77,15 @@ class Pass:
         assert self.folder is not None
         return self.folder / f"{chunk.start:08d}.safetensors"
 
-    def _result(self, chunk: range) -> Tensors:
+    def _result(self, chunk: range) -> Result:
         if self.folder is None:
             return self.compute(chunk)
         file = self._file(chunk)
         if file.is_file():
-            return read_tensors(file)[0]
+            return self.from_tensors(read_tensors(file)[0])
         result = self.compute(chunk)
         _make_folder(self.folder)
-        write_tensors(file, result, {})
+        write_tensors(file, self.to_tensors(result), {})
         return result
 
 

@@ -15,11 +15,11 @@ from lipdet.boxes import AP_SELECTION, Decoder, Selection, select_detections
 from lipdet.checkpoint import LoadedDetector
 from lipdet.detector import SSD
 from lipdet.errors import InputError
-from lipdet.evaluate.attack_state import detections_of, detections_to_tensors
+from lipdet.evaluate.attack_state import detecting_pass, in_order
 from lipdet.evaluate.attacked import Campaign, attacked_results
-from lipdet.evaluate.average_precision import AveragePrecision, average_precision
+from lipdet.evaluate.average_precision import average_precision
 from lipdet.evaluate.certified import certified_results
-from lipdet.evaluate.chunks import Pass, Tensors, code, pass_key, weights_hash
+from lipdet.evaluate.chunks import Pass, code, pass_key, weights_hash
 from lipdet.images.pack import Pack
 from lipdet.progress import track
 from lipdet.types import Detections, RawOutput
@@ -69,10 +69,10 @@ def evaluate(
         raise InputError(f"{pack.name} has no objects, so there is no AP.")
     detector = loaded.detector
     started = time.monotonic()
-    found = detections_of(clean_pass(detector, pack, state).results())
+    found = in_order(clean_pass(detector, pack, state).results())
     targets = [pack.target(index) for index in range(len(pack))]
     clean = average_precision(targets, found, pack.class_names)
-    attacked = attacked_results(detector, pack, campaign) if campaign else []
+    attacked = attacked_results(detector, pack, campaign, found) if campaign else []
     certified = certified_results(detector, pack, certify, state) if certify else []
     return {
         "weights": loaded.name,
@@ -96,23 +96,17 @@ def check_classes(name: str, class_names: Sequence[str], pack: Pack) -> None:
         )
 
 
-def clean_pass(detector: SSD, pack: Pack, state: Path | None) -> Pass:
-    """The pass over the pack that clean AP sums up."""
+def clean_pass(detector: SSD, pack: Pack, state: Path | None) -> Pass[list[Detections]]:
+    """Make the pass over the pack that clean AP sums up."""
 
-    def compute(chunk: range) -> Tensors:
+    def compute(chunk: range) -> list[Detections]:
         images = torch.from_numpy(pack.images[chunk.start : chunk.stop].copy())
-        return detections_to_tensors(detect_batch(detector, images, AP_SELECTION))
+        return detect_batch(detector, images, AP_SELECTION)
 
     key = state and pass_key(detector=weights_hash(detector), data=pack.hash, **code())
     folder = state and state / "clean" / str(key)
-    return Pass(f"Detecting in {pack.name}", len(pack), BATCH_SIZE, compute, folder)
-
-
-def clean_ap(detector: Network, pack: Pack) -> AveragePrecision:
-    """AP on the pictures of a pack."""
-    chosen = range(len(pack))
-    found = detect_pack(detector, pack, chosen, AP_SELECTION)
-    return average_precision([pack.target(index) for index in chosen], found, pack.class_names)
+    label = f"Detecting in {pack.name}"
+    return detecting_pass(label, len(pack), BATCH_SIZE, compute, folder)
 
 
 def detect_pack(

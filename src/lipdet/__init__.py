@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from lipdet.pretrained import Detector as Detector
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"
 __all__ = ["Detector"]
 
 

@@ -71,21 +71,6 @@ class UnitNormConv2d(L2NormConv2d):
             )
         return super()._checked_padding(padding)
 
-    @torch.no_grad()
-    def output_constants(self) -> Tensor:
-        """Upper bounds (out_channels,) in float64 of each output's constant: ||w_c||_F + slack."""
-        return self.weight.double().square().sum(dim=(1, 2, 3)).sqrt() * _SLACK
-
-    @torch.no_grad()
-    def pairwise_constants(self) -> Tensor:
-        """Constants (out_channels, out_channels) in float64 of differences of two outputs.
-
-        Entry (c, j) bounds the change of output c minus output j at one position: ||w_c − w_j||_F,
-        exact up to the slack.
-        """
-        filters = self.weight.double().flatten(1)
-        return (filters[:, None] - filters).square().sum(dim=2).sqrt() * _SLACK
-
 
 class OrthonormalConv2d(UnitNormConv2d):
     """A convolutional head whose outputs at one position are 1-Lipschitz together.

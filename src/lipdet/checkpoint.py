@@ -57,7 +57,7 @@ def packaged_names() -> list[str]:
 
 
 def weights_file(spec: str) -> Path:
-    """The file that a DETECTOR means.
+    """Return the file that a DETECTOR means.
 
     Raises:
         InputError: there is no such weights file.
@@ -81,7 +81,7 @@ def weights_file(spec: str) -> Path:
 
 
 def load_any(spec: str) -> LoadedDetector | ForeignDetector:
-    """What a DETECTOR means, made of lipdet's parts or not.
+    """Return what a DETECTOR means, made of lipdet's parts or not.
 
     Raises:
         InputError: as `load_detector`, but for a module that is no `SSD`.

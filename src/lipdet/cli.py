@@ -123,7 +123,7 @@ def _parse(words: Sequence[str]) -> Namespace:
 
 
 def _preset_in(words: Sequence[str]) -> str:
-    """The preset that the command line names itself, or through its last YAML file."""
+    """Return the preset that the command line names itself, or through its last YAML file."""
     scan = argparse.ArgumentParser(add_help=False, allow_abbrev=False, exit_on_error=False)
     scan.add_argument("--preset", choices=tuple(PRESETS))
     scan.add_argument("--config", type=Path)
@@ -137,7 +137,7 @@ def _preset_in(words: Sequence[str]) -> str:
 
 
 def build_parser(preset_name: str = "naive") -> Parser:
-    """The parser of all verbs, with the defaults of a preset for `train`."""
+    """Return the parser of all verbs, with the defaults of a preset for `train`."""
     parser = Parser(
         prog=PROGRAM,
         description="Object detectors whose detections are provably stable.",

@@ -195,7 +195,7 @@ PRESETS = {
 
 
 def as_plain(config: DetectorConfig | TrainConfig) -> dict[str, object]:
-    """A dataclass as values that json and YAML can hold."""
+    """Return a dataclass as values that json and YAML can hold."""
     return {
         key: list(value) if isinstance(value, tuple) else value
         for key, value in dataclasses.asdict(config).items()

@@ -100,7 +100,7 @@ def telling_pictures(
 
 
 def _read(loaded: LoadedDetector, pack: Pack, campaign: Campaign) -> tuple[list[bool], list[bool]]:
-    """Whether each picture is read rightly, clean and under attack."""
+    """Return whether each picture is read rightly, clean and under attack."""
     detector = prepare(loaded.detector)
     settings = dataclasses.replace(campaign.settings, schedule="pgd")
     clean = detect(detector, pictures(pack, 0, len(pack), torch.device("cpu")))

@@ -58,7 +58,7 @@ class Found:
 
 
 def detect_in_region(detector: Network, image: Image.Image, region: Region) -> Found:
-    """Detections in one rectangle of a picture.
+    """Return detections in one rectangle of a picture.
 
     Raises:
         InputError: the rectangle has no area or lies outside the picture.
@@ -77,7 +77,7 @@ def detect_in_region(detector: Network, image: Image.Image, region: Region) -> F
 
 
 def detect_in_photograph(detector: Network, image: Image.Image) -> Found:
-    """Detections in a whole photograph, wherever the numbers are."""
+    """Return detections in a whole photograph, wherever the numbers are."""
     shrink = max(1.0, max(image.size) / SEARCHED_SIDE)
     size = (max(1, round(image.width / shrink)), max(1, round(image.height / shrink)))
     small = resized(image, size, Image.Resampling.BICUBIC)
@@ -185,12 +185,12 @@ def radii_in_photograph(
 
 
 def _apart(box: torch.Tensor, boxes: torch.Tensor) -> bool:
-    """Whether a box (1, 4) surely has no point in common with any of boxes (N, 4)."""
+    """Return whether a box (1, 4) surely has no point in common with any of boxes (N, 4)."""
     return bool(((boxes[:, :2] > box[:, 2:]) | (boxes[:, 2:] < box[:, :2])).any(dim=1).all())
 
 
 def _on_picture(found: Detections, region: Region, image: Image.Image, size: int) -> Detections:
-    """Boxes in pixels of the network's input, without what lies beyond the picture."""
+    """Return boxes in pixels of the network's input, without what lies beyond the picture."""
     left, top, right, bottom = picture_part(region, image.width, image.height, size).tolist()
     low, high = torch.tensor([left, top] * 2), torch.tensor([right, bottom] * 2)
     boxes = torch.minimum(torch.maximum(found["boxes"], low), high)
@@ -245,7 +245,7 @@ def _in_photograph(found: Detections, region: Region, image: Image.Image, size: 
 
 
 def _merge(parts: list[Detections], apart: bool = True) -> Detections:
-    """All detections, of those that cover each other only the best; best first.
+    """Return all detections, of those that cover each other only the best; best first.
 
     Args:
         parts: of each square.
@@ -293,7 +293,7 @@ def _numbers(boxes: NDArray[np.float32]) -> list[NDArray[np.float32]]:
 
 
 def _continues(last: NDArray[np.float32], box: NDArray[np.float32]) -> bool:
-    """Whether `box` may be the next digit of the number that ends with `last`."""
+    """Return whether `box` may be the next digit of the number that ends with `last`."""
     heights = (last[3] - last[1], box[3] - box[1])
     gap = box[0] - last[2]
     drift = abs((box[1] + box[3]) - (last[1] + last[3])) / 2

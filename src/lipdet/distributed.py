@@ -49,7 +49,7 @@ class LostProcessError(Exception):
 
 
 def launched() -> bool:
-    """Whether this process is one of those that torchrun, or `lipdet.launch`, started."""
+    """Return whether this process is one of those that torchrun, or `lipdet.launch`, started."""
     return dist.is_available() and dist.is_torchelastic_launched()
 
 
@@ -86,12 +86,12 @@ def rank() -> int:
 
 
 def size() -> int:
-    """How many processes work on this run."""
+    """Return how many processes work on this run."""
     return dist.get_world_size() if _grouped() else 1
 
 
 def on_one_machine() -> bool:
-    """Whether all processes see the same temporary files."""
+    """Return whether all processes see the same temporary files."""
     return size() == int(os.environ.get("LOCAL_WORLD_SIZE", size()))
 
 
@@ -116,7 +116,7 @@ def wait() -> None:
 
 
 def any_of(flag: bool) -> bool:
-    """Whether any process says so."""
+    """Return whether any process says so."""
     if size() == 1:
         return flag
     said = torch.tensor(int(flag))
@@ -126,7 +126,7 @@ def any_of(flag: bool) -> bool:
 
 
 def of_first(value: Value) -> Value:
-    """The value that process 0 gives."""
+    """Return the value that process 0 gives."""
     if size() == 1:
         return value
     box = [value if rank() == 0 else None]
@@ -155,7 +155,7 @@ def check_same(what: str, value: Any) -> None:
 
 
 def made_once(make: Callable[[], Value]) -> Value:
-    """What every process makes, but the first of each machine before the others.
+    """Return what every process makes, but the first of each machine before the others.
 
     For what is kept in a cache on the disk: the others find it there.
     """

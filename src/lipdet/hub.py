@@ -61,7 +61,7 @@ def write_folder(
 
 
 def is_repository(name: str) -> bool:
-    """Whether this can be the id of a repository, `owner/name`."""
+    """Return whether this can be the id of a repository, `owner/name`."""
     return re.fullmatch(r"[\w.-]+/[\w.-]+", name) is not None and not name.startswith(".")
 
 
@@ -176,7 +176,7 @@ def _figures_text(info: Mapping[str, Any]) -> str:
 
 
 def _figures(result: Mapping[str, Any]) -> dict[str, Any]:
-    """A result of `lipdet eval` without what fills pages."""
+    """Return a result of `lipdet eval` without what fills pages."""
     return {
         **{key: result[key] for key in _FIGURES},
         "clean": {key: result["clean"][key] for key in ("ap50", "ap")},
@@ -191,7 +191,7 @@ def _figures(result: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _packaged_card(name: str) -> str:
-    """What the package says about weights of its own."""
+    """Return what the package says about weights of its own."""
     card = PACKAGED / f"{name}.md"
     return f"\n#{card.read_text(encoding='utf-8')}" if card.is_file() else ""
 

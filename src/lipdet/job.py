@@ -32,7 +32,7 @@ class Job:
     weights: tuple[float, ...]
 
     def with_classes(self, class_names: tuple[str, ...]) -> Job:
-        """The same job for the classes that its data turn out to have."""
+        """Return the same job for the classes that its data turn out to have."""
         return replace(self, detector=replace(self.detector, class_names=class_names))
 
     def as_dict(self) -> dict[str, Any]:
@@ -54,7 +54,7 @@ def save_job(job: Job, run: Path) -> None:
 
 
 def load_job(run: Path) -> Job:
-    """The job of an interrupted run.
+    """Return the job of an interrupted run.
 
     Raises:
         InputError: the folder holds no run that could go on.

@@ -32,7 +32,7 @@ class RateColumn(ProgressColumn):
     """Completed items per second."""
 
     def render(self, task: Task) -> Text:
-        """The rate of one task, blank until it is known."""
+        """Return the rate of one task, blank until it is known."""
         return Text(f"{task.speed:.0f}/s" if task.speed else "", style="progress.data.speed")
 
 

@@ -110,7 +110,7 @@ def reproduce(
 
 
 def row_name(row: str) -> str:
-    """What a preset or DETECTOR is called in the table."""
+    """Return what a preset or DETECTOR is called in the table."""
     return Path(row).name.removesuffix(".safetensors")
 
 

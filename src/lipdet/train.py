@@ -101,7 +101,7 @@ def train(job: Job, run: Path, resume: bool = False) -> Path:
 
 
 def open_packs(job: Job) -> list[Pack]:
-    """The packs of a job; all must have the same classes."""
+    """Return the packs of a job; all must have the same classes."""
     packs = [open_data(spec, "train", job.detector.image_size, job.train.seed) for spec in job.data]
     for pack in packs[1:]:
         if pack.class_names != packs[0].class_names:
@@ -132,7 +132,7 @@ def training_data(
 
 
 def first_detector(job: Job) -> SSD:
-    """The detector before the first step: random, or that of `start_from`.
+    """Return the detector before the first step: random, or that of `start_from`.
 
     Raises:
         InputError: the weights to start from are of another detector than the job's.
@@ -202,7 +202,7 @@ class Trainer:
                     raise KeyboardInterrupt
 
     def step(self, epoch: int, index: int) -> tuple[MultiboxLoss, float]:
-        """One optimizer step on one batch; returns its loss and the gradient's norm."""
+        """Return one optimizer step on one batch; returns its loss and the gradient's norm."""
         detector, optimizer, part = self.state.detector, self.state.optimizer, self.watch.part
         with part("load"):
             images, targets = self.load(epoch, index)
@@ -265,7 +265,7 @@ class Trainer:
         return MultiboxLoss(sums[0] / whole, sums[1] / whole, loss.localisation_weight)
 
     def decoder(self) -> Decoder:
-        """The detector's decoder, with the scores that this step trains."""
+        """Return the detector's decoder, with the scores that this step trains."""
         decoder = self.state.detector.decoder
         progress = 1.0 if self.config.start_from else self.state.step / self.total_steps
         return decoder._replace(
@@ -356,7 +356,7 @@ class Trainer:
         return self.watch.take()
 
     def calibrated_average(self) -> SSD:
-        """The averaged weights, calibrated on the held-out pictures if there are any."""
+        """Return the averaged weights, calibrated on the held-out pictures if there are any."""
         averaged = self.state.averaged.eval()
         parts = [part for part in self.validation if len(part.indices)]
         if not parts:

@@ -47,7 +47,7 @@ class TrainState:
 
     @classmethod
     def start(cls, detector: SSD, config: TrainConfig) -> TrainState:
-        """The state before the first step."""
+        """Return the state before the first step."""
         average = AveragedModel(
             detector, avg_fn=_moving_average(config.ema_decay), use_buffers=True
         )

@@ -32,7 +32,7 @@ class ForeignDetector:
 
 
 def names_module(spec: str) -> bool:
-    """Whether a DETECTOR names a callable and no file."""
+    """Return whether a DETECTOR names a callable and no file."""
     return re.fullmatch(r"[A-Za-z_][\w.]*:[A-Za-z_]\w*", spec) is not None
 
 
@@ -59,7 +59,7 @@ def load_module(spec: str) -> nn.Module:
 
 
 def as_foreign(name: str, module: nn.Module) -> ForeignDetector:
-    """A module with what it says about itself."""
+    """Return a module with what it says about itself."""
     size = int(getattr(module, "image_size", IMAGE_SIZE))
     names = getattr(module, "class_names", None)
     return ForeignDetector(name, module, size, None if names is None else tuple(names))

@@ -32,7 +32,7 @@ class Panel(NamedTuple):
 
 
 def clean_panel(view: View, exhibit: Exhibit, epsilon: float) -> Panel:
-    """The square as it is, with boxes, radii, and regions at ε."""
+    """Return the square as it is, with boxes, radii, and regions at ε."""
     where = regions(view, exhibit, epsilon)
     names = [exhibit.class_names[label] for label in view.found["labels"].tolist()]
     marks = [
@@ -53,7 +53,7 @@ def clean_panel(view: View, exhibit: Exhibit, epsilon: float) -> Panel:
 
 
 def attacked_panel(view: View, attacked: Attacked, exhibit: Exhibit) -> Panel:
-    """The attacked square with its boxes; about this square nothing is proven."""
+    """Return the attacked square with its boxes; about this square nothing is proven."""
     marks = [
         Mark(tuple(box), f"{exhibit.class_names[label]} {100 * score:.0f}%", None)
         for box, label, score in zip(
@@ -68,7 +68,7 @@ def attacked_panel(view: View, attacked: Attacked, exhibit: Exhibit) -> Panel:
 
 
 def perturbation_panel(view: View, attacked: Attacked) -> Panel:
-    """What the attack added, magnified to the full range of colours."""
+    """Return what the attack added, magnified to the full range of colours."""
     change = attacked.image - view.image
     largest = float(change.abs().max())
     gain = max(1.0, float(f"{0.5 / largest:.0e}")) if largest > 0 else 1.0
@@ -78,7 +78,7 @@ def perturbation_panel(view: View, attacked: Attacked) -> Panel:
 
 
 def read(found: Detections, exhibit: Exhibit) -> str:
-    """The names of what is found, left to right."""
+    """Return the names of what is found, left to right."""
     order = found["boxes"][:, 0].argsort()
     names = [exhibit.class_names[label] for label in found["labels"][order].tolist()]
     return " ".join(names) or "nothing"

@@ -44,7 +44,7 @@ class Exhibit:
             self.detector(torch.zeros(1, 3, self.size, self.size))
 
     def verifier(self) -> Verifier:
-        """What certificates of shown detections need.
+        """Return what certificates of shown detections need.
 
         Raises:
             UnknownLipschitz: a layer has no bound; the message names it.

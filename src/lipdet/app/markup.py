@@ -43,14 +43,14 @@ CSS = """
 
 
 def status(sentence: str, problem: bool = False) -> str:
-    """One sentence that is read out when it changes."""
+    """Return one sentence that is read out when it changes."""
     kind = "alert" if problem else "status"
     look = "lipdet-status problem" if problem else "lipdet-status"
     return f'<div class="{look}" role="{kind}">{escape(sentence)}</div>'
 
 
 def show(session: Session, epsilon: float, exhibits: Mapping[str, Exhibit]) -> str:
-    """All detectors side by side, and the downloads of exactly what is shown."""
+    """Return all detectors side by side, and the downloads of exactly what is shown."""
     rows = panels(session, epsilon, exhibits)
     sections = "".join(
         f"<section><h3>{escape(view.name)}</h3><p>{escape(proven(view, epsilon))}</p>"
@@ -67,7 +67,7 @@ def show(session: Session, epsilon: float, exhibits: Mapping[str, Exhibit]) -> s
 
 
 def proven(view: View, epsilon: float) -> str:
-    """One sentence on what is certain about a view at ε."""
+    """Return one sentence on what is certain about a view at ε."""
     count = len(view.radii)
     if not count:
         return "Nothing is detected, so there is nothing to certify."

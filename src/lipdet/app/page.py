@@ -55,7 +55,7 @@ _KEEP = gr.skip()
 def build_page(
     exhibits: Mapping[str, Exhibit], samples: list[Path], stops: Stops | None = None
 ) -> gr.Blocks:
-    """The page, not yet served.
+    """Return the page, not yet served.
 
     Args:
         exhibits: detectors by name, at least one.
@@ -212,7 +212,7 @@ def build_page(
 
 
 def _described(now: Session, exhibits: Mapping[str, Exhibit]) -> str:
-    """What each detector reads, and what it reads after the attack."""
+    """Return what each detector reads, and what it reads after the attack."""
     parts = []
     for view in now.views:
         exhibit = exhibits[view.name]

@@ -59,7 +59,7 @@ def samples(size: int) -> list[Image.Image]:
 
 
 def square_of(detector: Network, image: Image.Image, search: bool) -> Region:
-    """The square of a picture that networks are shown.
+    """Return the square of a picture that networks are shown.
 
     Args:
         detector: looks for numbers.

@@ -39,7 +39,7 @@ class Session(NamedTuple):
     attacked: Mapping[str, Attacked]
 
     def attacks_at(self, epsilon: float) -> dict[str, Attacked]:
-        """The attacks with this ε; one with another says nothing about it."""
+        """Return the attacks with this ε; one with another says nothing about it."""
         return {name: one for name, one in self.attacked.items() if one.epsilon == epsilon}
 
 
@@ -69,7 +69,7 @@ def open_session(
 
 
 def attack_settings(epsilon: float, objective: str, steps: float) -> tuple[AttackSettings, ...]:
-    """The attacks that a visitor asks for.
+    """Return the attacks that a visitor asks for.
 
     Args:
         epsilon: L2 radius.

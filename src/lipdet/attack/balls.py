@@ -25,11 +25,11 @@ class Ball(ABC):
 
     @abstractmethod
     def norm(self, perturbations: Tensor) -> Tensor:
-        """The norm (B,) of each perturbation (B, …)."""
+        """Return the norm (B,) of each perturbation (B, …)."""
 
     @abstractmethod
     def shrink(self, perturbations: Tensor) -> Tensor:
-        """The nearest perturbations (B, …) inside the ball."""
+        """Return the nearest perturbations (B, …) inside the ball."""
 
     @abstractmethod
     def direction(self, gradients: Tensor) -> Tensor:
@@ -40,7 +40,7 @@ class Ball(ABC):
 
     @abstractmethod
     def sample(self, rng: np.random.Generator, shape: tuple[int, ...]) -> NDArray[np.float32]:
-        """A point drawn uniformly from the ball."""
+        """Return a point drawn uniformly from the ball."""
 
     def project(self, images: Tensor, centres: Tensor) -> Tensor:
         """Into the ball around `centres`, then into [0, 1]; clipping never leaves the ball."""
@@ -68,7 +68,7 @@ class L2Ball(Ball):
         return scaled / per_image(self.norm(scaled).clamp(min=1), scaled)
 
     def sample(self, rng: np.random.Generator, shape: tuple[int, ...]) -> NDArray[np.float32]:
-        """A normal direction; the radius to the power of the dimension is uniform."""
+        """Return a normal direction; the radius to the power of the dimension is uniform."""
         normal = rng.standard_normal(shape, np.float32)
         radius = self.epsilon * rng.random() ** (1 / normal.size)
         return normal * np.float32(radius / np.linalg.norm(normal))
@@ -87,11 +87,11 @@ class LinfBall(Ball):
         return perturbations.clamp(-radius, radius)
 
     def direction(self, gradients: Tensor) -> Tensor:
-        """The signs."""
+        """Return the signs."""
         return gradients.sign()
 
     def sample(self, rng: np.random.Generator, shape: tuple[int, ...]) -> NDArray[np.float32]:
-        """Each value uniform on its own."""
+        """Return each value uniform on its own."""
         return rng.uniform(-self.epsilon, self.epsilon, shape).astype(np.float32)
 
 

@@ -35,7 +35,7 @@ def attack_batch(
     indices: Sequence[int] | None = None,
     on_step: OnStep | None = None,
 ) -> Tensor:
-    """The worst images that an attack finds near the given ones.
+    """Return the worst images that an attack finds near the given ones.
 
     The detector is attacked in eval mode with frozen parameters, whatever mode it is in; modes and
     parameters are as before afterwards, and no parameter receives a gradient.
@@ -148,7 +148,7 @@ def exact(raw: RawOutput) -> RawOutput:
 
 
 def random_start(clean: Tensor, ball: Ball, seeds: Sequence[tuple[int, ...]]) -> Tensor:
-    """A point of each image's ball (B, 3, H, W), drawn from that image's own seed alone."""
+    """Return a point of each image's ball (B, 3, H, W), drawn from that image's own seed alone."""
     noise = [ball.sample(np.random.default_rng(seed), tuple(clean.shape[1:])) for seed in seeds]
     return ball.project(clean + torch.from_numpy(np.stack(noise)).to(clean), clean)
 

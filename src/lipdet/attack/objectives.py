@@ -62,7 +62,7 @@ NOWHERE = -1e4  # instead of -inf, whose gradient is not a number
 
 
 def multibox(raw: RawOutput, scene: Scene, decoder: Decoder) -> Tensor:
-    """The training loss summed over one image: classification and localisation."""
+    """Return the training loss summed over one image: classification and localisation."""
     return classification(raw, scene, decoder) + LOCALISATION_WEIGHT * localisation(
         raw, scene, decoder
     )

@@ -90,14 +90,14 @@ def look(
     targets: Sequence[Target],
     selection: Selection = AP_SELECTION,
 ) -> Outcome:
-    """Detections and damage on images as they are."""
+    """Return detections and damage on images as they are."""
     detections = detect(detector, images, selection)
     damages = [damage(one, target) for one, target in zip(detections, targets, strict=True)]
     return Outcome(images, detections, damages)
 
 
 def detect(detector: SSD, images: Tensor, selection: Selection = AP_SELECTION) -> list[Detections]:
-    """Detections (on the CPU) on images (B, 3, S, S) in [0, 1], in eval mode."""
+    """Return detections (on the CPU) on images (B, 3, S, S) in [0, 1], in eval mode."""
     with frozen(detector), torch.no_grad():
         found = select_detections(detector(images), detector.decoder, selection)
     return [

@@ -33,7 +33,7 @@ class Scene(NamedTuple):
     wanted_offsets: Tensor
 
     def at(self, rows: Tensor) -> Scene:
-        """The objects of some of the images."""
+        """Return the objects of some of the images."""
         return Scene(*(tensor[rows] for tensor in self))
 
 

@@ -26,7 +26,7 @@ class Iterates(NamedTuple):
     gradients: Tensor
 
     def at(self, rows: Tensor) -> Iterates:
-        """Those of some images."""
+        """Return those of some images."""
         return Iterates(*(tensor[rows] for tensor in self))
 
     def replaced(self, places: Tensor, others: Iterates) -> Iterates:
@@ -49,7 +49,7 @@ class Schedule(Protocol):
         """Forget all images but these."""
 
     def next(self, now: Iterates, best: Iterates, clean: Tensor) -> Tensor:
-        """The next images (B, 3, H, W), inside the balls around `clean`."""
+        """Return the next images (B, 3, H, W), inside the balls around `clean`."""
 
 
 class Pgd:
@@ -64,7 +64,7 @@ class Pgd:
         """Nothing is remembered per image."""
 
     def next(self, now: Iterates, best: Iterates, clean: Tensor) -> Tensor:
-        """One step along the steepest direction."""
+        """Return one step along the steepest direction."""
         length = FIRST_STEP * self.ball.epsilon * (1 - self.step / self.steps)
         self.step += 1
         return self.ball.project(now.images + length * self.ball.direction(now.gradients), clean)
@@ -119,7 +119,7 @@ class Apgd:
         self.memory = _Memory(*(tensor[rows] for tensor in self.memory))
 
     def next(self, now: Iterates, best: Iterates, clean: Tensor) -> Tensor:
-        """A step along the steepest direction, mixed with the last movement."""
+        """Return a step along the steepest direction, mixed with the last movement."""
         rises = self.memory.rises + (now.values > self.memory.value)
         memory = self.memory._replace(rises=rises)
         if self.step in self.checkpoints[1:]:
@@ -160,7 +160,7 @@ SCHEDULES: dict[str, type[Schedule]] = {"pgd": Pgd, "apgd": Apgd}
 
 
 def checkpoints(steps: int) -> list[int]:
-    """The steps at which Auto-PGD judges its progress, 0 first: ever shorter intervals."""
+    """Return the steps at which Auto-PGD judges its progress, 0 first: ever shorter intervals."""
     shares = [0.0, 0.22]
     while shares[-1] < 1:
         shares.append(shares[-1] + max(shares[-1] - shares[-2] - 0.03, 0.06))

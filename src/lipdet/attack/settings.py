@@ -91,7 +91,7 @@ def check_epsilon(epsilon: float) -> None:
 
 
 def parse_epsilon(text: str) -> float:
-    """A radius as a user writes it: a number, or the name of a published setting.
+    """Return a radius as a user writes it: a number, or the name of a published setting.
 
     Raises:
         InputError: it is neither, or negative, infinite or not a number.

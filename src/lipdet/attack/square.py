@@ -34,7 +34,7 @@ def square_attack(
     queries: int,
     seeds: Sequence[tuple[int, ...]],
 ) -> Tensor:
-    """The best images that random search finds.
+    """Return the best images that random search finds.
 
     Args:
         objective: images (B, 3, H, W) and their places (B,) to values (B,), to be raised.
@@ -75,7 +75,7 @@ def _moved(images: Tensor, deltas: Array, ball: L2Ball) -> Tensor:
 
 
 def _tiles(rng: np.random.Generator, shape: tuple[int, ...]) -> Array:
-    """The start: a grid of bumps with random signs."""
+    """Return the start: a grid of bumps with random signs."""
     delta = np.zeros(shape, np.float32)
     side = max(min(shape[1:]) // FIRST_TILES, 1)
     for top in range(0, shape[1] - side + 1, side):
@@ -123,7 +123,7 @@ def _bump(height: int, width: int) -> Array:
 
 
 def _unit(values: Array) -> Array:
-    """Each channel divided by its norm; zero stays zero."""
+    """Return each channel divided by its norm; zero stays zero."""
     norms = np.sqrt((values**2).sum(axis=(1, 2), keepdims=True))
     return np.asarray(values / np.where(norms > 0, norms, 1), np.float32)
 

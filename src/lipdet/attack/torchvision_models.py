@@ -74,7 +74,7 @@ def attack_torchvision(
 def _value(
     model: nn.Module, image: Tensor, target: Target, objective: PredictionObjective
 ) -> Tensor:
-    """The value (1,) of an objective of what is detected in one image (1, 3, H, W)."""
+    """Return the value (1,) of an objective of what is detected in one image (1, 3, H, W)."""
     [found] = model(list(image))
     if torch.is_grad_enabled() and len(found["scores"]) and not found["scores"].requires_grad:
         raise InputError(
@@ -87,7 +87,7 @@ def _value(
 
 
 def _predictions(found: Detections, target: Target) -> Predictions:
-    """Detections of one image as boxes with log-odds: a class that is not detected is gone.
+    """Return detections of one image as boxes with log-odds: a class that is not detected is gone.
 
     On every object stands one box with nothing in it, for what is no longer detected there.
     """

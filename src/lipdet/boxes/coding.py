@@ -27,7 +27,7 @@ class BoxCoding:
 
     @classmethod
     def of_unit(cls, unit: float) -> BoxCoding:
-        """The coding in which an offset of 1 is a shift by `unit` sides of the default box.
+        """Return the coding in which an offset of 1 is a shift by `unit` sides of the default box.
 
         Shifting a centre by d sides costs an IoU of about 2d, changing a side by a factor of exp(d)
         only d: for sides an offset counts twice as much, as in SSD.
@@ -62,6 +62,6 @@ class BoxCoding:
 
 
 def corners(default_boxes: Tensor) -> Tensor:
-    """Boxes given as cx, cy, w, h (..., 4) as xyxy (..., 4)."""
+    """Return boxes given as cx, cy, w, h (..., 4) as xyxy (..., 4)."""
     half_sizes = default_boxes[..., 2:] / 2
     return torch.cat([default_boxes[..., :2] - half_sizes, default_boxes[..., :2] + half_sizes], -1)

@@ -57,7 +57,7 @@ class SoftmaxScores(Scores):
     """Softmax over K = classes + 1 logits, background first."""
 
     def log_odds(self, logits: Tensor) -> Tensor:
-        """The class's logit minus the log-sum-exp of all others, background included.
+        """Return the class's logit minus the log-sum-exp of all others, background included.
 
         The log-sum-exp is taken anew where the class is the largest; elsewhere the others hold the
         largest, and its own share is subtracted from the sum without cancellation.
@@ -97,5 +97,5 @@ class SigmoidScores(Scores):
 
 
 def logit(probability: float) -> float:
-    """The log-odds of a probability in (0, 1)."""
+    """Return the log-odds of a probability in (0, 1)."""
     return math.log(probability) - math.log1p(-probability)

@@ -66,7 +66,7 @@ AP_SELECTION = Selection(score_floor=0.01, top_k=100)
 
 
 def select_detections(raw: RawOutput, decoder: Decoder, selection: Selection) -> list[Detections]:
-    """Detections of each image of a batch, best first.
+    """Return detections of each image of a batch, best first.
 
     Args:
         raw: logits (B, A, K), offsets (B, A, 4).

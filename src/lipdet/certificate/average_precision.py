@@ -50,7 +50,7 @@ class Possible(NamedTuple):
 
 
 def certified_average_precision(objects: Objects, possible: Possible) -> float:
-    """A lower bound of the AP of one class at one IoU threshold under every perturbation.
+    """Return a lower bound of the AP of one class at one IoU threshold under every perturbation.
 
     At every τ at least TP⁻ of N objects are found, with at most FP⁺ false positives, and the
     detections of score ≥ τ are the first ones of COCO's ranking: recall TP⁻/N and precision
@@ -95,6 +95,6 @@ def false_positives(objects: Objects, possible: Possible, thresholds: Tensor) ->
 
 
 def at_least(values: Tensor, thresholds: Tensor) -> Tensor:
-    """How many of `values` (m,) are ≥ each threshold (n,), (n,) float64."""
+    """Return how many of `values` (m,) are ≥ each threshold (n,), (n,) float64."""
     rising = values.sort().values
     return (len(values) - torch.searchsorted(rising, thresholds)).double()

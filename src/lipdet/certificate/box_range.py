@@ -41,14 +41,14 @@ class BoxRange(NamedTuple):
     high: Tensor
 
     def at(self, index: Tensor) -> BoxRange:
-        """Those of N boxes at indices (P,); each coordinate of them in a row of its own."""
+        """Return those of N boxes at indices (P,); each coordinate of them in a row of its own."""
         return BoxRange(*(end.T.index_select(1, index).T for end in self))
 
 
 def box_range(
     offsets: Tensor, radius: Tensor, default_boxes: Tensor, coding: BoxCoding
 ) -> BoxRange:
-    """All boxes that offsets within `radius` of `offsets` decode to, before clipping.
+    """Return all boxes that offsets within `radius` of `offsets` decode to, before clipping.
 
     Args:
         offsets: (N, 4) t_x, t_y, t_w, t_h.
@@ -77,7 +77,7 @@ def _or_anywhere(known: Tensor, low: Tensor, high: Tensor) -> tuple[Tensor, Tens
 
 
 def corner_range(boxes: BoxRange, size: float | None = None) -> tuple[Tensor, Tensor]:
-    """The intervals of x1, y1, x2, y2: two tensors (N, 4), smallest and largest.
+    """Return the intervals of x1, y1, x2, y2: two tensors (N, 4), smallest and largest.
 
     Args:
         boxes: intervals of centres and sides.

@@ -82,7 +82,7 @@ class Shared(Generic[_Boxes]):
     boxes: _Boxes
 
     def at(self, index: Tensor) -> _Boxes:
-        """The boxes of candidates at indices (P,)."""
+        """Return the boxes of candidates at indices (P,)."""
         return self.boxes.at(take(self.place, index))
 
 
@@ -123,11 +123,11 @@ class Candidates(NamedTuple):
         return torch.searchsorted(self.group, group)
 
     def members(self, group: Tensor) -> Tensor:
-        """How many candidates each group has."""
+        """Return how many candidates each group has."""
         return torch.searchsorted(self.group, group, right=True) - self.starts(group)
 
     def reaching(self, group: Tensor, log_odds: Tensor) -> Tensor:
-        """How many candidates of `group` (P,) have `high` ≥ `log_odds` (P,).
+        """Return how many candidates of `group` (P,) have `high` ≥ `log_odds` (P,).
 
         They are the first ones of the group.
         """
@@ -245,7 +245,7 @@ def _first_look(
 
 
 def may_exceed(high: Tensor, floor: float) -> Tensor:
-    """Whether what is at most `high` may exceed the floor; what is not a number may."""
+    """Return whether what is at most `high` may exceed the floor; what is not a number may."""
     return ~(high <= floor)
 
 

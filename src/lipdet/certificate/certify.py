@@ -57,11 +57,11 @@ class Certifiers(NamedTuple):
     pairs: Staying
 
     def certify(self, iou: float) -> Tensor:
-        """Which certifiers vouch for their object at this IoU threshold, (P,) bool."""
+        """Return which certifiers vouch for their object at this IoU threshold, (P,) bool."""
         return (self.kept >= iou) & self.fits & (self.alone < iou)
 
     def of_first(self, truths: int) -> Certifiers:
-        """Those of the first so many objects."""
+        """Return those of the first so many objects."""
         own = true_at(self.truth < truths)
         return Certifiers(
             truth=self.truth[own],

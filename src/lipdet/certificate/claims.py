@@ -116,7 +116,7 @@ def _claim(
 
 
 def _uncounted(entries: Entries, group: Tensor, limit: int) -> Tensor:
-    """The score from which on downward a group has as many cliques as are counted; or −∞."""
+    """Return the score from which on downward a group has as many cliques as are counted; or −∞."""
     starts = torch.searchsorted(entries.group, group)
     full = torch.searchsorted(entries.group, group, right=True) - starts == limit
     end = (starts + limit - 1).clamp(max=max(len(entries.group) - 1, 0))

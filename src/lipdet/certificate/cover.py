@@ -117,7 +117,7 @@ def _places(group: Tensor) -> Tensor:
 
 
 def _read(group: Tensor, alone: Tensor, nearest: Tensor | None, limit: int) -> Tensor:
-    """Which candidates decide about the first `limit` entries of their group; (N,) bool.
+    """Return which candidates decide about the first `limit` entries of their group; (N,) bool.
 
     Of those that are cliques of their own, `alone` (N,) bool, these are the `limit` with the
     highest `high`, which come first, and the `limit` with the highest `nearest`.
@@ -137,7 +137,7 @@ def _read(group: Tensor, alone: Tensor, nearest: Tensor | None, limit: int) -> T
 
 
 def affordable(group: Tensor, place: Tensor, nearest: Tensor, budget: Tensor, limit: int) -> Tensor:
-    """The n-th value of a group: the highest τ that n of its cliques can reach together.
+    """Return the n-th value of a group: the highest τ that n of its cliques can reach together.
 
     For a clique to hold a detection at τ, some member must rise to it, by (τ − nearest)₊ at least.
     The members of different cliques are different candidates, so the squares of these add up to no
@@ -255,7 +255,7 @@ def clique_numbers(
 
 
 def _runs(values: Tensor) -> Iterator[slice]:
-    """Where equal values stand, in a tensor in which they stand together."""
+    """Yield where equal values stand, in a tensor in which they stand together."""
     ends = torch.unique_consecutive(values, return_counts=True)[1].cumsum(0).tolist()
     for start, end in itertools.pairwise([0, *ends]):
         yield slice(start, end)
@@ -293,6 +293,6 @@ def first_fit(
 
 
 def _masks(overlaps: NDArray[np.bool_]) -> NDArray[np.uint64]:
-    """The last axis of (..., BITS) as bit masks."""
+    """Return the last axis of (..., BITS) as bit masks."""
     masks: NDArray[np.uint64] = np.packbits(overlaps, axis=-1, bitorder="little").view("<u8")
     return masks[..., 0]

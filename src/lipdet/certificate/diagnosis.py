@@ -51,7 +51,7 @@ def _clean_iou(
 def reasons(
     candidates: Candidates, found: Certifiers, matches: Matches, count: int, iou: float, tau: float
 ) -> Tensor:
-    """The index in REASONS at which each of `count` objects fails, −1 where it is certified.
+    """Return the index in REASONS at which each of `count` objects fails, −1 where it is certified.
 
     Args:
         candidates: all.
@@ -110,7 +110,7 @@ def class_stays(
 def with_other_classes(
     candidates: Candidates, truths: Truths, size: int, iou: float, tau: float
 ) -> tuple[Truths, Tensor]:
-    """The objects, and after them once more those on which a box of another class may stay.
+    """Return the objects, and after them once more those on which a box of another class may stay.
 
     What stays on an object matches it without perturbation, too: only classes with such a
     candidate, of at least τ at its lowest, are added. What is added competes with no other object.

@@ -49,7 +49,7 @@ def collective_class_constants(
 
 
 def _class_norms(convolution: HeadConvolution) -> Tensor:
-    """The norm of the map from the features to all logits of each class, (K,).
+    """Return the norm of the map from the features to all logits of each class, (K,).
 
     Of a small map by its Gram matrix, exactly; the bound for convolutions treats it as larger.
     """
@@ -165,7 +165,7 @@ class PairwiseLogits:
         return found
 
     def lifts(self, a: Tensor, b: Tensor, labels: Tensor) -> Lift:
-        """What has to rise for b to pass a, as in `yielding`: ⟨u, f⟩.
+        """Return what has to rise for b to pass a, as in `yielding`: ⟨u, f⟩.
 
         The smallest change of f that makes it rise by 1 is u/‖u‖², and moves b's offsets by
         W₄·u/‖u‖². Arguments as for `constants`.
@@ -191,7 +191,7 @@ class PairwiseLogits:
         return Lift(constant, push * (scale / constant).square().unsqueeze(1))
 
     def _of_one_level(self, a: Tensor, b: Tensor) -> Iterator[tuple[Tensor, _Level]]:
-        """Those pairs whose default boxes are both of a level, level by level."""
+        """Yield those pairs whose default boxes are both of a level, level by level."""
         level_a, level_b = take(self._level_of, a), take(self._level_of, b)
         for index, level in enumerate(self._levels):
             pairs = true_at((level_a == index) & (level_b == index))
@@ -239,7 +239,7 @@ def _of_offsets(
 
 
 def _columns(convolution: HeadConvolution) -> Tensor:
-    """The kernel as (values, taps, boxes, c_in)."""
+    """Return the kernel as (values, taps, boxes, c_in)."""
     return convolution.kernel.flatten(-2).permute(1, 3, 0, 2)
 
 

@@ -31,7 +31,7 @@ PAIRS_AT_ONCE = 32_768
 
 
 def min_iou_fixed(boxes: BoxRange, fixed: Tensor, size: float | None = None) -> Tensor:
-    """The lowest IoU of an uncertain box with a known one; exact, up to float64.
+    """Return the lowest IoU of an uncertain box with a known one; exact, up to float64.
 
     Args:
         boxes: (P, 4).
@@ -45,7 +45,7 @@ def min_iou_fixed(boxes: BoxRange, fixed: Tensor, size: float | None = None) -> 
 
 
 def min_iou_pair(a: BoxRange, b: BoxRange, size: float | None) -> Tensor:
-    """The lowest IoU of two uncertain boxes; exact, up to float64.
+    """Return the lowest IoU of two uncertain boxes; exact, up to float64.
 
     Args:
         a: (P, 4).
@@ -63,7 +63,7 @@ def min_iou_pair(a: BoxRange, b: BoxRange, size: float | None) -> Tensor:
 
 
 def min_iou_of_pairs(boxes: BoxRange, a: Tensor, b: Tensor, size: float) -> Tensor:
-    """The lowest IoU of pairs of uncertain boxes, clipped to an image.
+    """Return the lowest IoU of pairs of uncertain boxes, clipped to an image.
 
     Args:
         boxes: (N, 4), float64 or float32.
@@ -93,7 +93,7 @@ def min_iou_of_pairs(boxes: BoxRange, a: Tensor, b: Tensor, size: float) -> Tens
 
 
 def max_iou_fixed(boxes: BoxRange, fixed: Tensor, size: float | None) -> Tensor:
-    """An upper bound of the IoU of an uncertain box with a known one.
+    """Return an upper bound of the IoU of an uncertain box with a known one.
 
     Args:
         boxes: (P, 4).
@@ -107,7 +107,7 @@ def max_iou_fixed(boxes: BoxRange, fixed: Tensor, size: float | None) -> Tensor:
 
 
 def max_iou_pair(a: BoxRange, b: BoxRange, size: float | None) -> Tensor:
-    """An upper bound of the IoU of two uncertain boxes.
+    """Return an upper bound of the IoU of two uncertain boxes.
 
     Args:
         a: (P, 4).
@@ -146,14 +146,14 @@ def max_iou_of_corners(a: tuple[Tensor, Tensor], b: tuple[Tensor, Tensor]) -> Te
 
 
 def _known(boxes: Tensor) -> BoxRange:
-    """Boxes (P, 4) xyxy as ranges of one point."""
+    """Return boxes (P, 4) xyxy as ranges of one point."""
     boxes = boxes.double()
     centers, sides = (boxes[:, :2] + boxes[:, 2:]) / 2, boxes[:, 2:] - boxes[:, :2]
     return BoxRange(*[torch.cat([centers, sides], dim=1)] * 2)
 
 
 def _reaches_border(boxes: BoxRange, axis: int, size: float) -> Tensor:
-    """Whether clipping to [0, size] can change a box along an axis, (P,)."""
+    """Return whether clipping to [0, size] can change a box along an axis, (P,)."""
     low, high = (end[:, axis] for end in boxes)
     reach = boxes.high[:, axis + 2] / 2
     return (low < reach) | (high + reach > size)

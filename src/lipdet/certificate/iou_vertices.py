@@ -35,7 +35,7 @@ class Vertices(NamedTuple):
 
 
 def vertices_of_centers(a: BoxRange, b: BoxRange, axis: int) -> Vertices:
-    """Every combination of sides, with the centres as far apart as they can be."""
+    """Return every combination of sides, with the centres as far apart as they can be."""
     apart = torch.maximum(b.high[:, axis] - a.low[:, axis], a.high[:, axis] - b.low[:, axis])
     x, y = (torch.stack([end[:, axis + 2] for end in boxes]) for boxes in (a, b))
     x, y = x.unsqueeze(1), y.unsqueeze(0)
@@ -43,7 +43,7 @@ def vertices_of_centers(a: BoxRange, b: BoxRange, axis: int) -> Vertices:
 
 
 def vertices_after_clipping(a: BoxRange, b: BoxRange, axis: int, size: float) -> Vertices:
-    """What decides if both boxes are clipped to [0, size] along this axis; exact.
+    """Return what decides if both boxes are clipped to [0, size] along this axis; exact.
 
     *Proof.* Let a reach over [p_a, q_a] after clipping, b over [p_b, q_b]. With x = (side of a) /
     overlap and y = (side of b) / overlap, the largest x·u + y·v is wanted, for any u, v > 0 that
@@ -81,7 +81,7 @@ def vertices_after_clipping(a: BoxRange, b: BoxRange, axis: int, size: float) ->
 
 
 def _extremes(boxes: BoxRange, axis: int, size: float) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """The boxes that lie first and those that lie last, and the shortest and longest side.
+    """Return the boxes that lie first and those that lie last, and the shortest and longest side.
 
     Returns:
         Starts and ends of two boxes each, (2, 2, P), and sides (P,).
@@ -104,7 +104,7 @@ def _extremes(boxes: BoxRange, axis: int, size: float) -> tuple[Tensor, Tensor, 
 
 
 def _apart(a: Tensor, b: Tensor) -> Vertices:
-    """What every pair of two boxes with these starts and ends (2, 2, P) contributes."""
+    """Return what every pair of two boxes with these starts and ends (2, 2, P) contributes."""
     (start_a, end_a), (start_b, end_b) = a.unsqueeze(2), b.unsqueeze(1)
     overlap = torch.minimum(end_a, end_b) - torch.maximum(start_a, start_b)
     return _ratios(overlap, end_a - start_a, end_b - start_b)

@@ -28,7 +28,7 @@ def surely_overlap(
     nms_iou: float,
     size: int,
 ) -> list[NDArray[np.bool_]]:
-    """Which boxes of an image overlap by more than η under every perturbation.
+    """Return which boxes of an image overlap by more than η under every perturbation.
 
     Args:
         boxes: (N, 4).
@@ -122,7 +122,7 @@ def _may_overlap(
 
 
 def _first_and_last(boxes: BoxRange, size: int) -> list[tuple[Tensor, Tensor]]:
-    """Boxes (U, 4) with their shortest sides, at their first and at their last centres.
+    """Return boxes (U, 4) with their shortest sides, at their first and at their last centres.
 
     Returns:
         Starts and ends of both, (2, U).

@@ -79,7 +79,7 @@ def certified_radii(
     tolerance: float = TOLERANCE,
     most_covered: float | None = None,
 ) -> Tensor:
-    """The largest ε at which each object is certified, with all tightenings of the verifier.
+    """Return the largest ε at which each object is certified, with all tightenings of the verifier.
 
     Args:
         verifier: of the detector.
@@ -119,7 +119,7 @@ def _each_holds(
     most_covered: float | None,
     count_kept: bool = False,
 ) -> Tensor:
-    """Whether each object is certified at its own ε (G,).
+    """Return whether each object is certified at its own ε (G,).
 
     Args:
         verifier: of the detector.
@@ -177,7 +177,7 @@ def remaining_detections(
     tolerance: float = TOLERANCE,
     most_covered: float | None = None,
 ) -> list[Remaining]:
-    """How much perturbation each detection of a batch survives, without any ground truth.
+    """Return how much perturbation each detection of a batch survives, without any ground truth.
 
     Promised: whatever the perturbation of at most ε, some detection of the same class, with a score
     above the floor, has an IoU of at least `iou` with this box and lies within its region. Given
@@ -218,7 +218,7 @@ def regions_at(
     epsilon: float,
     iou: float,
 ) -> list[Region | None]:
-    """Where the box that remains of each detection of one image lies at ε.
+    """Return where the box that remains of each detection of one image lies at ε.
 
     Args:
         verifier: of the detector.
@@ -254,7 +254,7 @@ def _to_remain(found: Sequence[Detections]) -> Truths:
 
 
 def without_overtaking(verifier: Verifier) -> Verifier:
-    """The verifier for promises of where a box lies.
+    """Return the verifier for promises of where a box lies.
 
     Overtaking lets a rival stand in that matches only once it has passed the certifier, and where
     it may lie then is not in the hull of what surely matches.
@@ -265,7 +265,7 @@ def without_overtaking(verifier: Verifier) -> Verifier:
 def remaining_regions(
     verifier: Verifier, raw: RawOutput, truths: Truths, radii: Tensor, iou: float
 ) -> Tensor:
-    """The hull of all that may stand in for each box: candidates that surely match it.
+    """Return the hull of all that may stand in for each box: candidates that surely match it.
 
     The certifier and all that can suppress it are among them: condition 3 without `overtaking`.
 

@@ -37,7 +37,7 @@ class Rivals:
     temperature: float
 
     def reach(self, own: Tensor, rival: Tensor) -> Tensor:
-        """How far the difference of the log-odds of two candidates, (P,) each, can move."""
+        """Return how far the difference of the log-odds of two candidates, (P,) each, can move."""
         pairs = self._pairs(own, rival)
         return self.temperature * self._epsilon(own) * self.constants.constants(*pairs)
 

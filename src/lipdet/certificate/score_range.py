@@ -10,7 +10,7 @@ from lipdet.boxes.scores import Scores, SigmoidScores, SoftmaxScores
 
 
 def log_odds_interval(scores: Scores, logits: Tensor, moved: Tensor) -> tuple[Tensor, Tensor]:
-    """The lowest and highest log-odds of logits that each move by at most `moved`.
+    """Return the lowest and highest log-odds of logits that each move by at most `moved`.
 
     One-vs-all log-odds rise with their own logit alone. A softmax's is z_c − logsumexp_{j≠c} z_j:
     lowest with z_c at its lowest and all others at their highest. The log-odds at the highest of
@@ -41,5 +41,5 @@ def widest(low: Tensor, high: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def largest_factor(scores: Scores) -> float:
-    """How much a log-odds can move if no logit moves by more than 1."""
+    """Return how much a log-odds can move if no logit moves by more than 1."""
     return scores.temperature if isinstance(scores, SigmoidScores) else 2.0

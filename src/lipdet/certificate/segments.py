@@ -18,12 +18,12 @@ def take(values: Tensor, index: Tensor) -> Tensor:
 
 
 def true_at(mask: Tensor) -> Tensor:
-    """Indices at which (P,) bool is true, several times as fast as `torch.nonzero`."""
+    """Return indices at which (P,) bool is true, several times as fast as `torch.nonzero`."""
     return torch.from_numpy(np.flatnonzero(mask.cpu().numpy())).to(mask.device)
 
 
 def count_reaching(falling: Tensor, starts: Tensor, counts: Tensor, levels: Tensor) -> Tensor:
-    """How many values of a range are at least a level; they are its first ones.
+    """Return how many values of a range are at least a level; they are its first ones.
 
     Args:
         falling: (N,) values that fall within each range.
@@ -58,7 +58,7 @@ def in_parts(counts: Tensor, most: int) -> Iterator[Tensor]:
 
 
 def expand(starts: Tensor, counts: Tensor) -> tuple[Tensor, Tensor]:
-    """All indices of several ranges at once.
+    """Return all indices of several ranges at once.
 
     Args:
         starts: (P,) first index of each range.

@@ -35,11 +35,11 @@ class Staying(NamedTuple):
     first: Tensor
 
     def at(self, truth: Tensor, candidate: Tensor) -> Tensor:
-        """The thresholds of pairs (P,) of an object and a candidate of its group."""
+        """Return the thresholds of pairs (P,) of an object and a candidate of its group."""
         return take(self.iou, take(self.first, truth) + candidate)
 
     def of_first(self, truths: int) -> Staying:
-        """The pairs of the first so many objects."""
+        """Return the pairs of the first so many objects."""
         pairs = int(torch.searchsorted(self.truth, truths))
         return Staying(
             self.truth[:pairs], self.candidate[:pairs], self.iou[:pairs], self.first[:truths]
@@ -107,6 +107,6 @@ def _some_places(candidates: Candidates) -> Iterator[Tensor]:
 
 
 def can_be_certified(boxes: Tensor, size: int) -> Tensor:
-    """Whether objects (G, 4) have an area and lie inside the image."""
+    """Return whether objects (G, 4) have an area and lie inside the image."""
     has_area = (boxes[:, 2:] > boxes[:, :2]).all(dim=1)
     return has_area & (boxes >= 0).all(dim=1) & (boxes <= size).all(dim=1)

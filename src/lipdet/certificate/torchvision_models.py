@@ -17,7 +17,7 @@ from lipdet.errors import InputError
 
 
 def is_torchvision(module: nn.Module) -> bool:
-    """Whether a module is built as `torchvision.models.detection` builds them."""
+    """Return whether a module is built as `torchvision.models.detection` builds them."""
     head = hasattr(module, "head") or hasattr(getattr(module, "rpn", None), "head")
     return head and hasattr(module, "transform") and hasattr(module, "backbone")
 

@@ -68,7 +68,7 @@ def unrivalled(
 
 
 def most_covering(a: BoxRange, b: BoxRange, size: int) -> Tensor:
-    """The largest share of one box that another can cover, of all pairs of uncertain boxes.
+    """Return the largest share of one box that another can cover, of all pairs of uncertain boxes.
 
     The box that covers is taken at its largest. Of the one that is covered, each side lies as near
     to the other's as it can: beyond it, what moves inward loses only what is not covered; within
@@ -101,7 +101,7 @@ def _covered(box: list[Tensor], cover: list[Tensor]) -> Tensor:
 def _can_outscore(
     verifier: Verifier, candidates: Candidates, others: Tensor, own: Tensor, epsilon: float
 ) -> Tensor:
-    """Whether each of `others` (R,) can rank before each of `own` (P,), (R, P) bool.
+    """Return whether each of `others` (R,) can rank before each of `own` (P,), (R, P) bool.
 
     Two classes of one default box are linear in the same features: their difference has a constant.
     """

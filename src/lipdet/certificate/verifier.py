@@ -70,7 +70,7 @@ class Verifier:
         check_rounding(self.rounding)
 
     def candidates(self, raw: RawOutput, epsilon: float | Tensor) -> Candidates:
-        """What can exceed the floor in a batch, at one ε or at that of each image (B,)."""
+        """Return what can exceed the floor in a batch, at one ε or at that of each image (B,)."""
         return find_candidates(
             raw,
             self.bounds,

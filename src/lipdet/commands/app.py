@@ -47,7 +47,7 @@ def run(detectors: Sequence[str] = (), host: str = "127.0.0.1", port: int = 7860
 
 
 def _order(name: str) -> tuple[bool, str]:
-    """The naive detector first: it is the one to compare with."""
+    """Return the naive detector first: it is the one to compare with."""
     return name != "naive", name
 
 

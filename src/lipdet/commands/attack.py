@@ -129,7 +129,7 @@ def run(
 def _attack(
     loaded: LoadedDetector | ForeignDetector, clean: Tensor, singles: Sequence[AttackSettings]
 ) -> tuple[Outcome, Outcome, tuple[str, ...]]:
-    """What is shown before and after, and the names of its classes."""
+    """Return what is shown before and after, and the names of its classes."""
     gradients = singles[0].restarts * (singles[0].steps + 1)
     with progress_bar() as bar:
         task = bar.add_task("Attacking", total=len(singles) * len(clean) * gradients)
@@ -147,7 +147,7 @@ def _attack(
 def _as_list(
     found: Detections, region: Region, size: int, names: Sequence[str]
 ) -> list[dict[str, Any]]:
-    """Detections with boxes in pixels of the picture."""
+    """Return detections with boxes in pixels of the picture."""
     boxes = out_of_region(found["boxes"].numpy(), region, size).tolist()
     rows = zip(boxes, found["labels"].tolist(), found["scores"].tolist(), strict=True)
     return [{"box": box, "label": names[label], "score": score} for box, label, score in rows]

@@ -14,7 +14,7 @@ EPSILON_HELP = (
 
 
 def parse_epsilons(words: Sequence[str]) -> tuple[float, ...]:
-    """The radii of `--epsilon`.
+    """Return the radii of `--epsilon`.
 
     Raises:
         InputError: one is no radius, or there is none.

@@ -26,7 +26,7 @@ from lipdet.images.spec import SOURCES, default_crop, open_data, read_source
 
 
 def parser() -> Parser:
-    """The parser whose actions `add_actions` adds."""
+    """Return the parser whose actions `add_actions` adds."""
     return Parser(description="Make, fetch and inspect data.")
 
 

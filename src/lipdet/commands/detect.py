@@ -81,7 +81,7 @@ def run(detector: str, images: Sequence[Path], out: Path, crop: str | None = Non
 
 
 def _load(detector: str) -> tuple[Network, tuple[str, ...]]:
-    """A network, in torch or in ONNX Runtime, and its class names."""
+    """Return a network, in torch or in ONNX Runtime, and its class names."""
     if detector.endswith(".onnx"):
         model = load_onnx(Path(detector))
         return model.detector, model.class_names
@@ -97,7 +97,7 @@ def _detect_one(model: Network, path: Path, region: Region | None) -> tuple[Imag
 
 
 def _verifier(model: Network) -> Verifier | None:
-    """What certificates need, for detectors whose constants are known."""
+    """Return what certificates need, for detectors whose constants are known."""
     if not isinstance(model, SSD):
         return None
     try:
@@ -141,7 +141,7 @@ def _as_dict(
 
 
 def _left_to_right(found: Detections, names: Sequence[str], radii: Sequence[float | None]) -> str:
-    """The class names in reading order, each with its radius if it has one."""
+    """Return the class names in reading order, each with its radius if it has one."""
     order = found["boxes"][:, 0].argsort().tolist()
     labels = found["labels"].tolist()
     return " ".join(

@@ -49,7 +49,7 @@ class Verb(NamedTuple):
 
 
 def verb_parser(summary: str, example: str) -> Parser:
-    """A parser with an example in its help, which also reads its options from YAML."""
+    """Return a parser with an example in its help, which also reads its options from YAML."""
     parser = Parser(description=f"{summary}\n\nexample: {example}")
     parser.add_argument("--config", action="config", help="YAML file with options of this verb")
     parser.add_argument(
@@ -78,7 +78,7 @@ def fail(sentence: str, status: int) -> NoReturn:
 
 
 def as_json(value: object) -> str:
-    """The text of a json file."""
+    """Return the text of a json file."""
     return json.dumps(value, indent=1)
 
 
@@ -139,7 +139,7 @@ def check_positive(option: str, value: int) -> None:
 
 
 def parse_region(text: str) -> Region:
-    """The rectangle that `--crop` names."""
+    """Return the rectangle that `--crop` names."""
     try:
         left, top, right, bottom = (float(part) for part in text.split(","))
     except ValueError:

@@ -86,7 +86,7 @@ def run(
 
 
 def _resumed(asked: Job, stored: Job, out: Path) -> Job:
-    """The stored job, unless other options than its own were given."""
+    """Return the stored job, unless other options than its own were given."""
     asked = asked.with_classes(stored.detector.class_names)
     naive = PRESETS["naive"]
     nothing_asked = Job("naive", naive.detector, naive.train, ("rendered",), ())

@@ -18,5 +18,5 @@ __all__ = ["SSD", "build_detector"]
 
 
 def build_detector(config: DetectorConfig) -> SSD:
-    """A detector with random weights, as `config` describes it."""
+    """Return a detector with random weights, as `config` describes it."""
     return ARCHITECTURES[config.architecture](config)

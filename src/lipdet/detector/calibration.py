@@ -31,7 +31,7 @@ def calibrated(
     batches: Iterable[tuple[Tensor, PaddedTargets]],
     near_iou: float = POSITIVE_IOU,
 ) -> SSD:
-    """A copy of a detector with shifted class biases; a softmax detector is copied as it is.
+    """Return a copy of a detector with shifted class biases; a softmax detector is copied as it is.
 
     Args:
         detector: in eval mode.
@@ -59,7 +59,7 @@ def calibrated(
 
 
 def calibration_shift(logits: Tensor, positives: int, temperature: float) -> float:
-    """The shift b for which σ(T·(z + b)) adds up to the number of positives.
+    """Return the shift b for which σ(T·(z + b)) adds up to the number of positives.
 
     That is where the derivative of the log-likelihood in b vanishes.
 

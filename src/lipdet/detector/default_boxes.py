@@ -28,7 +28,7 @@ class DefaultBoxLevel:
 
 
 def default_boxes(levels: Sequence[DefaultBoxLevel], image_size: int) -> Tensor:
-    """All default boxes, level by level, row by row, cell by cell, ratio by ratio.
+    """Return all default boxes, level by level, row by row, cell by cell, ratio by ratio.
 
     Centres lie at cell centres.
 
@@ -45,13 +45,13 @@ def default_boxes(levels: Sequence[DefaultBoxLevel], image_size: int) -> Tensor:
 
 
 def _centre(level: DefaultBoxLevel, cell: int, image_size: int) -> float:
-    """A cell's centre as a fraction of the image; 0.5 for the middle of the map."""
+    """Return a cell's centre as a fraction of the image; 0.5 for the middle of the map."""
     step = 1 / level.cells if level.stride is None else level.stride / image_size
     return 0.5 + (cell + 0.5 - level.cells / 2) * step
 
 
 def sides(scale: float, ratios: Sequence[float]) -> tuple[tuple[float, float], ...]:
-    """Boxes of one size and several shapes, clamped to the image as in the reference model.
+    """Return boxes of one size and several shapes, clamped to the image as in the reference model.
 
     Args:
         scale: geometric mean side, as a fraction of the image.

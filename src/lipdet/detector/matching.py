@@ -27,7 +27,7 @@ class PaddedTargets(NamedTuple):
     valid: Tensor
 
     def to(self, device: torch.device) -> PaddedTargets:
-        """The same targets on another device."""
+        """Return the same targets on another device."""
         return PaddedTargets(*(tensor.to(device) for tensor in self))
 
 

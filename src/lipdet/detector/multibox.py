@@ -132,7 +132,7 @@ def classification_loss(
 
 
 def training_scores(scores: Scores, start_temperature: float, progress: float) -> Scores:
-    """The scores to take the loss of at a share of the training.
+    """Return the scores to take the loss of at a share of the training.
 
     The temperature of sigmoids rises to its final value within the first RAMP of the steps: at the
     final one, gradients of wrong logits would saturate from the start.

@@ -47,7 +47,7 @@ class Report:
 
 
 def judge(curves: Curves) -> Report:
-    """All checks on what `measure_attack` measured."""
+    """Return all checks on what `measure_attack` measured."""
     attack = curves.attack
     checks = (
         _collapse(curves),

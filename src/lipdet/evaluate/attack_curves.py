@@ -135,7 +135,7 @@ class _Losses:
         self.best[step, places] = torch.maximum(self.best[step, places], values.float().cpu())
 
     def mean(self) -> list[float]:
-        """The mean over images at each step; an image that has left keeps its best."""
+        """Return the mean over images at each step; an image that has left keeps its best."""
         curve: list[float] = self.best.cummax(dim=0).values.mean(dim=1).tolist()
         return curve
 
@@ -216,7 +216,7 @@ def _sweep(bench: _Bench) -> tuple[list[tuple[float, float, float]], list[_Losse
 
 
 def _off(detector: SSD) -> SSD:
-    """A copy whose weights are off by a few percent."""
+    """Return a copy whose weights are off by a few percent."""
     other = copy.deepcopy(detector)
     generator = torch.Generator().manual_seed(0)
     for parameter in other.parameters():

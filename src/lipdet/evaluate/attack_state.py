@@ -16,7 +16,7 @@ from lipdet.types import Detections
 
 
 def detections_to_tensors(found: Sequence[Detections]) -> Tensors:
-    """Detections of several pictures, one after the other, and how many each has."""
+    """Return detections of several pictures, one after the other, and how many each has."""
     return {
         "boxes": torch.cat([one["boxes"] for one in found]),
         "labels": torch.cat([one["labels"] for one in found]),
@@ -55,7 +55,7 @@ def in_order(chunks: Sequence[list[Detections]]) -> list[Detections]:
 
 
 def attack_key(detector: SSD, pack: Pack, settings: AttackSettings, source: SSD | None) -> str:
-    """A hash of everything that determines the outcome."""
+    """Return a hash of everything that determines the outcome."""
     return pass_key(
         detector=weights_hash(detector),
         source=weights_hash(source or detector),

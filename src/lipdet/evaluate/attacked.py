@@ -91,7 +91,7 @@ def attack_pack(
 
 
 def attack_passes(detector: SSD, pack: Pack, campaign: Campaign) -> list[Pass[list[Detections]]]:
-    """All passes over the pack that `attacked_results` sums up."""
+    """Return all passes over the pack that `attacked_results` sums up."""
     prepared, state = prepare(detector), campaign.state
     return [
         _attack_pass(prepared, pack, single, state)
@@ -101,13 +101,13 @@ def attack_passes(detector: SSD, pack: Pack, campaign: Campaign) -> list[Pass[li
 
 
 def prepare(detector: SSD) -> SSD:
-    """A frozen copy of a detector in eval mode, in the memory layout that is fastest."""
+    """Return a frozen copy of a detector in eval mode, in the memory layout that is fastest."""
     prepared = copy.deepcopy(detector).eval().requires_grad_(False)
     return prepared.to(memory_format=torch.channels_last)
 
 
 def pictures(pack: Pack, start: int, stop: int, device: torch.device) -> Tensor:
-    """Pictures of a pack as a batch (B, 3, S, S) in [0, 1]."""
+    """Return pictures of a pack as a batch (B, 3, S, S) in [0, 1]."""
     pixels = torch.from_numpy(pack.images[start:stop].copy()).to(device)
     images: Tensor = pixels.permute(0, 3, 1, 2).float() / 255
     return images
@@ -156,7 +156,7 @@ def attacked_entry(
     clean: Sequence[Detections],
     pack: Pack,
 ) -> dict[str, Any]:
-    """The json entry of one radius.
+    """Return the json entry of one radius.
 
     Args:
         attack: the name behind which the single attacks are.

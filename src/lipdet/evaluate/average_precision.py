@@ -81,7 +81,7 @@ def matched_scores(
     class_names: Sequence[str],
     iou: float,
 ) -> list[Tensor]:
-    """Which objects are found, by the same matching that AP is made of.
+    """Return which objects are found, by the same matching that AP is made of.
 
     Args:
         targets: see `average_precision`.
@@ -116,7 +116,7 @@ def _truth(targets: Sequence[Target], class_names: Sequence[str]) -> dict[str, A
 
 
 def _rows(image_id: int, found: Detections) -> list[dict[str, Any]]:
-    """Detections in COCO's result format (xywh, categories from 1)."""
+    """Return detections in COCO's result format (xywh, categories from 1)."""
     corners = found["boxes"].double()
     boxes = torch.cat([corners[:, :2], corners[:, 2:] - corners[:, :2]], dim=1)
     return [

@@ -72,7 +72,7 @@ def ap50_interval(
 
 
 def ap50(rankings: Sequence[Ranking], times: NDArray[np.int64]) -> float:
-    """The mean AP50 of the classes if each image counts so many `times` (images,)."""
+    """Return the mean AP50 of the classes if each image counts so many `times` (images,)."""
     known = [_ap(one, times) for one in rankings if (one.objects * times).any()]
     return float(np.mean(known)) if known else 0.0
 
@@ -92,7 +92,7 @@ def _ap(ranking: Ranking, times: NDArray[np.int64]) -> float:
 def ranked(
     targets: Sequence[Target], detections: Sequence[Detections], classes: int
 ) -> list[Ranking]:
-    """The detections of each class of all images, matched."""
+    """Return the detections of each class of all images, matched."""
     hits = [
         true_positives(found, target) for target, found in zip(targets, detections, strict=True)
     ]

@@ -83,7 +83,7 @@ class Certified(NamedTuple):
     possible: tuple[Possible, ...]
 
     def objects(self, label: int, column: int) -> Objects:
-        """Those of one class at one of IOUS."""
+        """Return those of one class at one of IOUS."""
         mine, of = self.of.label == label, self.of
         return Objects(*(part[mine, column] for part in (of.reached, of.first, of.last)))
 
@@ -103,7 +103,7 @@ class Chunk(NamedTuple):
 def certified_results(
     detector: SSD, pack: Pack, epsilons: Sequence[float], state: Path | None = None
 ) -> list[dict[str, Any]]:
-    """One entry per radius, as docs/json.md describes it.
+    """Return one entry per radius, as docs/json.md describes it.
 
     Args:
         detector: of an architecture whose layers all have a Lipschitz bound.
@@ -172,7 +172,7 @@ def chunk_from_tensors(tensors: Tensors) -> Chunk:
 
 
 def _to_tensors(found: Certified, index: int) -> Tensors:
-    """What is certified at one ε of several, under names of its own."""
+    """Return what is certified at one ε of several, under names of its own."""
     objects = {f"{index}.{name}": value for name, value in found.of._asdict().items()}
     possible = {
         f"{index}.{name}.{label}": value
@@ -194,7 +194,7 @@ def _from_tensors(tensors: Tensors, index: int) -> Certified:
 
 
 def pictures(pack: Pack, indices: Sequence[int]) -> Tensor:
-    """Pictures of a pack as (B, 3, S, S) float32 in [0, 1]."""
+    """Return pictures of a pack as (B, 3, S, S) float32 in [0, 1]."""
     pixels = np.stack([pack.images[index] for index in indices])
     return torch.from_numpy(pixels).permute(0, 3, 1, 2).float() / 255
 
@@ -254,7 +254,7 @@ def join(parts: Sequence[Certified]) -> Certified:
 
 
 def summary(epsilon: float, found: Certified, class_names: Sequence[str]) -> dict[str, Any]:
-    """The json entry of one radius; AP, recall and precision are fractions."""
+    """Return the json entry of one radius; AP, recall and precision are fractions."""
     tau = logit(RECALL_SCORE)
     per_class = {name: _class_summary(found, label) for label, name in enumerate(class_names)}
     known = [entry for entry in per_class.values() if entry["ap"] is not None]
@@ -298,7 +298,7 @@ def _false_positives(found: Certified, label: int) -> int:
 
 
 def _share(right: int, wrong: int) -> float | None:
-    """The precision; None where nothing is certified and no false positive is possible.
+    """Return the precision; None where nothing is certified and no false positive is possible.
 
     There may be detections all the same, on objects that are not certified.
     """

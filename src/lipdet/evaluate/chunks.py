@@ -63,7 +63,7 @@ class Pass(Generic[Result]):
                 self._result(chunk)
 
     def results(self) -> list[Result]:
-        """The results of all chunks, in order; what is not there yet is computed."""
+        """Return the results of all chunks, in order; what is not there yet is computed."""
         keep_freed_memory()
         return [self._result(chunk) for chunk in track(self._chunks(), self.label)]
 
@@ -90,7 +90,7 @@ class Pass(Generic[Result]):
 
 
 def pass_key(**parts: Any) -> str:
-    """A hash of everything that determines the results of a pass, as plain values."""
+    """Return a hash of everything that determines the results of a pass, as plain values."""
     return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:16]
 
 

@@ -112,7 +112,7 @@ def clean_pass(detector: SSD, pack: Pack, state: Path | None) -> Pass[list[Detec
 def detect_pack(
     detector: Network, pack: Pack, indices: Sequence[int], selection: Selection
 ) -> list[Detections]:
-    """Detections on pictures of a pack, in eval mode, on the detector's device."""
+    """Return detections on pictures of a pack, in eval mode, on the detector's device."""
     starts = range(0, len(indices), BATCH_SIZE)
     return [
         found

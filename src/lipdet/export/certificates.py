@@ -61,7 +61,7 @@ def compare_certificates(
 def certified_objects(
     verifier: Verifier, raw: RawOutput, targets: list[Target], epsilon: float
 ) -> Tensor:
-    """Which objects are certified, (G,) bool."""
+    """Return which objects are certified, (G,) bool."""
     truths = truths_of(targets)
     radius = torch.full((len(targets),), epsilon, dtype=torch.float64)
     candidates = verifier.candidates(raw, radius)

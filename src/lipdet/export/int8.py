@@ -34,7 +34,7 @@ class Pictures(CalibrationDataReader):  # type: ignore[misc]  # onnxruntime has 
         self._batches = ({"images": images[start : start + BATCH].numpy()} for start in starts)
 
     def get_next(self) -> dict[str, Any] | None:
-        """The next batch, or None after the last."""
+        """Return the next batch, or None after the last."""
         return next(self._batches, None)
 
 

@@ -56,7 +56,7 @@ def describe(loaded: LoadedDetector, selection: Selection | None) -> dict[str, A
 
 
 def read_decoder(metadata: dict[str, Any]) -> Decoder:
-    """The decoder that `describe` wrote.
+    """Return the decoder that `describe` wrote.
 
     Raises:
         KeyError, TypeError, ValueError: it is not in the form that `describe` writes.

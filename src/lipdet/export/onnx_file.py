@@ -82,7 +82,7 @@ def export_onnx(
 
 
 def onnx_model(detector: SSD, selection: Selection | None) -> ModelProto:
-    """A detector as an ONNX model without metadata.
+    """Return a detector as an ONNX model without metadata.
 
     Args:
         detector: left as it is.

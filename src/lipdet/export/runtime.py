@@ -56,7 +56,7 @@ class OnnxNetwork:
         return RawOutput(logits, offsets)
 
     def run(self, images: Tensor, names: tuple[str, ...]) -> list[Tensor]:
-        """The outputs of these names."""
+        """Return the outputs of these names."""
         found = self._session.run(list(names), {"images": images.cpu().float().numpy()})
         return [torch.from_numpy(array) for array in found]
 

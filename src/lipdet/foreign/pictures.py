@@ -104,7 +104,7 @@ def _shown(found: Sequence[Detections]) -> list[Detections]:
 
 
 def _as_shown(found: Sequence[Detections], class_names: Sequence[str]) -> tuple[Shown, ...]:
-    """The one picture's detections for a page."""
+    """Return the one picture's detections for a page."""
     [one] = _shown(found)
     rows = zip(one["boxes"].tolist(), one["labels"].tolist(), one["scores"].tolist(), strict=True)
     return tuple(Shown(tuple(box), class_names[label], score) for box, label, score in rows)

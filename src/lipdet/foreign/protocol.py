@@ -28,12 +28,12 @@ from lipdet.types import Detections, Target
 
 
 def picture(pack: Pack, index: int) -> Tensor:
-    """One picture of a pack as a batch (1, 3, S, S) in [0, 1]."""
+    """Return one picture of a pack as a batch (1, 3, S, S) in [0, 1]."""
     return pictures(pack, index, index + 1, torch.device("cpu"))
 
 
 def detect(module: nn.Module, images: Tensor, classes: int | None = None) -> list[Detections]:
-    """Detections on images (B, 3, S, S) in [0, 1], best first, on the CPU.
+    """Return detections on images (B, 3, S, S) in [0, 1], best first, on the CPU.
 
     Args:
         module: follows the protocol.
@@ -51,7 +51,7 @@ def detect(module: nn.Module, images: Tensor, classes: int | None = None) -> lis
 def look(
     module: nn.Module, images: Tensor, targets: Sequence[Target], classes: int | None = None
 ) -> Outcome:
-    """Detections and damage on images as they are."""
+    """Return detections and damage on images as they are."""
     found = detect(module, images, classes)
     damages = [damage(one, target) for one, target in zip(found, targets, strict=True)]
     return Outcome(images, found, damages)

@@ -90,7 +90,7 @@ class Mixture:
         )
 
     def _order(self, epoch: int) -> NDArray[np.int64]:
-        """The (part, picture) pairs of an epoch, (epoch_pictures, 2)."""
+        """Return the (part, picture) pairs of an epoch, (epoch_pictures, 2)."""
         if getattr(self, "_ordered_epoch", None) != epoch:
             self._ordered_epoch = epoch
             rows = [self._draw(number, epoch) for number in range(len(self.parts))]

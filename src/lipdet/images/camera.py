@@ -51,7 +51,7 @@ def _develop(rng: np.random.Generator, scene: Plane) -> Plane:
 
 
 def _motion_blur(rng: np.random.Generator, scene: Plane, length: int) -> Plane:
-    """The mean of copies shifted along one direction."""
+    """Return the mean of copies shifted along one direction."""
     angle = rng.uniform(0, np.pi)
     steps = np.linspace(-0.5, 0.5, 5) * length
     shifts = [(round(s * np.sin(angle)), round(s * np.cos(angle))) for s in steps]

@@ -41,7 +41,7 @@ def _stamp(
 
 
 def _lines(rng: np.random.Generator, scene: Plane, boxes: NDArray[np.float64]) -> Plane:
-    """A rail, cable or joint through one of the free bands."""
+    """Return a rail, cable or joint through one of the free bands."""
     bands = _free_bands(boxes)
     if not bands:
         return scene
@@ -57,7 +57,7 @@ def _lines(rng: np.random.Generator, scene: Plane, boxes: NDArray[np.float64]) -
 
 
 def _writing(rng: np.random.Generator, scene: Plane, boxes: NDArray[np.float64]) -> Plane:
-    """A word of small letters above, below or beside the number, cut off by the border.
+    """Return a word of small letters above, below or beside the number, cut off by the border.
 
     Letters only: a whole digit that carries no box would be a false annotation.
     """

@@ -128,7 +128,7 @@ def _load(file: Path) -> dict[str, Any]:
 
 
 def _by_id(file: Path, root: dict[str, Any], key: str) -> dict[int, dict[str, Any]]:
-    """The entries of one of the three lists under their ids, in the order of the file."""
+    """Return the entries of one of the three lists under their ids, in the order of the file."""
     entries = root.get(key)
     if not isinstance(entries, list):
         raise InputError(
@@ -150,7 +150,7 @@ def _by_id(file: Path, root: dict[str, Any], key: str) -> dict[int, dict[str, An
 
 
 def _at(file: Path, key: str, entry: int | dict[str, Any]) -> str:
-    """The file and the line on which an entry of one of its lists begins, for messages.
+    """Return the file and the line on which an entry of one of its lists begins, for messages.
 
     The text is read again, since json keeps no lines; `entry` is a position or what has been read.
     """
@@ -240,7 +240,7 @@ def _number(value: object) -> float:
 
 
 def _picture_path(file: Path, image: dict[str, Any]) -> Path:
-    """The picture of an `images` entry, present and of the stated size."""
+    """Return the picture of an `images` entry, present and of the stated size."""
     name = _string(file, "image", image, "file_name")
     tried = (file.parent / name, file.parent / "images" / name)
     path = next((path for path in tried if path.is_file()), None)

@@ -35,7 +35,7 @@ class Region(NamedTuple):
 def reference_region(
     boxes: NDArray[np.float32], width: int, height: int, rng: np.random.Generator
 ) -> Region | None:
-    """The smallest square around all boxes, slid along its free direction, then enlarged.
+    """Return the smallest square around all boxes, slid along its free direction, then enlarged.
 
     The square is as wide as the number's longer side; along the other side its place is drawn
     from those that contain the number and lie inside the picture. It then grows by up to 30 %,
@@ -71,7 +71,7 @@ def _inside(left: int, top: int, side: int, growth: int, width: int, height: int
 
 
 def jittered_region(boxes: NDArray[np.float32], rng: np.random.Generator) -> Region:
-    """A nearly square rectangle anywhere around all boxes (at least one).
+    """Return a nearly square rectangle anywhere around all boxes (at least one).
 
     Its side is 1.0 to 1.4 times the number's longer side, its aspect within 15 % of square; it
     always contains the number and may overhang the picture.
@@ -89,14 +89,14 @@ def jittered_region(boxes: NDArray[np.float32], rng: np.random.Generator) -> Reg
 
 
 def full_region(width: int, height: int) -> Region:
-    """The square around the whole picture, the picture in its centre."""
+    """Return the square around the whole picture, the picture in its centre."""
     side = max(width, height)
     left, top = (width - side) / 2, (height - side) / 2
     return Region(left, top, left + side, top + side)
 
 
 def cut(image: Image.Image, region: Region, size: int) -> NDArray[np.uint8]:
-    """The region, resized to (size, size, 3); what lies beyond the border repeats its edge.
+    """Return the region, resized to (size, size, 3); what lies beyond the border repeats its edge.
 
     The region must share at least one pixel with the picture.
     """
@@ -126,7 +126,7 @@ def picture_part(region: Region, width: int, height: int, size: int) -> NDArray[
 
 
 def out_of_region(boxes: NDArray[np.float32], region: Region, size: int) -> NDArray[np.float32]:
-    """Boxes (N, 4) in pixels of a cut picture as boxes in the photograph; the way back."""
+    """Return boxes (N, 4) in pixels of a cut picture as boxes in the photograph; the way back."""
     origin = np.array([region.left, region.top] * 2, np.float32)
     return boxes / _scale(region, size) + origin
 

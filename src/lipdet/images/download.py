@@ -170,7 +170,7 @@ def _unpack(archive: Path, split: str, target: Path, progress: Progress) -> None
 
 
 def _checked(tar: tarfile.TarFile, split: str) -> Iterator[tarfile.TarInfo]:
-    """The members, as long as each is a plain file or folder inside the split's folder."""
+    """Yield the members, as long as each is a plain file or folder inside the split's folder."""
     for member in tar:
         parts = PurePosixPath(member.name).parts
         if parts[:1] != (split,) or ".." in parts:

@@ -48,7 +48,7 @@ def crop_to_ink(mask: Image.Image) -> Image.Image:
 
 
 def font_path(font: str) -> str:
-    """The file of one of FONTS."""
+    """Return the file of one of FONTS."""
     return str(Path(matplotlib.get_data_path(), "fonts", "ttf", f"{font}.ttf"))
 
 
@@ -74,7 +74,7 @@ def _to_glyph_height(mask: Image.Image) -> Image.Image:
 
 
 def pen_mask(digit: int, variant: int, aspect: float, pen: float, round_caps: bool) -> Image.Image:
-    """A digit drawn with a round pen as an "L" mask of height GLYPH_HEIGHT.
+    """Return a digit drawn with a round pen as an "L" mask of height GLYPH_HEIGHT.
 
     Args:
         digit: 0 to 9.
@@ -120,7 +120,7 @@ def _arc(
 
 
 def _turned(skeleton: Skeleton) -> Skeleton:
-    """The skeleton rotated by 180 degrees: a 6 becomes a 9."""
+    """Return the skeleton rotated by 180 degrees: a 6 becomes a 9."""
     return tuple(tuple((1 - x, 1 - y) for x, y in stroke) for stroke in skeleton)
 
 

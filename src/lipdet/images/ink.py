@@ -62,7 +62,7 @@ def sample_typeface(rng: np.random.Generator, slope: float) -> Typeface:
 
 
 def digit_mask(face: Typeface, digit: int) -> Image.Image:
-    """The upright mask of a digit, cropped to its ink."""
+    """Return the upright mask of a digit, cropped to its ink."""
     if face.font is not None:
         return font_mask(face.font, digit, face.weight)
     return pen_mask(digit, face.variant, face.aspect, face.pen, face.round_caps)
@@ -94,7 +94,7 @@ def ink_boxes(
     labels: NDArray[np.int64],
     one_aspect: float,
 ) -> NDArray[np.float64]:
-    """Where the ink of each digit lies in its annotated box.
+    """Return where the ink of each digit lies in its annotated box.
 
     Args:
         rng: the source of the annotation noise.
@@ -128,7 +128,7 @@ def ink_boxes(
 def draw_ink(
     face: Typeface, labels: NDArray[np.int64], ink: NDArray[np.float64], side: int
 ) -> list[tuple[Image.Image, tuple[int, int]]]:
-    """Each digit's mask stretched to its ink box, with the pixel where its corner belongs.
+    """Return each digit's mask stretched to its ink box, with the pixel where its corner belongs.
 
     Args:
         face: how the digits are written.
@@ -148,7 +148,7 @@ def draw_ink(
 def compose_ink(
     placed: list[tuple[Image.Image, tuple[int, int]]], side: int
 ) -> NDArray[np.float32]:
-    """All digits in one mask (side, side) in [0, 1]; overlapping ink does not add up."""
+    """Return all digits in one mask (side, side) in [0, 1]; overlapping ink does not add up."""
     canvas = Image.new("L", (side, side), 0)
     for mask, corner in placed:
         canvas.paste(255, (*corner, corner[0] + mask.width, corner[1] + mask.height), mask)

@@ -27,7 +27,7 @@ CENTRED_FREEDOM = 0.3
 
 @cache
 def statistics() -> dict[str, Any]:
-    """The contents of `layout.json`; lengths are relative to the height of the digits."""
+    """Return the contents of `layout.json`; lengths are relative to the height of the digits."""
     text = files("lipdet.images").joinpath("layout.json").read_text(encoding="utf-8")
     loaded: dict[str, Any] = json.loads(text)
     return loaded

@@ -80,7 +80,7 @@ class Pack:
         return str(self.meta["hash"])
 
     def target(self, index: int) -> Target:
-        """The objects of one picture."""
+        """Return the objects of one picture."""
         own = slice(self.starts[index], self.starts[index + 1])
         return Target(
             boxes=torch.from_numpy(self.boxes[own].copy()),
@@ -88,7 +88,7 @@ class Pack:
         )
 
     def describe(self) -> dict[str, Any]:
-        """What a result says about its data."""
+        """Return what a result says about its data."""
         return {
             "name": self.name,
             "hash": self.hash,
@@ -98,7 +98,7 @@ class Pack:
         }
 
     def head(self, limit: int) -> Pack:
-        """The first `limit` pictures; the hash of a shorter pack says that it is a part."""
+        """Return the first `limit` pictures; the hash of a shorter pack says that it is a part."""
         if limit >= len(self):
             return self
         objects = int(self.starts[limit])

@@ -44,7 +44,7 @@ Picture = tuple[NDArray[np.uint8], NDArray[np.float32], NDArray[np.int64]]
 
 
 def rendered(stream: str, index: int, seed: int = 0, size: int = 74) -> Picture:
-    """Picture `index` of a stream.
+    """Return picture `index` of a stream.
 
     Args:
         stream: one of STREAMS.
@@ -159,7 +159,7 @@ def _mount_plate(
 
 
 def _cast(mask: Plane, offset: NDArray[np.int64], softness: float) -> Plane:
-    """The mask moved by (x, y) pixels and blurred: a shadow or a highlight."""
+    """Return the mask moved by (x, y) pixels and blurred: a shadow or a highlight."""
     moved = np.roll(mask, (int(offset[1]), int(offset[0])), axis=(0, 1))
     blurred = Image.fromarray((moved * 255).astype(np.uint8)).filter(
         ImageFilter.GaussianBlur(softness)

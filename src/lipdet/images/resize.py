@@ -16,7 +16,7 @@ Box = tuple[float, float, float, float]
 def resized(
     image: Image.Image, size: tuple[int, int], resample: Image.Resampling, box: Box | None = None
 ) -> Image.Image:
-    """An image, or a box of it, at another size.
+    """Return an image, or a box of it, at another size.
 
     Args:
         image: of any mode.

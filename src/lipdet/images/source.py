@@ -129,7 +129,7 @@ def read_names(file: Path) -> tuple[str, ...]:
 
 
 def check_names(file: Path, names: tuple[str, ...]) -> tuple[str, ...]:
-    """The names as they are.
+    """Return the names as they are.
 
     Raises:
         InputError: there is none, or one is empty or not unique.

@@ -37,7 +37,7 @@ FORMS = f"rendered, rendered:N, {SOURCES}, or the folder of a pack"
 
 
 def open_data(spec: str, purpose: Purpose, size: int, seed: int = 0) -> Pack:
-    """The pack that a SPEC means.
+    """Return the pack that a SPEC means.
 
     For training, `svhn:` yields eight jittered crops of each picture and `rendered` the train
     stream; for testing, one reference crop of each and the test stream. The other formats keep
@@ -88,7 +88,7 @@ def open_data(spec: str, purpose: Purpose, size: int, seed: int = 0) -> Pack:
 
 
 def read_source(spec: str) -> Source:
-    """The annotated pictures of a format and its path."""
+    """Return the annotated pictures of a format and its path."""
     kind, _, path = spec.partition(":")
     if kind in READERS and path:
         return READERS[kind](Path(path))
@@ -96,7 +96,7 @@ def read_source(spec: str) -> Source:
 
 
 def default_crop(kind: str, purpose: Purpose) -> tuple[Crop, int]:
-    """How a kind of source is cut, and how often, when nothing else is asked for."""
+    """Return how a kind of source is cut, and how often, when nothing else is asked for."""
     if kind == "svhn":
         return ("jitter", TRAINING_CROPS) if purpose == "train" else ("reference", 1)
     return "full", 1
@@ -110,7 +110,7 @@ def cache_folder() -> Path:
 
 
 def fingerprint(source: Source) -> str:
-    """A short hash of the annotations and of each file's size and time of change."""
+    """Return a short hash of the annotations and of each file's size and time of change."""
     digest = hashlib.sha256(repr(source.class_names).encode())
     for picture in source.pictures:
         status = picture.path.stat()

@@ -23,7 +23,7 @@ HUE_WEIGHTS = np.array([0.42, 0.17, 0.19, 0.08, 0.09, 0.05])
 
 
 def sample_colour(rng: np.random.Generator, brightness: float) -> NDArray[np.float32]:
-    """A colour (3,) of mean `brightness` in 0..255: mostly dull, at times a strong paint."""
+    """Return a colour (3,) of mean `brightness` in 0..255: mostly dull, at times a strong paint."""
     chroma = rng.exponential(16) if rng.random() < 0.85 else rng.uniform(50, 140)
     # Dark and bright surfaces have little room for colour.
     chroma = min(chroma, 1.6 * brightness, 1.6 * (255 - brightness))
@@ -53,7 +53,7 @@ def polygon_mask(points: NDArray[np.float64], side: int, radius: float = 0.0) ->
 
 
 def half_plane(rng: np.random.Generator, side: int, boxes: NDArray[np.float64]) -> Plane:
-    """A region (side, side) beyond a straight edge that leaves the boxes (n, 4) free."""
+    """Return a region (side, side) beyond a straight edge that leaves the boxes (n, 4) free."""
     angle = float(rng.choice([0, 90, 180, 270])) + rng.normal(0, 6)
     normal = np.array([np.cos(np.radians(angle)), np.sin(np.radians(angle))])
     corners = np.concatenate(
@@ -94,7 +94,7 @@ def _boards(rng: np.random.Generator, side: int) -> Plane:
 
 
 def wall(rng: np.random.Generator, side: int, colour: NDArray[np.float32], depth: float) -> Plane:
-    """A wall (side, side, 3) of a colour, its texture `depth` grey levels strong."""
+    """Return a wall (side, side, 3) of a colour, its texture `depth` grey levels strong."""
     kind = rng.random()
     if kind < 0.4:
         texture = smooth_noise(rng, side, (3, 3)) * 0.5
@@ -136,7 +136,7 @@ def ellipse_corners(boxes: NDArray[np.float64]) -> NDArray[np.float64]:
 
 
 def scaled(points: NDArray[np.float64], inset: float) -> NDArray[np.float64]:
-    """The polygon moved inwards by about `inset`, for a border line parallel to its edge."""
+    """Return the polygon moved inwards by about `inset`, for a border line parallel to its edge."""
     centre = points.mean(axis=0)
     reach = np.abs(points - centre).max(axis=0)
     return np.asarray(centre + (points - centre) * (1 - inset / np.maximum(reach, 2 * inset)))

@@ -83,7 +83,7 @@ def _annotation_file(folder: Path) -> Path:
 
 
 def _read_digit_struct(file: Path) -> list[tuple[str, NDArray[np.float64]]]:
-    """All (name, digits) of the file; digits is (N, 5) in the order of `FIELDS`."""
+    """Return all (name, digits) of the file; digits is (N, 5) in the order of `FIELDS`."""
     try:
         with h5py.File(file, "r") as mat:
             return list(_walk(mat))
@@ -118,7 +118,7 @@ def _walk(mat: h5py.File) -> Iterator[tuple[str, NDArray[np.float64]]]:
 
 
 def _column(dataset: Any, file: Any) -> NDArray[np.float64]:
-    """One field of one picture: plain numbers for a single digit, references for several."""
+    """Return one field of one picture: plain numbers for a single digit, references for several."""
     values = _values(dataset)
     if values.dtype != object:
         return values.astype(np.float64)

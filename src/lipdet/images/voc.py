@@ -51,11 +51,11 @@ class Element:
     children: list[Element] = field(default_factory=list)
 
     def all(self, tag: str) -> list[Element]:
-        """The children of a tag."""
+        """Return the children of a tag."""
         return [child for child in self.children if child.tag == tag]
 
     def value(self, tag: str) -> str:
-        """The text of the first child of a tag; empty if there is none."""
+        """Return the text of the first child of a tag; empty if there is none."""
         return next((child.text.strip() for child in self.all(tag)), "")
 
 

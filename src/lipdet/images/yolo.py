@@ -102,7 +102,7 @@ def _picture_folder(folder: Path) -> Path:
 
 
 def _pictures(folder: Path) -> list[Path]:
-    """Picture files of a folder, by name; none if there is no such folder."""
+    """Return picture files of a folder, by name; none if there is no such folder."""
     return sorted(path for path in folder.glob("*") if path.suffix.lower() in PICTURES)
 
 
@@ -123,7 +123,7 @@ def _label_files(folder: Path) -> Iterator[Path]:
 
 
 def _class_names(folders: list[Path]) -> tuple[str, ...]:
-    """The names in the nearest file that holds any."""
+    """Return the names in the nearest file that holds any."""
     for folder in folders:
         file = next((folder / n for n in (*YAML_NAMES, TEXT_NAMES) if (folder / n).is_file()), None)
         if file is not None:
@@ -135,7 +135,7 @@ def _class_names(folders: list[Path]) -> tuple[str, ...]:
 
 
 def _names_of_yaml(file: Path) -> tuple[str, ...]:
-    """The entry `names`, a list or a mapping from 0, 1, …; words like `no` stay words."""
+    """Return the entry `names`, a list or a mapping from 0, 1, …; words like `no` stay words."""
     try:
         root = yaml.compose(read_text(file), Loader=yaml.SafeLoader)
     except yaml.MarkedYAMLError as error:

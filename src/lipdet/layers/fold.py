@@ -24,7 +24,7 @@ def fold(module: nn.Module) -> nn.Module:
 
 
 def has_forward_hooks(module: nn.Module) -> bool:
-    """Whether hooks may change what a module computes."""
+    """Return whether hooks may change what a module computes."""
     return bool(module._forward_hooks or module._forward_pre_hooks)
 
 

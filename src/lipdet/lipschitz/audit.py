@@ -160,7 +160,7 @@ def _convolution(name: str, kind: str, conv: nn.Conv2d, x: Tensor, y: Tensor) ->
 
 
 def _on_pixels(propagation: Propagation, node: fx.Node) -> bool:
-    """Whether an operation scales pixels before any layer has seen them."""
+    """Return whether an operation scales pixels before any layer has seen them."""
     scales = {"mul", "truediv", "div"}
     if node.op == "call_module" or describe(node, propagation.network)[1] not in scales:
         return False
@@ -172,5 +172,5 @@ def _on_pixels(propagation: Propagation, node: fx.Node) -> bool:
 
 
 def product(found: Audit) -> float:
-    """The factors of all findings and the rest of the path, multiplied."""
+    """Return the factors of all findings and the rest of the path, multiplied."""
     return found.shrinking * math.prod(one.factor or 1.0 for one in found.findings)

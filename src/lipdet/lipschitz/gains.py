@@ -249,7 +249,7 @@ def vanishes(kernel: Tensor, factors: Tensor) -> bool:
 
 
 def uses_batch_statistics(norm: nn.BatchNorm1d | nn.BatchNorm2d) -> bool:
-    """Whether a BatchNorm mixes the images of a batch."""
+    """Return whether a BatchNorm mixes the images of a batch."""
     return norm.training or norm.running_var is None
 
 

@@ -182,7 +182,7 @@ def _quotient(y: Tensor, a: Any, b: Any) -> float:
 
 
 def _larger_or_smaller(y: Tensor, a: Any, b: Any) -> float:
-    """Each entry moves by at most the larger of two moves."""
+    """Return each entry moves by at most the larger of two moves."""
     return math.hypot(*_terms(y, a, b))
 
 

@@ -17,7 +17,7 @@ _ATTACK, _OTHER = "#D55E00", "#0072B2"
 
 
 def checks_table(name: str, report: Report) -> Table:
-    """What must hold, what was measured, and whether it passed."""
+    """Return what must hold, what was measured, and whether it passed."""
     table = Table(title=f"Is the attack on {name} strong enough?")
     for column in ("check", "must hold", "measured", ""):
         table.add_column(column, overflow="fold")

@@ -16,7 +16,7 @@ NO_BOUND = "no bound"
 
 
 def audit_sentence(name: str, found: Audit) -> str:
-    """What the audit found, in one sentence."""
+    """Return what the audit found, in one sentence."""
     factors = [one for one in found.findings if one.factor is not None]
     missing = len(found.findings) - len(factors)
     if found.bound is None:
@@ -33,7 +33,7 @@ def audit_sentence(name: str, found: Audit) -> str:
 
 
 def audit_table(found: Audit) -> Table:
-    """The findings for the terminal; operations without a bound are grouped by reason."""
+    """Return the findings for the terminal; operations without a bound are grouped by reason."""
     result = Table(title="What makes the Lipschitz bound large, from the image in [0, 1], L2")
     for column in COLUMNS:
         result.add_column(
@@ -46,7 +46,7 @@ def audit_table(found: Audit) -> Table:
 
 
 def audit_json(name: str, image_size: int, found: Audit) -> dict[str, Any]:
-    """What `lipdet lipschitz --audit --json` writes; docs/json.md describes it."""
+    """Return what `lipdet lipschitz --audit --json` writes; docs/json.md describes it."""
     return {
         "module": name,
         "input_shape": [3, image_size, image_size],
@@ -58,7 +58,7 @@ def audit_json(name: str, image_size: int, found: Audit) -> dict[str, Any]:
 
 
 def audit_section(document: dict[str, Any], audit: Audit | str) -> Section:
-    """The findings on a page, whose json has them under `audit`."""
+    """Return the findings on a page, whose json has them under `audit`."""
     heading = "What makes the Lipschitz bound large"
     if isinstance(audit, str):
         return Section("audit", heading, paragraph(audit))
@@ -74,7 +74,7 @@ def audit_section(document: dict[str, Any], audit: Audit | str) -> Section:
 
 
 def grouped(findings: tuple[Finding, ...]) -> list[Finding]:
-    """The findings, with those that lack a bound for the same reason as one."""
+    """Return the findings, with those that lack a bound for the same reason as one."""
     result: dict[object, list[Finding]] = {}
     for place, one in enumerate(findings):
         key = (one.kind, one.cause) if one.factor is None else place

@@ -55,7 +55,7 @@ def certified_classes_table(result: dict[str, Any]) -> Table:
 
 
 def reasons_table(result: dict[str, Any]) -> Table:
-    """How many objects fail at which condition, at each radius."""
+    """Return how many objects fail at which condition, at each radius."""
     table = Table(title="Objects that are not certified, by the condition that fails")
     table.add_column("condition")
     for entry in result["certified"]:
@@ -68,7 +68,7 @@ def reasons_table(result: dict[str, Any]) -> Table:
 
 @styled
 def plot_reasons(result: dict[str, Any]) -> Drawing | None:
-    """What becomes of all objects at each radius: certified, or the condition that fails.
+    """Return what becomes of all objects at each radius: certified, or the condition that fails.
 
     Args:
         result: json object of `lipdet eval --certify`.

@@ -28,7 +28,7 @@ def comparison_rows(results: Sequence[dict[str, Any]]) -> tuple[list[str], list[
 
 
 def comparison_table(results: Sequence[dict[str, Any]]) -> Table:
-    """The comparison for the terminal."""
+    """Return the comparison for the terminal."""
     names, rows = comparison_rows(results)
     table = Table(title="AP50, percent, by L2 radius in [0, 1] pixel units")
     for index, name in enumerate(names):
@@ -61,7 +61,7 @@ def finding(results: Sequence[dict[str, Any]], epsilon: float) -> str:
 
 
 def comparison_markdown(results: Sequence[dict[str, Any]]) -> str:
-    """The comparison as a Markdown table."""
+    """Return the comparison as a Markdown table."""
     names, rows = comparison_rows(results)
     lines = [names, ["---"] * len(names), *rows]
     return "".join(f"| {' | '.join(line)} |\n" for line in lines)

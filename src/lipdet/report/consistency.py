@@ -18,7 +18,7 @@ FATES = (
 
 @styled
 def plot_consistency(results: Sequence[Result]) -> Drawing | None:
-    """What becomes of the shown detections of each detector at each radius.
+    """Return what becomes of the shown detections of each detector at each radius.
 
     Args:
         results: json objects of `lipdet eval`.

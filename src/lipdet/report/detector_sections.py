@@ -61,7 +61,7 @@ def architectures(document: Document, drawings: Drawings) -> Section:
 
 
 def provenance(document: Document, drawings: Drawings) -> Section:
-    """All that is needed to repeat this."""
+    """Return all that is needed to repeat this."""
     body = ""
     for result, detector in zip(document["results"], document["detectors"], strict=True):
         speed = detector["speed"]

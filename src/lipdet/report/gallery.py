@@ -29,7 +29,7 @@ CERTIFIED, UNCERTIFIED = COLOURS[5], COLOURS[4]
 
 
 def tile(scene: Scene, attacked: bool) -> str:
-    """One picture of a scene as `<figure>` with an inline SVG."""
+    """Return one picture of a scene as `<figure>` with an inline SVG."""
     picture, found = _side(scene, attacked)
     size = picture.shape[0]
     regions = "" if attacked else "".join(_region(one, scene.epsilon) for one in found)
@@ -46,7 +46,7 @@ def tile(scene: Scene, attacked: bool) -> str:
 
 @styled
 def plot_scenes(rows: Sequence[Scene], name: str = "gallery") -> Drawing:
-    """Each scene as a row: the clean picture, the attacked one, and their difference.
+    """Return each scene as a row: the clean picture, the attacked one, and their difference.
 
     Args:
         rows: of any detectors and pictures, at least one.
@@ -199,7 +199,7 @@ def _name(axes: Axes, found: Sequence[Shown], size: int) -> None:
 
 
 def _headed(scene: Scene, attacked: bool) -> str:
-    """What is shown, and whether it is read right."""
+    """Return what is shown, and whether it is read right."""
     found = _side(scene, attacked)[1]
     sign = "✓" if _read(found) == (" ".join(scene.truth) or "nothing") else "✗"
     if attacked:

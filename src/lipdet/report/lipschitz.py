@@ -49,7 +49,7 @@ def plot_profile(rows: Sequence[LayerRow], file: Path) -> None:
 
 @styled
 def plot_profiles(profiles: Mapping[str, Sequence[LayerRow]]) -> Drawing | None:
-    """The constants of several detectors along the path to their last head, side by side.
+    """Return the constants of several detectors along the path to their last head, side by side.
 
     Args:
         profiles: name of a detector to its rows; without rows where a layer has no bound.
@@ -114,7 +114,7 @@ def profile_table(name: str, rows: Sequence[LayerRow]) -> Table:
 
 
 def bounds_table(bounds: OutputBounds) -> Table:
-    """The outputs of each feature map: the largest bound of a single logit and offset."""
+    """Return the outputs of each feature map: the largest bound of a single logit and offset."""
     table = Table(title=f"Outputs; all together: {_number(bounds.joint)}")
     for column in ("feature map", "features", "any logit", "any offset"):
         table.add_column(column, justify="right")
@@ -128,7 +128,7 @@ def bounds_table(bounds: OutputBounds) -> Table:
 def profile_json(
     name: str, pack: Pack, rows: Sequence[LayerRow], bounds: OutputBounds
 ) -> dict[str, Any]:
-    """What `lipdet lipschitz --json` writes; docs/json.md describes it."""
+    """Return what `lipdet lipschitz --json` writes; docs/json.md describes it."""
     return {
         "weights": name,
         "observed_on": pack.describe(),

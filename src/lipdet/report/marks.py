@@ -39,7 +39,7 @@ class Mark(NamedTuple):
 
 @cache
 def text_font(size: int) -> ImageFont.FreeTypeFont:
-    """A font that has ε, ≤ and ×, which Pillow's own lacks; it comes with matplotlib."""
+    """Return a font that has ε, ≤ and ×, which Pillow's own lacks; it comes with matplotlib."""
     return ImageFont.truetype(Path(get_data_path()) / "fonts" / "ttf" / "DejaVuSans.ttf", size)
 
 
@@ -68,7 +68,7 @@ def draw_marks(picture: Image.Image, marks: Sequence[Mark], side: int) -> Image.
 
 
 def with_legend(picture: Image.Image) -> Image.Image:
-    """A picture with what its marks mean written below it."""
+    """Return a picture with what its marks mean written below it."""
     lines = (
         "certified: a detection of this class stays on it,",
         "however the input changes by up to ε (in L2)",
@@ -100,7 +100,7 @@ def _scaled(box: Box, scale: float, side: int) -> tuple[int, int, int, int]:
 def _free_place(
     pen: ImageDraw.ImageDraw, box: Box, text: str, side: int, taken: Sequence[Box]
 ) -> tuple[Box, tuple[float, float]]:
-    """Where a text covers no other: above its box if it can, else below it, else inside."""
+    """Return where a text covers no other: above its box if it can, else below it, else inside."""
     left, top, _, bottom = box
     width = pen.textlength(text, text_font(TEXT))
     x = max(0.0, min(left, side - width))

@@ -37,7 +37,7 @@ class Section(NamedTuple):
 
 
 def number(document: Any, path: str, form: Callable[[Any], str] = percent) -> Cell:
-    """The value at `a/0/b` in a json document; "not measured" if there is none.
+    """Return the value at `a/0/b` in a json document; "not measured" if there is none.
 
     Args:
         document: the report's json.
@@ -54,7 +54,7 @@ def number(document: Any, path: str, form: Callable[[Any], str] = percent) -> Ce
 
 
 def count(value: float) -> str:
-    """A whole number with separators."""
+    """Return a whole number with separators."""
     return f"{value:,}"
 
 
@@ -69,7 +69,7 @@ def rate(value: float) -> str:
 
 
 def table(caption: str, head: Sequence[str], rows: Sequence[Sequence[Cell | str]]) -> str:
-    """A table that scrolls on its own where it is wider than the page."""
+    """Return a table that scrolls on its own where it is wider than the page."""
     top = "".join(f'<th scope="col">{escape(word)}</th>' for word in head)
     body = "".join(
         "<tr>" + "".join(_cell(cell, first=not i) for i, cell in enumerate(row)) + "</tr>"
@@ -83,7 +83,7 @@ def table(caption: str, head: Sequence[str], rows: Sequence[Sequence[Cell | str]
 
 
 def figure(drawing: Drawing) -> str:
-    """A drawing with its caption."""
+    """Return a drawing with its caption."""
     return (
         f'<figure><div class="scroll">{inline_svg(drawing)}</div>'
         f"<figcaption>{escape(drawing.caption)}</figcaption></figure>"
@@ -97,7 +97,7 @@ def figures(drawings: Drawings, *names: str) -> str:
 
 
 def details(summary: str, body: str) -> str:
-    """What is folded away until it is asked for."""
+    """Return what is folded away until it is asked for."""
     return f"<details><summary>{escape(summary)}</summary>{body}</details>"
 
 

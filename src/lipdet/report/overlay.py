@@ -22,7 +22,7 @@ CERTIFICATE_SIDE = 444
 def draw_detections(
     image: Image.Image, detections: Detections, class_names: Sequence[str]
 ) -> Image.Image:
-    """The picture, enlarged until it can be read, with boxes, class names and scores.
+    """Return the picture, enlarged until it can be read, with boxes, class names and scores.
 
     Args:
         image: RGB.
@@ -81,7 +81,7 @@ def draw_certificates(
 
 
 def contact_sheet(pictures: Sequence[Image.Image], columns: int) -> Image.Image:
-    """Pictures of one size, row by row, with a thin gap."""
+    """Return pictures of one size, row by row, with a thin gap."""
     gap = 4
     width, height = pictures[0].size
     rows = -(-len(pictures) // columns)

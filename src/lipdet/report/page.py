@@ -25,7 +25,7 @@ STYLE = Path(__file__).with_name("page.css")
 
 
 def draw_all(results: Sequence[Result], inspections: Sequence[Inspection]) -> dict[str, Drawing]:
-    """All figures by name, without those for which nothing was measured."""
+    """Return all figures by name, without those for which nothing was measured."""
     drawn = [
         plot_curves(results),
         plot_frontier(results),
@@ -101,7 +101,7 @@ def _numbered(drawing: Drawing | None, place: int) -> Drawing | None:
 
 
 def page_text(title: str, answer: str, parts: Sequence[Section], document: str) -> str:
-    """The html of a page with its json."""
+    """Return the html of a page with its json."""
     links = "".join(f'<a href="#{part.name}">{escape(part.heading)}</a>' for part in parts)
     body = "".join(
         f'<section id="{part.name}"><h2>{escape(part.heading)}</h2>{part.body}</section>'

@@ -16,7 +16,7 @@ PREFIX = "preset-"
 
 
 def draw_presets(without: Collection[DetectorConfig]) -> list[Drawing]:
-    """One drawing for each architecture among the presets, named `preset-NAME`.
+    """Return one drawing for each architecture among the presets, named `preset-NAME`.
 
     Args:
         without: architectures that are drawn elsewhere.

@@ -14,7 +14,7 @@ NEEDED = {"weights", "parameters", "data", "seed", "versions", "clean", "attacke
 
 
 def read_results(files: Sequence[Path]) -> list[Result]:
-    """All results in json files: of `lipdet eval --json`, or lists of such results.
+    """Return all results in json files: of `lipdet eval --json`, or lists of such results.
 
     Raises:
         InputError: a file is missing, or is no result.
@@ -66,12 +66,12 @@ def attacked(result: Result) -> dict[float, Result]:
 
 
 def certified(result: Result) -> dict[float, Result]:
-    """The certificates by radius."""
+    """Return the certificates by radius."""
     return {entry["epsilon"]: entry for entry in result["certified"]}
 
 
 def radii(results: Sequence[Result]) -> list[float]:
-    """All radii at which anything was measured, rising."""
+    """Return all radii at which anything was measured, rising."""
     return sorted({epsilon for one in results for epsilon in (*attacked(one), *certified(one))})
 
 

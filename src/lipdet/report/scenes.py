@@ -86,7 +86,7 @@ def scenes(
     indices: Sequence[int],
     attacks: Sequence[AttackSettings],
 ) -> list[Scene]:
-    """Pictures of a pack, attacked, with what is certified about each detection.
+    """Return pictures of a pack, attacked, with what is certified about each detection.
 
     Args:
         name: of the detector.
@@ -123,7 +123,7 @@ def scenes(
 def certified_detections(
     detector: SSD, images: Tensor, epsilon: float, class_names: Sequence[str]
 ) -> list[tuple[Shown, ...]]:
-    """What is shown on images (B, 3, S, S), with radii, and regions at ε.
+    """Return what is shown on images (B, 3, S, S), with radii, and regions at ε.
 
     Without radii and regions where a layer has no Lipschitz bound.
     """
@@ -153,6 +153,6 @@ def _shown(found: Detections, class_names: Sequence[str]) -> list[Shown]:
 
 
 def _names(target: Target, class_names: Sequence[str]) -> tuple[str, ...]:
-    """The objects of a picture, left to right."""
+    """Return the objects of a picture, left to right."""
     order = target["labels"][target["boxes"][:, 0].argsort()].tolist()
     return tuple(class_names[label] for label in order)

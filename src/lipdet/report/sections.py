@@ -47,7 +47,7 @@ def answer(document: Document) -> str:
 
 
 def headline(document: Document, drawings: Drawings) -> Section:
-    """All detectors side by side."""
+    """Return all detectors side by side."""
     results = document["results"]
     places = range(len(results))
     rows: list[list[Cell | str]] = [
@@ -92,7 +92,7 @@ def curves(document: Document, drawings: Drawings) -> Section:
 
 
 def gallery(document: Document, scenes: Sequence[Sequence[Scene]]) -> Section:
-    """The same pictures through the eyes of each detector, clean and attacked."""
+    """Return the same pictures through the eyes of each detector, clean and attacked."""
     if not any(scenes):
         body = paragraph("No picture was attacked; give --epsilon.")
         return Section("pictures", "The same pictures, clean and attacked", body)
@@ -110,7 +110,7 @@ def gallery(document: Document, scenes: Sequence[Sequence[Scene]]) -> Section:
 
 
 def consistency(document: Document, drawings: Drawings) -> Section:
-    """What becomes of detections under attack."""
+    """Return what becomes of detections under attack."""
     keys = ("shown", *(key for key, _, _ in FATES))
     rows: list[list[Cell | str]] = [
         [name, *(number(document, f"{path}/consistency/{key}", count) for key in keys)]
@@ -172,7 +172,7 @@ def classes(document: Document, drawings: Drawings) -> Section:
 
 
 def _attacks(results: Sequence[Document]) -> str:
-    """The attacks behind the attacked figures, with their strength."""
+    """Return the attacks behind the attacked figures, with their strength."""
     words = {
         f"{entry['attack']} on {entry.get('objective', 'several objectives')} "
         f"(steps: {entry['steps']}, starts: {entry['restarts']})"

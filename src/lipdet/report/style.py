@@ -77,12 +77,12 @@ def new_figure(height: float = 3.0, width: float = COLUMN) -> tuple[Figure, Axes
 
 
 def colour(index: int) -> str:
-    """The colour of the detector in this place; the seventh repeats for all after it."""
+    """Return the colour of the detector in this place; the seventh repeats for all after it."""
     return COLOURS[min(index, len(COLOURS) - 1)]
 
 
 def marker(index: int) -> str:
-    """The marker of the detector in this place."""
+    """Return the marker of the detector in this place."""
     return MARKERS[min(index, len(MARKERS) - 1)]
 
 
@@ -95,7 +95,7 @@ def save_drawing(drawing: Drawing, folder: Path) -> list[Path]:
 
 
 def inline_svg(drawing: Drawing) -> str:
-    """The drawing as an `<svg>` element for a page, with its alternative text."""
+    """Return the drawing as an `<svg>` element for a page, with its alternative text."""
     text = _rendered(drawing.figure, "svg", transparent=True).decode()
     # Addresses of vocabularies, and a style that would hold for the whole page.
     text = re.sub(r"<(metadata|style)\b.*?</\1>", "", text, flags=re.DOTALL)

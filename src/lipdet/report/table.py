@@ -11,7 +11,7 @@ COLUMNS = ("detector", "data", "pictures", "objects", "AP50", "AP", "parameters"
 
 
 def rows(results: Sequence[dict[str, Any]]) -> list[tuple[str, ...]]:
-    """One row of text per result, in the order of COLUMNS; AP in percent."""
+    """Return one row of text per result, in the order of COLUMNS; AP in percent."""
     return [
         (
             str(result["weights"]),
@@ -27,7 +27,7 @@ def rows(results: Sequence[dict[str, Any]]) -> list[tuple[str, ...]]:
 
 
 def results_table(results: Sequence[dict[str, Any]]) -> Table:
-    """The results side by side."""
+    """Return the results side by side."""
     table = Table(title="Clean average precision, percent")
     for index, column in enumerate(COLUMNS):
         table.add_column(column, justify="left" if index < 2 else "right", overflow="fold")
@@ -47,5 +47,5 @@ def classes_table(result: dict[str, Any]) -> Table:
 
 
 def percent(value: float | None) -> str:
-    """A fraction as a percentage with one digit; a dash where there is none."""
+    """Return a fraction as a percentage with one digit; a dash where there is none."""
     return "–" if value is None else f"{100 * value:.1f}"

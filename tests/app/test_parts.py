@@ -195,6 +195,8 @@ def test_a_detector_without_bounds_says_which_layer(
     view = look(fresh, samples(SIDE_OF_INPUT)[2], Region(0, 0, 74, 74))
     assert "backbone.3" in view.reason
     assert view.largest_constant is None
+    for epsilon in (0.0, 0.5):
+        assert regions(view, fresh, epsilon) == [None] * len(view.radii)
 
 
 def test_attack_stays_in_its_ball_and_tells_its_progress(

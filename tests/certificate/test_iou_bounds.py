@@ -150,7 +150,6 @@ def test_vertices_give_no_upper_bound() -> None:
     best_vertex = iou(vertices, point(known).low, None).amax(dim=0)
     _, highest = search(lambda a, b: iou(a, b, None), [ranges, point(known)], 4000, generator)
     too_low = best_vertex < highest - 1e-3
-    # theory §4 has 47 % for boxes of its own kind.
     assert 0.3 < too_low.double().mean() < 0.9
     assert (max_iou_fixed(ranges, known, None) >= highest).all()
 

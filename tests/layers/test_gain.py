@@ -79,8 +79,7 @@ def _backward(model: nn.Module) -> float:
 
 
 def test_ten_stacked_layers_keep_the_gradient_at_the_start() -> None:
-    # Thresholds from theory §3: BCOP + MaxMin 0.83, Dirac AOL 1.00; an orthogonal residual
-    # block is a reflection.
+    # theory §3: what is orthogonal at each point keeps a gradient; such a residual block reflects.
     torch.manual_seed(0)
     bcop = _stack(lambda: BCOPConv2d(8, 8, 3, padding=1), MaxMin)
     assert _backward(bcop) > 0.8
@@ -97,7 +96,7 @@ def test_ten_stacked_layers_keep_the_gradient_at_the_start() -> None:
 
 
 def test_what_vanishes_is_seen_to_vanish() -> None:
-    # theory §3: Gaussian AOL, and spectral norm with its factor and ReLU, are below 1e-4.
+    # theory §3
     torch.manual_seed(0)
     aol = _stack(lambda: AOLConv2d(8, 8, 3, padding=1), MaxMin)
     for module in aol.modules():

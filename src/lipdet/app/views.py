@@ -121,9 +121,9 @@ def regions(view: View, exhibit: Exhibit, epsilon: float) -> list[Rectangle | No
         exhibit: the detector that found it.
         epsilon: L2 radius in pixel units at the network's input.
     """
-    radii = torch.tensor(view.radii)
-    if not (radii >= epsilon).any():
-        return [None] * len(radii)
+    radii = torch.tensor(view.radii, dtype=torch.float64)
+    if not any(radius >= epsilon > 0 for radius in view.radii):
+        return [None] * len(radii)  # Perhaps there is no verifier either.
     return regions_at(exhibit.verifier(), view.raw, view.found, radii, epsilon, REMAINING_IOU)
 
 

@@ -383,7 +383,7 @@ MODULES: dict[type[nn.Module], ModuleRule] = {
     nn.PixelShuffle: _calling(functional.pixel_shuffle, "upscale_factor"),
     nn.PixelUnshuffle: _calling(functional.pixel_unshuffle, "downscale_factor"),
     nn.ChannelShuffle: _calling(functional.channel_shuffle, "groups"),
-    # Two sums; x + y and x − y are rounded twice more.
+    # A difference, and two sums of it with what it was made of.
     MaxMin: _own(MaxMin, rounding=4),
     Householder: _own(Householder),
     # Averages of disjoint windows times √(k1 k2) have orthonormal rows.

@@ -82,8 +82,8 @@ def plot_scenes(rows: Sequence[Scene], name: str = "gallery") -> Drawing:
 
 LEGEND = (
     "Blue, solid: certified, so a detection of this class surely remains in this place under every "
-    "perturbation of at most ε. Orange, dashed: not certified, or under attack. Shaded: inside it "
-    "the box that remains lies."
+    "perturbation of at most ε. Orange, dashed: not certified, or under attack. Shaded: the "
+    "region in which the box remains."
 )
 
 
@@ -211,7 +211,7 @@ def _headed(scene: Scene, attacked: bool) -> str:
 def _keys() -> list[Patch]:
     return [
         Patch(fill=False, edgecolor=CERTIFIED, label="certified: stays, at any attack up to ε"),
-        Patch(color=CERTIFIED, alpha=0.25, lw=0, label="it remains inside"),
+        Patch(color=CERTIFIED, alpha=0.25, lw=0, label="where it remains, at worst"),
         Patch(fill=False, edgecolor=UNCERTIFIED, ls="--", label="not certified, or attacked"),
     ]
 

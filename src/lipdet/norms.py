@@ -243,7 +243,9 @@ def _grown(norm: float, scale: float) -> float:
 
 
 def _response_norm(kernel: Tensor, cells: list[int]) -> float:
-    """Return the largest singular value of the response of (g, o, i, k1, k2) on a circular grid.
+    """Bound the largest singular value of the response of (g, o, i, k1, k2) on a circular grid.
+
+    At most 5e-7 of it above it.
 
     Summed as it stands instead of by FFT, a kernel larger than the grid wraps around by itself.
     """
@@ -278,7 +280,8 @@ def _nearly_scalar_norm(gram: Tensor) -> Tensor:
     mean = gram.diagonal(dim1=-2, dim2=-1).real.mean(dim=-1)
     identity = torch.eye(gram.shape[-1], dtype=gram.dtype, device=gram.device)
     apart = torch.linalg.matrix_norm(gram - mean[..., None, None] * identity)
-    return mean.abs() + apart
+    bound: Tensor = mean.abs() + apart
+    return bound
 
 
 def _eigen_work(kernel: Tensor, cells: list[int]) -> float:

@@ -55,7 +55,8 @@ def test_bounds_hold_for_orthogonium_weights(
     exact = norms.conv_norm(weight, (stride, stride), image_size=(8, 8))
     every_size = norms.conv_norm(weight, (stride, stride))
     # The dense operator is computed in float32, off by about 1e-6.
-    assert truth - 1e-5 <= exact <= every_size * (1 + 5e-7) <= 1 + 1e-5  # 1: orthogonium's construction
+    # At most 1 by orthogonium's construction.
+    assert truth - 1e-5 <= exact <= every_size * (1 + 5e-7) <= 1 + 1e-5
     assert every_size <= float(conv_norm_bound(weight)) * (1 + 1e-6)
 
 

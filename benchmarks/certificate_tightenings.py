@@ -59,7 +59,7 @@ def main() -> None:
                 certify_batch(one, outputs_of, truth, epsilon)
                 for outputs_of, truth in zip(raw, targets, strict=True)
             ]
-            found = summary(epsilon, join(parts), pack.class_names)
+            found = summary(epsilon, join(parts), pack.class_names, one.rounding_known)
             shares = (found[key] or 0.0 for key in ("ap50", "ap", "recall", "precision"))
             cells = " | ".join(f"{100 * share:.2f}" for share in shares)
             print(f"| {name} | {epsilon:g} | {cells} | {time.process_time() - started:.1f} |")

@@ -263,7 +263,7 @@ def main() -> None:
         started = time.process_time()
         found = certify_batch(verifier, outputs(detector, images), targets, epsilon)
         spent = (time.process_time() - started) / len(pack)
-        entry = summary(epsilon, join([found]), pack.class_names)
+        entry = summary(epsilon, join([found]), pack.class_names, verifier.rounding_known)
         points = entry["recall"], entry["precision"] or 0.0
         _print_row("lipdet", epsilon, points, entry["ap50"], spent)
 

@@ -33,6 +33,7 @@ from lipdet.config import PRESETS
 from lipdet.evaluate.attack_state import in_order
 from lipdet.evaluate.average_precision import average_precision
 from lipdet.evaluate.certified import certificate_pass, certified_results, chunk_to_tensors
+from lipdet.evaluate.chunks import State
 from lipdet.evaluate.run import clean_pass
 from lipdet.images.pack import Pack, open_pack
 from lipdet.images.spec import open_data
@@ -122,9 +123,10 @@ def training(name: str, pack: Pack) -> None:
 def evaluation(name: str, pack: Pack, state: Path) -> None:
     """Processor time of the shared and of the summing part, bytes sent and kept."""
     detector, epsilons = load_detector(name).detector, [EPSILON]
+    kept = State.of(state, detector)
     clean, certificates = (
-        clean_pass(detector, pack, state),
-        certificate_pass(detector, pack, epsilons, state),
+        clean_pass(detector, pack, kept),
+        certificate_pass(detector, pack, epsilons, kept),
     )
     detecting = processor(clean.share) / len(pack)
     show("detecting, processor", f"{1e3 * detecting:.2f} ms per picture")
@@ -139,14 +141,14 @@ def evaluation(name: str, pack: Pack, state: Path) -> None:
         distributed.wait()
     show("sent by each process to say that it is done", f"{sum(sent)} B")
     if distributed.rank() == 0:
-        summing(detector, pack, state)
+        summing(detector, pack, kept)
     distributed.wait()
 
 
-def summing(detector: Any, pack: Pack, state: Path) -> None:
+def summing(detector: Any, pack: Pack, state: State) -> None:
     """What the first process does alone, per picture."""
     for folder in ("clean", "certificates"):
-        kept = sum(file.stat().st_size for file in state.glob(f"{folder}/*/*"))
+        kept = sum(file.stat().st_size for file in state.folder.glob(f"{folder}/*/*"))
         show(f"files of {folder}", f"{kept / len(pack):.0f} B per picture")
     started = time.process_time()
     certified_results(detector, pack, [EPSILON], state)

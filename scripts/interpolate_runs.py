@@ -43,11 +43,11 @@ def main() -> None:
     info = {
         "training": {"first": first.info["training"], "second": second.info["training"]},
         "share_of_second": options.share,
-        "validation_ap50": measured.ap50,
+        "validation_ap50": measured["ap50"],
         "versions": second.info["versions"],
     }
     save_detector(options.out, detector, job.detector, info)
-    print(f"{options.out}: validation AP50 {100 * measured.ap50:.1f}")
+    print(f"{options.out}: validation AP50 {100 * measured['ap50']:.1f}")
 
 
 if __name__ == "__main__":

@@ -59,10 +59,11 @@ def measure(
                 ]
             ),
             names,
+            verifier.rounding_known,
         )["ap50"]
         for epsilon in epsilons
     ]
-    return [clean.ap50 or 0.0, *certified]
+    return [clean["ap50"], *certified]
 
 
 def main() -> None:

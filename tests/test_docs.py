@@ -7,8 +7,11 @@ import re
 import subprocess
 import sys
 from pathlib import Path
+from typing import is_typeddict
 
 import pytest
+
+from lipdet import results
 
 ROOT = Path(__file__).resolve().parent.parent
 FOLDERS = ("src", "tests", "docs", "scripts", "benchmarks", "examples", "configs")
@@ -51,6 +54,17 @@ def test_every_link_and_figure_of_a_page_exists() -> None:
     for page in [*ROOT.glob("*.md"), *(ROOT / "docs").glob("*.md")]:
         targets = re.findall(r"\]\(([^)#:]+)(?:#[^)]*)?\)", page.read_text())
         assert [one for one in targets if not (page.parent / one).exists()] == [], page.name
+
+
+def test_every_key_of_a_result_is_explained_and_no_other() -> None:
+    page = (ROOT / "docs" / "json.md").read_text()
+    explained = {}
+    # Each type has a heading, and a table with its keys in the first column.
+    for heading, text in re.findall(r"^### `(\w+)`\n(.*?)(?=^##)", page, re.MULTILINE | re.DOTALL):
+        first_column = " ".join(re.findall(r"^\|([^|]+)", text, re.MULTILINE))
+        explained[heading] = set(re.findall(r"`(\w+)`", first_column))
+    types = {name: one for name, one in vars(results).items() if is_typeddict(one)}
+    assert explained == {name: set(one.__annotations__) for name, one in types.items()}
 
 
 @pytest.mark.slow

@@ -26,6 +26,7 @@ TRAINING = {
     "detector",
     "evaluate",
     "images",
+    "results",
     "types",
     "versions",
 }
@@ -38,12 +39,13 @@ ALLOWED: dict[str, set[str]] = {
     "launch": BASE,
     "batch_norm": {"distributed"},
     "versions": set(),
+    "results": BASE,
     "__init__": {"pretrained"},
     "config": BASE,
     "norms": BASE,
     "layers": {"norms"},
     "lipschitz": BASE | {"layers", "norms", "progress"},
-    "images": BASE | {"config", "types", "progress"},
+    "images": BASE | {"config", "types", "progress", "results"},
     "boxes": {"types"},
     "detector": BASE | {"boxes", "config", "layers", "types"},
     "user_module": BASE | {"config"},
@@ -52,7 +54,7 @@ ALLOWED: dict[str, set[str]] = {
     "certificate": BASE | {"boxes", "config", "detector", "layers", "lipschitz", "norms", "types"},
     "evaluate": BASE
     | {"attack", "boxes", "certificate", "checkpoint", "config", "detector", "images"}
-    | {"distributed", "hardware", "progress", "types", "versions"},
+    | {"distributed", "hardware", "progress", "results", "types", "versions"},
     "detect": BASE | {"boxes", "certificate", "config", "detector", "evaluate", "images", "types"},
     "export": BASE
     | {"boxes", "certificate", "checkpoint", "config", "detector", "layers", "types", "versions"}

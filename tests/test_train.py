@@ -21,10 +21,10 @@ from lipdet.checkpoint import BEST, load_detector, read_tensors
 from lipdet.config import DetectorConfig, TrainConfig, as_plain
 from lipdet.detector import SSD, build_detector
 from lipdet.errors import InputError
-from lipdet.evaluate.average_precision import AveragePrecision
 from lipdet.images.pack import Pack, PackedPicture, write_pack
 from lipdet.images.prepare import pack_rendered
 from lipdet.job import Job, load_job
+from lipdet.results import AveragePrecision
 from lipdet.train import NonFiniteLossError, Trainer, open_packs, train, training_data
 from lipdet.train_log import LOG, TrainLog
 from lipdet.train_state import STATE, TrainState
@@ -129,7 +129,7 @@ def scripted(monkeypatch: pytest.MonkeyPatch, scores: list[float]) -> list[dict[
     def validate(trainer: Trainer, _: SSD) -> AveragePrecision:
         state = trainer.state.averaged.state_dict()
         seen.append({name: tensor.clone() for name, tensor in state.items()})
-        return AveragePrecision(next(given), 0.0, {})
+        return AveragePrecision(ap50=next(given), ap=0.0, per_class={})
 
     monkeypatch.setattr(Trainer, "validate", validate)
     return seen

@@ -19,6 +19,7 @@ from lipdet.attack.damage import true_positives
 from lipdet.boxes import DISPLAY_SELECTION
 from lipdet.checkpoint import LoadedDetector, load_detector
 from lipdet.evaluate.attacked import Campaign, attack_pack, pictures, prepare
+from lipdet.evaluate.chunks import State
 from lipdet.images.pack import Pack
 from lipdet.images.spec import open_data
 from lipdet.report.build import build_report
@@ -37,7 +38,7 @@ def demo(out: Path, seed: int) -> None:
     """Run the demonstration; a second call goes on from what the first has left.
 
     Args:
-        out: receives `attacks/`, `results.json`, `figures/` and `index.html`.
+        out: receives `state/`, `results.json`, `figures/` and `index.html`.
         seed: of the attacks' random starts.
     """
     console = Console()
@@ -45,13 +46,13 @@ def demo(out: Path, seed: int) -> None:
     pack = open_data(DATA, "test", ordinary.detector.config.image_size)
     out.mkdir(parents=True, exist_ok=True)
     settings = AttackSettings(EPSILONS[0], seed=seed)
-    campaign = Campaign("pgd", EPSILONS, settings, out / "attacks")
+    campaign, state = Campaign("pgd", EPSILONS, settings), out / "state"
     console.print(
         f"Attacking and certifying {ORDINARY} and {CERTIFIED} on {DATA}: PGD on "
         f"{settings.objective}, {settings.steps} steps …"
     )
-    shown = telling_pictures(ordinary, robust, pack, campaign)
-    results, inspections = build_report(detectors, pack, 0, campaign, (), shown)
+    shown = telling_pictures(ordinary, robust, pack, campaign, state)
+    results, inspections = build_report(detectors, pack, 0, campaign, (), shown, state)
     (out / "results.json").write_text(json.dumps(results, indent=1) + "\n")
     found = [finding(results, epsilon) for epsilon in reversed(EPSILONS)]
     trained = " ".join(map(how_trained, detectors))
@@ -74,7 +75,7 @@ def how_trained(loaded: LoadedDetector) -> str:
 
 
 def telling_pictures(
-    ordinary: LoadedDetector, robust: LoadedDetector, pack: Pack, campaign: Campaign
+    ordinary: LoadedDetector, robust: LoadedDetector, pack: Pack, campaign: Campaign, state: Path
 ) -> list[int]:
     """Choose pictures that both detectors read, and under attack the robust one alone.
 
@@ -83,13 +84,14 @@ def telling_pictures(
         robust: shall not be; pictures in which more is proven of it come first.
         pack: annotated pictures.
         campaign: the attack, whose smallest radius counts.
+        state: folder in which finished parts are kept and looked for.
 
     Returns:
         Indices of up to `SHOWN` pictures; the first of the pack if none tells anything.
     """
     epsilon = campaign.settings.epsilon
-    before, after = _read(ordinary, pack, campaign)
-    _, stands = _read(robust, pack, campaign)
+    before, after = _read(ordinary, pack, campaign, state)
+    _, stands = _read(robust, pack, campaign, state)
     telling = [i for i in range(len(pack)) if before[i] and not after[i] and stands[i]]
     if not telling:
         return list(range(min(SHOWN, len(pack))))
@@ -99,12 +101,14 @@ def telling_pictures(
     return [telling[place] for place in np.argsort(proven)[::-1][:SHOWN]]
 
 
-def _read(loaded: LoadedDetector, pack: Pack, campaign: Campaign) -> tuple[list[bool], list[bool]]:
+def _read(
+    loaded: LoadedDetector, pack: Pack, campaign: Campaign, state: Path
+) -> tuple[list[bool], list[bool]]:
     """Return whether each picture is read rightly, clean and under attack."""
     detector = prepare(loaded.detector)
     settings = dataclasses.replace(campaign.settings, schedule="pgd")
     clean = detect(detector, pictures(pack, 0, len(pack), torch.device("cpu")))
-    attacked = attack_pack(detector, pack, settings, campaign.state)
+    attacked = attack_pack(detector, pack, settings, State.of(state, detector))
     targets = [pack.target(index) for index in range(len(pack))]
     clean_read, attacked_read = (list(map(_reads, found, targets)) for found in (clean, attacked))
     return clean_read, attacked_read

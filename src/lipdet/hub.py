@@ -22,15 +22,15 @@ from lipdet.checkpoint import MODEL, PACKAGED, LoadedDetector, save_detector
 from lipdet.config import as_plain
 from lipdet.errors import InputError
 from lipdet.report.comparison import comparison_markdown
+from lipdet.results import EvaluationResult
 from lipdet.user_module import names_module
 
 CONFIG = "config.json"
 CARD = "README.md"
-_FIGURES = ("weights", "parameters", "data", "versions")
 
 
 def write_folder(
-    loaded: LoadedDetector, folder: Path, results: Sequence[Mapping[str, Any]] = ()
+    loaded: LoadedDetector, folder: Path, results: Sequence[EvaluationResult] = ()
 ) -> None:
     """Write `model.safetensors`, `config.json` and the model card into a folder.
 
@@ -87,7 +87,7 @@ def fetch(repository: str, revision: str | None = None) -> Path:
 def push(
     loaded: LoadedDetector,
     repository: str,
-    results: Sequence[Mapping[str, Any]] = (),
+    results: Sequence[EvaluationResult] = (),
     private: bool | None = None,
 ) -> str:
     """Upload what `write_folder` writes as one commit; the repository is made if need be.
@@ -175,10 +175,10 @@ def _figures_text(info: Mapping[str, Any]) -> str:
     )
 
 
-def _figures(result: Mapping[str, Any]) -> dict[str, Any]:
+def _figures(result: EvaluationResult) -> dict[str, Any]:
     """Return a result of `lipdet eval` without what fills pages."""
     return {
-        **{key: result[key] for key in _FIGURES},
+        **{key: result[key] for key in ("weights", "parameters", "data", "versions")},
         "clean": {key: result["clean"][key] for key in ("ap50", "ap")},
         **{
             kind: [

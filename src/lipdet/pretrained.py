@@ -25,7 +25,7 @@ from lipdet.detector import SSD
 from lipdet.images.crop import Region
 from lipdet.images.source import load_rgb
 from lipdet.lipschitz.same_function import kept_by
-from lipdet.report.results import read_results
+from lipdet.results import read_results
 
 Picture = Image.Image | Path | str
 Box = tuple[float, float, float, float]

@@ -15,7 +15,6 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from lipdet.attack import AttackSettings
 from lipdet.attack.settings import single_attacks
@@ -24,6 +23,7 @@ from lipdet.checkpoint import LoadedDetector, load_detector, packaged_names
 from lipdet.config import PRESETS
 from lipdet.evaluate.attacked import Campaign, attack_pack, prepare, worst
 from lipdet.evaluate.bootstrap import ap50_interval
+from lipdet.evaluate.chunks import State
 from lipdet.evaluate.false_positives import false_positives_per_image
 from lipdet.evaluate.run import detect_pack, evaluate
 from lipdet.images.pack import Pack
@@ -33,6 +33,7 @@ from lipdet.progress import console
 from lipdet.report.comparison import comparison_markdown
 from lipdet.report.inspection import inspect_detector
 from lipdet.report.page import write_figures, write_page
+from lipdet.results import EvaluationResult, WorkingPoint
 from lipdet.train import train
 from lipdet.types import Detections
 
@@ -73,7 +74,7 @@ QUICK = Effort(("rendered:4000",), 2, 24, 10, False)
 
 def reproduce(
     out: Path, rows: Sequence[str], data: str, effort: Effort, seed: int
-) -> list[dict[str, Any]]:
+) -> list[EvaluationResult]:
     """Measure every row and write the page; a second call goes on from what the first has left.
 
     Args:
@@ -134,24 +135,25 @@ def detector_of(row: str, out: Path, effort: Effort, seed: int) -> LoadedDetecto
 
 def measured(
     loaded: LoadedDetector, pack: Pack, state: Path, effort: Effort, seed: int
-) -> dict[str, Any]:
+) -> EvaluationResult:
     """Clean, attacked and certified AP of one row, with intervals and false positives."""
     settings = AttackSettings(effort.epsilons[0], steps=effort.steps, seed=seed)
-    campaign = Campaign("worst", effort.epsilons, settings, state)
-    result = evaluate(loaded, pack, seed, campaign, effort.epsilons, state)
+    campaign = Campaign("worst", effort.epsilons, settings)
+    kept = State.of(state, loaded.detector)
+    result = evaluate(loaded, pack, seed, campaign, effort.epsilons, kept)
     detector = prepare(loaded.detector)
     found = {0.0: detect_pack(detector, pack, range(len(pack)), AP_SELECTION)}
     for epsilon in effort.epsilons:
         singles = single_attacks("worst", dataclasses.replace(settings, epsilon=epsilon))
         # All of them were run before; this reads what the state folder holds.
-        attacks = [attack_pack(detector, pack, single, state) for single in singles]
+        attacks = [attack_pack(detector, pack, single, kept) for single in singles]
         found[epsilon] = worst(attacks, pack)
     return {**result, "working_points": working_points(pack, found, seed)}
 
 
 def working_points(
     pack: Pack, found: Mapping[float, Sequence[Detections]], seed: int
-) -> list[dict[str, Any]]:
+) -> list[WorkingPoint]:
     """At each ε (0: clean) the 95 % interval of AP50, and false positives at fixed recalls.
 
     Under attack both are those of the outcome with the lowest AP50: of one objective, or of the

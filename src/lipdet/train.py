@@ -35,7 +35,7 @@ from lipdet.detector.calibration import calibrated
 from lipdet.detector.matching import PaddedTargets, match, pad_targets
 from lipdet.detector.multibox import MultiboxLoss, multibox_loss, training_scores
 from lipdet.errors import InputError
-from lipdet.evaluate.average_precision import AveragePrecision, average_precision
+from lipdet.evaluate.average_precision import average_precision
 from lipdet.evaluate.run import BATCH_SIZE, detect_pack
 from lipdet.hardware import computes_in_bf16, keep_freed_memory, training_device
 from lipdet.images.augment import augment
@@ -44,6 +44,7 @@ from lipdet.images.pack import Pack
 from lipdet.images.spec import open_data
 from lipdet.job import Job, save_job
 from lipdet.progress import console, progress_bar
+from lipdet.results import AveragePrecision
 from lipdet.train_log import Stopwatch, TrainLog, check_tensorboard
 from lipdet.train_state import STATE, TrainState
 from lipdet.types import Target
@@ -341,9 +342,11 @@ class Trainer:
         measured = self.validate(detector)
         if measured:
             console.log(f"epoch {epoch + 1}/{self.config.epochs}: {_sentence(measured)}")
-            log.write(self.state.step, validation_ap50=measured.ap50, validation_ap=measured.ap)
+            log.write(
+                self.state.step, validation_ap50=measured["ap50"], validation_ap=measured["ap"]
+            )
         # Without held-out pictures the last weights are the ones to keep.
-        score = measured.ap50 if measured else 0.0
+        score = measured["ap50"] if measured else 0.0
         if score > self.state.best or not measured:
             self.state.best = score
             info = {**self.provenance, "epoch": epoch + 1, "validation_ap50": score}
@@ -387,7 +390,7 @@ class Trainer:
 
 
 def _sentence(measured: AveragePrecision) -> str:
-    return f"validation AP50 {100 * measured.ap50:.1f}, AP {100 * measured.ap:.1f}"
+    return f"validation AP50 {100 * measured['ap50']:.1f}, AP {100 * measured['ap']:.1f}"
 
 
 @contextmanager

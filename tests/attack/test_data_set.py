@@ -16,7 +16,7 @@ from lipdet.checkpoint import LoadedDetector, load_detector
 from lipdet.errors import InputError
 from lipdet.evaluate import attacked
 from lipdet.evaluate.attacked import Campaign, attack_pack
-from lipdet.evaluate.chunks import COMPUTING, code, source_hash
+from lipdet.evaluate.chunks import COMPUTING, State, code, source_hash
 from lipdet.evaluate.run import evaluate
 from lipdet.images.pack import Pack
 from lipdet.types import Detections
@@ -69,6 +69,7 @@ def test_interrupted_work_goes_on_where_it_stopped(
 ) -> None:
     pack, detector = doors.head(3), naive.detector
     whole = attack_pack(detector, pack, SETTINGS)
+    state = State.of(tmp_path, detector)
     monkeypatch.setattr(attacked, "CHUNK", 1)
     calls: list[int] = []
     real = attacked.attack_and_detect
@@ -81,32 +82,33 @@ def test_interrupted_work_goes_on_where_it_stopped(
 
     monkeypatch.setattr(attacked, "attack_and_detect", counted)
     with pytest.raises(KeyboardInterrupt):
-        attack_pack(detector, pack, SETTINGS, tmp_path)
-    [folder] = tmp_path.iterdir()
+        attack_pack(detector, pack, SETTINGS, state)
+    [folder] = (tmp_path / "attacks").iterdir()
     assert len(list(folder.iterdir())) == 2
-    resumed = attack_pack(detector, pack, SETTINGS, tmp_path)
+    resumed = attack_pack(detector, pack, SETTINGS, state)
     assert len(calls) == 4
     for one, other in zip(resumed, whole, strict=True):
         torch.testing.assert_close(one["scores"], other["scores"], atol=1e-2, rtol=0)
     # A second time everything is there; with other settings nothing is.
-    again = attack_pack(detector, pack, SETTINGS, tmp_path)
+    again = attack_pack(detector, pack, SETTINGS, state)
     assert all(map(torch.equal, *([one["boxes"] for one in found] for found in (again, resumed))))
     assert len(calls) == 4
-    attack_pack(detector, pack.head(1), replace(SETTINGS, seed=1), tmp_path)
+    attack_pack(detector, pack.head(1), replace(SETTINGS, seed=1), state)
     assert len(calls) == 5
 
 
 def test_damaged_and_misplaced_state(naive: LoadedDetector, doors: Pack, tmp_path: Path) -> None:
     pack = doors.head(1)
-    attack_pack(naive.detector, pack, SETTINGS, tmp_path / "state")
-    [file] = (tmp_path / "state").glob("*/*.safetensors")
+    state = State.of(tmp_path / "state", naive.detector)
+    attack_pack(naive.detector, pack, SETTINGS, state)
+    [file] = (tmp_path / "state").glob("*/*/*.safetensors")
     file.write_bytes(file.read_bytes()[:20])
     with pytest.raises(InputError, match=file.name):
-        attack_pack(naive.detector, pack, SETTINGS, tmp_path / "state")
+        attack_pack(naive.detector, pack, SETTINGS, state)
     blocked = tmp_path / "blocked"
     blocked.touch()
     with pytest.raises((InputError, NotADirectoryError)):
-        attack_pack(naive.detector, pack, SETTINGS, blocked)
+        attack_pack(naive.detector, pack, SETTINGS, replace(state, folder=blocked))
 
 
 def test_the_worst_of_a_picture_is_chosen_by_what_lowers_ap(doors: Pack) -> None:

@@ -93,12 +93,12 @@ def _at_once(
 def average_precisions(scene: Scene, found: list[Detections]) -> dict[int, tuple[Tensor, Tensor]]:
     """The real AP50 and AP of each class that has objects, under each perturbation (count,)."""
     count, classes = len(found) // len(scene.targets), scene.classes
-    measured = average_precision(*_at_once(scene, found)).per_class
-    found_classes = [label for label in range(classes) if measured[str(label)].ap50 is not None]
+    measured = average_precision(*_at_once(scene, found))["per_class"]
+    found_classes = [label for label in range(classes) if measured[str(label)]["ap50"] is not None]
     return {
         label: (
-            torch.tensor([one.ap50 for one in of_class], dtype=torch.float64),
-            torch.tensor([one.ap for one in of_class], dtype=torch.float64),
+            torch.tensor([one["ap50"] for one in of_class], dtype=torch.float64),
+            torch.tensor([one["ap"] for one in of_class], dtype=torch.float64),
         )
         for label in found_classes
         for of_class in [[measured[str(p * classes + label)] for p in range(count)]]

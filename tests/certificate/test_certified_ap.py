@@ -15,6 +15,7 @@ from lipdet.certificate.average_precision import (
 )
 from lipdet.certificate.cover import affordable, first_fit
 from lipdet.certificate.diagnosis import REASONS
+from lipdet.certificate.numerics import MEASURED
 from lipdet.certificate.verifier import verifier_of
 from lipdet.evaluate.certified import certify_batch, join, summary
 from lipdet.types import Target
@@ -113,7 +114,7 @@ def test_summary_of_a_softmax_detector() -> None:
         Target(boxes=torch.tensor([[1.0, 1, 5, 5]]), labels=torch.tensor([0])),
         Target(boxes=torch.zeros(0, 4), labels=torch.zeros(0, dtype=torch.int64)),
     ]
-    entry = summary(0.1, join([certify_batch(verifier, raw, targets, 0.1)]), ("a", "b"))
+    entry = summary(0.1, join([certify_batch(verifier, raw, targets, 0.1)]), ("a", "b"), MEASURED)
     assert set(entry["failed"]) == set(REASONS)
     assert entry["per_class"]["b"]["ap"] is None
     assert 0 <= entry["ap"] <= entry["ap50"] <= 1
@@ -123,6 +124,6 @@ def test_the_reason_is_the_condition_that_fails() -> None:
     scene = TIED_RIVALS.scene
     for epsilon, wanted in ((0.9, {}), (1.1, {"suppressor": 1}), (4.0, {"score": 1})):
         found = certify_batch(scene.verifier, scene.raw, scene.targets, epsilon)
-        entry = summary(epsilon, join([found]), ("a",))
+        entry = summary(epsilon, join([found]), ("a",), MEASURED)
         assert {key: count for key, count in entry["failed"].items() if count} == wanted
         assert entry["recall"] == (0.0 if wanted else 1.0)

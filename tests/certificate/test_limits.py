@@ -17,6 +17,7 @@ from lipdet.boxes import (
     select_detections,
 )
 from lipdet.certificate.certify import certified_up_to
+from lipdet.certificate.numerics import MEASURED
 from lipdet.certificate.outputs import OutputBounds
 from lipdet.certificate.truths import truths_of
 from lipdet.certificate.verifier import Verifier
@@ -68,7 +69,7 @@ def test_a_batch_in_which_nothing_can_rise(scores: Scores, logits: int, objects:
     boxes = torch.tensor([[5.0, 5, 15, 15]] * objects).reshape(-1, 4)
     target = Target(boxes=boxes, labels=torch.zeros(objects, dtype=torch.int64))
     part = certify_batch(judge, RawOutput(low, torch.zeros(1, 3, 4)), [target], 0.1)
-    entry = summary(0.1, join([part, part]), ("a", "b"))
+    entry = summary(0.1, join([part, part]), ("a", "b"), MEASURED)
     # By hand: nothing can be detected, so nothing is certified and nothing is a false positive.
     assert (entry["ap50"], entry["recall"], entry["precision"]) == (0.0, 0.0, None)
 

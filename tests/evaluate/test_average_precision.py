@@ -12,7 +12,7 @@ import torch
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
-from lipdet.evaluate.average_precision import AveragePrecision, average_precision
+from lipdet.evaluate.average_precision import average_precision
 from lipdet.types import Detections, Target
 
 CLASSES = ("a", "b", "c")
@@ -119,15 +119,15 @@ def assert_equals_pycocotools(targets: list[Target], detections: list[Detections
     measured = average_precision(targets, detections, CLASSES)
     ap50, ap, per_class = pycocotools_ap(targets, detections)
     # Where pycocotools says -1 (no object at all), the means are 0 and the classes None.
-    assert measured.ap50 == pytest.approx(max(ap50, 0), abs=1e-9)
-    assert measured.ap == pytest.approx(max(ap, 0), abs=1e-9)
+    assert measured["ap50"] == pytest.approx(max(ap50, 0), abs=1e-9)
+    assert measured["ap"] == pytest.approx(max(ap, 0), abs=1e-9)
     for name, (class_ap50, class_ap) in per_class.items():
-        entry = measured.per_class[name]
+        entry = measured["per_class"][name]
         if class_ap50 == -1:
-            assert (entry.ap50, entry.ap) == (None, None)
+            assert (entry["ap50"], entry["ap"]) == (None, None)
         else:
-            assert entry.ap50 == pytest.approx(class_ap50, abs=1e-9)
-            assert entry.ap == pytest.approx(class_ap, abs=1e-9)
+            assert entry["ap50"] == pytest.approx(class_ap50, abs=1e-9)
+            assert entry["ap"] == pytest.approx(class_ap, abs=1e-9)
 
 
 @pytest.mark.parametrize("block", range(8))
@@ -147,7 +147,7 @@ def test_the_random_data_sets_hold_what_they_should() -> None:
     assert any(not len(d["labels"]) for t, d in images if len(t["labels"]))
     present = [{int(k) for t in targets for k in t["labels"]} for targets, _ in cases]
     assert {1, 2, 3} <= {len(labels) for labels in present}
-    values = [average_precision(*case, CLASSES).ap for case in cases[:30]]
+    values = [average_precision(*case, CLASSES)["ap"] for case in cases[:30]]
     assert min(values) < 0.2 < 0.6 < max(values)
 
 
@@ -177,13 +177,13 @@ def test_false_positives_in_empty_images_cost_precision() -> None:
     measured = average_precision(
         with_objects, [found((0, BOX, 0.5)), found((0, BOX, 0.9))], CLASSES
     )
-    assert measured.ap50 == pytest.approx(0.5)
+    assert measured["ap50"] == pytest.approx(0.5)
 
 
 def test_nothing_there() -> None:
     measured = average_precision([target()], [found((0, BOX, 0.9))], CLASSES)
-    assert (measured.ap50, measured.ap) == (0, 0)
-    assert all(entry.ap50 is None for entry in measured.per_class.values())
+    assert (measured["ap50"], measured["ap"]) == (0, 0)
+    assert all(entry["ap50"] is None for entry in measured["per_class"].values())
 
 
 def test_images_are_not_pooled() -> None:
@@ -191,7 +191,7 @@ def test_images_are_not_pooled() -> None:
     measured = average_precision(
         [target((0, BOX)), target((0, FAR))], [found((0, FAR, 0.9)), found((0, BOX, 0.9))], CLASSES
     )
-    assert measured.ap50 == 0
+    assert measured["ap50"] == 0
 
 
 def test_scores_that_float32_cannot_tell_apart() -> None:
@@ -201,7 +201,7 @@ def test_scores_that_float32_cannot_tell_apart() -> None:
     measured = average_precision(
         [target(), target((0, BOX))], [found((0, BOX, low)), found((0, BOX, high))], CLASSES
     )
-    assert measured.ap50 == pytest.approx(1)
+    assert measured["ap50"] == pytest.approx(1)
 
 
 def test_a_hundred_detections_of_a_class_count() -> None:
@@ -209,13 +209,12 @@ def test_a_hundred_detections_of_a_class_count() -> None:
     for before, expected in ((100, 0.0), (99, 0.01)):
         wrong = [(0, FAR, 0.9)] * before
         measured = average_precision([target((0, BOX))], [found(*wrong, (0, BOX, 0.1))], CLASSES)
-        assert measured.ap50 == pytest.approx(expected)
+        assert measured["ap50"] == pytest.approx(expected)
 
 
 def test_result_as_json() -> None:
     measured = average_precision([target((0, BOX))], [found((0, BOX, 0.9))], CLASSES)
-    assert isinstance(measured, AveragePrecision)
-    assert json.loads(json.dumps(measured.as_dict())) == {
+    assert json.loads(json.dumps(measured)) == {
         "ap50": pytest.approx(1),
         "ap": pytest.approx(1),
         "per_class": {

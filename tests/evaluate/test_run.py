@@ -17,9 +17,10 @@ from lipdet.config import DetectorConfig
 from lipdet.detector import SSD, build_detector
 from lipdet.errors import InputError
 from lipdet.evaluate.attacked import Campaign
-from lipdet.evaluate.average_precision import AveragePrecision, average_precision
+from lipdet.evaluate.average_precision import average_precision
 from lipdet.evaluate.run import Network, detect_batch, detect_pack, evaluate
 from lipdet.images.pack import Pack, PackedPicture, write_pack
+from lipdet.results import AveragePrecision
 from lipdet.types import RawOutput
 
 CONFIG = DetectorConfig()
@@ -70,15 +71,18 @@ def ap_of(detector: Network, pack: Pack) -> AveragePrecision:
 
 def test_a_detector_that_is_always_right(pack: Pack) -> None:
     measured = ap_of(Reader(), pack)
-    assert measured.ap == pytest.approx(1)
+    assert measured["ap"] == pytest.approx(1)
     # 4 and 9 occur at each fifth picture only, which holds nothing.
-    assert {name for name, entry in measured.per_class.items() if entry.ap is None} == {"4", "9"}
+    assert {name for name, entry in measured["per_class"].items() if entry["ap"] is None} == {
+        "4",
+        "9",
+    }
 
 
 def test_a_detector_that_is_right_for_one_class(tmp_path: Path) -> None:
     # By hand: of the classes 0 and 1 one is always found, the other always taken for a 2.
     pack = pack_of(tmp_path / "pack", [0, 2, 0, 2], [0, 1, 0, 1])
-    assert ap_of(Reader(), pack).ap50 == pytest.approx(0.5)
+    assert ap_of(Reader(), pack)["ap50"] == pytest.approx(0.5)
 
 
 def test_detections_come_in_the_order_asked_for(pack: Pack) -> None:

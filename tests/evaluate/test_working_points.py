@@ -72,10 +72,10 @@ def test_the_interval_lies_around_the_value_though_draws_are_better() -> None:
     drawn = [random.integers(16, size=16) for _ in range(200)]
     draws = [ap50(rankings, np.bincount(one, minlength=16)) for one in drawn]
     # Oracle: COCO's evaluation, of the set and of pictures that are there several times.
-    assert own == pytest.approx(average_precision(targets, detections, ["a"]).ap50)
+    assert own == pytest.approx(average_precision(targets, detections, ["a"])["ap50"])
     for one, value in zip(drawn[:20], draws, strict=False):
         again = average_precision([targets[i] for i in one], [detections[i] for i in one], ["a"])
-        assert value == pytest.approx(again.ap50)
+        assert value == pytest.approx(again["ap50"])
     assert np.mean(draws) > own + 0.03
     low, high = ap50_interval(targets, detections, classes=1, seed=0)
     # Half of a symmetric distribution on either side; this one is a little skewed.

@@ -11,7 +11,7 @@ from lipdet.checkpoint import load_detector
 from lipdet.errors import InputError
 from lipdet.images.pack import Pack
 from lipdet.report.build import build_report
-from lipdet.report.results import read_results
+from lipdet.results import read_results
 from tests.report.made_up import result
 
 
@@ -43,15 +43,15 @@ def test_results_of_other_pictures_are_refused(house_numbers: Pack) -> None:
     naive = load_detector("naive")
     # The made-up result has the hash "abc".
     with pytest.raises(InputError, match="naive was measured on 12 pictures of made <up>"):
-        build_report([naive], house_numbers, 0, None, [result("naive", 0.5, full=False)], [0])
+        build_report([naive], house_numbers, 0, None, [result("naive", 0.5, full=False)], [0], None)
 
 
 def test_names_must_tell_detectors_apart(house_numbers: Pack) -> None:
     naive = load_detector("naive")
     with pytest.raises(InputError, match="once only"):
-        build_report([naive, naive], house_numbers, 0, None, (), [0])
+        build_report([naive, naive], house_numbers, 0, None, (), [0], None)
     with pytest.raises(InputError, match="results of other, which is none of the detectors: naive"):
-        build_report([naive], house_numbers, 0, None, [result("other", 0.5, full=False)], [0])
+        build_report([naive], house_numbers, 0, None, [result("other", 0.5, full=False)], [0], None)
     known = [result("naive", 0.5, full=False)] * 2
     with pytest.raises(InputError, match="several results of naive"):
-        build_report([naive], house_numbers, 0, None, known, [0])
+        build_report([naive], house_numbers, 0, None, known, [0], None)

@@ -1,7 +1,4 @@
-"""Attack, then look: what the detector finds in the attacked images, and the worst of several.
-
-The gradient may come from another detector than the one that looks: that is a transferred attack.
-"""
+"""Attack, then look: what the detector finds in the attacked images, and the worst of several."""
 
 from __future__ import annotations
 
@@ -41,20 +38,9 @@ def attack_and_detect(
     settings: AttackSettings,
     indices: Sequence[int] | None = None,
     on_step: OnStep | None = None,
-    source: SSD | None = None,
 ) -> Outcome:
-    """Attack a batch and detect in the result; see `attack_batch` for the arguments.
-
-    Args:
-        detector: looks at the attacked images.
-        images: (B, 3, S, S) in [0, 1].
-        targets: the objects.
-        settings: of the attack.
-        indices: number of each image in its data set.
-        on_step: told about every step.
-        source: detector whose gradient is used, if another one.
-    """
-    attacked = attack_batch(source or detector, images, targets, settings, indices, on_step)
+    """Attack a batch and detect in the result; see `attack_batch` for the arguments."""
+    attacked = attack_batch(detector, images, targets, settings, indices, on_step)
     return look(detector, attacked, targets)
 
 

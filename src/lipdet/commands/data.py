@@ -23,6 +23,7 @@ from lipdet.images.pack import open_pack
 from lipdet.images.prepare import Crop, pack_rendered, pack_source
 from lipdet.images.render import STREAMS
 from lipdet.images.spec import SOURCES, default_crop, open_data, read_source
+from lipdet.results import DataSummary
 
 
 def parser() -> Parser:
@@ -158,7 +159,7 @@ def info(spec: str, image_size: int = IMAGE_SIZE) -> None:
     )
 
 
-def _print_pack(description: dict[str, Any], out: Path) -> None:
+def _print_pack(description: DataSummary, out: Path) -> None:
     print(
         f"{out}: {description['images']} pictures, {description['objects']} objects, "
         f"{description['skipped']} skipped"

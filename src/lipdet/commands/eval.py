@@ -102,7 +102,7 @@ def run(
         settings = AttackSettings(
             epsilons[0], objective, norm=norm, steps=steps, restarts=restarts, seed=seed
         )
-        campaign = Campaign(attack, epsilons, settings, state)
+        campaign = Campaign(attack, epsilons, settings)
     elif epsilon and not certify:
         raise InputError("--epsilon needs --certify, or an attack such as --attack worst.")
     if certify and norm != "l2":

@@ -35,7 +35,7 @@ from lipdet.report.build import build_report
 from lipdet.report.comparison import comparison_table
 from lipdet.report.module_page import write_module_page
 from lipdet.report.page import write_figures, write_page
-from lipdet.report.results import read_results
+from lipdet.results import read_results
 from lipdet.user_module import ForeignDetector
 
 
@@ -88,7 +88,7 @@ def run(
         attack: pgd, apgd, or worst: PGD with several objectives.
         steps: gradients of an attack per start.
         restarts: random starts of an attack.
-        state: folder that keeps finished parts of the attacks, for going on after an interruption.
+        state: folder that keeps finished parts, for going on after an interruption.
         pictures: how many pictures are shown, clean and attacked.
         figures: folder for the figures as SVG and PNG.
     """
@@ -102,7 +102,7 @@ def run(
     campaign = None
     if epsilons:
         settings = AttackSettings(epsilons[0], steps=steps, restarts=restarts, seed=seed)
-        campaign = Campaign(attack, epsilons, settings, state)
+        campaign = Campaign(attack, epsilons, settings)
     check_state(state, detectors)
     known = read_results(results)
     given = [load_any(name) for name in detectors]
@@ -120,7 +120,7 @@ def run(
         _report_foreign(foreign[0], pack, seed, campaign, out, pictures)
         return
     shown = range(min(pictures, len(pack)))
-    measured, inspections = build_report(loaded, pack, seed, campaign, known, shown)
+    measured, inspections = build_report(loaded, pack, seed, campaign, known, shown, state)
     title = f"{', '.join(detectors)} on {pack.name}"
     write_page(out, measured, inspections, title)
     Console().print(comparison_table(measured))

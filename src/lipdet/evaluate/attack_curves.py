@@ -89,7 +89,7 @@ class _Bench:
 
     def ap50(self, images: Tensor) -> float:
         found = detect(self.detector, images)
-        return average_precision(self.targets, found, self.pack.class_names).ap50
+        return average_precision(self.targets, found, self.pack.class_names)["ap50"]
 
     def attacked(
         self, source: SSD | None = None, on_step: OnStep | None = None, **changes: Any

@@ -1,17 +1,13 @@
-"""Detections of pictures as the tensors that the file of a chunk holds, and the keys of attacks."""
+"""Detections of pictures as the tensors that the file of a chunk holds."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import asdict
 from pathlib import Path
 
 import torch
 
-from lipdet.attack import AttackSettings
-from lipdet.detector import SSD
-from lipdet.evaluate.chunks import Pass, Tensors, code, pass_key, weights_hash
-from lipdet.images.pack import Pack
+from lipdet.evaluate.chunks import Pass, Tensors
 from lipdet.types import Detections
 
 
@@ -52,14 +48,3 @@ def detecting_pass(
 def in_order(chunks: Sequence[list[Detections]]) -> list[Detections]:
     """Join the detections of all chunks, picture by picture."""
     return [one for chunk in chunks for one in chunk]
-
-
-def attack_key(detector: SSD, pack: Pack, settings: AttackSettings, source: SSD | None) -> str:
-    """Return a hash of everything that determines the outcome."""
-    return pass_key(
-        detector=weights_hash(detector),
-        source=weights_hash(source or detector),
-        data=pack.hash,
-        settings=asdict(settings),
-        **code(),
-    )

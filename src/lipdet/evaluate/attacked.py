@@ -13,9 +13,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
-from pathlib import Path
-from typing import Any
+from dataclasses import asdict, dataclass, replace
 
 import torch
 from torch import Tensor
@@ -25,11 +23,12 @@ from lipdet.attack.damage import damage
 from lipdet.attack.settings import AttackName, single_attacks
 from lipdet.boxes import DISPLAY_SELECTION
 from lipdet.detector import SSD
-from lipdet.evaluate.attack_state import attack_key, detecting_pass, in_order
+from lipdet.evaluate.attack_state import detecting_pass, in_order
 from lipdet.evaluate.average_precision import average_precision
-from lipdet.evaluate.chunks import Pass
+from lipdet.evaluate.chunks import Pass, State
 from lipdet.evaluate.consistency import consistency
 from lipdet.images.pack import Pack
+from lipdet.results import AttackedResult, Figures
 from lipdet.types import Detections
 
 CHUNK = 32
@@ -47,18 +46,20 @@ class Campaign:
         attack: pgd or apgd with the objective of `settings`, or worst: PGD with every objective.
         epsilons: radii, in [0, 1] pixel units at the network's input size.
         settings: everything else; its epsilon and schedule do not matter.
-        state: folder for finished chunks, or None to keep none.
     """
 
     attack: AttackName
     epsilons: tuple[float, ...]
     settings: AttackSettings
-    state: Path | None = None
 
 
 def attacked_results(
-    detector: SSD, pack: Pack, campaign: Campaign, clean: Sequence[Detections]
-) -> list[dict[str, Any]]:
+    detector: SSD,
+    pack: Pack,
+    campaign: Campaign,
+    clean: Sequence[Detections],
+    state: State | None = None,
+) -> list[AttackedResult]:
     """Return one entry per radius, as docs/json.md describes it.
 
     Args:
@@ -66,17 +67,19 @@ def attacked_results(
         pack: the pictures.
         campaign: the attacks.
         clean: detections on the clean pictures.
+        state: where finished chunks are kept and looked for.
     """
     prepared = prepare(detector)
-    return [_entry(prepared, pack, campaign, epsilon, clean) for epsilon in campaign.epsilons]
+    entries = []
+    for epsilon in campaign.epsilons:
+        singles = _singles(campaign, epsilon)
+        found = [attack_pack(prepared, pack, single, state) for single in singles]
+        entries.append(attacked_entry(campaign.attack, singles, found, clean, pack))
+    return entries
 
 
 def attack_pack(
-    detector: SSD,
-    pack: Pack,
-    settings: AttackSettings,
-    state: Path | None = None,
-    source: SSD | None = None,
+    detector: SSD, pack: Pack, settings: AttackSettings, state: State | None = None
 ) -> list[Detections]:
     """Attack every picture of a pack, and detect in what comes out.
 
@@ -84,15 +87,16 @@ def attack_pack(
         detector: looks at the attacked pictures; `prepare` makes it faster.
         pack: pictures of the detector's input size.
         settings: of one attack.
-        state: folder in which finished chunks are kept and looked for.
-        source: detector whose gradient is used, if another one.
+        state: of this detector; where finished chunks are kept and looked for.
     """
-    return in_order(_attack_pass(detector, pack, settings, state, source).results())
+    return in_order(_attack_pass(detector, pack, settings, state).results())
 
 
-def attack_passes(detector: SSD, pack: Pack, campaign: Campaign) -> list[Pass[list[Detections]]]:
+def attack_passes(
+    detector: SSD, pack: Pack, campaign: Campaign, state: State
+) -> list[Pass[list[Detections]]]:
     """Return all passes over the pack that `attacked_results` sums up."""
-    prepared, state = prepare(detector), campaign.state
+    prepared = prepare(detector)
     return [
         _attack_pass(prepared, pack, single, state)
         for epsilon in campaign.epsilons
@@ -113,15 +117,12 @@ def pictures(pack: Pack, start: int, stop: int, device: torch.device) -> Tensor:
     return images
 
 
-def measure(found: Sequence[Detections], pack: Pack) -> dict[str, float]:
+def measure(found: Sequence[Detections], pack: Pack) -> Figures:
     """`ap50`, `ap` and `recall` of detections on a pack."""
     targets = [pack.target(index) for index in range(len(pack))]
     precision = average_precision(targets, found, pack.class_names)
-    return {
-        "ap50": precision.ap50,
-        "ap": precision.ap,
-        "recall": recall(found, targets, RECALL_SCORE),
-    }
+    share = recall(found, targets, RECALL_SCORE)
+    return {"ap50": precision["ap50"], "ap": precision["ap"], "recall": share}
 
 
 def composites(candidates: Sequence[Sequence[Detections]], pack: Pack) -> list[list[Detections]]:
@@ -143,7 +144,7 @@ def worst(candidates: Sequence[list[Detections]], pack: Pack) -> list[Detections
 
 def _lowest(
     every: Sequence[list[Detections]], pack: Pack
-) -> tuple[list[Detections], list[dict[str, float]]]:
+) -> tuple[list[Detections], list[Figures]]:
     """Return what has the lowest AP50, and the figures of each."""
     figures = [measure(one, pack) for one in every]
     return every[min(range(len(every)), key=lambda index: figures[index]["ap50"])], figures
@@ -155,7 +156,7 @@ def attacked_entry(
     found: Sequence[list[Detections]],
     clean: Sequence[Detections],
     pack: Pack,
-) -> dict[str, Any]:
+) -> AttackedResult:
     """Return the json entry of one radius.
 
     Args:
@@ -166,7 +167,9 @@ def attacked_entry(
         pack: the pictures.
     """
     first = singles[0]
-    entry: dict[str, Any] = {
+    tried = [*found, *composites(found, pack)] if attack == "worst" else found
+    chosen, every = _lowest(tried, pack)
+    entry: AttackedResult = {
         "epsilon": first.epsilon,
         "attack": attack,
         "norm": first.norm,
@@ -174,18 +177,17 @@ def attacked_entry(
         "restarts": first.restarts,
         "seed": first.seed,
         "recall_score": RECALL_SCORE,
+        "consistency": consistency(clean, chosen, RECALL_SCORE),
+        "ap50": min(one["ap50"] for one in every),
+        "ap": min(one["ap"] for one in every),
+        "recall": min(one["recall"] for one in every),
     }
     if attack != "worst":
-        fates = consistency(clean, found[0], RECALL_SCORE)
-        figures = measure(found[0], pack)
-        return {**entry, "consistency": fates, "objective": first.objective, **figures}
-    chosen, every = _lowest([*found, *composites(found, pack)], pack)
+        return {**entry, "objective": first.objective}
     single, joined = every[: len(found)], every[len(found) :]
     names = [one.objective for one in singles]
     return {
         **entry,
-        "consistency": consistency(clean, chosen, RECALL_SCORE),
-        **{name: min(one[name] for one in every) for name in every[0]},
         "composite": min(joined, key=lambda one: one["ap50"]),
         "objectives": dict(zip(names, single, strict=True)),
     }
@@ -195,27 +197,14 @@ def _singles(campaign: Campaign, epsilon: float) -> list[AttackSettings]:
     return single_attacks(campaign.attack, replace(campaign.settings, epsilon=epsilon))
 
 
-def _entry(
-    detector: SSD, pack: Pack, campaign: Campaign, epsilon: float, clean: Sequence[Detections]
-) -> dict[str, Any]:
-    singles = _singles(campaign, epsilon)
-    found = [attack_pack(detector, pack, single, campaign.state) for single in singles]
-    return attacked_entry(campaign.attack, singles, found, clean, pack)
-
-
 def _attack_pass(
-    detector: SSD,
-    pack: Pack,
-    settings: AttackSettings,
-    state: Path | None,
-    source: SSD | None = None,
+    detector: SSD, pack: Pack, settings: AttackSettings, state: State | None
 ) -> Pass[list[Detections]]:
     def compute(chunk: range) -> list[Detections]:
         images = pictures(pack, chunk.start, chunk.stop, detector.default_boxes.device)
         targets = [pack.target(index) for index in chunk]
-        outcome = attack_and_detect(detector, images, targets, settings, chunk, source=source)
-        return outcome.detections
+        return attack_and_detect(detector, images, targets, settings, chunk).detections
 
-    folder = state and state / attack_key(detector, pack, settings, source)
+    folder = state.of_pass("attacks", pack, settings=asdict(settings)) if state else None
     label = f"{settings.schedule} {settings.objective} ε={settings.epsilon:g}"
     return detecting_pass(label, len(pack), CHUNK, compute, folder)

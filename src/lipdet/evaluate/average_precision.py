@@ -9,7 +9,6 @@ Notable choices:
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
@@ -19,28 +18,8 @@ from faster_coco_eval import COCOeval_faster as CocoEvaluation
 from torch import Tensor
 
 from lipdet.images.coco import coco_dict
+from lipdet.results import AveragePrecision, ClassAP
 from lipdet.types import Detections, Target
-
-
-@dataclass(frozen=True)
-class ClassAP:
-    """AP at IoU 0.5 and over 0.5:0.95 of one class, fractions; None where it has no objects."""
-
-    ap50: float | None
-    ap: float | None
-
-
-@dataclass(frozen=True)
-class AveragePrecision:
-    """Mean AP at IoU 0.5 and over IoU 0.5:0.95, as fractions, and those of each class by name."""
-
-    ap50: float
-    ap: float
-    per_class: dict[str, ClassAP]
-
-    def as_dict(self) -> dict[str, Any]:
-        """Plain values for json."""
-        return asdict(self)
 
 
 def average_precision(
@@ -67,10 +46,10 @@ def average_precision(
     precision = evaluation.eval["precision"][:, :, :, 0, -1]
     per_class = {name: _class_ap(precision[:, :, index]) for index, name in enumerate(class_names)}
     assert len(per_class) == len(class_names), "two classes share a name"
-    known = [entry for entry in per_class.values() if entry.ap50 is not None]
+    known = [entry for entry in per_class.values() if entry["ap50"] is not None]
     return AveragePrecision(
-        ap50=float(np.mean([entry.ap50 for entry in known])) if known else 0.0,
-        ap=float(np.mean([entry.ap for entry in known])) if known else 0.0,
+        ap50=float(np.mean([entry["ap50"] for entry in known])) if known else 0.0,
+        ap=float(np.mean([entry["ap"] for entry in known])) if known else 0.0,
         per_class=per_class,
     )
 
@@ -129,5 +108,5 @@ def _rows(image_id: int, found: Detections) -> list[dict[str, Any]]:
 
 def _class_ap(precision: np.ndarray[Any, Any]) -> ClassAP:
     if (precision < 0).all():
-        return ClassAP(None, None)
-    return ClassAP(float(precision[0].mean()), float(precision.mean()))
+        return ClassAP(ap50=None, ap=None)
+    return ClassAP(ap50=float(precision[0].mean()), ap=float(precision.mean()))

@@ -12,8 +12,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Sequence
 from functools import cache
-from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -40,8 +39,9 @@ from lipdet.certificate.numerics import MEASURED, PROVEN
 from lipdet.certificate.truths import truths_of
 from lipdet.certificate.verifier import Verifier, verifier_of
 from lipdet.detector import SSD
-from lipdet.evaluate.chunks import Pass, Tensors, code, pass_key, weights_hash
+from lipdet.evaluate.chunks import Pass, State, Tensors
 from lipdet.images.pack import Pack
+from lipdet.results import CertifiedClass, CertifiedResult
 from lipdet.types import RawOutput, Target
 
 BATCH_SIZE = 64
@@ -101,32 +101,29 @@ class Chunk(NamedTuple):
 
 
 def certified_results(
-    detector: SSD, pack: Pack, epsilons: Sequence[float], state: Path | None = None
-) -> list[dict[str, Any]]:
+    detector: SSD, pack: Pack, epsilons: Sequence[float], state: State | None = None
+) -> list[CertifiedResult]:
     """Return one entry per radius, as docs/json.md describes it.
 
     Args:
         detector: of an architecture whose layers all have a Lipschitz bound.
         pack: pictures of its input size.
         epsilons: L2 radii in [0, 1] pixel units.
-        state: folder in which finished chunks are kept and looked for.
+        state: where finished chunks are kept and looked for.
 
     Raises:
         UnknownLipschitz: a layer has no bound; the message names it.
     """
     chunks = certificate_pass(detector, pack, epsilons, state).results()
-    proven = all(chunk.proven for chunk in chunks)
+    rounding = PROVEN if all(chunk.proven for chunk in chunks) else MEASURED
     return [
-        {
-            **summary(epsilon, join([chunk.found[index] for chunk in chunks]), pack.class_names),
-            "rounding": PROVEN if proven else MEASURED,
-        }
+        summary(epsilon, join([one.found[index] for one in chunks]), pack.class_names, rounding)
         for index, epsilon in enumerate(epsilons)
     ]
 
 
 def certificate_pass(
-    detector: SSD, pack: Pack, epsilons: Sequence[float], state: Path | None
+    detector: SSD, pack: Pack, epsilons: Sequence[float], state: State | None
 ) -> Pass[Chunk]:
     """Make the pass over the pack that `certified_results` sums up."""
     detector.eval()
@@ -142,13 +139,7 @@ def certificate_pass(
         found = [certify_batch(verifier(), raw, targets, epsilon) for epsilon in epsilons]
         return Chunk(tuple(found), verifier().rounding_known == PROVEN)
 
-    key = state and pass_key(
-        detector=weights_hash(detector),
-        data=pack.hash,
-        epsilons=list(epsilons),
-        **code(),
-    )
-    folder = state and state / "certificates" / str(key)
+    folder = state.of_pass("certificates", pack, epsilons=list(epsilons)) if state else None
     label = f"Certifying {pack.name}"
     codec = chunk_to_tensors, chunk_from_tensors
     return Pass(label, len(pack), BATCH_SIZE, compute, *codec, folder)
@@ -253,7 +244,9 @@ def join(parts: Sequence[Certified]) -> Certified:
     )
 
 
-def summary(epsilon: float, found: Certified, class_names: Sequence[str]) -> dict[str, Any]:
+def summary(
+    epsilon: float, found: Certified, class_names: Sequence[str], rounding: str
+) -> CertifiedResult:
     """Return the json entry of one radius; AP, recall and precision are fractions."""
     tau = logit(RECALL_SCORE)
     per_class = {name: _class_summary(found, label) for label, name in enumerate(class_names)}
@@ -273,10 +266,11 @@ def summary(epsilon: float, found: Certified, class_names: Sequence[str]) -> dic
         "class_recall": float(found.of.of_class.sum()) / objects,
         "failed": {reason: failed[reason] for reason in REASONS},
         "per_class": per_class,
+        "rounding": rounding,
     }
 
 
-def _class_summary(found: Certified, label: int) -> dict[str, float | None]:
+def _class_summary(found: Certified, label: int) -> CertifiedClass:
     columns = [found.objects(label, column) for column in range(len(IOUS))]
     count, possible = len(columns[0].certified), found.possible[label]
     if count == 0:

@@ -23,6 +23,7 @@ from lipdet.checkpoint import read_tensors, write_tensors
 from lipdet.detector import SSD
 from lipdet.errors import InputError
 from lipdet.hardware import keep_freed_memory
+from lipdet.images.pack import Pack
 from lipdet.progress import track
 from lipdet.versions import versions
 
@@ -89,9 +90,34 @@ class Pass(Generic[Result]):
         return result
 
 
-def pass_key(**parts: Any) -> str:
-    """Return a hash of everything that determines the results of a pass, as plain values."""
-    return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:16]
+@dataclass(frozen=True)
+class State:
+    """Where finished chunks of one detector are kept and looked for.
+
+    Attributes:
+        folder: of all passes.
+        detector: `weights_hash` of the detector as it was then.
+    """
+
+    folder: Path
+    detector: str
+
+    @classmethod
+    def of(cls, folder: Path, detector: SSD) -> State:
+        """Return the state of a detector as it is now."""
+        return cls(folder, weights_hash(detector))
+
+    def of_pass(self, kind: str, pack: Pack, **settings: Any) -> Path:
+        """Return the folder of one pass, named by a hash of everything that determines it.
+
+        Args:
+            kind: of pass.
+            pack: the pictures.
+            settings: what else results depend on besides the code, as plain values.
+        """
+        parts = {"detector": self.detector, "data": pack.hash, **settings, **code()}
+        text = json.dumps(parts, sort_keys=True)
+        return self.folder / kind / hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
 def weights_hash(detector: SSD) -> str:

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 from torchvision.ops import box_iou
 
+from lipdet.results import Consistency
 from lipdet.types import Detections
 
 SAME_PLACE_IOU = 0.5
@@ -18,7 +19,7 @@ SAME_PLACE_IOU = 0.5
 
 def consistency(
     clean: Sequence[Detections], attacked: Sequence[Detections], score: float
-) -> dict[str, int]:
+) -> Consistency:
     """Count what becomes of the detections that are shown.
 
     A detection and one under attack are at the same place if their IoU is at least 0.5; each has
@@ -32,7 +33,7 @@ def consistency(
     Returns:
         `shown` (clean), of which `kept`, `changed` (class) and `vanished`; and `appeared`.
     """
-    counts = dict.fromkeys(("shown", "kept", "changed", "vanished", "appeared"), 0)
+    counts = Consistency(shown=0, kept=0, changed=0, vanished=0, appeared=0)
     for before, after in zip(clean, attacked, strict=True):
         first, second = (one["scores"] > score for one in (before, after))
         overlap = box_iou(before["boxes"][first].float(), after["boxes"][second].float())

@@ -5,8 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from pathlib import Path
-from typing import Any, Protocol
+from typing import Protocol
 
 import torch
 from torch import Tensor, nn
@@ -19,9 +18,10 @@ from lipdet.evaluate.attack_state import detecting_pass, in_order
 from lipdet.evaluate.attacked import Campaign, attacked_results
 from lipdet.evaluate.average_precision import average_precision
 from lipdet.evaluate.certified import certified_results
-from lipdet.evaluate.chunks import Pass, code, pass_key, weights_hash
+from lipdet.evaluate.chunks import Pass, State
 from lipdet.images.pack import Pack
 from lipdet.progress import track
+from lipdet.results import EvaluationResult
 from lipdet.types import Detections, RawOutput
 from lipdet.versions import versions
 
@@ -45,8 +45,8 @@ def evaluate(
     seed: int,
     campaign: Campaign | None = None,
     certify: Sequence[float] = (),
-    state: Path | None = None,
-) -> dict[str, Any]:
+    state: State | None = None,
+) -> EvaluationResult:
     """AP of a detector, clean, under attack and certified, with all that is needed to repeat it.
 
     Args:
@@ -55,8 +55,7 @@ def evaluate(
         seed: the one that the pack was made with; recorded.
         campaign: the attacks to run, if any.
         certify: L2 radii at which to certify, if any.
-        state: folder that keeps finished parts of everything but attacks, whose own is in
-            `campaign`.
+        state: where finished parts are kept and looked for.
 
     Returns:
         The json object that docs/json.md describes; AP values are fractions.
@@ -72,7 +71,7 @@ def evaluate(
     found = in_order(clean_pass(detector, pack, state).results())
     targets = [pack.target(index) for index in range(len(pack))]
     clean = average_precision(targets, found, pack.class_names)
-    attacked = attacked_results(detector, pack, campaign, found) if campaign else []
+    attacked = attacked_results(detector, pack, campaign, found, state) if campaign else []
     certified = certified_results(detector, pack, certify, state) if certify else []
     return {
         "weights": loaded.name,
@@ -81,7 +80,7 @@ def evaluate(
         "seed": seed,
         "versions": versions(),
         "seconds": round(time.monotonic() - started, 3),
-        "clean": clean.as_dict(),
+        "clean": clean,
         "attacked": attacked,
         "certified": certified,
     }
@@ -96,15 +95,14 @@ def check_classes(name: str, class_names: Sequence[str], pack: Pack) -> None:
         )
 
 
-def clean_pass(detector: SSD, pack: Pack, state: Path | None) -> Pass[list[Detections]]:
+def clean_pass(detector: SSD, pack: Pack, state: State | None) -> Pass[list[Detections]]:
     """Make the pass over the pack that clean AP sums up."""
 
     def compute(chunk: range) -> list[Detections]:
         images = torch.from_numpy(pack.images[chunk.start : chunk.stop].copy())
         return detect_batch(detector, images, AP_SELECTION)
 
-    key = state and pass_key(detector=weights_hash(detector), data=pack.hash, **code())
-    folder = state and state / "clean" / str(key)
+    folder = state.of_pass("clean", pack) if state else None
     label = f"Detecting in {pack.name}"
     return detecting_pass(label, len(pack), BATCH_SIZE, compute, folder)
 

@@ -12,18 +12,17 @@ import tempfile
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 from lipdet import distributed
 from lipdet.checkpoint import LoadedDetector
 from lipdet.errors import InputError
 from lipdet.evaluate.attacked import Campaign, attack_passes
 from lipdet.evaluate.certified import certificate_pass
-from lipdet.evaluate.chunks import code, weights_hash
+from lipdet.evaluate.chunks import State, code
 from lipdet.evaluate.run import check_classes, clean_pass, evaluate
 from lipdet.images.pack import Pack
+from lipdet.results import EvaluationResult
 
 
 def evaluate_together(
@@ -33,8 +32,10 @@ def evaluate_together(
     campaign: Campaign | None = None,
     certify: Sequence[float] = (),
     state: Path | None = None,
-) -> dict[str, Any] | None:
+) -> EvaluationResult | None:
     """Evaluate with however many processes there are; see `evaluate` for the arguments.
+
+    `state` is a folder.
 
     Returns:
         The result in the first process, None in the others.
@@ -44,19 +45,20 @@ def evaluate_together(
             several machines and no state that they share.
     """
     if distributed.size() == 1:
-        return evaluate(loaded, pack, seed, campaign, certify, state)
+        kept = State.of(state, loaded.detector) if state else None
+        return evaluate(loaded, pack, seed, campaign, certify, kept)
     started = time.monotonic()
     check_classes(loaded.name, loaded.detector.config.class_names, pack)
     distributed.check_same("The pictures", pack.hash)
     distributed.check_same("The versions", code())
-    distributed.check_same("The weights", weights_hash(loaded.detector))
     with _shared(state) as folder:
-        campaign = campaign and replace(campaign, state=folder)
-        _fill(loaded, pack, campaign, certify, folder)
+        kept = State.of(folder, loaded.detector)
+        distributed.check_same("The weights", kept.detector)
+        _fill(loaded, pack, campaign, certify, kept)
         distributed.wait()
         if distributed.rank():
             return None
-        result = evaluate(loaded, pack, seed, campaign, certify, folder)
+        result = evaluate(loaded, pack, seed, campaign, certify, kept)
     return {**result, "seconds": round(time.monotonic() - started, 3)}
 
 
@@ -65,12 +67,12 @@ def _fill(
     pack: Pack,
     campaign: Campaign | None,
     certify: Sequence[float],
-    state: Path,
+    state: State,
 ) -> None:
     """Compute this process's chunks of everything."""
     clean_pass(loaded.detector, pack, state).share()
     if campaign:
-        for one in attack_passes(loaded.detector, pack, campaign):
+        for one in attack_passes(loaded.detector, pack, campaign, state):
             one.share()
     if certify:
         certificate_pass(loaded.detector, pack, certify, state).share()

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import time
 from dataclasses import replace
-from typing import Any
 
 from lipdet.attack import AttackSettings
 from lipdet.attack.settings import single_attacks
@@ -14,6 +13,7 @@ from lipdet.evaluate.run import check_classes
 from lipdet.foreign.protocol import attack, detect, picture
 from lipdet.images.pack import Pack
 from lipdet.progress import track
+from lipdet.results import EvaluationResult
 from lipdet.types import Detections
 from lipdet.user_module import ForeignDetector
 from lipdet.versions import versions
@@ -21,14 +21,14 @@ from lipdet.versions import versions
 
 def evaluate_foreign(
     detector: ForeignDetector, pack: Pack, seed: int, campaign: Campaign | None
-) -> dict[str, Any]:
+) -> EvaluationResult:
     """Clean and attacked AP, in the form of `lipdet eval`; nothing is certified.
 
     Args:
         detector: looked at picture by picture.
         pack: pictures of its size.
         seed: the one that the pack was made with; recorded.
-        campaign: the attacks to run, if any; nothing is kept in its state folder.
+        campaign: the attacks to run, if any.
 
     Raises:
         InputError: the pack's classes are not the detector's, or it does not follow the protocol.
@@ -56,7 +56,7 @@ def evaluate_foreign(
         "seed": seed,
         "versions": versions(),
         "seconds": round(time.monotonic() - started, 3),
-        "clean": average_precision(targets, clean, pack.class_names).as_dict(),
+        "clean": average_precision(targets, clean, pack.class_names),
         "attacked": attacked,
         "certified": [],
     }

@@ -28,6 +28,7 @@ from numpy.typing import NDArray
 
 from lipdet.errors import InputError
 from lipdet.images.source import Skipped
+from lipdet.results import DataSummary
 from lipdet.types import Target
 
 ARRAYS = ("images", "boxes", "labels", "starts", "pictures")
@@ -87,7 +88,7 @@ class Pack:
             labels=torch.from_numpy(self.labels[own].copy()),
         )
 
-    def describe(self) -> dict[str, Any]:
+    def describe(self) -> DataSummary:
         """Return what a result says about its data."""
         return {
             "name": self.name,

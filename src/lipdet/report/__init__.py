@@ -8,9 +8,9 @@ from lipdet.report.gallery import plot_scenes
 from lipdet.report.inspection import inspect_detector
 from lipdet.report.lipschitz import plot_profiles
 from lipdet.report.page import write_figures, write_page
-from lipdet.report.results import read_results
 from lipdet.report.scenes import scenes
 from lipdet.report.style import save_drawing
+from lipdet.results import read_results
 
 __all__ = [
     "describe_architecture",

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
 
 from PIL import Image, ImageDraw, ImageFont
 from rich.table import Table
@@ -11,12 +10,13 @@ from torch import Tensor
 
 from lipdet.report.overlay import contact_sheet, draw_detections
 from lipdet.report.table import percent
+from lipdet.results import EvaluationResult
 from lipdet.types import Detections
 
 CAPTION = 24
 
 
-def attacked_table(result: dict[str, Any]) -> Table:
+def attacked_table(result: EvaluationResult) -> Table:
     """AP and recall under each attack of one result of `lipdet eval`."""
     table = Table(title=f"{result['weights']} under attack, percent")
     for column in ("ε", "attack", "objective", "steps", "restarts", "AP50", "AP", "recall"):

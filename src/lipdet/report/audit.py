@@ -8,7 +8,7 @@ from typing import Any
 from rich.table import Table
 
 from lipdet.lipschitz.audit import Audit, Finding
-from lipdet.report.markup import Cell, Section, constant, number, paragraph, table
+from lipdet.report.markup import Cell, Document, Section, constant, number, paragraph, table
 from lipdet.versions import versions
 
 COLUMNS = ("layer", "kind", "what enlarges the bound", "factor", "instead")
@@ -57,7 +57,7 @@ def audit_json(name: str, image_size: int, found: Audit) -> dict[str, Any]:
     }
 
 
-def audit_section(document: dict[str, Any], audit: Audit | str) -> Section:
+def audit_section(document: Document, audit: Audit | str) -> Section:
     """Return the findings on a page, whose json has them under `audit`."""
     heading = "What makes the Lipschitz bound large"
     if isinstance(audit, str):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
 
 from lipdet.attack.settings import single_attacks
 from lipdet.certificate import UnknownLipschitz, output_bounds
@@ -10,10 +11,11 @@ from lipdet.checkpoint import LoadedDetector
 from lipdet.detector import SSD
 from lipdet.errors import InputError
 from lipdet.evaluate.attacked import Campaign
+from lipdet.evaluate.chunks import State
 from lipdet.evaluate.run import evaluate
 from lipdet.images.pack import Pack
 from lipdet.report.inspection import Inspection, inspect_detector
-from lipdet.report.results import Result, same_data
+from lipdet.results import EvaluationResult, same_data
 
 
 def build_report(
@@ -21,9 +23,10 @@ def build_report(
     pack: Pack,
     seed: int,
     campaign: Campaign | None,
-    known: Sequence[Result],
+    known: Sequence[EvaluationResult],
     shown: Sequence[int],
-) -> tuple[list[Result], list[Inspection]]:
+    state: Path | None,
+) -> tuple[list[EvaluationResult], list[Inspection]]:
     """Measure what is not known yet.
 
     Args:
@@ -33,6 +36,7 @@ def build_report(
         campaign: attacks, whose radii are those of the certificates too; None for neither.
         known: results of `lipdet eval` on the same pack.
         shown: indices of the pictures that are attacked and shown.
+        state: folder in which finished parts are kept and looked for.
 
     Returns:
         A result and an inspection for each detector, in their order.
@@ -45,13 +49,13 @@ def build_report(
     results = []
     for loaded in detectors:
         result = by_name.get(loaded.name)
-        results.append(result if result else _measure(loaded, pack, seed, campaign))
+        results.append(result if result else _measure(loaded, pack, seed, campaign, state))
     same_data(pack.describe(), results)
     attacks = single_attacks(campaign.attack, campaign.settings) if campaign else []
     return results, [inspect_detector(loaded, pack, shown, attacks) for loaded in detectors]
 
 
-def _check(detectors: Sequence[LoadedDetector], known: Sequence[Result]) -> None:
+def _check(detectors: Sequence[LoadedDetector], known: Sequence[EvaluationResult]) -> None:
     names = [loaded.name for loaded in detectors]
     if len(set(names)) < len(names):
         raise InputError(f"Each detector can be given once only: {', '.join(names)}.")
@@ -73,9 +77,12 @@ def _check(detectors: Sequence[LoadedDetector], known: Sequence[Result]) -> None
             )
 
 
-def _measure(loaded: LoadedDetector, pack: Pack, seed: int, campaign: Campaign | None) -> Result:
+def _measure(
+    loaded: LoadedDetector, pack: Pack, seed: int, campaign: Campaign | None, state: Path | None
+) -> EvaluationResult:
     certify = campaign.epsilons if campaign and _has_bounds(loaded.detector) else ()
-    return evaluate(loaded, pack, seed, campaign, certify)
+    kept = State.of(state, loaded.detector) if state else None
+    return evaluate(loaded, pack, seed, campaign, certify, kept)
 
 
 def _has_bounds(detector: SSD) -> bool:

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 from matplotlib.ticker import PercentFormatter
 from rich.table import Table
 
 from lipdet.certificate.diagnosis import REASONS
 from lipdet.report.style import Drawing, colour, new_figure, styled
 from lipdet.report.table import percent
+from lipdet.results import EvaluationResult
 
 # Condition by condition, for people.
 MEANING = {
@@ -21,19 +20,19 @@ MEANING = {
     "matching": "it can be matched with another object",
 }
 
-# What is shown of a class.
-CELLS = ("ap50", "ap", "recall", "precision")
 
-
-def certified_table(result: dict[str, Any]) -> Table:
+def certified_table(result: EvaluationResult) -> Table:
     """Certified AP, recall and precision of one result of `lipdet eval`, at each radius."""
     table = Table(title=f"{result['weights']} under every L2 perturbation, percent, at least")
     columns = ("ε", "AP50", "AP", "recall", "precision", "any class", "class alone")
     for column in columns:
         table.add_column(column, justify="right")
-    keys = ("ap50", "ap", "recall", "precision", "vanish_recall", "class_recall")
     for entry in result["certified"]:
-        table.add_row(f"{entry['epsilon']:g}", *(_share(entry[key]) for key in keys))
+        shares = [
+            percent(entry[key])
+            for key in ("ap50", "ap", "recall", "precision", "vanish_recall", "class_recall")
+        ]
+        table.add_row(f"{entry['epsilon']:g}", *shares)
     score = result["certified"][0]["recall_score"]
     table.caption = (
         f"Recall and precision at IoU 0.5 and scores of {score:g} or more, pooled over the "
@@ -42,19 +41,25 @@ def certified_table(result: dict[str, Any]) -> Table:
     return table
 
 
-def certified_classes_table(result: dict[str, Any]) -> Table:
+def certified_classes_table(result: EvaluationResult) -> Table:
     """Certified AP50, AP, recall and precision of each class, at each radius."""
     table = Table(title="Certified, by class, percent: AP50 / AP / recall / precision")
     table.add_column("class")
     for entry in result["certified"]:
         table.add_column(f"ε = {entry['epsilon']:g}", justify="right")
     for name in result["certified"][0]["per_class"]:
-        of_class = (entry["per_class"][name] for entry in result["certified"])
-        table.add_row(name, *(" / ".join(_share(one[key]) for key in CELLS) for one in of_class))
+        cells = [
+            " / ".join(
+                percent(entry["per_class"][name][key])
+                for key in ("ap50", "ap", "recall", "precision")
+            )
+            for entry in result["certified"]
+        ]
+        table.add_row(name, *cells)
     return table
 
 
-def reasons_table(result: dict[str, Any]) -> Table:
+def reasons_table(result: EvaluationResult) -> Table:
     """Return how many objects fail at which condition, at each radius."""
     table = Table(title="Objects that are not certified, by the condition that fails")
     table.add_column("condition")
@@ -67,7 +72,7 @@ def reasons_table(result: dict[str, Any]) -> Table:
 
 
 @styled
-def plot_reasons(result: dict[str, Any]) -> Drawing | None:
+def plot_reasons(result: EvaluationResult) -> Drawing | None:
     """Return what becomes of all objects at each radius: certified, or the condition that fails.
 
     Args:
@@ -105,7 +110,3 @@ def plot_reasons(result: dict[str, Any]) -> Drawing | None:
         "fail. Missed: not detected in the clean picture either.",
         f"Of {objects} objects, " + "; ".join(told) + ".",
     )
-
-
-def _share(value: float | None) -> str:
-    return "–" if value is None else percent(value)

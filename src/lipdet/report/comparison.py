@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
 
 from rich.table import Table
 
-from lipdet.report.results import attacked, certified, radii
 from lipdet.report.table import percent
+from lipdet.results import EvaluationResult, attacked, certified, radii
 
 
-def comparison_rows(results: Sequence[dict[str, Any]]) -> tuple[list[str], list[list[str]]]:
+def comparison_rows(results: Sequence[EvaluationResult]) -> tuple[list[str], list[list[str]]]:
     """Column names, and one row of text per result; AP50 in percent, a dash if not measured."""
     epsilons = radii(results)
     names = ["detector", "parameters", "clean"]
@@ -22,12 +21,15 @@ def comparison_rows(results: Sequence[dict[str, Any]]) -> tuple[list[str], list[
         row = [str(result["weights"]), f"{result['parameters']:,}"]
         row.append(percent(result["clean"]["ap50"]))
         for entries in (attacked(result), certified(result)):
-            row += [percent(entries.get(epsilon, {}).get("ap50")) for epsilon in epsilons]
+            row += [
+                percent(entries[epsilon]["ap50"] if epsilon in entries else None)
+                for epsilon in epsilons
+            ]
         rows.append(row)
     return names, rows
 
 
-def comparison_table(results: Sequence[dict[str, Any]]) -> Table:
+def comparison_table(results: Sequence[EvaluationResult]) -> Table:
     """Return the comparison for the terminal."""
     names, rows = comparison_rows(results)
     table = Table(title="AP50, percent, by L2 radius in [0, 1] pixel units")
@@ -40,7 +42,7 @@ def comparison_table(results: Sequence[dict[str, Any]]) -> Table:
     return table
 
 
-def finding(results: Sequence[dict[str, Any]], epsilon: float) -> str:
+def finding(results: Sequence[EvaluationResult], epsilon: float) -> str:
     """Say in one sentence what an attack of this size leaves of each detector, and what is proven.
 
     Args:
@@ -60,7 +62,7 @@ def finding(results: Sequence[dict[str, Any]], epsilon: float) -> str:
     return f"AP50 under attack of ε = {epsilon:g}: {'; '.join(clauses)}."
 
 
-def comparison_markdown(results: Sequence[dict[str, Any]]) -> str:
+def comparison_markdown(results: Sequence[EvaluationResult]) -> str:
     """Return the comparison as a Markdown table."""
     names, rows = comparison_rows(results)
     lines = [names, ["---"] * len(names), *rows]

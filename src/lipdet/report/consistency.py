@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Literal
 
-from lipdet.report.results import Result, attacked
 from lipdet.report.style import COLOURS, Drawing, new_figure, styled
+from lipdet.results import EvaluationResult, attacked
 
+Fate = Literal["kept", "changed", "vanished", "appeared"]
 # Key in the json, words, colour; the first three are what can become of a detection.
-FATES = (
+FATES: tuple[tuple[Fate, str, str], ...] = (
     ("kept", "kept", COLOURS[0]),
     ("changed", "another class", COLOURS[4]),
     ("vanished", "vanished", COLOURS[1]),
@@ -17,7 +19,7 @@ FATES = (
 
 
 @styled
-def plot_consistency(results: Sequence[Result]) -> Drawing | None:
+def plot_consistency(results: Sequence[EvaluationResult]) -> Drawing | None:
     """Return what becomes of the shown detections of each detector at each radius.
 
     Args:

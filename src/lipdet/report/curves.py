@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from matplotlib.axes import Axes
 from matplotlib.ticker import PercentFormatter
 
-from lipdet.report.results import Result, attacked, certified, radii
 from lipdet.report.style import Drawing, colour, marker, new_figure, styled
 from lipdet.report.table import percent
+from lipdet.results import AveragePrecision, EvaluationResult, Figures, attacked, certified, radii
 
 # Of the range of AP.
 LABEL_HEIGHT = 0.05
@@ -21,7 +21,7 @@ AROUND = 0.05
 
 
 @styled
-def plot_curves(results: Sequence[Result]) -> Drawing | None:
+def plot_curves(results: Sequence[EvaluationResult]) -> Drawing | None:
     """AP50 of each detector against ε: attacked above, certified below, the truth between them.
 
     Args:
@@ -49,7 +49,7 @@ def plot_curves(results: Sequence[Result]) -> Drawing | None:
 
 
 @styled
-def plot_frontier(results: Sequence[Result]) -> Drawing | None:
+def plot_frontier(results: Sequence[EvaluationResult]) -> Drawing | None:
     """Clean AP50 against certified AP50 (filled) and attacked AP50 (open) at each radius.
 
     Returns:
@@ -103,7 +103,7 @@ def plot_frontier(results: Sequence[Result]) -> Drawing | None:
     )
 
 
-def _labels(result: Result) -> list[tuple[float, str]]:
+def _labels(result: EvaluationResult) -> list[tuple[float, str]]:
     """Height and radii of the markers of a detector; markers too close for two share one label."""
     markers = sorted(
         (entry["ap50"], epsilon)
@@ -125,9 +125,8 @@ def _labels(result: Result) -> list[tuple[float, str]]:
     ]
 
 
-def _curve(axes: Axes, index: int, result: Result) -> None:
-    clean = {0.0: result["clean"]}
-    above = {**clean, **attacked(result)}
+def _curve(axes: Axes, index: int, result: EvaluationResult) -> None:
+    above: dict[float, AveragePrecision | Figures] = {0.0: result["clean"], **attacked(result)}
     below = certified(result)
     style: dict[str, Any] = {"color": colour(index), "marker": marker(index), "clip_on": False}
     axes.plot(*_line(above), label=result["weights"], **style)
@@ -144,7 +143,7 @@ def _curve(axes: Axes, index: int, result: Result) -> None:
     )
 
 
-def _line(entries: dict[float, Result]) -> tuple[list[float], list[float]]:
+def _line(entries: Mapping[float, AveragePrecision | Figures]) -> tuple[list[float], list[float]]:
     ordered = sorted(entries)
     return ordered, [entries[radius]["ap50"] for radius in ordered]
 
@@ -154,7 +153,7 @@ def _percent(axes: Axes) -> None:
     axes.yaxis.set_major_formatter(PercentFormatter(1, symbol=""))
 
 
-def _described(result: Result) -> str:
+def _described(result: EvaluationResult) -> str:
     parts = [f"clean {percent(result['clean']['ap50'])}"]
     for word, entries in (("attacked", attacked(result)), ("certified", certified(result))):
         parts += [

@@ -10,15 +10,23 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from html import escape
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, NotRequired, TypedDict
 
 from lipdet.report.style import Drawing, inline_svg
 from lipdet.report.table import percent
+from lipdet.results import EvaluationResult
 
-Document = dict[str, Any]
 Drawings = dict[str, Drawing]
 
 MISSING = "not measured"
+
+
+class Document(TypedDict):
+    """The json of a page: results, and of the same detectors what else is known of each."""
+
+    results: Sequence[EvaluationResult]
+    detectors: Sequence[dict[str, Any]]
+    audit: NotRequired[Any]
 
 
 class Cell(NamedTuple):

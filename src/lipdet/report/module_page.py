@@ -13,10 +13,10 @@ from lipdet.report import detector_sections, sections
 from lipdet.report.audit import audit_section
 from lipdet.report.consistency import plot_consistency
 from lipdet.report.curves import plot_curves
-from lipdet.report.markup import Section, paragraph
+from lipdet.report.markup import Document, Section, paragraph
 from lipdet.report.page import page_text
-from lipdet.report.results import Result
 from lipdet.report.scenes import Scene
+from lipdet.results import EvaluationResult
 
 NOT_CERTIFIED = (
     "Nothing is certified here. A certificate follows scores and boxes through box decoding and "
@@ -26,7 +26,10 @@ NOT_CERTIFIED = (
 
 
 def write_module_page(
-    path: Path, result: Result, scenes: Sequence[Scene], audit: tuple[Audit, dict[str, Any]] | str
+    path: Path,
+    result: EvaluationResult,
+    scenes: Sequence[Scene],
+    audit: tuple[Audit, dict[str, Any]] | str,
 ) -> None:
     """Write the page.
 
@@ -42,7 +45,7 @@ def write_module_page(
     name = result["weights"]
     facts = {"weights": name, "speed": None, "file": None}
     found = audit if isinstance(audit, str) else audit[0]
-    document = {
+    document: Document = {
         "results": [result],
         "detectors": [{**facts, "pictures": [one.as_dict() for one in scenes]}],
         "audit": audit if isinstance(audit, str) else audit[1],

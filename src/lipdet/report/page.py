@@ -16,15 +16,17 @@ from lipdet.report.curves import plot_curves, plot_frontier
 from lipdet.report.gallery import plot_scenes
 from lipdet.report.inspection import Inspection
 from lipdet.report.lipschitz import plot_profiles
-from lipdet.report.markup import Section, paragraph
+from lipdet.report.markup import Document, Section, paragraph
 from lipdet.report.presets import draw_presets
-from lipdet.report.results import Result
 from lipdet.report.style import Drawing, save_drawing
+from lipdet.results import EvaluationResult
 
 STYLE = Path(__file__).with_name("page.css")
 
 
-def draw_all(results: Sequence[Result], inspections: Sequence[Inspection]) -> dict[str, Drawing]:
+def draw_all(
+    results: Sequence[EvaluationResult], inspections: Sequence[Inspection]
+) -> dict[str, Drawing]:
     """Return all figures by name, without those for which nothing was measured."""
     drawn = [
         plot_curves(results),
@@ -43,7 +45,7 @@ def draw_all(results: Sequence[Result], inspections: Sequence[Inspection]) -> di
 
 def write_page(
     path: Path,
-    results: Sequence[Result],
+    results: Sequence[EvaluationResult],
     inspections: Sequence[Inspection],
     title: str,
     note: str = "",
@@ -60,7 +62,10 @@ def write_page(
     Raises:
         InputError: the place cannot be written.
     """
-    document = {"results": list(results), "detectors": [one.as_dict() for one in inspections]}
+    document: Document = {
+        "results": list(results),
+        "detectors": [one.as_dict() for one in inspections],
+    }
     drawings = draw_all(results, inspections)
     scenes = [one.scenes for one in inspections]
     parts = [
@@ -83,7 +88,7 @@ def write_page(
 
 
 def write_figures(
-    folder: Path, results: Sequence[Result], inspections: Sequence[Inspection]
+    folder: Path, results: Sequence[EvaluationResult], inspections: Sequence[Inspection]
 ) -> list[Path]:
     """Write all figures as SVG and PNG into a folder, which is made if need be."""
     folder.mkdir(parents=True, exist_ok=True)

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from html import escape
-from typing import Any
+from typing import Literal
 
 from lipdet.certificate.diagnosis import REASONS
 from lipdet.report.certificate import MEANING
@@ -24,9 +24,16 @@ from lipdet.report.markup import (
     rate,
     table,
 )
-from lipdet.report.results import attacked, certified, radii
 from lipdet.report.scenes import Scene
 from lipdet.report.table import percent
+from lipdet.results import EvaluationResult, Figures, attacked, certified, radii
+
+Kind = Literal["attacked", "certified"]
+# What was measured at each radius.
+OF: dict[Kind, Callable[[EvaluationResult], Mapping[float, Figures]]] = {
+    "attacked": attacked,
+    "certified": certified,
+}
 
 
 def answer(document: Document) -> str:
@@ -55,7 +62,7 @@ def headline(document: Document, drawings: Drawings) -> Section:
         for key, words in (("ap50", "AP50"), ("ap", "AP"))
     ]
     for epsilon in radii(results):
-        for kind, of in (("attacked", attacked), ("certified", certified)):
+        for kind, of in OF.items():
             for key, words in (("ap50", "AP50"), ("ap", "AP")):
                 cells = [
                     number(
@@ -114,7 +121,7 @@ def consistency(document: Document, drawings: Drawings) -> Section:
     keys = ("shown", *(key for key, _, _ in FATES))
     rows: list[list[Cell | str]] = [
         [name, *(number(document, f"{path}/consistency/{key}", count) for key in keys)]
-        for name, path, entry in _entries(document, "attacked")
+        for name, path in _entries(document, "attacked")
     ]
     heading = "What becomes of detections under attack"
     if not rows:
@@ -140,7 +147,7 @@ def failures(document: Document, drawings: Drawings) -> Section:
             ),
             *(number(document, f"{path}/failed/{key}", count) for key in REASONS),
         ]
-        for name, path, entry in entries
+        for name, path in entries
     ]
     head = ["", "recall", "precision", "recall, any class", *(MEANING[key] for key in REASONS)]
     caption = (
@@ -158,8 +165,11 @@ def classes(document: Document, drawings: Drawings) -> Section:
     for i, result in enumerate(document["results"]):
         columns.append((f"{result['weights']}: clean", f"results/{i}/clean/per_class"))
         columns += [
-            (f"{result['weights']}: certified, {_radius(entry['epsilon'])}", f"{path}/per_class")
-            for name, path, entry in _entries(document, "certified", only=i)
+            (
+                f"{result['weights']}: certified, {_radius(epsilon)}",
+                f"{_entry_path(document, i, 'certified', entry)}/per_class",
+            )
+            for epsilon, entry in sorted(certified(result).items())
             if "per_class" in entry
         ]
     names = list(document["results"][0]["clean"]["per_class"])
@@ -171,7 +181,7 @@ def classes(document: Document, drawings: Drawings) -> Section:
     return Section("classes", "By class", table("AP50 in percent", head, rows))
 
 
-def _attacks(results: Sequence[Document]) -> str:
+def _attacks(results: Sequence[EvaluationResult]) -> str:
     """Return the attacks behind the attacked figures, with their strength."""
     words = {
         f"{entry['attack']} on {entry.get('objective', 'several objectives')} "
@@ -191,20 +201,16 @@ def _key(name: str) -> str:
     return name.replace("~", "~0").replace("/", "~1")
 
 
-def _entry_path(document: Document, index: int, kind: str, entry: Any) -> str:
+def _entry_path(document: Document, index: int, kind: Kind, entry: object) -> str:
     entries = document["results"][index][kind]
     place = next((i for i, other in enumerate(entries) if other is entry), len(entries))
     return f"results/{index}/{kind}/{place}"
 
 
-def _entries(
-    document: Document, kind: str, only: int | None = None
-) -> list[tuple[str, str, dict[str, Any]]]:
-    """Name, path and entry of each radius of each detector."""
-    of = attacked if kind == "attacked" else certified
+def _entries(document: Document, kind: Kind) -> list[tuple[str, str]]:
+    """Name and path of each radius of each detector."""
     return [
-        (f"{result['weights']}, {_radius(epsilon)}", _entry_path(document, i, kind, entry), entry)
+        (f"{result['weights']}, {_radius(epsilon)}", _entry_path(document, i, kind, entry))
         for i, result in enumerate(document["results"])
-        if only is None or i == only
-        for epsilon, entry in sorted(of(result).items())
+        for epsilon, entry in sorted(OF[kind](result).items())
     ]

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
 
 from rich.table import Table
+
+from lipdet.results import EvaluationResult
 
 COLUMNS = ("detector", "data", "pictures", "objects", "AP50", "AP", "parameters")
 
 
-def rows(results: Sequence[dict[str, Any]]) -> list[tuple[str, ...]]:
+def rows(results: Sequence[EvaluationResult]) -> list[tuple[str, ...]]:
     """Return one row of text per result, in the order of COLUMNS; AP in percent."""
     return [
         (
@@ -26,7 +27,7 @@ def rows(results: Sequence[dict[str, Any]]) -> list[tuple[str, ...]]:
     ]
 
 
-def results_table(results: Sequence[dict[str, Any]]) -> Table:
+def results_table(results: Sequence[EvaluationResult]) -> Table:
     """Return the results side by side."""
     table = Table(title="Clean average precision, percent")
     for index, column in enumerate(COLUMNS):
@@ -36,7 +37,7 @@ def results_table(results: Sequence[dict[str, Any]]) -> Table:
     return table
 
 
-def classes_table(result: dict[str, Any]) -> Table:
+def classes_table(result: EvaluationResult) -> Table:
     """AP of each class of one result."""
     table = Table(title=f"{result['weights']} by class, percent")
     for column in ("class", "AP50", "AP"):

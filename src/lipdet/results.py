@@ -1,0 +1,193 @@
+"""What `lipdet eval` measures, as json: the type of every object, and how files are read back.
+
+Notable choices:
+- Results are plain dictionaries, so that json is the value itself, with no conversion either way.
+- docs/json.md explains every key; AP, recall and precision are fractions, not percent.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import NotRequired, TypedDict
+
+from lipdet.errors import InputError
+
+
+class DataSummary(TypedDict):
+    """The pictures: what they are in words, the hash of their arrays, and how many of what."""
+
+    name: str
+    hash: str
+    images: int
+    objects: int
+    skipped: int
+
+
+class ClassAP(TypedDict):
+    """AP of one class at IoU 0.5 and over 0.5:0.95, fractions; None where it has no objects."""
+
+    ap50: float | None
+    ap: float | None
+
+
+class AveragePrecision(TypedDict):
+    """Mean AP at IoU 0.5 and over IoU 0.5:0.95, fractions, and those of each class by name."""
+
+    ap50: float
+    ap: float
+    per_class: dict[str, ClassAP]
+
+
+class Figures(TypedDict):
+    """Mean AP as in `AveragePrecision`, and the share of objects found at IoU 0.5 and a score."""
+
+    ap50: float
+    ap: float
+    recall: float
+
+
+class Consistency(TypedDict):
+    """How many detections are shown on clean pictures, and what becomes of them under attack."""
+
+    shown: int
+    kept: int
+    changed: int
+    vanished: int
+    appeared: int
+
+
+class AttackedResult(Figures):
+    """What one attack of radius `epsilon`, in [0, 1] pixel units, leaves.
+
+    Either `objective` is what was raised, or `objectives` and `composite` are what `worst` is the
+    lowest of. Recall is of detections with a score above `recall_score`.
+    """
+
+    epsilon: float
+    attack: str
+    norm: str
+    steps: int
+    restarts: int
+    seed: int
+    recall_score: float
+    consistency: Consistency
+    objective: NotRequired[str]
+    composite: NotRequired[Figures]
+    objectives: NotRequired[dict[str, Figures]]
+
+
+class CertifiedClass(ClassAP):
+    """Certified AP, recall and precision of one class; None where there is nothing to divide by."""
+
+    recall: float | None
+    precision: float | None
+
+
+class CertifiedResult(Figures):
+    """What no perturbation with an L2 norm of at most `epsilon` takes away: bounds from below.
+
+    `failed` counts objects by the condition that fails.
+    """
+
+    epsilon: float
+    recall_score: float
+    precision: float | None
+    vanish_recall: float
+    class_recall: float
+    failed: dict[str, int]
+    per_class: dict[str, CertifiedClass]
+    rounding: str
+
+
+class WorkingPoint(TypedDict):
+    """The 95 % interval of AP50 at one ε (0: clean), and false positives at fixed recalls."""
+
+    epsilon: float
+    ap50_interval: list[float]
+    false_positives_per_image: dict[str, float | None]
+
+
+class EvaluationResult(TypedDict):
+    """What is measured of one detector on one data set, with all that is needed to repeat it."""
+
+    weights: str
+    parameters: int
+    data: DataSummary
+    seed: int
+    versions: dict[str, str]
+    seconds: float
+    clean: AveragePrecision
+    attacked: list[AttackedResult]
+    certified: list[CertifiedResult]
+    working_points: NotRequired[list[WorkingPoint]]
+
+
+NEEDED = {"weights", "parameters", "data", "seed", "versions", "clean", "attacked", "certified"}
+
+
+def read_results(files: Sequence[Path]) -> list[EvaluationResult]:
+    """Return all results in json files: of `lipdet eval --json`, or lists of such results.
+
+    Raises:
+        InputError: a file is missing, or is no result.
+    """
+    return [result for file in files for result in _read(file)]
+
+
+def _read(file: Path) -> list[EvaluationResult]:
+    try:
+        content = json.loads(file.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise InputError(f"{file} cannot be read ({error.strerror}).") from None
+    except ValueError:
+        raise InputError(f"{file} is no json; give what `lipdet eval --json` wrote.") from None
+    results = content if isinstance(content, list) else [content]
+    for result in results:
+        if not isinstance(result, dict) or (missing := NEEDED - set(result)):
+            what = (
+                f"it lacks {', '.join(sorted(missing))}"
+                if isinstance(result, dict)
+                else "no object"
+            )
+            raise InputError(f"{file} holds no result of `lipdet eval` ({what}).")
+    return results
+
+
+def same_data(data: DataSummary, results: Sequence[EvaluationResult]) -> None:
+    """Refuse to set results side by side that were measured on other pictures than these.
+
+    Raises:
+        InputError: their data differ.
+    """
+    for result in results:
+        if result["data"]["hash"] != data["hash"]:
+            raise InputError(
+                f"{result['weights']} was measured on {_described(result['data'])}, not on "
+                f"{_described(data)}; measure it again, or give the same --data and --limit."
+            )
+
+
+def attacked(result: EvaluationResult) -> dict[float, AttackedResult]:
+    """By radius the attack with the lowest AP50 in the L2 norm, the one certificates speak of."""
+    entries: dict[float, AttackedResult] = {}
+    for entry in result["attacked"]:
+        known = entries.get(entry["epsilon"])
+        if entry.get("norm", "l2") == "l2" and (known is None or entry["ap50"] < known["ap50"]):
+            entries[entry["epsilon"]] = entry
+    return entries
+
+
+def certified(result: EvaluationResult) -> dict[float, CertifiedResult]:
+    """Return the certificates by radius."""
+    return {entry["epsilon"]: entry for entry in result["certified"]}
+
+
+def radii(results: Sequence[EvaluationResult]) -> list[float]:
+    """Return all radii at which anything was measured, rising."""
+    return sorted({epsilon for one in results for epsilon in (*attacked(one), *certified(one))})
+
+
+def _described(data: DataSummary) -> str:
+    return f"{data['images']} pictures of {data['name']} (hash {data['hash'][:12]}…)"

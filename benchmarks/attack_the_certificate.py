@@ -32,8 +32,8 @@ from lipdet.attack.objectives import RawObjective
 from lipdet.attack.scene import Scene, scene_of
 from lipdet.boxes import AP_SELECTION, Decoder
 from lipdet.boxes.scores import logit
+from lipdet.certificate.conditions.ground_truth import ground_truth_of
 from lipdet.certificate.radius import certified_radii
-from lipdet.certificate.truths import truths_of
 from lipdet.certificate.verifier import Verifier, verifier_of
 from lipdet.checkpoint import load_detector
 from lipdet.detector import SSD
@@ -84,7 +84,7 @@ class Damage(NamedTuple):
 
 def promises(verifier: Verifier, raw: RawOutput, targets: Sequence[Target]) -> list[Promise]:
     """All objects of a batch that are certified at some ε > 0, at the floor and IoU 0.5."""
-    truths = truths_of(targets)
+    truths = ground_truth_of(targets)
     radii = certified_radii(verifier, raw, truths, IOU, logit(AP_SELECTION.score_floor))
     first = torch.cat([torch.arange(len(target["labels"])) for target in targets])
     found = []
@@ -103,8 +103,8 @@ def _certifier(
     """The default box of the candidate with the highest lowest score that vouches."""
     epsilon = torch.tensor([radius], dtype=torch.float64)
     candidates = verifier.candidates(raw, epsilon)
-    entries = verifier.entries(candidates, epsilon)
-    found = verifier.certifiers(candidates, truths_of([target]), epsilon, IOU, entries)
+    cover = verifier.clique_cover(candidates, epsilon)
+    found = verifier.certifiers(candidates, ground_truth_of([target]), epsilon, IOU, cover)
     mine = found.certify(IOU) & (found.truth == index)
     alike = candidates.group == int(target["labels"][index])
     best = torch.nonzero(alike & (candidates.low == found.low[mine].max()))[0]

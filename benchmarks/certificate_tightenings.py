@@ -15,7 +15,7 @@ import time
 from dataclasses import fields, replace
 
 from lipdet.boxes import AP_SELECTION
-from lipdet.certificate.tightenings import ALL, Tightenings
+from lipdet.certificate.conditions.certify import ALL, Tightenings
 from lipdet.certificate.verifier import verifier_of
 from lipdet.checkpoint import load_detector
 from lipdet.evaluate.certified import (

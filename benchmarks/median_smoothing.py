@@ -39,7 +39,7 @@ from torch import Tensor
 from torchvision.ops import box_iou
 
 from lipdet.boxes import AP_SELECTION, Selection, select_detections
-from lipdet.certificate.average_precision import RECALLS
+from lipdet.certificate.certified_ap import RECALLS
 from lipdet.certificate.verifier import verifier_of
 from lipdet.checkpoint import load_detector
 from lipdet.detector import SSD

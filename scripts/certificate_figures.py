@@ -22,8 +22,8 @@ from PIL import Image
 from torchvision.ops import box_iou
 
 from lipdet.boxes import DISPLAY_SELECTION
-from lipdet.certificate.box_range import BoxRange
-from lipdet.certificate.iou_bounds import min_iou_fixed
+from lipdet.certificate.geometry.box_range import BoxRange
+from lipdet.certificate.geometry.iou_bounds import min_iou_fixed
 from lipdet.certificate.verifier import verifier_of
 from lipdet.checkpoint import LoadedDetector, load_detector
 from lipdet.detect import certify_regions

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from lipdet.boxes import DISPLAY_SELECTION, BoxCoding, SigmoidScores, select_detections
-from lipdet.certificate.outputs import output_bounds
+from lipdet.certificate.constants.outputs import output_bounds
 from lipdet.checkpoint import LoadedDetector, load_detector
 from lipdet.cli import main
 from lipdet.config import DetectorConfig

@@ -29,7 +29,7 @@ def naive() -> LoadedDetector:
     return load_detector("naive")
 
 
-@pytest.mark.parametrize("folder", COMPUTING)
+@pytest.mark.parametrize("folder", [*COMPUTING, "certificate/geometry"])
 def test_a_change_of_code_changes_the_keys(tmp_path: Path, folder: str) -> None:
     package = tmp_path / "lipdet"
     shutil.copytree(Path(lipdet.__file__).parent, package, ignore=shutil.ignore_patterns("weights"))

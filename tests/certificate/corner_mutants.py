@@ -8,19 +8,18 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from lipdet.certificate import (
-    box_range,
+from lipdet.certificate import certified_ap
+from lipdet.certificate.conditions import (
     candidates,
     certify,
-    claims,
-    contest,
-    cover,
-    iou_bounds,
-    score_range,
+    clique_cover,
+    scores_and_votes,
+    suppressors,
 )
-from lipdet.certificate.box_range import BoxRange
-from lipdet.certificate.conditions import SUPPRESS_SLACK
-from lipdet.certificate.iou_bounds import max_iou_fixed, max_iou_pair
+from lipdet.certificate.conditions.five_conditions import SUPPRESS_SLACK
+from lipdet.certificate.geometry import box_range, iou_bounds
+from lipdet.certificate.geometry.box_range import BoxRange
+from lipdet.certificate.geometry.iou_bounds import max_iou_fixed, max_iou_pair
 from tests.certificate.mutants import Mutant
 
 
@@ -32,14 +31,16 @@ def _as_they_are(*ends: Tensor) -> Any:
     return ends if len(ends) > 1 else ends[0]
 
 
-def _outscores(
+def _rival_can_outscore(
     high: Tensor, low: Tensor, difference: Tensor | None = None, reach: Tensor | None = None
 ) -> Tensor:
     can = high >= low
     return can if difference is None or reach is None else can & (difference + reach >= 0)
 
 
-def _may_vote(self: contest.Contest, place: Tensor, label: Tensor, margin: float) -> Tensor:
+def _may_vote(
+    self: scores_and_votes.ClassVotes, place: Tensor, label: Tensor, margin: float
+) -> Tensor:
     """The vote of what is not a number is lost."""
     numbers = ~(self.moved.isnan().any(dim=1) | self.moved.isinf().any(dim=1))
     return _MAY_VOTE(self, place, label, margin) & numbers[place]
@@ -57,21 +58,21 @@ def _no_number(bound: Tensor, trivial: float) -> Tensor:
     return bound
 
 
-_CLAIM = claims._claim
-_MAY_VOTE = contest.Contest.may_vote
+_CLAIM = certified_ap._claim
+_MAY_VOTE = scores_and_votes.ClassVotes.may_vote
 IN_CORNER_SCENES: dict[str, Mutant] = {
     "what is no number is no candidate": [
         (candidates, "may_exceed", _exceeds),
-        (score_range, "widest", _as_they_are),
+        (scores_and_votes, "widest", _as_they_are),
     ],
-    "ends of intervals that are no numbers": [(score_range, "widest", _as_they_are)],
-    "what is no number cannot outscore": [(certify, "outscores", _outscores)],
-    "what is no number has no vote": [(contest.Contest, "may_vote", _may_vote)],
-    "budgets that are no numbers": [(cover, "_or_infinite", _as_they_are)],
+    "ends of intervals that are no numbers": [(scores_and_votes, "widest", _as_they_are)],
+    "what is no number cannot outscore": [(suppressors, "can_outscore", _rival_can_outscore)],
+    "what is no number has no vote": [(scores_and_votes.ClassVotes, "may_vote", _may_vote)],
+    "budgets that are no numbers": [(clique_cover, "_or_infinite", _as_they_are)],
     "boxes that are no numbers cannot suppress": [
         (box_range, "_or_anywhere", _limits),
         (iou_bounds, "known_or", _no_number),
-        (certify, "suppresses", _overlaps),
+        (suppressors, "can_suppress", _overlaps),
     ],
 }
 IN_DIRECTED_CORNERS: dict[str, Mutant] = {
@@ -89,13 +90,13 @@ def _tied_members(
     return _CLAIM(truth, clique, high, heads, sure | tied, uncounted)
 
 
-def _any_match(boxes: BoxRange, rival: Tensor, own: Tensor, size: int, relaxed: bool) -> Tensor:
+def _any_match(boxes: BoxRange, other: Tensor, own: Tensor, size: int, relaxed: bool) -> Tensor:
     """The relaxation of condition 5 where the own object is matched no less, instead of more."""
-    reached = max_iou_fixed(boxes, rival, size)
+    reached = max_iou_fixed(boxes, other, size)
     return torch.where(reached <= own + 2e-4, -1.0, reached)
 
 
 IN_CROWDED_SCENES: dict[str, Mutant] = {
-    "ties of heads": [(claims, "_claim", _tied_members)],
-    "twins told apart": [(certify, "strays_to", _any_match)],
+    "ties of heads": [(certified_ap, "_claim", _tied_members)],
+    "twins told apart": [(certify, "other_match_up_to", _any_match)],
 }

@@ -11,7 +11,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from lipdet.certificate.box_range import BoxRange
+from lipdet.certificate.geometry.box_range import BoxRange
 
 SIZE = 74.0
 KINDS = ("anywhere", "border", "degenerate", "containing", "disjoint", "certain", "enormous")

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Callable, Sequence
-from typing import Any
 
 import numpy as np
 import torch
@@ -12,23 +11,21 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from lipdet.boxes.select import Decoder
-from lipdet.certificate import (
-    average_precision,
+from lipdet.certificate import certified_ap, verifier
+from lipdet.certificate.conditions import (
     candidates,
     certify,
-    claims,
-    conditions,
-    contest,
-    cover,
-    head_norms,
-    rivals,
-    staying,
-    verifier,
+    clique_cover,
+    five_conditions,
+    ground_truth,
+    scores_and_votes,
+    suppressors,
 )
-from lipdet.certificate.box_range import BoxRange
-from lipdet.certificate.iou_bounds import max_iou_fixed, max_iou_pair, min_iou_fixed
-from lipdet.certificate.offset_ball import min_iou_in_ball
-from lipdet.certificate.outputs import OutputBounds
+from lipdet.certificate.constants import joint_outputs
+from lipdet.certificate.constants.outputs import OutputBounds
+from lipdet.certificate.geometry.box_range import BoxRange
+from lipdet.certificate.geometry.iou_bounds import max_iou_fixed, max_iou_pair, min_iou_fixed
+from lipdet.certificate.geometry.offset_ball import OffsetBalls, min_iou_in_ball
 from lipdet.types import RawOutput
 from tests.certificate import promises, scenes
 
@@ -39,14 +36,14 @@ def _always(*columns: Tensor | int) -> Tensor:
 
 def _standing_still(boxes: BoxRange, truth: Tensor, balls: object = None) -> Tensor:
     middle = (boxes.low + boxes.high) / 2
-    return min_iou_fixed(BoxRange(middle, middle), truth) - conditions.MATCH_SLACK
+    return min_iou_fixed(BoxRange(middle, middle), truth) - five_conditions.MATCH_SLACK
 
 
 def _no_suppressor(certifier: BoxRange, rival: BoxRange, nms_iou: float, size: int) -> Tensor:
     return torch.zeros(len(certifier.low), dtype=torch.bool)
 
 
-def _no_stray(boxes: BoxRange, rival: Tensor, own: Tensor, size: int, relaxed: bool) -> Tensor:
+def _no_other(boxes: BoxRange, other: Tensor, own: Tensor, size: int, relaxed: bool) -> Tensor:
     return torch.full((len(boxes.low),), -1.0, dtype=torch.float64)
 
 
@@ -90,24 +87,26 @@ def _stars(
     return numbers
 
 
-def _continuous(objects: average_precision.Objects, possible: average_precision.Possible) -> float:
+def _continuous(
+    objects: certified_ap.ClassObjects, possible: certified_ap.PossibleDetections
+) -> float:
     """The area under the curve instead of the mean over 101 recalls."""
     reached = objects.certified[objects.certified > -torch.inf]
     thresholds = torch.unique(reached)
-    found = average_precision.at_least(reached, thresholds)
-    wrong = average_precision.false_positives(objects, possible, thresholds)
+    found = certified_ap.count_at_least(reached, thresholds)
+    wrong = certified_ap.false_positives(objects, possible, thresholds)
     precision = (found / (found + wrong)).cummax(0).values
     steps = -torch.diff(found / len(objects.certified), append=torch.zeros(1, dtype=torch.float64))
     return float((steps * precision).sum())
 
 
-def _just_below(entries: cover.Entries, label: int, *rest: int) -> Tensor:
-    """What counts entries > τ does: each entry a little lower."""
-    return _POOLED(entries, label, *rest) - 1e-12
+def _just_below(cover: clique_cover.CliqueCover, label: int, *rest: int) -> Tensor:
+    """What counts cliques > τ does: each a little lower."""
+    return _POOLED(cover, label, *rest) - 1e-12
 
 
-def _cliques_just_below(entries: cover.Entries, label: int, classes: int) -> Tensor:
-    return _POOLED_CLIQUES(entries, label, classes) - 1e-12
+def _cliques_just_below(cover: clique_cover.CliqueCover, label: int, classes: int) -> Tensor:
+    return _POOLED_HIGHEST(cover, label, classes) - 1e-12
 
 
 def _unsure_members(
@@ -123,17 +122,19 @@ def _of_any_object(candidates: object, truths: object, truth: Tensor, *rest: obj
     return torch.full((len(truth),), -1.0, dtype=torch.float64)
 
 
-def _all_that_is_counted(entries: cover.Entries, group: Tensor, limit: int) -> Tensor:
+def _all_that_is_counted(cover: clique_cover.CliqueCover, group: Tensor, limit: int) -> Tensor:
     return torch.full((len(group),), -torch.inf, dtype=torch.float64)
 
 
 def _claimed_twice(
-    objects: average_precision.Objects, possible: average_precision.Possible, thresholds: Tensor
+    objects: certified_ap.ClassObjects,
+    possible: certified_ap.PossibleDetections,
+    thresholds: Tensor,
 ) -> Tensor:
     """Objects that are certified and claim a clique count for two."""
-    counted = average_precision.at_least(possible.cliques, thresholds)
+    counted = certified_ap.count_at_least(possible.cliques, thresholds)
     for found in (
-        (objects.last[:, None] < thresholds) & (thresholds <= objects.first[:, None]),
+        (objects.above[:, None] < thresholds) & (thresholds <= objects.up_to[:, None]),
         objects.certified[:, None] >= thresholds,
     ):
         counted = counted - found.sum(dim=0)
@@ -151,12 +152,14 @@ def _half_of_outputs(
     return candidates.find_candidates(raw, bounds, decoder, floor, epsilon / 2, *rest)
 
 
-def _every_vote(self: contest.Contest, place: Tensor, label: Tensor, margin: float) -> Tensor:
+def _every_vote(
+    self: scores_and_votes.ClassVotes, place: Tensor, label: Tensor, margin: float
+) -> Tensor:
     return _always(place)
 
 
 def _votes_as_they_are(
-    self: contest.Contest, place: Tensor, label: Tensor, margin: float
+    self: scores_and_votes.ClassVotes, place: Tensor, label: Tensor, margin: float
 ) -> Tensor:
     """What has no vote without perturbation is left out."""
     still = torch.zeros_like(self.moved)
@@ -164,7 +167,7 @@ def _votes_as_they_are(
 
 
 def _half_of_contrasts(
-    self: contest.Contest, place: Tensor, label: Tensor, margin: float
+    self: scores_and_votes.ClassVotes, place: Tensor, label: Tensor, margin: float
 ) -> Tensor:
     contrasts = None if self.contrasts is None else self.contrasts / 2
     half = self._replace(moved=self.moved / 2, contrasts=contrasts)
@@ -179,24 +182,24 @@ def _half_of_differences(
 
 def _without_push(
     self: scenes.PairwiseTable, a: Tensor, b: Tensor, labels: Tensor
-) -> head_norms.Lift:
+) -> joint_outputs.Lift:
     found = _LIFTS(self, a, b, labels)
     return found._replace(push=torch.zeros_like(found.push))
 
 
-def _all_spent(self: rivals.Rivals, own: Tensor, rival: Tensor) -> candidates.Balls:
+def _all_spent(self: suppressors.JointMotion, own: Tensor, rival: Tensor) -> OffsetBalls:
     """The rival's ball as if what the lead costs were lost to it: r − t for √(r² − t²)."""
-    found, whole = _RIVALS_BALLS(self, own, rival), self.candidates.balls.at(rival)
+    found, whole = _RIVAL_BALLS(self, own, rival), self.candidates.balls.at(rival)
     left = (found.radius / whole.radius).clamp(max=1)
     spent = (1 - left.square()).sqrt()
     return found._replace(radius=whole.radius * (1 - spent))
 
 
-_MAY_VOTE = contest.Contest.may_vote
-_SURELY_VOTES = contest.Contest.surely_votes
-_AFFORDABLE = cover.affordable
+_MAY_VOTE = scores_and_votes.ClassVotes.may_vote
+_SURELY_VOTES = scores_and_votes.ClassVotes.surely_votes
+_AFFORDABLE = clique_cover.affordable_log_odds
 _LIFTS = scenes.PairwiseTable.lifts
-_RIVALS_BALLS = rivals.Rivals.balls
+_RIVAL_BALLS = suppressors.JointMotion.rival_balls
 
 
 def _half_of_all_together(
@@ -205,13 +208,13 @@ def _half_of_all_together(
     return _AFFORDABLE(group, place, nearest, budget / 2, limit)
 
 
-def _half_of_ball(offsets: Tensor, radius: Tensor, *rest: Any) -> Tensor:
-    return min_iou_in_ball(offsets, radius / 2, *rest)
+def _half_of_ball(balls: OffsetBalls, fixed: Tensor) -> Tensor:
+    return min_iou_in_ball(balls._replace(radius=balls.radius / 2), fixed)
 
 
-_POOLED = cover.Entries.pooled
-_POOLED_CLIQUES = cover.Entries.pooled_cliques
-_CLAIM = claims._claim
+_POOLED = clique_cover.CliqueCover.pooled
+_POOLED_HIGHEST = clique_cover.CliqueCover.pooled_highest
+_CLAIM = certified_ap._claim
 Patch = tuple[object, str, object]
 Mutant = Sequence[Patch]
 _EVERYTHING: Callable[[Tensor, float], Tensor] = lambda low, floor: low > -1e9  # noqa: E731
@@ -219,42 +222,56 @@ _EVERYTHING: Callable[[Tensor, float], Tensor] = lambda low, floor: low > -1e9  
 # Caught by random scenes within a few hundred.
 IN_RANDOM_SCENES: dict[str, Mutant] = {
     "condition 1 removed": [(certify, "clears_floor", _EVERYTHING)],
-    "condition 2 removed": [(staying, "stays_on", _standing_still)],
-    "condition 3 removed": [(certify, "suppresses", _no_suppressor)],
-    "condition 4 removed": [(certify, "fits", _always)],
-    "condition 4 by cliques removed": [(certify, "kept_fit", _always)],
+    "condition 2 removed": [(ground_truth, "matches_up_to", _standing_still)],
+    "condition 3 removed": [(suppressors, "can_suppress", _no_suppressor)],
+    "condition 4 removed": [(certify, "few_ahead", _always)],
+    "condition 4 by cliques removed": [(certify, "few_kept", _always)],
     "unclipped highest IoU of pairs": [
-        (conditions, "max_iou_pair", lambda a, b, size: max_iou_pair(a, b, None))
+        (five_conditions, "max_iou_pair", lambda a, b, size: max_iou_pair(a, b, None))
     ],
     "half the constants of outputs": [(verifier, "find_candidates", _half_of_outputs)],
-    "votes that may be lost": [(contest.Contest, "surely_votes", _every_vote)],
-    "votes that may be won left out": [(contest.Contest, "may_vote", _votes_as_they_are)],
-    "half the constants between classes": [(contest.Contest, "surely_votes", _half_of_contrasts)],
-    "half the ball of offsets": [(conditions, "min_iou_in_ball", _half_of_ball)],
-    "claims of unsure members": [(claims, "_claim", _unsure_members)],
-    "claims of what another object may be matched by": [(claims, "strays", _of_any_object)],
-    "claims and certificates added": [(average_precision, "false_positives", _claimed_twice)],
+    "votes that may be lost": [(scores_and_votes.ClassVotes, "surely_votes", _every_vote)],
+    "votes that may be won left out": [
+        (scores_and_votes.ClassVotes, "may_vote", _votes_as_they_are)
+    ],
+    "half the constants between classes": [
+        (scores_and_votes.ClassVotes, "surely_votes", _half_of_contrasts)
+    ],
+    "half the ball of offsets": [(five_conditions, "min_iou_in_ball", _half_of_ball)],
+    "claims of unsure members": [(certified_ap, "_claim", _unsure_members)],
+    "claims of what another object may be matched by": [
+        (certified_ap, "other_matches", _of_any_object)
+    ],
+    "claims and certificates added": [(certified_ap, "false_positives", _claimed_twice)],
 }
 # Each needs a scene made for it.
 IN_DIRECTED_SCENES: dict[str, Mutant] = {
-    "condition 5 removed": [(certify, "strays_to", _no_stray)],
-    "> for ≥ between rivals": [(certify, "outscores", _strictly)],
+    "condition 5 removed": [(certify, "other_match_up_to", _no_other)],
+    "> for ≥ between rivals": [(suppressors, "can_outscore", _strictly)],
     "> for ≥ in D⁺": [
-        (cover.Entries, "pooled", _just_below),
-        (cover.Entries, "pooled_cliques", _cliques_just_below),
+        (clique_cover.CliqueCover, "pooled", _just_below),
+        (clique_cover.CliqueCover, "pooled_highest", _cliques_just_below),
     ],
-    "highest IoU of pairs from vertices": [(conditions, "max_iou_pair", _pair_at_vertices)],
-    "highest IoU with an object from vertices": [(conditions, "max_iou_fixed", _fixed_at_vertices)],
+    "highest IoU of pairs from vertices": [(five_conditions, "max_iou_pair", _pair_at_vertices)],
+    "highest IoU with an object from vertices": [
+        (five_conditions, "max_iou_fixed", _fixed_at_vertices)
+    ],
     "unclipped highest IoU with an object": [
-        (conditions, "max_iou_fixed", lambda boxes, fixed, size: max_iou_fixed(boxes, fixed, None))
+        (
+            five_conditions,
+            "max_iou_fixed",
+            lambda boxes, fixed, size: max_iou_fixed(boxes, fixed, None),
+        )
     ],
-    "stars for cliques": [(cover, "first_fit", _stars)],
+    "stars for cliques": [(clique_cover, "first_fit", _stars)],
     "half the constants of differences": [
         (scenes.PairwiseTable, "constants", _half_of_differences)
     ],
-    "half the constant of all logits": [(cover, "affordable", _half_of_all_together)],
+    "half the constant of all logits": [
+        (clique_cover, "affordable_log_odds", _half_of_all_together)
+    ],
     "a rival's box where it was": [(scenes.PairwiseTable, "lifts", _without_push)],
-    "a rival's ball too small": [(rivals.Rivals, "balls", _all_spent)],
-    "claims beyond what is counted": [(claims, "_uncounted", _all_that_is_counted)],
+    "a rival's ball too small": [(suppressors.JointMotion, "rival_balls", _all_spent)],
+    "claims beyond what is counted": [(certified_ap, "_uncounted", _all_that_is_counted)],
     "continuous area": [(promises, "certified_average_precision", _continuous)],
 }

@@ -9,13 +9,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from lipdet.certificate.average_precision import (
-    Objects,
-    Possible,
+from lipdet.certificate.certified_ap import (
+    ClassObjects,
+    PossibleDetections,
     certified_average_precision,
 )
-from lipdet.certificate.certify import MAX_DETECTIONS, certified_up_to
-from lipdet.certificate.truths import truths_of
+from lipdet.certificate.conditions.certify import MAX_DETECTIONS, certified_up_to
+from lipdet.certificate.conditions.ground_truth import ground_truth_of
 from lipdet.evaluate.average_precision import average_precision, matched_scores
 from lipdet.types import Detections, RawOutput, Target
 from tests.certificate.adversaries import perturbed
@@ -27,13 +27,13 @@ IOUS = tuple(np.linspace(0.5, 0.95, 10).tolist())
 
 def certificates(scene: Scene) -> Certificates:
     """What is certified: log-odds per object and IoU (G, len(IOUS)), and AP per class and IoU."""
-    verifier, truths = scene.verifier, truths_of(scene.targets)
+    verifier, truths = scene.verifier, ground_truth_of(scene.targets)
     epsilon = torch.full((len(scene.targets),), scene.epsilon, dtype=torch.float64)
     candidates = verifier.candidates(scene.raw, epsilon)
-    entries = verifier.entries(candidates, epsilon)
-    found = verifier.certifiers(candidates, truths, epsilon, min(IOUS), entries)
+    cover = verifier.clique_cover(candidates, epsilon)
+    found = verifier.certifiers(candidates, truths, epsilon, min(IOUS), cover)
     reached = certified_up_to(found, len(truths.image), IOUS)
-    claimed = verifier.claims(candidates, truths, found.pairs, entries, IOUS)
+    claimed = verifier.claim_cliques(candidates, truths, found.matches, cover, IOUS)
     most = min(verifier.selection.top_k, MAX_DETECTIONS)
     precision = []
     for column in range(len(IOUS)):
@@ -41,12 +41,12 @@ def certificates(scene: Scene) -> Certificates:
         for label in range(scene.classes):
             mine = truths.label == label
             if mine.any():
-                columns = (part[mine, column] for part in (reached, claimed.first, claimed.last))
-                possible = Possible(
-                    entries.pooled(label, scene.classes, most),
-                    entries.pooled_cliques(label, scene.classes),
+                columns = (part[mine, column] for part in (reached, claimed.up_to, claimed.above))
+                possible = PossibleDetections(
+                    cover.pooled(label, scene.classes, most),
+                    cover.pooled_highest(label, scene.classes),
                 )
-                by_class[label] = certified_average_precision(Objects(*columns), possible)
+                by_class[label] = certified_average_precision(ClassObjects(*columns), possible)
         precision.append(by_class)
     return reached, precision
 

@@ -16,8 +16,8 @@ from torch import Tensor
 from lipdet.boxes import BoxCoding, Selection, select_detections
 from lipdet.boxes.scores import Scores, SigmoidScores, SoftmaxScores
 from lipdet.boxes.select import Decoder
-from lipdet.certificate.head_norms import Lift
-from lipdet.certificate.outputs import OutputBounds
+from lipdet.certificate.constants.joint_outputs import Lift
+from lipdet.certificate.constants.outputs import OutputBounds
 from lipdet.certificate.verifier import Verifier
 from lipdet.types import Detections, RawOutput, Target
 

@@ -7,13 +7,13 @@ import pytest
 import torch
 
 from lipdet.boxes import AP_SELECTION
-from lipdet.certificate.average_precision import (
-    Objects,
-    Possible,
+from lipdet.certificate.certified_ap import (
+    ClassObjects,
+    PossibleDetections,
     certified_average_precision,
     false_positives,
 )
-from lipdet.certificate.cover import affordable, first_fit
+from lipdet.certificate.conditions.clique_cover import affordable_log_odds, first_fit
 from lipdet.certificate.diagnosis import REASONS
 from lipdet.certificate.numerics import MEASURED
 from lipdet.certificate.verifier import verifier_of
@@ -27,45 +27,45 @@ def _values(*values: float) -> torch.Tensor:
     return torch.tensor(values, dtype=torch.float64)
 
 
-def _objects(certified: torch.Tensor) -> Objects:
+def _objects(certified: torch.Tensor) -> ClassObjects:
     """Objects that claim nothing."""
     nothing = torch.full_like(certified, -torch.inf)
-    return Objects(certified, nothing, nothing)
+    return ClassObjects(certified, nothing, nothing)
 
 
 def test_average_precision_by_hand() -> None:
     objects = _objects(_values(3.0, 1.0, -torch.inf, -torch.inf))
     # Two detections at 3 or more, four at 1 or more: precisions 1/2 and 2/4 at recalls 1/4 and 2/4.
     entries = _values(5.0, 3.5, 1.0, 2.0, -1.0)
-    found = certified_average_precision(objects, Possible(entries, entries))
+    found = certified_average_precision(objects, PossibleDetections(entries, entries))
     # Recalls 0 to 0.5 are 51 of 101.
     assert found == pytest.approx(0.5 * 51 / 101)
     # With one fewer above 3: precision 1 for the recalls 0 to 0.25, 26 of them.
     entries = _values(5.0, 2.0, 1.0, 1.0)
-    found = certified_average_precision(objects, Possible(entries, entries))
+    found = certified_average_precision(objects, PossibleDetections(entries, entries))
     assert found == pytest.approx((26 * 1 + 25 * 0.5) / 101)
 
 
 def test_false_positives_by_hand() -> None:
     # At 1: four cliques; the first object is certified, the second claims one, the third does not
     # any more, the fourth not yet. At 2: three cliques, and the third claims one.
-    objects = Objects(
+    objects = ClassObjects(
         certified=_values(2.0, -torch.inf, -torch.inf, -torch.inf),
-        first=_values(3.0, 2.5, 2.5, 0.5),
-        last=_values(-torch.inf, -torch.inf, 1.5, -torch.inf),
+        up_to=_values(3.0, 2.5, 2.5, 0.5),
+        above=_values(-torch.inf, -torch.inf, 1.5, -torch.inf),
     )
     cliques = _values(4.0, 3.0, 2.5, 1.2, 0.7)
     thresholds = _values(1.0, 2.0)
-    wrong = false_positives(objects, Possible(cliques, cliques), thresholds)
+    wrong = false_positives(objects, PossibleDetections(cliques, cliques), thresholds)
     assert wrong.tolist() == [2, 0]
     # Where fewer detections are possible than cliques: one at 1, which is the certified one's.
-    wrong = false_positives(objects, Possible(_values(3.0), cliques), thresholds)
+    wrong = false_positives(objects, PossibleDetections(_values(3.0), cliques), thresholds)
     assert wrong.tolist() == [0, 0]
 
 
 def test_nothing_certified_is_zero() -> None:
     nothing = _objects(_values(-torch.inf))
-    assert certified_average_precision(nothing, Possible(_values(1.0), _values(1.0))) == 0
+    assert certified_average_precision(nothing, PossibleDetections(_values(1.0), _values(1.0))) == 0
 
 
 def test_recalls_are_those_of_coco() -> None:
@@ -75,7 +75,7 @@ def test_recalls_are_those_of_coco() -> None:
         certified = torch.cat([torch.zeros(found), torch.full((100 - found,), -torch.inf)])
         entries = torch.zeros(found).double()
         objects = _objects(certified.double())
-        reached = certified_average_precision(objects, Possible(entries, entries))
+        reached = certified_average_precision(objects, PossibleDetections(entries, entries))
         assert reached == pytest.approx((grid <= found / 100).sum() / 101)
 
 
@@ -97,10 +97,10 @@ def test_first_fit_takes_as_many_boxes_as_a_mask_has_bits() -> None:
 def test_affordable_by_hand() -> None:
     # Three cliques at 0 and a budget of 3: one rises to 3, two to 3/√2, three to √3.
     group, place = torch.zeros(3, dtype=torch.int64), torch.arange(3)
-    found = affordable(group, place, _values(0, 0, 0), _values(3), limit=10)
+    found = affordable_log_odds(group, place, _values(0, 0, 0), _values(3), limit=10)
     assert found.tolist() == pytest.approx([3, 3 / 2**0.5, 3**0.5], abs=1e-6)
     # One stands at 2 already: raising the other to 4 costs 4² + 2² = 20 of 20.
-    found = affordable(group[:2], place[:2], _values(2, 0), _values(20**0.5), limit=10)
+    found = affordable_log_odds(group[:2], place[:2], _values(2, 0), _values(20**0.5), limit=10)
     assert found[1].item() == pytest.approx(4, abs=1e-6)
 
 

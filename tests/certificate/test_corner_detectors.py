@@ -9,10 +9,14 @@ from torch import Tensor, nn
 from lipdet.boxes import BoxCoding, Selection, select_detections
 from lipdet.boxes.scores import Scores, SigmoidScores, SoftmaxScores, logit
 from lipdet.certificate import UnknownLipschitz
-from lipdet.certificate.certify import certified_up_to
-from lipdet.certificate.head_norms import PairwiseLogits, class_contrasts
-from lipdet.certificate.outputs import bounds_of_outputs, output_bounds, propagate_detector
-from lipdet.certificate.truths import free_truths
+from lipdet.certificate.conditions.certify import certified_up_to
+from lipdet.certificate.conditions.ground_truth import independent_objects
+from lipdet.certificate.constants.joint_outputs import PairwiseLogits, class_contrasts
+from lipdet.certificate.constants.outputs import (
+    bounds_of_outputs,
+    output_bounds,
+    propagate_detector,
+)
 from lipdet.certificate.verifier import verifier_of
 from lipdet.config import DetectorConfig
 from lipdet.detector.ssd import SSD, Head
@@ -83,7 +87,7 @@ def _is_certified(detector: SSD, epsilon: float) -> bool:
     zero = torch.zeros(1, dtype=torch.int64)
     radius = torch.tensor([epsilon], dtype=torch.float64)
     candidates = verifier.candidates(detector(image), radius)
-    found = verifier.certifiers(candidates, free_truths(zero, zero, OBJECT), radius, 0.5)
+    found = verifier.certifiers(candidates, independent_objects(zero, zero, OBJECT), radius, 0.5)
     return bool(certified_up_to(found, 1, [0.5])[0, 0] >= logit(SELECTION.score_floor))
 
 

@@ -14,9 +14,9 @@ from torch import Tensor
 
 from lipdet.boxes import BoxCoding
 from lipdet.boxes.scores import SigmoidScores, SoftmaxScores
-from lipdet.certificate import claims
-from lipdet.certificate.box_range import box_range, corner_range
-from lipdet.certificate.score_range import log_odds_interval
+from lipdet.certificate import certified_ap
+from lipdet.certificate.conditions.scores_and_votes import log_odds_interval
+from lipdet.certificate.geometry.box_range import box_range, corner_range
 from lipdet.errors import InputError
 from tests.certificate.corner_mutants import (
     IN_CORNER_SCENES,
@@ -153,7 +153,7 @@ def test_crowded_scenes_catch(name: str, number: int, monkeypatch: pytest.Monkey
 
 @pytest.mark.slow
 def test_no_clique_is_claimed_twice_at_a_score(monkeypatch: pytest.MonkeyPatch) -> None:
-    claim, shared = claims._claim, 0
+    claim, shared = certified_ap._claim, 0
 
     def distinct(
         truth: Tensor, clique: Tensor, high: Tensor, heads: Tensor, sure: Tensor, uncounted: Tensor
@@ -174,7 +174,7 @@ def test_no_clique_is_claimed_twice_at_a_score(monkeypatch: pytest.MonkeyPatch) 
                 assert max(last[one], last[other]) >= min(first[one], first[other])
         return first, last
 
-    monkeypatch.setattr(claims, "_claim", distinct)
+    monkeypatch.setattr(certified_ap, "_claim", distinct)
     for number in range(150):
         certificates(crowded_scene(number))
     assert shared > 0

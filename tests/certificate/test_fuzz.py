@@ -15,7 +15,8 @@ from hypothesis import HealthCheck, given, seed, settings
 from hypothesis import strategies as st
 
 from lipdet.boxes.scores import SigmoidScores
-from lipdet.certificate import average_precision, candidates, claims, cover
+from lipdet.certificate import certified_ap
+from lipdet.certificate.conditions import candidates, clique_cover
 from tests.certificate.adversaries import perturbed
 from tests.certificate.census import CASES, census
 from tests.certificate.directed import FOR_MUTANT, SATURATED, Attacked
@@ -72,8 +73,8 @@ def test_what_is_certified_holds_for_every_perturbed_output() -> None:
 @pytest.mark.slow
 def test_covers_of_several_blocks_hold(monkeypatch: pytest.MonkeyPatch) -> None:
     # Scenes have fewer candidates than one block of the usual size.
-    monkeypatch.setattr(cover, "BLOCK", 3)
-    monkeypatch.setattr(claims, "BLOCK", 3)
+    monkeypatch.setattr(clique_cover, "BLOCK", 3)
+    monkeypatch.setattr(certified_ap, "BLOCK", 3)
     blocks = 0
     for number in range(60):
         scene = random_scene(number)
@@ -134,7 +135,7 @@ def test_random_scenes_catch(name: str, monkeypatch: pytest.MonkeyPatch) -> None
 def test_directed_scenes_catch(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     # Ties are ties only without the slack that covers float32.
     monkeypatch.setattr(candidates, "_ROUNDING", 0.0)
-    monkeypatch.setattr(average_precision, "RANKING_SLACK", 0.0)
+    monkeypatch.setattr(certified_ap, "RANKING_SLACK", 0.0)
     attacked = FOR_MUTANT[name]
     assert _broken(attacked) == []
     _apply(monkeypatch, IN_DIRECTED_SCENES[name])

@@ -13,16 +13,15 @@ from torch import Tensor
 from torchvision.ops import nms
 
 from lipdet.boxes import BoxCoding
-from lipdet.certificate.box_range import BoxRange, box_range, corner_range
-from lipdet.certificate.iou_bounds import (
+from lipdet.certificate.conditions.clique_cover import OVERLAP_SLACK, in_float32, surely_overlap
+from lipdet.certificate.geometry.box_range import BoxRange, box_range, corner_range
+from lipdet.certificate.geometry.iou_bounds import (
     max_iou_fixed,
     max_iou_pair,
     min_iou_fixed,
     min_iou_of_pairs,
-    min_iou_pair,
 )
-from lipdet.certificate.overlaps import OVERLAP_SLACK, in_float32, surely_overlap
-from lipdet.certificate.segments import take
+from lipdet.certificate.ragged import take
 from tests.certificate.dense_search import KINDS, SIZE, random_ranges, search
 
 # Over all kinds, clipped and not, one and two uncertain boxes. All of them take ten minutes.
@@ -57,6 +56,14 @@ def point(boxes: Tensor) -> BoxRange:
     return BoxRange(centered, centered)
 
 
+def min_iou_pair(a: BoxRange, b: BoxRange, size: float | None) -> Tensor:
+    """The bound of pairs for two lists of boxes; those far from any border are not clipped."""
+    moved = torch.tensor([0.0 if size else 1000.0] * 2 + [0.0, 0.0], dtype=torch.float64)
+    boxes = BoxRange(*(torch.cat(ends) + moved for ends in zip(a, b, strict=True)))
+    first = torch.arange(len(a.low))
+    return min_iou_of_pairs(boxes, first, first + len(first), size or 2000.0)
+
+
 @pytest.mark.parametrize("size", [None, SIZE])
 @pytest.mark.parametrize("kind", KINDS)
 def test_bounds_with_a_known_box(kind: str, size: float | None) -> None:
@@ -67,7 +74,7 @@ def test_bounds_with_a_known_box(kind: str, size: float | None) -> None:
         lowest, highest = search(
             lambda a, b: iou(a, b, size), [ranges, point(known)], SAMPLES, generator
         )
-        found = min_iou_fixed(ranges, known, size)
+        found = min_iou_pair(ranges, point(known), size)
         assert (found <= lowest + ROUNDING).all()
         assert (lowest - found).max() < 1e-3
         # The known box lies in the image, where a box that is not clipped has the lower IoU.
@@ -165,10 +172,9 @@ def test_clipping_breaks_the_vertex_rule() -> None:
     assert at_center == pytest.approx(4 / 9)
     ranges = BoxRange(low, high)
     # Oracle: w = .9 covers the known .4 wherever it is clipped by less than it sticks out.
-    assert min_iou_fixed(ranges, known, 1.0) == pytest.approx(4 / 9)
+    assert min_iou_pair(ranges, point(known), 1.0) == pytest.approx(4 / 9)
     # Not clipped, the box at a vertex reaches from −.2 to .7.
     assert min_iou_fixed(ranges, known) == pytest.approx(4 / 9)
-    assert min_iou_pair(ranges, point(known), 1.0) == pytest.approx(4 / 9)
 
 
 def test_boxes_without_area_overlap_nothing() -> None:

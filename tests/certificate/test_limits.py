@@ -16,10 +16,10 @@ from lipdet.boxes import (
     SoftmaxScores,
     select_detections,
 )
-from lipdet.certificate.certify import certified_up_to
-from lipdet.certificate.numerics import MEASURED
-from lipdet.certificate.outputs import OutputBounds
-from lipdet.certificate.truths import truths_of
+from lipdet.certificate.conditions.certify import certified_up_to
+from lipdet.certificate.conditions.ground_truth import ground_truth_of
+from lipdet.certificate.constants.outputs import OutputBounds
+from lipdet.certificate.constants.rounding import MEASURED
 from lipdet.certificate.verifier import Verifier
 from lipdet.errors import InputError
 from lipdet.evaluate.certified import certify_batch, join, summary
@@ -51,8 +51,8 @@ def test_many_strong_detections_of_another_class_push_an_object_out(top_k: int) 
     target = Target(boxes=torch.tensor([[180.0, 280, 220, 320]]), labels=torch.tensor([0]))
     judge, radius = verifier(boxes, SigmoidScores(1.0), top_k), torch.tensor([0.1]).double()
     candidates = judge.candidates(raw, radius)
-    entries = judge.entries(candidates, radius)
-    found = judge.certifiers(candidates, truths_of([target]), radius, 0.5, entries)
+    cover = judge.clique_cover(candidates, radius)
+    found = judge.certifiers(candidates, ground_truth_of([target]), radius, 0.5, cover)
     certified = certified_up_to(found, 1, [0.5]).item() > -math.inf
     # Oracle: the detector itself.
     [detections] = select_detections(raw, judge.decoder, judge.selection)

@@ -8,9 +8,9 @@ from torch import Tensor
 
 from lipdet.boxes import BoxCoding
 from lipdet.boxes.coding import MAX_LOG_RATIO
-from lipdet.certificate.box_range import box_range
-from lipdet.certificate.iou_bounds import min_iou_fixed
-from lipdet.certificate.offset_ball import min_iou_in_ball
+from lipdet.certificate.geometry.box_range import box_range
+from lipdet.certificate.geometry.iou_bounds import min_iou_fixed
+from lipdet.certificate.geometry.offset_ball import OffsetBalls, min_iou_in_ball
 
 CODINGS = [BoxCoding(), BoxCoding(0.25, 0.25)]
 
@@ -62,7 +62,7 @@ def test_no_box_of_the_ball_is_below(coding: BoxCoding) -> None:
     torch.manual_seed(0)
     default_boxes, offsets, fixed = scene(coding, 150)
     radius = torch.rand(150) * 0.4 / coding.center_variance
-    bound = min_iou_in_ball(offsets, radius, default_boxes, coding, fixed)
+    bound = min_iou_in_ball(OffsetBalls(offsets, radius, default_boxes, coding), fixed)
     found = lowest_found(offsets, radius, default_boxes, coding, fixed)
     assert (bound <= found).all()
     # The cover of the ball reaches a few per cent beyond it.
@@ -81,7 +81,7 @@ def test_a_ball_may_be_larger_than_its_box(coding: BoxCoding) -> None:
         for _ in range(25):
             middle = (low + high) / 2
             if in_ball:
-                bound = min_iou_in_ball(offsets, middle, default_boxes, coding, fixed)
+                bound = min_iou_in_ball(OffsetBalls(offsets, middle, default_boxes, coding), fixed)
             else:
                 radius = middle[:, None].expand(-1, 4)
                 bound = min_iou_fixed(box_range(offsets, radius, default_boxes, coding), fixed)
@@ -103,7 +103,7 @@ def test_a_ball_without_radius_is_a_box(coding: BoxCoding) -> None:
     torch.manual_seed(0)
     # More than are taken at once.
     default_boxes, offsets, fixed = scene(coding, 5000)
-    bound = min_iou_in_ball(offsets, torch.zeros(5000), default_boxes, coding, fixed)
+    bound = min_iou_in_ball(OffsetBalls(offsets, torch.zeros(5000), default_boxes, coding), fixed)
     wanted = iou(coding.decode(offsets, default_boxes), fixed)
     assert (bound <= wanted + 1e-12).all()
     torch.testing.assert_close(bound, wanted, rtol=0, atol=1e-3)
@@ -116,7 +116,9 @@ def test_nothing_is_said_of_balls_that_are_too_large_or_clamped() -> None:
     offsets = torch.zeros(3, 4)
     offsets[1, 2] = MAX_LOG_RATIO / coding.size_variance + 1
     radius = torch.tensor([14.0, 0.1, 1e6])
-    assert (min_iou_in_ball(offsets, radius, default_boxes, coding, fixed) == 0).all()
+    assert (min_iou_in_ball(OffsetBalls(offsets, radius, default_boxes, coding), fixed) == 0).all()
     # No candidates, no bounds.
-    none = min_iou_in_ball(offsets[:0], radius[:0], default_boxes[:0], coding, fixed[:0])
+    none = min_iou_in_ball(
+        OffsetBalls(offsets[:0], radius[:0], default_boxes[:0], coding), fixed[:0]
+    )
     assert none.shape == (0,)

@@ -15,9 +15,9 @@ import torch
 from torch import Tensor, nn
 
 from lipdet.boxes import AP_SELECTION, BoxCoding, SigmoidScores, select_detections
-from lipdet.certificate.certify import certified_up_to
-from lipdet.certificate.numerics import measured_rounding, proven_rounding, rounding_of
-from lipdet.certificate.truths import truths_of
+from lipdet.certificate.conditions.certify import certified_up_to
+from lipdet.certificate.conditions.ground_truth import ground_truth_of
+from lipdet.certificate.constants.rounding import measured_rounding, proven_rounding, rounding_of
 from lipdet.certificate.verifier import Verifier, verifier_of
 from lipdet.config import DetectorConfig
 from lipdet.detector import SSD
@@ -88,7 +88,7 @@ TARGET = Target(boxes=torch.tensor([ON_OBJECT]), labels=torch.tensor([0]))
 def _is_certified(verifier: Verifier, detector: SSD, image: Tensor) -> bool:
     radius = torch.zeros(1, dtype=torch.float64)
     candidates = verifier.candidates(outputs(detector, image), radius)
-    found = verifier.certifiers(candidates, truths_of([TARGET]), radius, 0.5)
+    found = verifier.certifiers(candidates, ground_truth_of([TARGET]), radius, 0.5)
     return bool(certified_up_to(found, 1, [0.5]) > -torch.inf)
 
 

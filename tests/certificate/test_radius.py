@@ -10,7 +10,8 @@ from torch import Tensor
 
 from lipdet.boxes.scores import logit
 from lipdet.boxes.select import Selection
-from lipdet.certificate.certify import certified_up_to
+from lipdet.certificate.conditions.certify import ALL, certified_up_to
+from lipdet.certificate.conditions.ground_truth import ground_truth_of
 from lipdet.certificate.radius import (
     LARGEST_RADIUS,
     TOLERANCE,
@@ -18,8 +19,6 @@ from lipdet.certificate.radius import (
     largest_radius,
     remaining_detections,
 )
-from lipdet.certificate.tightenings import ALL
-from lipdet.certificate.truths import truths_of
 from tests.certificate.directed import AT_THE_BORDER, HUB, STRAYS, TIED_RIVALS
 from tests.certificate.scenes import Scene, detect, random_scene
 
@@ -27,18 +26,18 @@ FLOOR = logit(0.01)
 
 
 def _radii(scene: Scene, iou: float = 0.5) -> list[float]:
-    truths = truths_of(scene.targets)
+    truths = ground_truth_of(scene.targets)
     found: list[float] = certified_radii(scene.verifier, scene.raw, truths, iou, FLOOR).tolist()
     return found
 
 
 def _certified_at(scene: Scene, epsilon: float) -> Tensor:
     """What the certificate of the whole batch at one ε says of each object, all switches on."""
-    verifier, truths = scene.verifier, truths_of(scene.targets)
+    verifier, truths = scene.verifier, ground_truth_of(scene.targets)
     radius = torch.full((len(scene.targets),), epsilon, dtype=torch.float64)
     candidates = verifier.candidates(scene.raw, radius)
-    entries = verifier.entries(candidates, radius)
-    found = verifier.certifiers(candidates, truths, radius, 0.5, entries)
+    cover = verifier.clique_cover(candidates, radius)
+    found = verifier.certifiers(candidates, truths, radius, 0.5, cover)
     floor = logit(verifier.selection.score_floor)
     return certified_up_to(found, len(truths.image), [0.5])[:, 0] >= floor
 
@@ -50,7 +49,7 @@ def test_radii_are_where_the_certificate_of_the_batch_ends() -> None:
     sharper = 0
     for seed in range(17):
         scene = random_scene(seed)
-        verifier, truths = scene.verifier, truths_of(scene.targets)
+        verifier, truths = scene.verifier, ground_truth_of(scene.targets)
         floor = logit(verifier.selection.score_floor)
         radii = certified_radii(verifier, scene.raw, truths, 0.5, floor)
         for index, radius in enumerate(radii.tolist()):

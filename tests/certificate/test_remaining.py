@@ -15,9 +15,8 @@ from torch import Tensor
 from torchvision.ops import box_iou
 
 from lipdet.certificate import radius as radius_module
-from lipdet.certificate.box_range import BoxRange
-from lipdet.certificate.radius import Remaining, remaining_detections
-from lipdet.certificate.unrivalled import most_covering
+from lipdet.certificate.geometry.box_range import BoxRange
+from lipdet.certificate.radius import Remaining, largest_covered_share, remaining_detections
 from lipdet.certificate.verifier import Verifier
 from lipdet.detect import MOST_COVERED, _covered_share, one_per_place
 from lipdet.types import Detections
@@ -100,7 +99,7 @@ def test_most_that_boxes_can_cover() -> None:
     rng = np.random.default_rng(0)
     low = rng.uniform([-4, -4, 0, 0], [SIZE, SIZE, 12, 12], (40, 4))
     boxes = BoxRange(*map(torch.from_numpy, (low, low + rng.uniform(0, 6, (40, 4)))))
-    bound = most_covering(boxes, boxes, SIZE)
+    bound = largest_covered_share(boxes, boxes, SIZE)
     seen = torch.zeros_like(bound)
     for _ in range(400):
         share = torch.from_numpy(rng.choice([0, 1, rng.random()], (40, 4)))

@@ -14,9 +14,9 @@ from torchvision.ops import box_iou
 
 from lipdet.boxes.scores import logit
 from lipdet.certificate import diagnosis
-from lipdet.certificate.candidates import Candidates
-from lipdet.certificate.certify import Certifiers
-from lipdet.certificate.truths import Truths, free_truths
+from lipdet.certificate.conditions.candidates import Candidates
+from lipdet.certificate.conditions.certify import Certifiers
+from lipdet.certificate.conditions.ground_truth import GroundTruth, independent_objects
 from lipdet.evaluate import certified
 from lipdet.evaluate.certified import RECALL_SCORE, certify_batch
 from lipdet.types import Detections
@@ -91,7 +91,7 @@ def test_a_box_that_can_be_suppressed_is_caught(monkeypatch: pytest.MonkeyPatch)
     right = certified.box_stays
 
     def wrong(found: Certifiers, *others: object) -> Tensor:
-        return right(found._replace(kept=found.box), *others)  # type: ignore[arg-type]
+        return right(found._replace(kept_iou=found.matched_iou), *others)  # type: ignore[arg-type]
 
     monkeypatch.setattr(certified, "box_stays", wrong)
     assert outcome().broken_boxes
@@ -102,7 +102,7 @@ def test_a_box_that_can_be_cut_off_is_caught(monkeypatch: pytest.MonkeyPatch) ->
     right = certified.box_stays
 
     def wrong(found: Certifiers, *others: object) -> Tensor:
-        return right(found._replace(fits=found.fits | True), *others)  # type: ignore[arg-type]
+        return right(found._replace(untruncated=found.untruncated | True), *others)  # type: ignore[arg-type]
 
     monkeypatch.setattr(certified, "box_stays", wrong)
     assert outcome().broken_boxes
@@ -117,15 +117,17 @@ def test_a_class_that_can_be_cut_off_is_caught(monkeypatch: pytest.MonkeyPatch) 
     assert outcome().broken_classes
 
 
-def with_all_classes(candidates: Candidates, truths: Truths, *_: object) -> tuple[Truths, Tensor]:
+def with_all_classes(
+    candidates: Candidates, truths: GroundTruth, *_: object
+) -> tuple[GroundTruth, Tensor]:
     """What `with_other_classes` gives, with no class left out."""
     other = torch.arange(candidates.classes) != truths.label[:, None]
     truth, label = torch.nonzero(other, as_tuple=True)
-    added = free_truths(truths.image[truth], label, truths.box[truth])
-    return truths.and_free(added), torch.cat([torch.arange(len(truths.image)), truth])
+    added = independent_objects(truths.image[truth], label, truths.box[truth])
+    return truths.and_independent(added), torch.cat([torch.arange(len(truths.image)), truth])
 
 
-def with_no_class(_: Candidates, truths: Truths, *__: object) -> tuple[Truths, Tensor]:
+def with_no_class(_: Candidates, truths: GroundTruth, *__: object) -> tuple[GroundTruth, Tensor]:
     """Only what is certified by the object's own class."""
     return truths, torch.arange(len(truths.image))
 

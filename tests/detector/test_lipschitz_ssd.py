@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from lipdet.certificate.outputs import output_bounds
+from lipdet.certificate.constants.outputs import output_bounds
 from lipdet.config import PRESETS, DetectorConfig
 from lipdet.detector import build_detector
 from lipdet.detector.lipschitz_ssd import BODIES, lipschitz_ssd

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from lipdet.certificate import lipschitz_bound
-from lipdet.certificate.outputs import propagate_detector
+from lipdet.certificate.constants.outputs import propagate_detector
 from lipdet.checkpoint import load_detector
 from lipdet.lipschitz import audit, propagate
 from lipdet.lipschitz.audit import product

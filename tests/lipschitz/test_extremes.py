@@ -10,8 +10,8 @@ import torch
 from torch import Tensor, nn
 
 from lipdet.certificate import UnknownLipschitz, lipschitz_bound, output_bounds
-from lipdet.certificate.heads import head_convolution
-from lipdet.certificate.numerics import measured_rounding, proven_rounding
+from lipdet.certificate.constants.outputs import head_convolution
+from lipdet.certificate.constants.rounding import measured_rounding, proven_rounding
 from lipdet.norms import (
     circular_conv_norm,
     conv_norm,

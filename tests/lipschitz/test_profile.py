@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.autograd.functional import jacobian
 
 from lipdet.certificate import lipschitz_bound
-from lipdet.certificate.outputs import detector_profile, output_bounds, propagate_detector
+from lipdet.certificate.constants.outputs import detector_profile, output_bounds, propagate_detector
 from lipdet.layers import fold
 from lipdet.lipschitz import layer_profile, propagate
 from lipdet.report.lipschitz import plot_profile

@@ -21,14 +21,9 @@ from lipdet.attack import AttackSettings, attack_unlabelled
 from lipdet.boxes import DISPLAY_SELECTION, select_detections
 from lipdet.boxes.scores import logit
 from lipdet.certificate import UnknownLipschitz
-from lipdet.certificate.radius import (
-    REMAINING_IOU,
-    TOLERANCE,
-    regions_at,
-    remaining_detections,
-)
+from lipdet.certificate.conditions.scores_and_votes import log_odds_interval
+from lipdet.certificate.radius import REMAINING_IOU, TOLERANCE, regions_at, remaining_detections
 from lipdet.certificate.radius import Region as Rectangle
-from lipdet.certificate.score_range import log_odds_interval
 from lipdet.certificate.verifier import Verifier
 from lipdet.evaluate.certified import outputs
 from lipdet.images.crop import Region, cut

@@ -1,8 +1,8 @@
 """Why an object is not certified, and what weaker promises hold for it.
 
 Notable choices:
-- Anchors are judged one after the other condition, so an object fails at the condition that the
-  anchor which gets furthest fails at.
+- Candidates are judged one condition after the other, so an object fails at the condition that the
+  candidate which gets furthest fails at.
 - An object that is not detected without perturbation either is "missed": no certificate lost it.
 """
 
@@ -13,43 +13,49 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from lipdet.certificate.candidates import Candidates
-from lipdet.certificate.certify import Certifiers, not_truncated
-from lipdet.certificate.cover import Entries
-from lipdet.certificate.iou_bounds import iou_of_corners
-from lipdet.certificate.segments import expand, take, true_at
-from lipdet.certificate.truths import Truths, free_truths
+from lipdet.certificate.conditions.candidates import Candidates
+from lipdet.certificate.conditions.certify import Certifiers, not_truncated
+from lipdet.certificate.conditions.clique_cover import CliqueCover
+from lipdet.certificate.conditions.ground_truth import GroundTruth, independent_objects
+from lipdet.certificate.geometry.iou_bounds import iou_of_corners
+from lipdet.certificate.ragged import expand_ranges, flatnonzero, ranges_of, take
 from lipdet.certificate.verifier import Verifier
 
 # In the order in which they are checked; the last five are conditions 1 to 5 of theory §5.
 REASONS = ("missed", "score", "box", "suppressor", "truncation", "matching")
 
 
-class Matches(NamedTuple):
+class CleanMatches(NamedTuple):
     """Pairs of an object and a candidate of its class that match without perturbation, (P,)."""
 
     truth: Tensor
     candidate: Tensor
 
 
-def clean_matches(candidates: Candidates, truths: Truths, size: int, iou: float) -> Matches:
+def clean_matches(
+    candidates: Candidates, truths: GroundTruth, size: int, iou: float
+) -> CleanMatches:
     """Find the candidates whose box, without perturbation, has at least this IoU with an object."""
-    group = truths.image * candidates.classes + truths.label
-    truth, own = expand(candidates.starts(group), candidates.members(group))
-    matched = true_at(_clean_iou(candidates, truths, truth, own, size) >= iou)
-    return Matches(take(truth, matched), take(own, matched))
+    truth, own = expand_ranges(*candidates.members(truths.group(candidates.classes)))
+    matched = flatnonzero(_clean_iou(candidates, truths, truth, own, size) >= iou)
+    return CleanMatches(take(truth, matched), take(own, matched))
 
 
 def _clean_iou(
-    candidates: Candidates, truths: Truths, truth: Tensor, own: Tensor, size: int
+    candidates: Candidates, truths: GroundTruth, truth: Tensor, own: Tensor, size: int
 ) -> Tensor:
-    """IoU of pairs (P,) of an object and a candidate without perturbation."""
+    """Return the IoU of pairs (P,) of an object and a candidate without perturbation."""
     boxes = take(candidates.clean_boxes.clamp(0, size), take(candidates.boxes.place, own))
     return iou_of_corners(boxes, take(truths.box, truth))
 
 
 def reasons(
-    candidates: Candidates, found: Certifiers, matches: Matches, count: int, iou: float, tau: float
+    candidates: Candidates,
+    found: Certifiers,
+    matches: CleanMatches,
+    count: int,
+    iou: float,
+    tau: float,
 ) -> Tensor:
     """Return the index in REASONS at which each of `count` objects fails, −1 where it is certified.
 
@@ -63,13 +69,14 @@ def reasons(
     """
     clean = candidates.log_odds[matches.candidate] > tau
     steady = candidates.low[matches.candidate] >= tau
-    enough = (found.low >= tau) & (found.box >= iou)
+    enough = (found.low >= tau) & (found.matched_iou >= iou)
+    kept = enough & (found.kept_iou >= iou)
     passed = [
         (matches.truth, clean),
         (matches.truth, clean & steady),
         (found.truth, enough),
-        (found.truth, enough & (found.kept >= iou)),
-        (found.truth, enough & (found.kept >= iou) & found.fits),
+        (found.truth, kept),
+        (found.truth, kept & found.untruncated),
         (found.truth, enough & found.certify(iou)),
     ]
     reached = torch.zeros(count, dtype=torch.int64)
@@ -81,15 +88,14 @@ def reasons(
 def class_stays(
     verifier: Verifier,
     candidates: Candidates,
-    matches: Matches,
+    matches: CleanMatches,
     kept: Tensor,
     tau: float,
-    entries: Entries,
+    cover: CliqueCover,
 ) -> Tensor:
-    """Whether a detection of each object's class stays at log-odds of τ, wherever, (G,) bool.
+    """Return whether a detection of each object's class stays at log-odds of τ, wherever, (G,).
 
-    By conditions 1 and 4 for an anchor that matches the object without perturbation: it is kept or
-    suppressed by a higher one of its class, and neither can be cut off.
+    By conditions 1 and 4 for a candidate that matches without perturbation (theory §12).
 
     Args:
         verifier: of the detector.
@@ -97,19 +103,19 @@ def class_stays(
         matches: of the G objects.
         kept: (G,) for which that is known, as those certified at τ; the others are looked at.
         tau: above the floor.
-        entries: bounds on the detections.
+        cover: bounds on the detections.
     """
     steady = take(candidates.low, matches.candidate) >= tau
-    open_ = true_at(steady & ~take(kept, matches.truth))
+    open_ = flatnonzero(steady & ~take(kept, matches.truth))
     truth, own = take(matches.truth, open_), take(matches.candidate, open_)
     group, low = take(candidates.group, own), take(candidates.low, own)
-    fit = not_truncated(candidates, group, low, verifier.selection.top_k, entries)
+    fit = not_truncated(candidates, group, low, verifier.selection.top_k, cover)
     return kept.index_fill(0, truth[fit], True)
 
 
 def with_other_classes(
-    candidates: Candidates, truths: Truths, size: int, iou: float, tau: float
-) -> tuple[Truths, Tensor]:
+    candidates: Candidates, truths: GroundTruth, size: int, iou: float, tau: float
+) -> tuple[GroundTruth, Tensor]:
     """Return the objects, and after them once more those on which a box of another class may stay.
 
     What stays on an object matches it without perturbation, too: only classes with such a
@@ -126,24 +132,24 @@ def with_other_classes(
         The objects, (G + H), and for each which of the G it is.
     """
     count = len(truths.image)
-    steady = true_at(candidates.low >= tau)
+    steady = flatnonzero(candidates.low >= tau)
     group = take(candidates.group, steady)
     image, label = group // candidates.classes, group % candidates.classes
-    starts = torch.searchsorted(truths.image, image)
-    pair, truth = expand(starts, torch.searchsorted(truths.image, image, right=True) - starts)
-    other = true_at(take(label, pair) != take(truths.label, truth))
+
+    pair, truth = expand_ranges(*ranges_of(truths.image, image))
+    other = flatnonzero(take(label, pair) != take(truths.label, truth))
     pair, truth = take(pair, other), take(truth, other)
     matched = _clean_iou(candidates, truths, truth, take(steady, pair), size) >= iou
     found = torch.unique(truth[matched] * candidates.classes + label[pair[matched]])
     truth, label = found // candidates.classes, found % candidates.classes
-    added = free_truths(truths.image[truth], label, truths.box[truth])
-    return truths.and_free(added), torch.cat([torch.arange(count), truth])
+    added = independent_objects(truths.image[truth], label, truths.box[truth])
+    return truths.and_independent(added), torch.cat([torch.arange(count), truth])
 
 
 def box_stays(found: Certifiers, objects: Tensor, count: int, iou: float, tau: float) -> Tensor:
-    """Whether a detection of *some* class stays on each object at log-odds of τ, (count,) bool.
+    """Return whether a detection of *some* class stays on each object at log-odds of τ, (count,).
 
-    By conditions 1 to 4 for each class in turn.
+    By conditions 1 to 4 for each class in turn (theory §12).
 
     Args:
         found: certifiers of `with_other_classes`, at a threshold of at most `iou`.
@@ -152,6 +158,6 @@ def box_stays(found: Certifiers, objects: Tensor, count: int, iou: float, tau: f
         iou: threshold of a match.
         tau: log-odds that the detection shall keep.
     """
-    stays = (found.low >= tau) & (found.kept >= iou) & found.fits
+    stays = (found.low >= tau) & (found.kept_iou >= iou) & found.untruncated
     result = torch.zeros(count, dtype=torch.bool)
     return result.index_fill(0, objects[found.truth[stays]], True)

@@ -1,11 +1,13 @@
-"""The largest ε at which something is certified, by bisection over many things at once.
+"""What remains of detections, where, and up to which ε: bisection over many at once (theory §11).
 
 Notable choices:
 - What is returned was itself checked, so it is a certificate whatever the check does in between.
-  A certificate at ε is one at every smaller ε: it speaks of all perturbations up to it.
 - Each object brings its own ε: its image is certified as if alone, at that ε.
 - What NMS can keep, the second form of condition 4, is bounded only where it decides: that costs
   more than all else.
+- What is shown of a picture has one reading for each place: of two boxes, one of which covers more
+  than a share of the other, the one with the higher score. A certificate has to survive that, too,
+  where it is asked for (`most_covered`).
 """
 
 from __future__ import annotations
@@ -17,18 +19,19 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from lipdet.boxes.scores import logit
-from lipdet.certificate.box_range import corner_range
-from lipdet.certificate.certify import Certifiers, certified_up_to
-from lipdet.certificate.conditions import stays_on
-from lipdet.certificate.segments import true_at
-from lipdet.certificate.staying import NEVER
-from lipdet.certificate.truths import Truths, free_truths
-from lipdet.certificate.unrivalled import unrivalled
+from lipdet.boxes.scores import SigmoidScores, logit
+from lipdet.certificate.conditions.candidates import Candidates
+from lipdet.certificate.conditions.certify import Certifiers, certified_up_to
+from lipdet.certificate.conditions.five_conditions import can_outscore, matches_up_to
+from lipdet.certificate.conditions.ground_truth import NO_MATCH, GroundTruth, independent_objects
+from lipdet.certificate.geometry.box_range import BoxRange, corner_range
+from lipdet.certificate.ragged import flatnonzero
 from lipdet.certificate.verifier import Verifier
 from lipdet.types import Detections, RawOutput
 
 TOLERANCE = 1e-3
+# Of a share: it is computed in float32 from boxes whose decode is rounded.
+SHARE_SLACK = 1e-3
 # A detection remains if a box of this IoU with it does, unless another is asked for.
 REMAINING_IOU = 0.5
 # Beyond any perturbation of interest: a picture of 74×74 pixels has 16,428 values in [0, 1].
@@ -45,7 +48,7 @@ def largest_radius(
     tolerance: float = TOLERANCE,
     largest: float = LARGEST_RADIUS,
 ) -> Tensor:
-    """The largest ε, to within `tolerance` from below, at which each of `count` things holds.
+    """Find the largest ε, to within `tolerance` from below, at which each of `count` things holds.
 
     Args:
         holds: from indices (n,) of things and one ε for each (n,) to whether they hold (n,).
@@ -59,7 +62,7 @@ def largest_radius(
     low = torch.zeros(count, dtype=torch.float64)
     high = torch.full_like(low, torch.inf)
     high[~holds(torch.arange(count), low)] = 0.0
-    while len(open_ := true_at((high - low > tolerance) & (low < largest))):
+    while len(open_ := flatnonzero((high - low > tolerance) & (low < largest))):
         bounded = high[open_].isfinite()
         middle = torch.where(
             bounded, (low[open_] + high[open_]) / 2, (2 * low[open_]).clamp(0.125, largest)
@@ -73,7 +76,7 @@ def largest_radius(
 def certified_radii(
     verifier: Verifier,
     raw: RawOutput,
-    truths: Truths,
+    truths: GroundTruth,
     iou: float,
     log_odds: float,
     tolerance: float = TOLERANCE,
@@ -89,7 +92,7 @@ def certified_radii(
         log_odds: score that the detection shall keep, not below the floor.
         tolerance: how far below the largest the result may lie.
         most_covered: if given, the detection shall also be the one that is shown at its place, see
-            `unrivalled`; needs a verifier without `overtaking`.
+            `shown_alone`; needs a verifier without `overtaking`.
 
     Returns:
         (G,) float64; 0 where there is no certificate.
@@ -99,7 +102,7 @@ def certified_radii(
         parts = (torch.split(values, OBJECTS_AT_ONCE) for values in (objects, epsilon))
         return torch.cat(
             [
-                _each_holds(verifier, raw, truths.at(index), at, iou, log_odds, most_covered)
+                _certified_at(verifier, raw, truths.at(index), at, iou, log_odds, most_covered)
                 for index, at in zip(*parts, strict=True)
             ]
         )
@@ -109,10 +112,10 @@ def certified_radii(
     return largest_radius(holds, len(truths.image), tolerance)
 
 
-def _each_holds(
+def _certified_at(
     verifier: Verifier,
     raw: RawOutput,
-    truths: Truths,
+    truths: GroundTruth,
     epsilon: Tensor,
     iou: float,
     log_odds: float,
@@ -134,13 +137,13 @@ def _each_holds(
     alone = truths._replace(image=torch.arange(len(epsilon)))
     copies = RawOutput(raw.logits[truths.image], raw.offsets[truths.image])
     candidates = verifier.candidates(copies, epsilon)
-    entries = verifier.entries(candidates, epsilon) if count_kept else None
-    found = verifier.certifiers(candidates, alone, epsilon, iou, entries)
+    cover = verifier.clique_cover(candidates, epsilon) if count_kept else None
+    found = verifier.certifiers(candidates, alone, epsilon, iou, cover)
     if most_covered is not None:
         # Of all that condition 3 leaves, only what is shown counts, truncated or not.
-        whole = found._replace(fits=torch.ones_like(found.fits))
-        shown = unrivalled(verifier, candidates, whole, epsilon, iou, most_covered)
-        found = found._replace(kept=found.kept.masked_fill(~shown, NEVER))
+        whole = found._replace(untruncated=torch.ones_like(found.untruncated))
+        shown = shown_alone(verifier, candidates, whole, epsilon, iou, most_covered)
+        found = found._replace(kept_iou=found.kept_iou.masked_fill(~shown, NO_MATCH))
 
     def hold(found: Certifiers) -> Tensor:
         return certified_up_to(found, len(epsilon), [iou])[:, 0] >= log_odds
@@ -148,10 +151,10 @@ def _each_holds(
     held = hold(found)
     if count_kept or not verifier.tightenings.counted_cliques:
         return held
-    untruncated = hold(found._replace(fits=torch.ones_like(found.fits)))
-    open_ = true_at(untruncated & ~held)
+    untruncated = hold(found._replace(untruncated=torch.ones_like(found.untruncated)))
+    open_ = flatnonzero(untruncated & ~held)
     if len(open_):
-        held[open_] = _each_holds(
+        held[open_] = _certified_at(
             verifier, raw, truths.at(open_), epsilon[open_], iou, log_odds, most_covered, True
         )
     return held
@@ -180,14 +183,9 @@ def remaining_detections(
     """Return how much perturbation each detection of a batch survives, without any ground truth.
 
     Promised: whatever the perturbation of at most ε, some detection of the same class, with a score
-    above the floor, has an IoU of at least `iou` with this box and lies within its region. Given
-    `most_covered`, one such detection is also shown, where classes compete; see `unrivalled`.
-
-    *Proof.* Conditions 1 to 4 with the box itself as the object g. By 1 the certifier a stays a
-    candidate. It is kept, or suppressed by a kept b that by 3 has IoU_min(B_b, g) ≥ θ; by 2 a has
-    that too. By 4 no truncation reaches the one that is kept. Condition 5 only prevents that the
-    *matcher* gives it to another object, and nothing is matched here; for the same reason two
-    detections may be promised one and the same successor, and maxDets plays no part.
+    above the floor, has an IoU of at least `iou` with this box and lies within its region (theory
+    §11.1). Given `most_covered`, one such detection is also shown, where classes compete; see
+    `shown_alone`. Two detections may be promised one and the same successor.
 
     Args:
         verifier: of the detector, with the selection that `found` was made with.
@@ -232,7 +230,7 @@ def regions_at(
         left, top, right and bottom in pixels of the network's input; None for what does not surely
         remain at ε.
     """
-    sure = true_at(radii >= epsilon)
+    sure = flatnonzero(radii >= epsilon)
     regions: list[Region | None] = [None] * len(radii)
     if epsilon > 0 and len(sure):
         at = torch.full((len(sure),), epsilon, dtype=torch.float64)
@@ -243,10 +241,10 @@ def regions_at(
     return regions
 
 
-def _to_remain(found: Sequence[Detections]) -> Truths:
+def _to_remain(found: Sequence[Detections]) -> GroundTruth:
     """Make the detections of a batch the objects that shall remain."""
     counts = torch.tensor([len(one["labels"]) for one in found])
-    return free_truths(
+    return independent_objects(
         torch.repeat_interleave(counts),
         torch.cat([one["labels"].cpu() for one in found]),
         torch.cat([one["boxes"].cpu() for one in found]),
@@ -263,7 +261,7 @@ def without_overtaking(verifier: Verifier) -> Verifier:
 
 
 def remaining_regions(
-    verifier: Verifier, raw: RawOutput, truths: Truths, radii: Tensor, iou: float
+    verifier: Verifier, raw: RawOutput, truths: GroundTruth, radii: Tensor, iou: float
 ) -> Tensor:
     """Return the hull of all that may stand in for each box: candidates that surely match it.
 
@@ -286,12 +284,103 @@ def remaining_regions(
     ):
         alone = RawOutput(raw.logits[image, None], raw.offsets[image, None])
         candidates = verifier.candidates(alone, radius[None])
-        mine = true_at(candidates.group == label)
+        mine = flatnonzero(candidates.group == label)
         boxes, balls = candidates.boxes.at(mine), candidates.balls.at(mine)
-        stay = stays_on(boxes, box.expand(len(mine), 4), balls) >= iou
-        matched = true_at(stay)
+        stay = matches_up_to(boxes, box.expand(len(mine), 4), balls) >= iou
+        matched = flatnonzero(stay)
         low, high = corner_range(boxes.at(matched), size)
         near = torch.cat([low[:, :2], box[None, :2]]).amin(dim=0)
         far = torch.cat([high[:, 2:], box[None, 2:]]).amax(dim=0)
         hulls.append(torch.cat([near, far]))
     return torch.stack(hulls) if hulls else torch.zeros(0, 4, dtype=torch.float64)
+
+
+def shown_alone(
+    verifier: Verifier,
+    candidates: Candidates,
+    found: Certifiers,
+    epsilon: Tensor,
+    iou: float,
+    most_covered: float,
+) -> Tensor:
+    """Return whether what a certifier vouches for is surely shown, (P,) bool (theory §11.2).
+
+    A certifier passes if no candidate but those of its class that surely match the object can both
+    outscore it and cover one of these, or be covered by one, by more than `most_covered`.
+
+    Args:
+        verifier: of the detector, without `overtaking`, by which what does not surely match may
+            stand in for a certifier.
+        candidates: of images with one object each.
+        found: their certifiers.
+        epsilon: (B,) of each image.
+        iou: threshold of a match.
+        most_covered: the share.
+    """
+    passed = torch.zeros(len(found.truth), dtype=torch.bool)
+    size = verifier.decoder.image_size
+    matching = found.matches.iou >= iou
+    vouches = found.certify(iou)
+    for image in torch.unique(found.truth[vouches]).tolist():
+        vouching = flatnonzero(vouches & (found.truth == image))
+        own = found.candidate[vouching]
+        matched = found.matches.candidate[matching & (found.matches.truth == image)]
+        others = flatnonzero(candidates.group // candidates.classes == image)
+        others = others[candidates.high[others] >= candidates.low[own].min()]
+        others = others[~torch.isin(others, matched)]
+        shares = largest_covered_share(
+            candidates.boxes.at(others), candidates.boxes.at(matched), size
+        )
+        others = others[~(shares <= most_covered - SHARE_SLACK).all(dim=1)]
+        beaten = _classes_can_outscore(verifier, candidates, others, own, float(epsilon[image]))
+        passed[vouching] = ~beaten.any(dim=0)
+    return passed
+
+
+def largest_covered_share(a: BoxRange, b: BoxRange, size: int) -> Tensor:
+    """Return the largest share of one box that another can cover, of all pairs (theory §11.2).
+
+    Args:
+        a: (N, 4), clipped to the image.
+        b: (M, 4), clipped to the image.
+        size: side of the image.
+
+    Returns:
+        (N, M) float64, the larger of the shares of both.
+    """
+    one = [end[:, None] for end in corner_range(a, size)]
+    other = [end[None] for end in corner_range(b, size)]
+    return torch.maximum(_covered(one, other), _covered(other, one))
+
+
+def _covered(box: list[Tensor], cover: list[Tensor]) -> Tensor:
+    (low, high), (first, last) = box, (cover[0][..., :2], cover[1][..., 2:])
+    start = torch.minimum(torch.maximum(first, low[..., :2]), high[..., :2])
+    end = torch.minimum(torch.maximum(last, low[..., 2:]), high[..., 2:])
+    shared = (torch.minimum(end, last) - torch.maximum(start, first)).clamp(min=0)
+    # A box without area is covered by whatever it touches.
+    touches = (low[..., :2] <= last) & (high[..., 2:] >= first)
+    side = end - start
+    return torch.where(side > 0, shared / side.clamp(min=1e-12), touches.double()).prod(dim=-1)
+
+
+def _classes_can_outscore(
+    verifier: Verifier, candidates: Candidates, others: Tensor, own: Tensor, epsilon: float
+) -> Tensor:
+    """Return whether each of `others` (R,) can rank before each of `own` (P,), (R, P) bool.
+
+    Two classes of one default box are linear in the same features: their difference has a constant.
+    """
+    high, low = candidates.high[others][:, None], candidates.low[own]
+    scores, contrasts = verifier.decoder.scores, verifier.contrasts
+    if contrasts is None or not isinstance(scores, SigmoidScores):
+        return can_outscore(high, low)
+    anchor, classes = candidates.anchor, candidates.classes
+    known = contrasts[
+        anchor[own], (candidates.group[others] % classes)[:, None], candidates.group[own] % classes
+    ]
+    slack = candidates.slack[others][:, None] + candidates.slack[own]
+    reach = scores.temperature * epsilon * known + slack
+    reach = reach.masked_fill(anchor[others][:, None] != anchor[own], torch.inf)
+    difference = candidates.log_odds[others][:, None] - candidates.log_odds[own]
+    return can_outscore(high, low, difference, reach)

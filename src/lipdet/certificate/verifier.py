@@ -1,7 +1,13 @@
-"""All that certificates of one detector need, and the certificate of a batch in one call."""
+"""All that certificates of one detector need, and the certificate of a batch in one call.
+
+A certificate computes with scores, boxes and NMS as this package defines them. A part of the user's
+own may do anything with an output, so only the exact classes are taken, with values for which the
+arguments hold: log-odds that rise with their logit, and boxes that rise with their offsets.
+"""
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -9,27 +15,98 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from lipdet.boxes.scores import SigmoidScores
+from lipdet.boxes.coding import BoxCoding
+from lipdet.boxes.scores import SigmoidScores, SoftmaxScores
 from lipdet.boxes.select import Decoder, Selection
-from lipdet.certificate.candidates import Candidates, find_candidates
-from lipdet.certificate.certify import Certifiers, certifiers
-from lipdet.certificate.claims import Claims, claims
-from lipdet.certificate.cover import Entries, detection_entries
-from lipdet.certificate.head_norms import (
+from lipdet.certificate.certified_ap import CliqueClaims, claim_cliques
+from lipdet.certificate.conditions.candidates import Candidates, find_candidates
+from lipdet.certificate.conditions.certify import ALL, Certifiers, Tightenings, certifiers
+from lipdet.certificate.conditions.clique_cover import CliqueCover, cover_by_cliques
+from lipdet.certificate.conditions.ground_truth import GroundTruth, SureMatches
+from lipdet.certificate.conditions.suppressors import JointMotion
+from lipdet.certificate.constants.joint_outputs import (
     PairwiseLogits,
     class_contrasts,
     collective_class_constants,
 )
-from lipdet.certificate.numerics import MEASURED, rounding_of
-from lipdet.certificate.outputs import OutputBounds, bounds_of_outputs, propagate_detector
-from lipdet.certificate.parts import check_parts, check_rounding
-from lipdet.certificate.rivals import Rivals
-from lipdet.certificate.staying import Staying
-from lipdet.certificate.tightenings import ALL, Tightenings
-from lipdet.certificate.truths import Truths
+from lipdet.certificate.constants.outputs import OutputBounds, bounds_of_outputs, propagate_detector
+from lipdet.certificate.constants.rounding import MEASURED, rounding_of
 from lipdet.detector.ssd import SSD
 from lipdet.errors import UnknownLipschitz
 from lipdet.types import RawOutput
+
+# Products with a factor in between lose no more digits in float32 than the certificate allows for.
+_LEAST, _MOST = 1e-10, 1e10
+# Far below where numbers of cliques leave the range of int64.
+_MOST_TOP_K = 10**6
+
+
+def check_parts(decoder: Decoder, selection: Selection) -> None:
+    """Refuse what computes, or may compute, something else than certificates assume.
+
+    Raises:
+        UnknownLipschitz: with the name of the part.
+    """
+    _check_class(decoder, "decoder", Decoder)
+    _check_class(selection, "selection", Selection)
+    scores, coding = decoder.scores, decoder.coding
+    _check_class(scores, "scores", SigmoidScores, SoftmaxScores)
+    _check_class(coding, "coding", BoxCoding)
+    if isinstance(scores, SigmoidScores):
+        _check(_is_factor(scores.temperature), "temperature", scores.temperature)
+        _check(scores.class_margin >= 0, "class_margin", scores.class_margin)
+    for name in ("center_variance", "size_variance"):
+        _check(_is_factor(getattr(coding, name)), name, getattr(coding, name))
+    _check(0 <= decoder.nms_iou <= 1, "nms_iou", decoder.nms_iou)
+    _check(0 < decoder.image_size <= _MOST, "image_size", decoder.image_size)
+    _check(0 < selection.score_floor < 1, "score_floor", selection.score_floor)
+    _check(0 <= selection.top_k <= _MOST_TOP_K, "top_k", selection.top_k)
+    _check(isinstance(selection.top_k, int), "top_k", selection.top_k)
+    default = decoder.default_boxes
+    if not (default.isfinite().all() and (default[:, 2:] > 0).all()):
+        raise UnknownLipschitz(
+            "Nothing can be certified: default_boxes must be finite, with sides above 0."
+        )
+
+
+def check_rounding(rounding: float) -> None:
+    """Refuse an allowance for rounding that is no number.
+
+    Raises:
+        UnknownLipschitz: it is not.
+    """
+    _check(rounding >= 0, "rounding", rounding)
+
+
+def _check_class(part: object, name: str, *kinds: type) -> None:
+    """Refuse a part that is not of one of these classes itself, or has more than its fields."""
+    if type(part) not in kinds or not _own_names(part) <= _fields(part):
+        wanted = " or ".join(kind.__name__ for kind in kinds)
+        raise UnknownLipschitz(
+            f'Nothing can be certified with the {name} "{type(part).__name__}": what another part '
+            f"than a {wanted} as it is computes is not known."
+        )
+
+
+def _own_names(part: object) -> set[str]:
+    return set(getattr(part, "__dict__", ()))
+
+
+def _fields(part: object) -> set[str]:
+    if not dataclasses.is_dataclass(part):
+        return set()
+    return {field.name for field in dataclasses.fields(part)}
+
+
+def _is_factor(value: float) -> bool:
+    return isinstance(value, int | float) and _LEAST <= value <= _MOST
+
+
+def _check(holds: bool, name: str, value: float) -> None:
+    # What is not a number fails every comparison.
+    if not holds or value != value:
+        raise UnknownLipschitz(f"Nothing can be certified with {name} = {value}.")
+
 
 EXAMPLES = 8
 
@@ -43,7 +120,7 @@ class Verifier:
         decoder: of the detector, on the CPU.
         selection: floor and top-k for which certificates hold.
         rounding: how far any output of a forward pass may lie from real arithmetic.
-        rounding_known: how that is known, as in `numerics.Rounding`.
+        rounding_known: how that is known, as in `rounding.Rounding`.
         collective: (C,) of all logits of a class together; None if unknown.
         pairwise: of differences of two logits of a class; None if unknown.
         contrasts: (A, C, C) of differences of two logits of a default box; None if unknown.
@@ -81,35 +158,35 @@ class Verifier:
             self.contrasts if self.tightenings.pairwise else None,
         )
 
-    def entries(self, candidates: Candidates, epsilon: Tensor) -> Entries:
-        """Bounds on the detections of each image and class; `epsilon` (B,)."""
+    def clique_cover(self, candidates: Candidates, epsilon: Tensor) -> CliqueCover:
+        """Bound the detections of each image and class; `epsilon` (B,)."""
         budget = None
         if self.collective is not None and self.tightenings.collective:
             budget = (self._factor * epsilon[:, None] * self.collective).flatten()
         nms_iou, size = self.decoder.nms_iou, self.decoder.image_size
-        return detection_entries(candidates, nms_iou, size, self._most, budget)
+        return cover_by_cliques(candidates, nms_iou, size, self._most_cliques, budget)
 
-    def claims(
+    def claim_cliques(
         self,
         candidates: Candidates,
-        truths: Truths,
-        pairs: Staying,
-        entries: Entries,
+        truths: GroundTruth,
+        matches: SureMatches,
+        cover: CliqueCover,
         ious: Sequence[float],
-    ) -> Claims:
-        """Which detections are no false positives, at rising IoU thresholds; see `claims`."""
-        size = self.decoder.image_size
-        return claims(candidates, truths, pairs, entries, self._most, size, ious, self.tightenings)
+    ) -> CliqueClaims:
+        """Find detections that are no false positives, at rising IoU thresholds (theory §6.7)."""
+        size, most = self.decoder.image_size, self._most_cliques
+        return claim_cliques(candidates, truths, matches, cover, most, size, ious, self.tightenings)
 
     def certifiers(
         self,
         candidates: Candidates,
-        truths: Truths,
+        truths: GroundTruth,
         epsilon: Tensor,
         lowest_iou: float,
-        entries: Entries | None = None,
+        cover: CliqueCover | None = None,
     ) -> Certifiers:
-        """The candidates that may vouch for objects, with how far they do; `epsilon` (B,)."""
+        """Find candidates that may vouch for objects, and how far they do; `epsilon` (B,)."""
         return certifiers(
             candidates,
             truths,
@@ -117,23 +194,20 @@ class Verifier:
             self.decoder.nms_iou,
             self.decoder.image_size,
             lowest_iou,
-            entries,
-            self._rivals(candidates, epsilon),
+            cover,
+            self._joint_motion(candidates, epsilon),
             self.tightenings,
         )
 
     @property
-    def _most(self) -> int:
-        """Cliques that are counted: one more than what the detector puts out.
-
-        Condition 4 adds up the classes of an image.
-        """
+    def _most_cliques(self) -> int:
+        """How many cliques of a group are counted: one more than what the detector puts out."""
         return self.selection.top_k + 1
 
-    def _rivals(self, candidates: Candidates, epsilon: Tensor) -> Rivals | None:
+    def _joint_motion(self, candidates: Candidates, epsilon: Tensor) -> JointMotion | None:
         if self.pairwise is None:
             return None
-        return Rivals(candidates, self.pairwise, epsilon, self._factor)
+        return JointMotion(candidates, self.pairwise, epsilon, self._factor)
 
     @property
     def _factor(self) -> float:

@@ -7,7 +7,11 @@ from pathlib import Path
 import torch
 from rich.console import Console
 
-from lipdet.certificate.outputs import bounds_of_outputs, detector_profile, propagate_detector
+from lipdet.certificate.constants.outputs import (
+    bounds_of_outputs,
+    detector_profile,
+    propagate_detector,
+)
 from lipdet.checkpoint import LoadedDetector, load_any, load_detector
 from lipdet.commands.options import (
     DETECTOR_HELP,

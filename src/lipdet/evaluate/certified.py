@@ -20,13 +20,15 @@ from torch import Tensor
 
 from lipdet.boxes import AP_SELECTION, DISPLAY_SELECTION
 from lipdet.boxes.scores import logit
-from lipdet.certificate.average_precision import (
-    Objects,
-    Possible,
+from lipdet.certificate.certified_ap import (
+    ClassObjects,
+    PossibleDetections,
     certified_average_precision,
     false_positives,
 )
-from lipdet.certificate.certify import MAX_DETECTIONS, certified_up_to
+from lipdet.certificate.conditions.certify import MAX_DETECTIONS, certified_up_to
+from lipdet.certificate.conditions.ground_truth import ground_truth_of
+from lipdet.certificate.constants.rounding import MEASURED, PROVEN
 from lipdet.certificate.diagnosis import (
     REASONS,
     box_stays,
@@ -35,8 +37,6 @@ from lipdet.certificate.diagnosis import (
     reasons,
     with_other_classes,
 )
-from lipdet.certificate.numerics import MEASURED, PROVEN
-from lipdet.certificate.truths import truths_of
 from lipdet.certificate.verifier import Verifier, verifier_of
 from lipdet.detector import SSD
 from lipdet.evaluate.chunks import Pass, State, Tensors
@@ -55,8 +55,8 @@ class PerObject(NamedTuple):
     Attributes:
         label: (G,) class.
         reached: (G, len(IOUS)) log-odds up to which it is certified, −∞ if it is not.
-        first: (G, len(IOUS)) ends of what it claims, as in `claims.Claims`.
-        last: see `first`.
+        up_to: (G, len(IOUS)) ends of what it claims, as in `CliqueClaims`.
+        above: see `up_to`.
         box: (G,) whether a detection of any class stays on it, at RECALL_SCORE and IoU 0.5.
         of_class: (G,) whether a detection of its class stays, wherever, at RECALL_SCORE.
         reason: (G,) index in REASONS of what fails at RECALL_SCORE and IoU 0.5, −1 if nothing.
@@ -64,8 +64,8 @@ class PerObject(NamedTuple):
 
     label: Tensor
     reached: Tensor
-    first: Tensor
-    last: Tensor
+    up_to: Tensor
+    above: Tensor
     box: Tensor
     of_class: Tensor
     reason: Tensor
@@ -80,12 +80,12 @@ class Certified(NamedTuple):
     """
 
     of: PerObject
-    possible: tuple[Possible, ...]
+    possible: tuple[PossibleDetections, ...]
 
-    def objects(self, label: int, column: int) -> Objects:
+    def objects(self, label: int, column: int) -> ClassObjects:
         """Return those of one class at one of IOUS."""
         mine, of = self.of.label == label, self.of
-        return Objects(*(part[mine, column] for part in (of.reached, of.first, of.last)))
+        return ClassObjects(*(part[mine, column] for part in (of.reached, of.up_to, of.above)))
 
 
 class Chunk(NamedTuple):
@@ -178,7 +178,9 @@ def _from_tensors(tensors: Tensors, index: int) -> Certified:
     return Certified(
         PerObject(*(tensors[f"{index}.{name}"] for name in PerObject._fields)),
         tuple(
-            Possible(*(tensors[f"{index}.{name}.{label}"] for name in Possible._fields))
+            PossibleDetections(
+                *(tensors[f"{index}.{name}.{label}"] for name in PossibleDetections._fields)
+            )
             for label in range(classes)
         ),
     )
@@ -201,16 +203,16 @@ def certify_batch(
     verifier: Verifier, raw: RawOutput, targets: Sequence[Target], epsilon: float
 ) -> Certified:
     """Everything that `summary` needs of one batch."""
-    truths, iou, tau = truths_of(targets), IOUS[0], logit(RECALL_SCORE)
+    truths, iou, tau = ground_truth_of(targets), IOUS[0], logit(RECALL_SCORE)
     count, size = len(truths.image), verifier.decoder.image_size
     radius = torch.full((len(targets),), epsilon, dtype=torch.float64)
     candidates = verifier.candidates(raw, radius)
-    entries = verifier.entries(candidates, radius)
+    cover = verifier.clique_cover(candidates, radius)
     every, objects = with_other_classes(candidates, truths, size, iou, tau)
-    found = verifier.certifiers(candidates, every, radius, iou, entries)
+    found = verifier.certifiers(candidates, every, radius, iou, cover)
     own = found.of_first(count)
     matches = clean_matches(candidates, truths, size, iou)
-    claimed = verifier.claims(candidates, truths, own.pairs, entries, IOUS)
+    claimed = verifier.claim_cliques(candidates, truths, own.matches, cover, IOUS)
     reached = certified_up_to(own, count, IOUS)
     kept = reached[:, 0] >= tau
     most = min(verifier.selection.top_k, MAX_DETECTIONS)
@@ -218,14 +220,16 @@ def certify_batch(
         PerObject(
             label=truths.label,
             reached=reached,
-            first=claimed.first,
-            last=claimed.last,
+            up_to=claimed.up_to,
+            above=claimed.above,
             box=box_stays(found, objects, count, iou, tau),
-            of_class=class_stays(verifier, candidates, matches, kept, tau, entries),
+            of_class=class_stays(verifier, candidates, matches, kept, tau, cover),
             reason=reasons(candidates, own, matches, count, iou, tau),
         ),
         tuple(
-            Possible(entries.pooled(label, classes, most), entries.pooled_cliques(label, classes))
+            PossibleDetections(
+                cover.pooled(label, classes, most), cover.pooled_highest(label, classes)
+            )
             for classes in [candidates.classes]
             for label in range(classes)
         ),
@@ -238,7 +242,7 @@ def join(parts: Sequence[Certified]) -> Certified:
     return Certified(
         PerObject(*map(torch.cat, zip(*objects, strict=True))),
         tuple(
-            Possible(*map(torch.cat, zip(*of_class, strict=True)))
+            PossibleDetections(*map(torch.cat, zip(*of_class, strict=True)))
             for of_class in zip(*possible, strict=True)
         ),
     )

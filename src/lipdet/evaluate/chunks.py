@@ -142,7 +142,7 @@ def source_hash(package: Path) -> str:
     """Return a hash of all source that results depend on."""
     digest = hashlib.sha256((package / "norms.py").read_bytes())
     for folder in COMPUTING:
-        for file in sorted((package / folder).glob("*.py")):
+        for file in sorted((package / folder).rglob("*.py")):
             digest.update(file.read_bytes())
     return digest.hexdigest()
 

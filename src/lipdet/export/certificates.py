@@ -9,8 +9,8 @@ import torch
 from torch import Tensor
 
 from lipdet.boxes import AP_SELECTION, DISPLAY_SELECTION, select_detections
-from lipdet.certificate.certify import certified_up_to
-from lipdet.certificate.truths import truths_of
+from lipdet.certificate.conditions.certify import certified_up_to
+from lipdet.certificate.conditions.ground_truth import ground_truth_of
 from lipdet.certificate.verifier import Verifier, verifier_of
 from lipdet.detector import SSD
 from lipdet.errors import UnknownLipschitz
@@ -62,7 +62,7 @@ def certified_objects(
     verifier: Verifier, raw: RawOutput, targets: list[Target], epsilon: float
 ) -> Tensor:
     """Return which objects are certified, (G,) bool."""
-    truths = truths_of(targets)
+    truths = ground_truth_of(targets)
     radius = torch.full((len(targets),), epsilon, dtype=torch.float64)
     candidates = verifier.candidates(raw, radius)
     found = verifier.certifiers(candidates, truths, radius, IOU)

@@ -17,7 +17,7 @@ import numpy as np
 import torch
 
 from lipdet.boxes import BoxCoding, Decoder, Scores, Selection, SigmoidScores, SoftmaxScores
-from lipdet.certificate.outputs import output_bounds
+from lipdet.certificate.constants.outputs import output_bounds
 from lipdet.checkpoint import LoadedDetector
 from lipdet.config import as_plain
 from lipdet.detector import SSD

@@ -16,11 +16,11 @@ from lipdet.attack.damage import damage
 from lipdet.attack.gradient import frozen
 from lipdet.attack.loop import OnStep
 from lipdet.attack.outcome import Outcome
-from lipdet.certificate.outputs import propagate_detector
-from lipdet.certificate.torchvision_models import PixelsToHeads, is_torchvision
+from lipdet.certificate.constants.outputs import propagate_detector
 from lipdet.detector import SSD
 from lipdet.errors import InputError
 from lipdet.evaluate.attacked import pictures
+from lipdet.foreign.torchvision_heads import PixelsToHeads, is_torchvision
 from lipdet.images.pack import Pack
 from lipdet.lipschitz.audit import Audit, audit
 from lipdet.lipschitz.propagation import propagate

@@ -11,7 +11,11 @@ import torch
 from torch import Tensor
 
 from lipdet.attack import AttackSettings
-from lipdet.certificate.outputs import bounds_of_outputs, detector_profile, propagate_detector
+from lipdet.certificate.constants.outputs import (
+    bounds_of_outputs,
+    detector_profile,
+    propagate_detector,
+)
 from lipdet.checkpoint import LoadedDetector
 from lipdet.detector import SSD
 from lipdet.errors import UnknownLipschitz

@@ -11,7 +11,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from rich.table import Table
 
-from lipdet.certificate.outputs import OutputBounds
+from lipdet.certificate.constants.outputs import OutputBounds
 from lipdet.images.pack import Pack
 from lipdet.lipschitz.profile import LayerRow
 from lipdet.report.style import COLOURS, Drawing, colour, marker, new_figure, styled

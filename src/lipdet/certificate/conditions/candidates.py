@@ -1,7 +1,7 @@
 """What can rise above the score floor under some perturbation, and how far each can move.
 
 Notable choices:
-- Everything after this file works on a flat list of candidates, pairs (anchor, class) of all
+- Everything after this file works on a flat list of candidates, pairs (default box, class) of all
   images of a batch. What cannot exceed the floor is never looked at again.
 - The list is ordered by image and class ("group") and within a group by falling highest score, so
   that "all that can outscore s" is the beginning of a group and found by binary search.
@@ -20,14 +20,17 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from lipdet.boxes.coding import BoxCoding
 from lipdet.boxes.scores import Scores, SigmoidScores, logit
 from lipdet.boxes.select import Decoder
-from lipdet.certificate.box_range import BoxRange, box_range
-from lipdet.certificate.contest import Contest
-from lipdet.certificate.outputs import OutputBounds
-from lipdet.certificate.score_range import largest_factor, log_odds_interval
-from lipdet.certificate.segments import count_reaching, take, true_at
+from lipdet.certificate.conditions.scores_and_votes import (
+    ClassVotes,
+    largest_factor,
+    log_odds_interval,
+)
+from lipdet.certificate.constants.outputs import OutputBounds
+from lipdet.certificate.geometry.box_range import BoxRange, box_range
+from lipdet.certificate.geometry.offset_ball import OffsetBalls
+from lipdet.certificate.ragged import count_reaching, flatnonzero, ranges_of, take
 from lipdet.errors import InputError
 from lipdet.types import RawOutput
 
@@ -41,37 +44,12 @@ _FIRST_LOOK_ROUNDING = 4 * 2.0**-22
 _LARGEST = 1e37
 
 
-class Balls(NamedTuple):
-    """Offsets that move in a ball, of N boxes.
-
-    Attributes:
-        offsets: (N, 4) without perturbation.
-        radius: (N,) of the ball.
-        default_boxes: (N, 4).
-        coding: how offsets become boxes.
-    """
-
-    offsets: Tensor
-    radius: Tensor
-    default_boxes: Tensor
-    coding: BoxCoding
-
-    def at(self, index: Tensor) -> Balls:
-        """Some of the boxes."""
-        return Balls(
-            take(self.offsets, index),
-            take(self.radius, index),
-            take(self.default_boxes, index),
-            self.coding,
-        )
-
-
-_Boxes = TypeVar("_Boxes", BoxRange, Balls)
+_Boxes = TypeVar("_Boxes", BoxRange, OffsetBalls)
 
 
 @dataclass(frozen=True)
-class Shared(Generic[_Boxes]):
-    """Boxes of N candidates, of which those of one default box share one.
+class SharedBoxes(Generic[_Boxes]):
+    """Boxes of N candidates, where those of one default box share one.
 
     Attributes:
         place: (N,) index of each one's box.
@@ -87,16 +65,15 @@ class Shared(Generic[_Boxes]):
 
 
 class Candidates(NamedTuple):
-    """All (anchor, class) of a batch that can exceed the floor, N in number.
+    """All pairs (default box, class) of a batch that can exceed the floor, N in number.
 
     Attributes:
         classes: number of classes C.
         group: (N,) image · C + class, ascending.
         anchor: (N,) index of the default box.
-        low: (N,) lowest log-odds, float64, −∞ where the default box may not vote for the class;
-            `log_odds`: without perturbation; `high`: highest, falling within a group.
-        log_odds: see `low`.
-        high: see `low`.
+        low: (N,) lowest log-odds, float64, −∞ where the default box may not vote for the class.
+        log_odds: (N,) those without perturbation.
+        high: (N,) highest, falling within a group.
         slack: (N,) what numerics alone can change of a log-odds.
         boxes: where each one's box can lie, before clipping.
         balls: the offsets of the same boxes.
@@ -109,32 +86,28 @@ class Candidates(NamedTuple):
     log_odds: Tensor
     high: Tensor
     slack: Tensor
-    boxes: Shared[BoxRange]
-    balls: Shared[Balls]
+    boxes: SharedBoxes[BoxRange]
+    balls: SharedBoxes[OffsetBalls]
 
     @property
     def clean_boxes(self) -> Tensor:
-        """Where the boxes lie without perturbation, (U, 4) xyxy, unclipped; see `boxes.place`."""
+        """The boxes without perturbation, (U, 4) xyxy, unclipped, indexed by `boxes.place`."""
         balls = self.balls.boxes
         return balls.coding.decode(balls.offsets, balls.default_boxes)
 
-    def starts(self, group: Tensor) -> Tensor:
-        """Index of the first candidate of each group."""
-        return torch.searchsorted(self.group, group)
-
-    def members(self, group: Tensor) -> Tensor:
-        """Return how many candidates each group has."""
-        return torch.searchsorted(self.group, group, right=True) - self.starts(group)
+    def members(self, group: Tensor) -> tuple[Tensor, Tensor]:
+        """Return the first candidate of each group (P,), and how many it has."""
+        return ranges_of(self.group, group)
 
     def reaching(self, group: Tensor, log_odds: Tensor) -> Tensor:
         """Return how many candidates of `group` (P,) have `high` ≥ `log_odds` (P,).
 
         They are the first ones of the group.
         """
-        return count_reaching(self.high, self.starts(group), self.members(group), log_odds)
+        return count_reaching(self.high, *self.members(group), log_odds)
 
     def reaching_in_image(self, image: Tensor, log_odds: Tensor) -> Tensor:
-        """How many candidates of all classes of `image` (P,) have `high` ≥ `log_odds` (P,)."""
+        """Return how many candidates of all classes of `image` (P,) have `high` ≥ `log_odds`."""
         groups = (image * self.classes)[:, None] + torch.arange(self.classes)
         found = self.reaching(groups.flatten(), log_odds.repeat_interleave(self.classes))
         return found.reshape(-1, self.classes).sum(dim=1)
@@ -187,13 +160,15 @@ def find_candidates(
     pair = place * classes + label
     low, high = take(low.flatten(), pair), take(high.flatten(), pair)
     if isinstance(decoder.scores, SigmoidScores) and decoder.scores.class_margin < math.inf:
-        contest = Contest(logits, moving + slack, 2 * slack[:, 0], anchor, radius[image], contrasts)
+        votes = ClassVotes(
+            logits, moving + slack, 2 * slack[:, 0], anchor, radius[image], contrasts
+        )
         margin = decoder.scores.class_margin
-        kept = true_at(contest.may_vote(place, label, margin))
+        kept = flatnonzero(votes.may_vote(place, label, margin))
         place, label, pair, low, high = (take(x, kept) for x in (place, label, pair, low, high))
         # Of no other is the lowest score of interest.
-        steady = true_at(low > logit(score_floor))
-        lost = ~contest.surely_votes(take(place, steady), take(label, steady), margin)
+        steady = flatnonzero(low > logit(score_floor))
+        lost = ~votes.surely_votes(take(place, steady), take(label, steady), margin)
         low[steady[lost]] = -math.inf
     return Candidates(
         classes=classes,
@@ -203,7 +178,7 @@ def find_candidates(
         log_odds=take(decoder.scores.log_odds(logits).flatten(), pair),
         high=high,
         slack=take(factor * slack[:, 0], place),
-        boxes=Shared(
+        boxes=SharedBoxes(
             place,
             box_range(
                 raw.offsets[image, anchor],
@@ -212,9 +187,9 @@ def find_candidates(
                 decoder.coding,
             ),
         ),
-        balls=Shared(
+        balls=SharedBoxes(
             place,
-            Balls(
+            OffsetBalls(
                 raw.offsets[image, anchor].double(),
                 # Rounding moves each of the four.
                 radius[image] * bounds.offsets_joint[anchor] + 4 * rounding,
@@ -233,13 +208,13 @@ def _first_look(
     radius: Tensor,
     rounding: float,
 ) -> tuple[Tensor, Tensor]:
-    """Image and index of the default boxes of which some class may exceed the floor, (U,) each."""
+    """Find image and index of the default boxes of which some class may exceed the floor, (U,)."""
     logits = raw.logits.float()
     moving = radius.float()[:, None, None] * bounds.logits.float()
     largest = torch.add(logits.abs(), moving).amax(dim=-1, keepdim=True)
     slack = 2 * rounding + _FIRST_LOOK_ROUNDING * (largest + logits.shape[-1])
     _, high = log_odds_interval(scores, logits, moving.add_(slack))
-    place = true_at(may_exceed(high.amax(dim=-1), logit(score_floor)).flatten())
+    place = flatnonzero(may_exceed(high.amax(dim=-1), logit(score_floor)).flatten())
     anchors = high.shape[1]
     return place // anchors, place % anchors
 
@@ -250,7 +225,7 @@ def may_exceed(high: Tensor, floor: float) -> Tensor:
 
 
 def _in_order(image: Tensor, high: Tensor, floor: float) -> tuple[Tensor, Tensor]:
-    """Box and class of all candidates, (N,) each: by image, class and falling `high`.
+    """Order box and class of all candidates, (N,) each, by image, class and falling `high`.
 
     Args:
         image: (U,) of each box, ascending.

@@ -1,4 +1,4 @@
-"""Upper bounds on how many detections there can be at each score (theory §6).
+"""Upper bounds on how many detections there can be at each score, by covers of cliques (theory §6).
 
 Boxes that NMS keeps in one class overlap pairwise by at most η, whatever their scores. So of
 candidates that surely overlap each other by more ("clique") at most one is kept, and a cover of all
@@ -9,6 +9,7 @@ Notable choices:
   of the cover of what can reach less. One pass serves every τ.
 - The n-th boxes of all groups find their cliques together, by a few operations on bit masks.
 - Which boxes of an image overlap does not depend on the class: it is found once for all classes.
+  A test in float32 on all pairs comes first; the exact bound is for those that it leaves.
 - A group is covered in blocks of 64 candidates, as many as a mask has bits, each by cliques of its
   own; what follows them is not covered. A cover is cut off once it reaches what the detector puts
   out anyhow. So time and memory stay linear in the number of candidates.
@@ -17,7 +18,7 @@ Notable choices:
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -25,9 +26,127 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from lipdet.certificate.candidates import Candidates
-from lipdet.certificate.overlaps import surely_overlap
-from lipdet.certificate.segments import count_reaching, take, true_at
+from lipdet.certificate.conditions.candidates import Candidates
+from lipdet.certificate.geometry.box_range import BoxRange
+from lipdet.certificate.geometry.iou_bounds import min_iou_of_pairs
+from lipdet.certificate.ragged import count_reaching, flatnonzero, ranges_of, take
+
+# NMS computes IoU in float32: overlap is sure only from this much above its threshold.
+OVERLAP_SLACK = 1e-3
+
+
+def surely_overlap(
+    boxes: BoxRange,
+    images: Sequence[Tensor],
+    members: Sequence[Tensor],
+    nms_iou: float,
+    size: int,
+) -> list[NDArray[np.bool_]]:
+    """Return which boxes of an image overlap by more than η under every perturbation.
+
+    Args:
+        boxes: (N, 4).
+        images: of each image the indices (U,) of its boxes.
+        members: of each image (U, C), 1 for the classes of which a box is a candidate, else 0; only
+            boxes with a class in common are compared.
+        nms_iou: η.
+        size: of the images.
+
+    Returns:
+        For each image (U, U), symmetric, false on the diagonal and where nothing was compared.
+    """
+    if not images:
+        return []
+    needed = nms_iou + OVERLAP_SLACK
+    boxes = in_float32(boxes, size)
+    likely = [
+        _may_overlap(boxes.at(index), of_class, steady, needed, size)
+        for index, of_class, steady in zip(
+            images, members, _steady(boxes, images, needed, size), strict=True
+        )
+    ]
+    one, other = (
+        torch.cat([take(index, pairs[end]) for index, pairs in zip(images, likely, strict=True)])
+        for end in (0, 1)
+    )
+    sure = min_iou_of_pairs(boxes, one, other, size) > needed
+    result = []
+    parts = torch.split(sure, [len(a) for a, _ in likely])
+    for index, (a, b), kept in zip(images, likely, parts, strict=True):
+        matrix = np.zeros((len(index), len(index)), np.bool_)
+        matrix[a.numpy(), b.numpy()] = kept.numpy()
+        result.append(matrix | matrix.T)
+    return result
+
+
+def in_float32(boxes: BoxRange, size: int) -> BoxRange:
+    """Widen boxes so much in float32 that rounding cannot make an overlap too large.
+
+    What is computed of a pair are sums and differences of at most five of their coordinates and the
+    side of the image: off by less than 8 roundings of 2⁻²⁴ of the largest. Centres and sides are
+    widened by more than that. Products that follow are off by less than OVERLAP_SLACK / 100.
+    """
+    largest = torch.maximum(boxes.low.abs(), boxes.high.abs()).amax(dim=1, keepdim=True)
+    slack = (largest + size) * 2.0**-19
+    low, high = boxes.low - slack, boxes.high + slack
+    low[:, 2:].clamp_min_(0)
+    return BoxRange(*(end.T.float().contiguous().T for end in (low, high)))
+
+
+def _steady(
+    boxes: BoxRange, images: Sequence[Tensor], needed: float, size: int
+) -> Sequence[Tensor]:
+    """Find the boxes of each image that would surely overlap a box that can move alike.
+
+    At large ε others hardly ever overlap anything for sure, and are most of all boxes.
+    """
+    every = torch.cat(list(images))
+    alike = min_iou_of_pairs(boxes, every, every, size) > needed
+    of_images = torch.split(alike, [len(index) for index in images])
+    return [flatnonzero(of_image) for of_image in of_images]
+
+
+def _may_overlap(
+    boxes: BoxRange, members: Tensor, steady: Tensor, needed: float, size: int
+) -> tuple[Tensor, Tensor]:
+    """Find pairs of an image's boxes (U, 4) that a test in float32 does not rule out, in order.
+
+    Only those at the indices `steady` are looked at. Tested are both boxes at their smallest and as
+    far apart as can be: that can occur, and nearly always decides. Of the two sides that an overlap
+    cannot exceed only one is looked at, which rules out less. A pair that is ruled out wrongly, by
+    rounding or as not steady, adds cliques, which is safe.
+    """
+    boxes, members = boxes.at(steady), take(members, steady)
+    (_, ends), (starts, _) = placed = _first_and_last(boxes, size)
+    sides = torch.minimum(*(end - start for start, end in placed))
+    x, y = (
+        torch.minimum(ends[axis, :, None] - starts[axis], ends[axis] - starts[axis, :, None])
+        .minimum(sides[axis, :, None])
+        .clamp_(min=0)
+        for axis in (0, 1)
+    )
+    # IoU > η is overlap > (sum of areas)·η / (1 + η).
+    needed_of_each = sides[0] * sides[1] * (needed / (1 + needed))
+    # numpy is several times as fast at comparing and finding.
+    overlapping = x.mul_(y).sub_(needed_of_each[:, None]).numpy() > needed_of_each.numpy()
+    in_common = torch.from_numpy((members @ members.T).numpy() > 0)
+    likely = in_common.triu_(1).numpy() & overlapping
+    one, other = torch.from_numpy(np.stack(np.divmod(np.flatnonzero(likely), len(likely))))
+    return take(steady, one), take(steady, other)
+
+
+def _first_and_last(boxes: BoxRange, size: int) -> list[tuple[Tensor, Tensor]]:
+    """Return boxes (U, 4) with their shortest sides, at their first and at their last centres.
+
+    Returns:
+        Starts and ends of both, (2, U).
+    """
+    half = boxes.low[:, 2:].T / 2
+    return [
+        ((center - half).clamp(0, size), (center + half).clamp(0, size))
+        for center in (boxes.low[:, :2].T, boxes.high[:, :2].T)
+    ]
+
 
 BITS = 64
 # Candidates of a block, at most BITS, and blocks of a group.
@@ -37,92 +156,90 @@ _PRICE_SLACK = 1e-9
 _LOST_DIGITS = 1e-14
 
 
-class Entries(NamedTuple):
-    """Scores at which one more detection becomes possible, of all groups of a batch.
+class CliqueCover(NamedTuple):
+    """M cliques that cover the candidates of all groups of a batch, of which NMS keeps one each.
 
     At a log-odds of τ or more, an image has at most as many detections of a class as its group has
-    entries ≥ τ, whatever the perturbation.
+    cliques with `log_odds` ≥ τ, whatever the perturbation.
 
     Attributes:
         group: (M,) image · C + class, ascending.
-        log_odds: (M,) falling within a group.
-        cliques: (M,) what the n-th clique of its group can reach; `log_odds` is this, or lower
-            where that many cannot be raised together.
-        clique: (N,) the entry of each candidate's clique, −1 for those that no entry needs.
+        log_odds: (M,) what the n-th clique of its group can reach if n of them do, falling within
+            a group.
+        highest: (M,) what it can reach, whatever others do.
+        clique_of: (N,) the clique of each candidate, −1 for those whose clique is left out.
     """
 
     group: Tensor
     log_odds: Tensor
-    cliques: Tensor
-    clique: Tensor
+    highest: Tensor
+    clique_of: Tensor
 
     def reaching(self, group: Tensor, log_odds: Tensor) -> Tensor:
-        """At most how many detections of `group` (P,) have at least `log_odds` (P,)."""
-        starts = torch.searchsorted(self.group, group)
-        counts = torch.searchsorted(self.group, group, right=True) - starts
-        return count_reaching(self.log_odds, starts, counts, log_odds)
+        """Bound how many detections of `group` (P,) have at least `log_odds` (P,)."""
+        return count_reaching(self.log_odds, *ranges_of(self.group, group), log_odds)
 
     def pooled(self, label: int, classes: int, most: int) -> Tensor:
-        """`log_odds` of one class in all images, at most so many of each, in no order."""
+        """Return `log_odds` of one class in all images, at most so many of each, in no order."""
         mine = self.group % classes == label
         return self.log_odds[mine & (_places(self.group) < most)]
 
-    def pooled_cliques(self, label: int, classes: int) -> Tensor:
-        """`cliques` of one class in all images, in no order."""
-        return self.cliques[self.group % classes == label]
+    def pooled_highest(self, label: int, classes: int) -> Tensor:
+        """Return `highest` of one class in all images, in no order."""
+        return self.highest[self.group % classes == label]
 
 
-def detection_entries(
+def cover_by_cliques(
     candidates: Candidates,
     nms_iou: float,
     size: int,
     limit: int,
     budget: Tensor | None = None,
-) -> Entries:
+) -> CliqueCover:
     """Bound the detections of each group at every score.
 
     Args:
         candidates: all that can exceed the floor.
         nms_iou: a kept box suppresses others that overlap it by more (η).
         size: side of the image, to which boxes are clipped.
-        limit: entries beyond so many per group are left out.
+        limit: cliques beyond so many per group are left out.
         budget: (B · C,) how far, in the L2 norm, all log-odds of a group can move together.
     """
-    numbers, alone = clique_numbers(candidates, nms_iou, size, limit)
+    numbers, alone = _clique_numbers(candidates, nms_iou, size, limit)
     nearest = _or_infinite(candidates.log_odds + candidates.slack)
     read = _read(candidates.group, alone, nearest if budget is not None else None, limit)
     width = (BLOCKS + 1) * limit + len(numbers)
-    rows = true_at(read)
+    rows = flatnonzero(read)
     key = take(candidates.group, rows) * width + take(numbers, rows)
     keys, clique = torch.unique(key, return_inverse=True)
     group = keys // width
     place = _places(group)
     lowest = torch.full((len(group),), -torch.inf, dtype=torch.float64)
-    cliques = lowest.scatter_reduce(0, clique, take(candidates.high, rows), "amax")
-    highest = cliques
+    highest = lowest.scatter_reduce(0, clique, take(candidates.high, rows), "amax")
+    log_odds = highest
     if budget is not None:
         nearest = lowest.scatter_reduce(0, clique, take(nearest, rows), "amax")
-        highest = torch.minimum(cliques, affordable(group, place, nearest, budget, limit))
+        log_odds = torch.minimum(highest, affordable_log_odds(group, place, nearest, budget, limit))
     inside = place < limit
-    entry = torch.where(inside, inside.cumsum(0) - 1, -1)
-    entry_of = torch.full((len(numbers),), -1).index_copy(0, rows, take(entry, clique))
-    return Entries(group[inside], highest[inside], cliques[inside], entry_of)
+    index = torch.where(inside, inside.cumsum(0) - 1, -1)
+    clique_of = torch.full((len(numbers),), -1).index_copy(0, rows, take(index, clique))
+    return CliqueCover(group[inside], log_odds[inside], highest[inside], clique_of)
 
 
 def _places(group: Tensor) -> Tensor:
-    """0, 1, … within each group of an ascending (M,)."""
+    """Number the members of each group of an ascending (M,) from 0."""
     counts = torch.unique_consecutive(group, return_counts=True)[1]
     starts: Tensor = counts.cumsum(0) - counts
     return torch.arange(len(group)) - starts.repeat_interleave(counts)
 
 
 def _read(group: Tensor, alone: Tensor, nearest: Tensor | None, limit: int) -> Tensor:
-    """Return which candidates decide about the first `limit` entries of their group; (N,) bool.
+    """Return which candidates decide about the first `limit` cliques of their group; (N,) bool.
 
     Of those that are cliques of their own, `alone` (N,) bool, these are the `limit` with the
     highest `high`, which come first, and the `limit` with the highest `nearest`.
     """
-    alone = true_at(alone)
+    alone = flatnonzero(alone)
     counts = torch.unique_consecutive(take(group, alone), return_counts=True)[1]
     starts = counts.cumsum(0) - counts
     first = torch.arange(len(alone)) - starts.repeat_interleave(counts) < limit
@@ -136,19 +253,16 @@ def _read(group: Tensor, alone: Tensor, nearest: Tensor | None, limit: int) -> T
     return torch.from_numpy(read)
 
 
-def affordable(group: Tensor, place: Tensor, nearest: Tensor, budget: Tensor, limit: int) -> Tensor:
-    """Return the n-th value of a group: the highest τ that n of its cliques can reach together.
+def affordable_log_odds(
+    group: Tensor, place: Tensor, nearest: Tensor, budget: Tensor, limit: int
+) -> Tensor:
+    """Return the highest τ that n cliques of a group can reach together, for its n-th clique.
 
-    For a clique to hold a detection at τ, some member must rise to it, by (τ − nearest)₊ at least.
-    The members of different cliques are different candidates, so the squares of these add up to no
-    more than the budget's (theory §6, collective D⁺). The n cheapest cliques are those with the
-    highest `nearest`, v₁ ≥ … ≥ v_n, and what they cost rises with τ.
-
-    If the last m of them pay, with mean v̄, then m·(τ − v̄)² + Σ(v − v̄)² ≤ budget² bounds τ. That
-    holds for any m of which all do lie below the largest τ: for those i for which raising i, …, n
-    to v_i costs no more than the budget, and for the n-th alone, which makes τ ≤ v_n + budget. The
-    sums lose digits, and a budget may be smaller than what they lose: their error is taken from
-    the budget as m is chosen and added to it afterwards, and v_n + budget caps the result.
+    Of theory §6.1, where the last m of the n cheapest cliques, v₁ ≥ … ≥ v_n of `nearest`, pay: any
+    m will do of which all lie below the largest τ. These are those i for which raising i, …, n to
+    v_i costs no more than the budget, and the n-th alone, which makes τ ≤ v_n + budget. The sums
+    lose digits, and a budget may be smaller than what they lose: their error is taken from the
+    budget as m is chosen and added to it afterwards, and v_n + budget caps the result.
 
     Args:
         group: (M,) of each clique, ascending.
@@ -173,7 +287,7 @@ def affordable(group: Tensor, place: Tensor, nearest: Tensor, budget: Tensor, li
     error = _LOST_DIGITS * width * squares[:, -1:]
 
     def spread(first: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Number, mean and sum of squares around it of values `first` to n."""
+        """Return number, mean and sum of squares around it of values `first` to n."""
         number = torch.arange(1, width + 1) - first
         mean = (sums[:, 1:] - sums.gather(1, first)) / number
         return number, mean, squares[:, 1:] - squares.gather(1, first) - number * mean.square()
@@ -201,11 +315,11 @@ def affordable(group: Tensor, place: Tensor, nearest: Tensor, budget: Tensor, li
 
 
 def _or_infinite(values: Tensor) -> Tensor:
-    """Upper bounds; what is not a number bounds nothing."""
+    """Replace upper bounds that are no numbers by +∞."""
     return values.masked_fill(values.isnan(), torch.inf)
 
 
-def clique_numbers(
+def _clique_numbers(
     candidates: Candidates, nms_iou: float, size: int, limit: int
 ) -> tuple[Tensor, Tensor]:
     """Number the cliques of each group in the order of their highest candidate.
@@ -219,7 +333,7 @@ def clique_numbers(
     block = (place // BLOCK).clamp(max=BLOCKS)
     numbers = block * limit + limit + place
     alone = torch.ones(len(place), dtype=torch.bool)
-    chosen = true_at(block < BLOCKS)
+    chosen = flatnonzero(block < BLOCKS)
     if not len(chosen):
         return numbers, alone
     # Each block as a group of its own.

@@ -1,21 +1,55 @@
-"""For which classes default boxes vote, whatever the perturbation, and for which they may.
-
-A box votes for c if no z_j − z_c exceeds the margin between classes. So it surely does if none can,
-and surely does not if one must.
-"""
+"""Log-odds that uncertain logits can have, and classes that default boxes vote for (theory §10)."""
 
 from __future__ import annotations
 
+import math
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-from lipdet.certificate.segments import take
+from lipdet.boxes.scores import Scores, SigmoidScores, SoftmaxScores
+from lipdet.certificate.ragged import take
 
 
-class Contest(NamedTuple):
-    """Logits of U default boxes, and how far they can move.
+def log_odds_interval(scores: Scores, logits: Tensor, moved: Tensor) -> tuple[Tensor, Tensor]:
+    """Return the lowest and highest log-odds of logits that each move by at most `moved`.
+
+    Those of a softmax are lowest with z_c at its lowest and all others at their highest (theory
+    §10.1). The log-odds at the highest of *all* logits differs from that in z_c alone, by
+    2 · moved. Where a number is too large for the precision, ∞ − ∞ may come out, which says
+    nothing: the ends are then −∞ and ∞.
+
+    Args:
+        scores: how logits become log-odds.
+        logits: (..., K).
+        moved: (..., K) ≥ 0.
+
+    Returns:
+        Two tensors (..., classes).
+    """
+    if isinstance(scores, SigmoidScores):
+        low, high = scores.log_odds(logits - moved), scores.log_odds(logits + moved)
+    else:
+        assert isinstance(scores, SoftmaxScores)
+        own = 2 * moved[..., 1:]
+        low = scores.log_odds(logits + moved) - own
+        high = scores.log_odds(logits - moved) + own
+    return widest(low, high)
+
+
+def widest(low: Tensor, high: Tensor) -> tuple[Tensor, Tensor]:
+    """Replace ends of intervals that are no numbers by −∞ and ∞."""
+    return low.masked_fill(low.isnan(), -math.inf), high.masked_fill(high.isnan(), math.inf)
+
+
+def largest_factor(scores: Scores) -> float:
+    """Return how much a log-odds can move if no logit moves by more than 1."""
+    return scores.temperature if isinstance(scores, SigmoidScores) else 2.0
+
+
+class ClassVotes(NamedTuple):
+    """For which classes U default boxes vote: their logits, and how far they can move.
 
     Attributes:
         logits: (U, K) float64 without perturbation.
@@ -34,7 +68,7 @@ class Contest(NamedTuple):
     contrasts: Tensor | None
 
     def may_vote(self, place: Tensor, label: Tensor, margin: float) -> Tensor:
-        """Whether boxes `place` (N,) can vote for classes `label` (N,); bool. What is NaN can.
+        """Return whether boxes `place` (N,) can vote for classes `label` (N,). What is NaN can.
 
         Only the class that is the best one without perturbation is looked at: for another to rule
         out the vote, where it does not, is rare.
@@ -51,7 +85,7 @@ class Contest(NamedTuple):
         return ~(ahead - apart > margin)
 
     def surely_votes(self, place: Tensor, label: Tensor, margin: float) -> Tensor:
-        """Whether boxes `place` (N,) vote for classes `label` (N,) under every perturbation."""
+        """Return whether boxes `place` (N,) vote for `label` (N,) under every perturbation."""
         own = label[:, None]
         logits, moved = take(self.logits, place), take(self.moved, place)
         ahead, apart = logits - logits.gather(1, own), moved + moved.gather(1, own)

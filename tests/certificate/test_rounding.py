@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from lipdet.boxes import BoxCoding, SigmoidScores
 from lipdet.certificate import UnknownLipschitz, output_bounds
-from lipdet.certificate.numerics import SAFETY, measured_rounding, proven_rounding
+from lipdet.certificate.constants.rounding import SAFETY, measured_rounding, proven_rounding
 from lipdet.config import DetectorConfig
 from lipdet.detector import SSD
 from lipdet.detector.ssd import Head

@@ -1,4 +1,4 @@
-"""Boxes whose four offsets lie in a ball (theory §4, §6 tightening 3): the lowest IoU.
+"""Boxes whose four offsets lie in a ball: their lowest IoU with a known box (theory §4.4).
 
 Four offsets whose map from the features has norm ‖W₄‖ move in a ball of radius ε·L·‖W₄‖, of which
 the intervals of `BoxRange` see the corners, where all four are at their worst together.
@@ -7,55 +7,66 @@ the intervals of `BoxRange` see the corners, where all four are at their worst t
 from __future__ import annotations
 
 import math
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from lipdet.boxes.coding import MAX_LOG_RATIO, BoxCoding
-from lipdet.certificate.box_range import box_range
-from lipdet.certificate.iou_vertices import known_or
+from lipdet.certificate.geometry.box_range import box_range
+from lipdet.certificate.geometry.iou_bounds import known_or
+from lipdet.certificate.ragged import take
 
-# More of either is tighter and slower. These allow balls of 1.44 times the radius that the box
-# around them could have, in the mean over random boxes; the limit of many is 1.52.
+# More of either is tighter and slower.
 SHELLS = 12
 TANGENTS = 6
 # Each takes 10 KB while it is computed.
 _AT_ONCE = 4096
 
 
-def min_iou_in_ball(
-    offsets: Tensor, radius: Tensor, default_boxes: Tensor, coding: BoxCoding, fixed: Tensor
-) -> Tensor:
-    """A lower bound of the IoU of a box with a known one, over a ball of offsets; not clipped.
+class OffsetBalls(NamedTuple):
+    """Balls in which the four offsets of N boxes move.
 
-    *Proof.* Split the offsets into (t_x, t_w) and (t_y, t_h). Their squared distances from the
-    middle add up to at most r², so for some k they are at most r²·k/n and r²·(1 − (k−1)/n): the
-    ball is covered by n products of two discs. IoU is not quasi-concave in all four offsets, but in
-    centre and side along one axis with the other fixed (`iou_bounds`), so over a product of two
-    polygons its least value is at a pair of vertices. A disc of radius ρ decodes to
-    {|c| ≤ √(ρ² − (ln s / v)²)} with v the size variance (c and s in terms of the middle's), which
-    is convex while v·ρ ≤ 3√3/2: tangents at any of its points make a polygon around it. Of two
-    vertices that mirror each other in c, only the one farther from the known box is needed.
-    Clamping a side to the largest ratio moves it towards the middle, if that is below.
+    Attributes:
+        offsets: (N, 4) without perturbation.
+        radius: (N,) of each ball, ≥ 0.
+        default_boxes: (N, 4) cx, cy, w, h in pixels.
+        coding: how offsets become boxes.
+    """
 
-    Where v·ρ is larger or no number, or the middle is clamped, the bound is 0. Take the larger of
-    this and of `min_iou_fixed`: both hold.
+    offsets: Tensor
+    radius: Tensor
+    default_boxes: Tensor
+    coding: BoxCoding
+
+    def at(self, index: Tensor) -> OffsetBalls:
+        """Return those of boxes at indices (P,)."""
+        return OffsetBalls(
+            take(self.offsets, index),
+            take(self.radius, index),
+            take(self.default_boxes, index),
+            self.coding,
+        )
+
+
+def min_iou_in_ball(balls: OffsetBalls, fixed: Tensor) -> Tensor:
+    """Return a lower bound of the IoU of boxes, not clipped, with known ones.
+
+    The ball is covered by products of two discs, one for each axis, and each disc by a polygon, in
+    the vertices of which IoU is least (theory §4.4). Of two vertices that mirror each other in the
+    centre, only the one farther from the known box is needed. Take the larger of this and of
+    `min_iou_fixed`: both hold.
 
     Args:
-        offsets: (P, 4).
-        radius: (P,) of the ball, ≥ 0.
-        default_boxes: (P, 4) cx, cy, w, h in pixels.
-        coding: how offsets become boxes.
+        balls: of P boxes.
         fixed: (P, 4) xyxy pixels.
 
     Returns:
         (P,) float64.
     """
-    columns = zip(
-        *(torch.split(x.double(), _AT_ONCE) for x in (offsets, radius, default_boxes, fixed)),
-        strict=True,
-    )
-    return torch.cat([_lowest(coding, *rows) for rows in columns])
+    columns = (balls.offsets, balls.radius, balls.default_boxes, fixed)
+    parts = zip(*(torch.split(column.double(), _AT_ONCE) for column in columns), strict=True)
+    return torch.cat([_lowest(balls.coding, *rows) for rows in parts])
 
 
 def _lowest(

@@ -3,8 +3,8 @@
 Notable choices:
 - Decoding is increasing in each offset on its own (theory §4), so the ends of an interval of
   offsets decode to the ends of an interval of centres and sides, and nothing is lost.
-- The intervals are widened by what a decode in float32 can be off by (about 1e-4 pixels), so that
-  they hold for the boxes that the detector computes and not only for those of real arithmetic.
+- The intervals are widened by what a decode in float32 can be off by, so that they hold for the
+  boxes that the detector computes and not only for those of real arithmetic.
 - Boxes of which a number may be too large for float32, or is none, can lie anywhere.
 """
 

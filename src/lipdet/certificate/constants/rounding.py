@@ -1,22 +1,18 @@
-"""How far the outputs of a forward pass lie from those of real arithmetic (κ, theory §5).
+"""How far the outputs of a forward pass lie from those of real arithmetic (κ, theory §5.3).
 
 A certificate speaks of the detector as it is computed: |Δz| ≤ ε·L + 2κ, as both the clean and the
 perturbed outputs are rounded.
 
 Notable choices:
-- For float32, κ is *measured*: the largest difference to the same network in float64 over given
-  images and noise, times `SAFETY`. That is no proof. What can be proven for sums in any order grows
-  with their length and with Σ|w·x|, and comes to about 1 for a detector in float32, beyond any use,
-  where differences of 1e-6 are seen.
-- For float64 the same proof gives about 1e-8: `proven_rounding`. It is a proof for convolutions
-  computed as sums of products, in any order, at images in [0, 1], without underflow. It is none for
-  kernels that transform first (FFT, Winograd): torch's on a CPU do not in float64, cuDNN's may. Who
-  wants a theorem about what the
-  machine computes certifies and detects with `detector.double()`, at the cost of the slower pass.
+- For float32, κ is *measured*, which is no proof. What can be proven for sums in any order grows
+  with their length and with Σ|w·x|, and is beyond any use for a detector in float32.
+- For float64 the same proof is of use. Who wants a theorem about what the machine computes
+  certifies and detects with `detector.double()`, at the cost of the slower pass. Kernels that
+  transform first (FFT, Winograd) are not covered: torch's on a CPU do not in float64, cuDNN's may.
 - A detector in float64 still gets no less than what is measured in float32: then what is certified
-  in either precision holds in both, |Δz| ≤ ε·L + κ₃₂ + κ₆₄ ≤ ε·L + 2κ, and costs next to nothing.
+  in either precision holds in both, |Δz| ≤ ε·L + κ₃₂ + κ₆₄ ≤ ε·L + 2κ.
 - The measurement runs on the detector's own device with the settings in force, and so shows what
-  TF32 (about 1e-3), FFT or Winograd do there, at the images that it sees.
+  TF32, FFT or Winograd do there, at the images that it sees.
 - An output that is not finite has no rounding, and is refused.
 """
 
@@ -29,7 +25,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, fx, nn
 
-from lipdet.certificate.outputs import propagate_detector
+from lipdet.certificate.constants.outputs import propagate_detector
 from lipdet.detector.ssd import SSD
 from lipdet.errors import UnknownLipschitz
 from lipdet.layers import fold
@@ -58,7 +54,7 @@ class Rounding(NamedTuple):
 
 
 def rounding_of(detector: SSD, images: Tensor) -> Rounding:
-    """Proven for a detector in float64 whose layers allow it, else measured in float32.
+    """Prove the rounding of a detector in float64 whose layers allow it, else measure in float32.
 
     Args:
         detector: in eval mode, in the precision in which it detects.
@@ -76,7 +72,7 @@ def rounding_of(detector: SSD, images: Tensor) -> Rounding:
 
 @torch.no_grad()
 def measured_rounding(detector: SSD, images: Tensor) -> float:
-    """`SAFETY` times the largest difference of an output from the same network in float64.
+    """Return `SAFETY` times the largest difference of an output from the same network in float64.
 
     Besides the images, the pass sees each with as much noise as fits into [0, 1], and noise alone.
 
@@ -109,15 +105,8 @@ def measured_rounding(detector: SSD, images: Tensor) -> float:
 def proven_rounding(detector: SSD, dtype: torch.dtype) -> float:
     """Bound the rounding of any output at any image in [0, 1], for sums of products in any order.
 
-    A convolution that is computed in another way, by FFT or Winograd's transforms, is not covered,
-    nor is an image that leaves [0, 1], as a perturbed one may.
-
-    *Proof.* Let E bound the error of a layer's input in the L2 norm, and M its size. A convolution
-    adds at most γ_n(|w|∗|x̂| + |b|) to each output, γ_n = n·u / (1 − n·u) with n roundings (Higham
-    2002, §3.1, without underflow), so γ_n(‖|W|‖·(M + E) + ‖b‖·√cells) in the norm; MaxMin, written
-    with two sums, adds 4u of its size. What was there before grows by the layer's own constant. No
-    output is further off than all together. M is at most the size at a grey image plus the constant
-    of the map so far times the distance from grey.
+    The proof, and what it does not cover, are in theory §5.3: without underflow, and not for an
+    image that leaves [0, 1], as a perturbed one may.
 
     Args:
         detector: in eval mode, of convolutions without BatchNorm, and of layers that only move

@@ -9,14 +9,18 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from lipdet.certificate.head_norms import (
+from lipdet.certificate.constants.joint_outputs import (
     PairwiseLogits,
     _of_logits,
     class_contrasts,
     collective_class_constants,
 )
-from lipdet.certificate.heads import HeadConvolution, head_convolution
-from lipdet.certificate.outputs import bounds_of_outputs, propagate_detector
+from lipdet.certificate.constants.outputs import (
+    HeadConvolution,
+    bounds_of_outputs,
+    head_convolution,
+    propagate_detector,
+)
 from lipdet.detector import SSD
 from lipdet.layers import fold
 from lipdet.lipschitz.propagation import Propagation
@@ -143,7 +147,7 @@ def test_large_maps_have_the_bound_of_a_convolution(
 ) -> None:
     bounds = bounds_of_outputs(detector, propagation)
     exact = collective_class_constants(detector, propagation, bounds)
-    monkeypatch.setattr("lipdet.certificate.head_norms._MOST_DENSE_ROWS", 0)
+    monkeypatch.setattr("lipdet.certificate.constants.joint_outputs._MOST_DENSE_ROWS", 0)
     found = collective_class_constants(detector, propagation, bounds)
     assert (found > exact).all()
     # The convolution acts on a larger map, with more taps inside: it is no tight bound at 2 × 2.

@@ -1,4 +1,8 @@
-"""Certified Lipschitz constants of every output of a detector."""
+"""Lipschitz constants of every single output of a detector, and of all of them together.
+
+Channels of heads are ordered as in `RawOutput`: default box by default box, and value by value
+within one.
+"""
 
 from __future__ import annotations
 
@@ -9,15 +13,140 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor, fx, nn
+from torch.nn import functional
 
-from lipdet.certificate.heads import LEAST, HeadConvolution, check_plain, head_convolution
 from lipdet.detector.ssd import SSD, Head
 from lipdet.errors import InputError, UnknownLipschitz
-from lipdet.lipschitz.gains import as_pair
+from lipdet.layers.fold import has_forward_hooks
+from lipdet.lipschitz.gains import as_pair, batch_norm_factors, vanishes
 from lipdet.lipschitz.profile import LayerRow, layer_profile
 from lipdet.lipschitz.propagation import Propagation, bound_graph, example, propagate
 from lipdet.lipschitz.same_function import Meaning, prove_same
-from lipdet.norms import SLACK
+from lipdet.norms import SLACK, Pair, conv_norm, real
+
+# Constants and norms below are raised to this. A larger one is a bound, too, and of these no
+# square, difference or quotient vanishes. What squares of single numbers lose, at most 1e-308 each,
+# does not count beside this one's.
+LEAST = 1e-145
+# Of weights, so that squares stay finite.
+_MOST = 1e100
+
+
+@dataclass(frozen=True)
+class HeadConvolution:
+    """A convolution with zero padding, and its BatchNorm folded into it.
+
+    Attributes:
+        kernel: (boxes, values, c_in, k1, k2) float64.
+        stride: steps between patches.
+        padding: zeros at each side.
+        dilation: steps between taps.
+        size: (height, width) of the features.
+    """
+
+    kernel: Tensor
+    stride: Pair
+    padding: Pair
+    dilation: Pair
+    size: Pair
+
+    @property
+    def columns(self) -> int:
+        """The width of the output map."""
+        reach = self.dilation[1] * (self.kernel.shape[-1] - 1) + 1
+        return (self.size[1] + 2 * self.padding[1] - reach) // self.stride[1] + 1
+
+    @property
+    def patches(self) -> tuple[Pair, ...]:
+        """What fixes which features each filter sees."""
+        kernel = as_pair(tuple(self.kernel.shape[-2:]))
+        return kernel, self.stride, self.padding, self.dilation, self.size
+
+    def over_positions(self, taps: Tensor) -> Tensor:
+        """Sum what each tap contributes over the taps that fall inside the features.
+
+        Args:
+            taps: (boxes, ..., k1, k2).
+
+        Returns:
+            (h · w · boxes, ...), one row per default box.
+        """
+        inside = taps.new_ones(1, 1, *self.size)
+        flat = taps.reshape(-1, 1, *taps.shape[-2:])
+        maps = functional.conv2d(inside, flat, None, self.stride, self.padding, self.dilation)
+        rows = maps[0].permute(1, 2, 0)
+        return rows.reshape(-1, *taps.shape[1:-2])
+
+    def norms(self) -> Tensor:
+        """‖filter‖_F of each output where it stands, (A, values), or LEAST if that is less."""
+        squares = self.over_positions(self.kernel.square().sum(dim=2))
+        return squares.clamp_min(LEAST**2).sqrt() * SLACK
+
+    def gram(self) -> Tensor:
+        """Inner products of the filters of one default box where it stands, (A, values, values)."""
+        taps = torch.einsum("bvikl,bwikl->bvwkl", self.kernel, self.kernel)
+        return self.over_positions(taps)
+
+    def norm_bound(self, kernel: Tensor) -> float:
+        """Bound the norm of this convolution with other filters (c_out, c_in, k1, k2)."""
+        return conv_norm(kernel, self.stride, self.dilation, image_size=self.size)
+
+
+def head_convolution(
+    layers: Sequence[nn.Module], name: str, values: int, size: Pair
+) -> HeadConvolution:
+    """Read the layers of a head as one convolution.
+
+    Args:
+        layers: a convolution, with a BatchNorm2d behind it or without.
+        name: what messages call it.
+        values: outputs of each default box.
+        size: (height, width) of the features it reads.
+
+    Raises:
+        UnknownLipschitz: it is something else.
+    """
+    conv = layers[0] if layers else None
+    norms = [layer for layer in layers[1:] if isinstance(layer, nn.BatchNorm2d)]
+    if not isinstance(conv, nn.Conv2d) or len(layers) > 2 or len(norms) != len(layers) - 1:
+        raise UnknownLipschitz(
+            f'No Lipschitz bounds for the outputs of "{name}": it must be a convolution, with a '
+            "BatchNorm2d behind it or without."
+        )
+    if conv.padding_mode != "zeros" or conv.groups != 1 or isinstance(conv.padding, str):
+        raise UnknownLipschitz(
+            f'No Lipschitz bounds for the outputs of "{name}": its convolution must have zero '
+            "padding, given in numbers, since a patch must hold each feature at most once, and "
+            "one group."
+        )
+    kernel = real(conv.weight.detach()).double()
+    for norm in norms:
+        factors = batch_norm_factors(norm)
+        if vanishes(kernel, factors):
+            raise UnknownLipschitz(f'The weights of "{name}" are too small for float64.')
+        kernel = kernel * factors[:, None, None, None]
+    if not bool((kernel.abs() <= _MOST).all()):
+        raise UnknownLipschitz(
+            f'No Lipschitz bounds for the outputs of "{name}": its weights are too large, or no '
+            "numbers."
+        )
+    return HeadConvolution(
+        kernel.reshape(-1, values, *kernel.shape[1:]),
+        as_pair(conv.stride),
+        as_pair(conv.padding),
+        as_pair(conv.dilation),
+        size,
+    )
+
+
+def _check_plain(module: nn.Module, kind: type[nn.Module], name: str) -> None:
+    """Refuse a part whose forward method is not that of its kind, `name` in the message."""
+    same = type(module).forward is kind.forward and "forward" not in vars(module)
+    if not same or has_forward_hooks(module):
+        raise UnknownLipschitz(
+            f'No Lipschitz bounds for "{name}": it has forward hooks, or another forward method '
+            f"than {kind.__name__}."
+        )
 
 
 @dataclass(frozen=True)
@@ -51,7 +180,7 @@ class FeaturesAndHeads(nn.Module):
         self.heads = detector.heads
 
     def forward(self, images: Tensor) -> list[tuple[Tensor, Tensor, Tensor]]:
-        """Images (B, 3, H, W) to (features, class logits, box offsets) of each level."""
+        """Map images (B, 3, H, W) to (features, class logits, box offsets) of each level."""
         features = self.backbone(self.normalize(images))
         heads = [head for head in self.heads if isinstance(head, Head)]
         return [
@@ -86,10 +215,10 @@ def lipschitz_bound(module: nn.Module, input_shape: Sequence[int]) -> float:
 def output_bounds(detector: SSD) -> OutputBounds:
     """Bound every scalar output of a detector on its own, and all of them together.
 
-    A logit or offset is a linear functional of one patch of features, so its constant is at most
-    (bound of the features) × ‖filter‖_F (theory §1), with BatchNorm folded into the filter and only
-    those taps counted that fall inside the feature map at its position. For the four offsets of a
-    default box together, the largest singular value of their filters takes the place of ‖filter‖_F.
+    The constant of a logit or offset is (bound of the features) × ‖filter‖_F (theory §1), with
+    BatchNorm folded into the filter and only those taps counted that fall inside the feature map
+    (§6.4). For the four offsets of a default box together, the largest singular value of their
+    filters takes the place of ‖filter‖_F.
 
     Raises:
         UnknownLipschitz: a layer has no rule, or a head is no convolution with optional BatchNorm.
@@ -117,9 +246,9 @@ def propagate_detector(
         raise InputError(
             f"The detector does not accept inputs {tuple(input_shape)}: it takes {(3, size, size)}."
         )
-    check_plain(detector, SSD, "the detector")
+    _check_plain(detector, SSD, "the detector")
     for index, head in enumerate(detector.heads):
-        check_plain(head, Head, f"heads.{index}")
+        _check_plain(head, Head, f"heads.{index}")
     propagation = bound_graph(FeaturesAndHeads(detector), (3, size, size), past_obstacles)
     for index, maps in enumerate(propagation.outputs):
         if any(part not in propagation.bounds for part in maps):

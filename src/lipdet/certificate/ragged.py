@@ -1,6 +1,6 @@
-"""Flat lists in which consecutive entries belong together: count and expand each run.
+"""Ragged lists: rows of different lengths, one behind the other in one flat tensor.
 
-Runs are short (an image's candidates of a class), and there are hundreds of them.
+Rows are short (an image's candidates of a class), and there are hundreds of them.
 """
 
 from __future__ import annotations
@@ -13,13 +13,19 @@ from torch import Tensor
 
 
 def take(values: Tensor, index: Tensor) -> Tensor:
-    """`values[index]` for indices (P,), several times as fast for long lists."""
+    """Return `values[index]` for indices (P,), several times as fast for long lists."""
     return values.index_select(0, index)
 
 
-def true_at(mask: Tensor) -> Tensor:
+def flatnonzero(mask: Tensor) -> Tensor:
     """Return indices at which (P,) bool is true, several times as fast as `torch.nonzero`."""
     return torch.from_numpy(np.flatnonzero(mask.cpu().numpy())).to(mask.device)
+
+
+def ranges_of(sorted_keys: Tensor, keys: Tensor) -> tuple[Tensor, Tensor]:
+    """Return where each of `keys` (P,) starts in an ascending list, and how often it is there."""
+    starts = torch.searchsorted(sorted_keys, keys)
+    return starts, torch.searchsorted(sorted_keys, keys, right=True) - starts
 
 
 def count_reaching(falling: Tensor, starts: Tensor, counts: Tensor, levels: Tensor) -> Tensor:
@@ -46,7 +52,7 @@ def count_reaching(falling: Tensor, starts: Tensor, counts: Tensor, levels: Tens
     return low - starts
 
 
-def in_parts(counts: Tensor, most: int) -> Iterator[Tensor]:
+def split_by_total(counts: Tensor, most: int) -> Iterator[Tensor]:
     """Split rows that expand to `counts` (P,) entries each into runs of about `most` entries.
 
     Yields:
@@ -57,7 +63,7 @@ def in_parts(counts: Tensor, most: int) -> Iterator[Tensor]:
         yield torch.from_numpy(rows)
 
 
-def expand(starts: Tensor, counts: Tensor) -> tuple[Tensor, Tensor]:
+def expand_ranges(starts: Tensor, counts: Tensor) -> tuple[Tensor, Tensor]:
     """Return all indices of several ranges at once.
 
     Args:

@@ -1,7 +1,6 @@
-"""Constants of several outputs of a detector's heads at once.
+"""Lipschitz constants of several outputs of a detector at once (theory §6.1, §6.2 and §6.6).
 
-They are below what the constants of single outputs add up to, since outputs share features:
-differences of two outputs (theory §6, tightening 2) and all outputs of a class (tightening 1).
+They are below what the constants of single outputs add up to, since outputs share features.
 Besides, a box whose logit has to rise moves less freely.
 """
 
@@ -13,9 +12,13 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from lipdet.certificate.heads import LEAST, HeadConvolution
-from lipdet.certificate.outputs import OutputBounds, head_convolutions
-from lipdet.certificate.segments import take, true_at
+from lipdet.certificate.constants.outputs import (
+    LEAST,
+    HeadConvolution,
+    OutputBounds,
+    head_convolutions,
+)
+from lipdet.certificate.ragged import flatnonzero, take
 from lipdet.detector.ssd import SSD
 from lipdet.lipschitz.propagation import Propagation
 from lipdet.norms import SLACK
@@ -26,18 +29,14 @@ _CANCELLATION = 1e-11
 # A difference of filters that is shorter than this share of the longer one is known to less than
 # 1e-6 of its length.
 _ALIKE = 0.01
-# Half a second of one core for ten classes.
+# Above so many rows a dense Gram matrix costs too much.
 _MOST_DENSE_ROWS = 512
 
 
 def collective_class_constants(
     detector: SSD, propagation: Propagation, bounds: OutputBounds
 ) -> Tensor:
-    """Λ_c of each logit c: Σ over all default boxes of Δz_c² is at most Λ_c²‖δ‖² (tightening 1).
-
-    *Proof.* On a level, the logits of class c are a convolution W_c of the features, with one
-    filter for each shape of default box: Σ Δz² ≤ ‖W_c‖²_op·‖Δfeatures‖² ≤ (‖W_c‖_op·L)²‖δ‖². Sum
-    over the levels.
+    """Bound Λ_c of each logit c: Σ Δz_c² ≤ Λ_c²·‖δ‖² over all default boxes (theory §6.1).
 
     Returns:
         (K,) float64.
@@ -67,10 +66,9 @@ def _class_norms(convolution: HeadConvolution) -> Tensor:
 
 
 def class_contrasts(detector: SSD, propagation: Propagation, bounds: OutputBounds) -> Tensor:
-    """Constants of z_{a,c} − z_{a,j} for every default box a and two logits of it.
+    """Bound z_{a,c} − z_{a,j} for every default box a and two logits of it (theory §6.2).
 
-    *Proof.* Both are linear functionals of the same patch of features: filters w_c and w_j. So the
-    difference moves by at most L·‖w_c − w_j‖·‖δ‖; taps outside the map only make that less.
+    Taps outside the map only make that less.
 
     Returns:
         (A, K, K) float64, next to 0 on the diagonal.
@@ -100,14 +98,7 @@ class Lift(NamedTuple):
 
 
 class PairwiseLogits:
-    """Constants of z_{b,c} − z_{a,c} for pairs of default boxes and a class (tightening 2).
-
-    *Proof.* On one level, both are linear functionals of the features f: filters w at the two
-    positions, zero elsewhere. So |Δz_b − Δz_a| ≤ ‖w_b − w_a‖·‖Δf‖ ≤ L·‖w_b − w_a‖·‖δ‖, with
-    ‖w_b − w_a‖² = ‖w_b‖² + ‖w_a‖² − 2⟨w_b, w_a⟩ over the taps inside the map; disjoint patches
-    have ⟨w_b, w_a⟩ = 0. On two levels the features differ, and only the sum of both constants is
-    known to hold.
-    """
+    """Constants of z_{b,c} − z_{a,c} for pairs of default boxes and a class (theory §6.2)."""
 
     def __init__(self, detector: SSD, propagation: Propagation, bounds: OutputBounds) -> None:
         heads = head_convolutions(detector, propagation)
@@ -124,7 +115,7 @@ class PairwiseLogits:
         ]
 
     def constants(self, a: Tensor, b: Tensor, labels: Tensor) -> Tensor:
-        """Constants of z_{b,c} − z_{a,c} for every pair.
+        """Return constants of z_{b,c} − z_{a,c} for every pair.
 
         Args:
             a: (P,) int64 indices of default boxes.
@@ -146,15 +137,14 @@ class PairwiseLogits:
         return found
 
     def _of(self, rows: Tensor, labels: Tensor) -> Tensor:
-        """Constants of single logits (P,)."""
+        """Return the constants of single logits (P,)."""
         return take(self._logits.flatten(), rows * self._logits.shape[1] + labels)
 
     def yielding(self, a: Tensor, b: Tensor, labels: Tensor) -> Tensor:
-        """How far z_{a,c} can fall per unit of ε while nothing is asked of b's features, (P,).
+        """Return how far z_{a,c} can fall per unit of ε with nothing asked of b's features, (P,).
 
-        On one level nothing: there z_b − z_a = ⟨w_b − w_a, f⟩ has to rise for b to pass a. On two,
-        z_a can fall by its own constant, and z_b = ⟨w_b, f⟩ has to rise by the rest. +∞ where
-        the offsets of b are not known to depend on f alike. Arguments as for `constants`.
+        0 on one level, the constant of z_a on two (theory §6.6), +∞ where the offsets of b are not
+        known to depend on the features alike. Arguments as for `constants`.
         """
         found = self._of(a, labels)
         for pairs, _ in self._of_one_level(a, b):
@@ -173,7 +163,7 @@ class PairwiseLogits:
         constant, push = self._of(b, labels), self._logits.new_zeros(len(b), 4)
         scale = self._logits.new_zeros(len(b))
         for index, level in enumerate(self._levels):
-            pairs = true_at(self._level_of[b] == index)
+            pairs = flatnonzero(self._level_of[b] == index)
             if level.offsets is None:
                 constant[pairs] = torch.inf
             else:
@@ -194,7 +184,7 @@ class PairwiseLogits:
         """Yield those pairs whose default boxes are both of a level, level by level."""
         level_a, level_b = take(self._level_of, a), take(self._level_of, b)
         for index, level in enumerate(self._levels):
-            pairs = true_at((level_a == index) & (level_b == index))
+            pairs = flatnonzero((level_a == index) & (level_b == index))
             if len(pairs):
                 yield pairs, level
 
@@ -217,12 +207,12 @@ class _Level(NamedTuple):
     offsets: _SharedTaps | None
 
     def squares(self, rows: Tensor, labels: Tensor) -> Tensor:
-        """Squared norms of filters (P,)."""
+        """Return squared norms of filters (P,)."""
         return take(self.norms.flatten(), rows * self.norms.shape[1] + labels).square()
 
 
 def _of_logits(classification: HeadConvolution) -> _SharedTaps:
-    """Inner products of two filters of one class."""
+    """Tabulate inner products of two filters of one class."""
     columns = _columns(classification)
     table = torch.einsum("ksbi,ktdi->ksbtd", columns, columns)
     return _SharedTaps(classification, table.unsqueeze(-1))
@@ -231,7 +221,7 @@ def _of_logits(classification: HeadConvolution) -> _SharedTaps:
 def _of_offsets(
     classification: HeadConvolution, localisation: HeadConvolution
 ) -> _SharedTaps | None:
-    """Inner products of the four offsets of a default box with a logit of another."""
+    """Tabulate those of the four offsets of a default box with a logit of another."""
     if classification.patches != localisation.patches:
         return None
     table = torch.einsum("osbi,ktdi->ksbtdo", _columns(localisation), _columns(classification))
@@ -257,7 +247,7 @@ class _SharedTaps:
         self.table = table
 
     def products(self, a: Tensor, b: Tensor, labels: Tensor) -> Tensor:
-        """⟨w_a, w_b⟩ of filters where they stand, over the taps inside the map; (P, values)."""
+        """Return ⟨w_a, w_b⟩ where filters stand, over the taps inside the map; (P, values)."""
         conv = self.convolution
         boxes, (k1, k2) = len(conv.kernel), conv.kernel.shape[-2:]
         cells_a, cells_b = a // boxes, b // boxes
@@ -273,7 +263,7 @@ class _SharedTaps:
         total = self.table.new_zeros(len(a), values)
         for row, (row_b, row_shared) in enumerate(zip(*taps[0], strict=True)):
             for column, (column_b, column_shared) in enumerate(zip(*taps[1], strict=True)):
-                pairs = true_at(row_shared & column_shared)
+                pairs = flatnonzero(row_shared & column_shared)
                 step = (row * k2 + column) * boxes * other + row_b * k2 + column_b
                 total.index_add_(0, pairs, take(rows, take(first + step * boxes, pairs)))
         return total
@@ -281,7 +271,7 @@ class _SharedTaps:
     def _common_taps(
         self, cells_a: Tensor, cells_b: Tensor, axis: int, taps: int
     ) -> tuple[Tensor, Tensor]:
-        """For each tap of a's patch: the tap of b's patch at the same feature, and if there is one.
+        """Find for each tap of a's patch the tap of b's patch at the same feature, if there is one.
 
         Returns:
             (taps, P) int64, 0 where there is none, and (taps, P) bool.
@@ -298,6 +288,6 @@ class _SharedTaps:
 
 
 def _norm_of_difference(sums: Tensor, products: Tensor) -> Tensor:
-    """√(|a|² + |b|² − 2ab) with the slack that cancellation needs."""
+    """Compute √(|a|² + |b|² − 2ab) with the slack that cancellation needs."""
     squares = (sums - 2 * products).clamp_min(0) + _CANCELLATION * sums
     return squares.sqrt() * SLACK

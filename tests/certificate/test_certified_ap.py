@@ -14,8 +14,8 @@ from lipdet.certificate.certified_ap import (
     false_positives,
 )
 from lipdet.certificate.conditions.clique_cover import affordable_log_odds, first_fit
+from lipdet.certificate.constants.rounding import MEASURED
 from lipdet.certificate.diagnosis import REASONS
-from lipdet.certificate.numerics import MEASURED
 from lipdet.certificate.verifier import verifier_of
 from lipdet.evaluate.certified import certify_batch, join, summary
 from lipdet.types import Target

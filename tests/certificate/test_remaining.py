@@ -19,7 +19,7 @@ from lipdet.certificate.box_range import BoxRange
 from lipdet.certificate.radius import Remaining, remaining_detections
 from lipdet.certificate.unrivalled import most_covering
 from lipdet.certificate.verifier import Verifier
-from lipdet.detect import MOST_COVERED, _covered_share, one_per_place
+from lipdet.reading.search import MOST_COVERED, covered_share, one_per_place
 from lipdet.types import Detections
 from tests.certificate.adversaries import perturbed
 from tests.certificate.scenes import SIZE, Scene, detect, random_scene
@@ -106,7 +106,7 @@ def test_most_that_boxes_can_cover() -> None:
         share = torch.from_numpy(rng.choice([0, 1, rng.random()], (40, 4)))
         place = boxes.low + share * (boxes.high - boxes.low)
         corners = torch.cat([place[:, :2] - place[:, 2:] / 2, place[:, :2] + place[:, 2:] / 2], 1)
-        seen = torch.maximum(seen, _covered_share(corners.clamp(0, SIZE)))
+        seen = torch.maximum(seen, covered_share(corners.clamp(0, SIZE)))
     # A box and itself move alike, which the bound does not know.
     assert (seen <= bound + 1e-9).all()
     assert (bound - seen).median() < 0.1

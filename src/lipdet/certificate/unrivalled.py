@@ -1,7 +1,7 @@
 """Which certifiers no box beats at its place, where boxes of all classes compete for one.
 
 What is shown of a picture has one reading for each place: of two boxes, one of which covers more
-than a share of the other, the one with the higher score (`lipdet.detect`). Certificates of a
+than a share of the other, the one with the higher score (`lipdet.reading`). Certificates of a
 detection in a picture have to survive that, too.
 """
 

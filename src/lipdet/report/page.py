@@ -13,11 +13,11 @@ from lipdet.report.architecture import draw_architecture
 from lipdet.report.certificate import plot_reasons
 from lipdet.report.consistency import plot_consistency
 from lipdet.report.curves import plot_curves, plot_frontier
-from lipdet.report.gallery import plot_scenes
 from lipdet.report.inspection import Inspection
 from lipdet.report.lipschitz import plot_profiles
 from lipdet.report.markup import Document, Section, paragraph
 from lipdet.report.presets import draw_presets
+from lipdet.report.scenes import plot_scenes
 from lipdet.report.style import Drawing, save_drawing
 from lipdet.results import EvaluationResult
 

@@ -10,7 +10,6 @@ from lipdet.certificate.diagnosis import REASONS
 from lipdet.report.certificate import MEANING
 from lipdet.report.comparison import finding
 from lipdet.report.consistency import FATES
-from lipdet.report.gallery import LEGEND, tile
 from lipdet.report.markup import (
     Cell,
     Document,
@@ -24,7 +23,7 @@ from lipdet.report.markup import (
     rate,
     table,
 )
-from lipdet.report.scenes import Scene
+from lipdet.report.scenes import LEGEND, Scene, tile
 from lipdet.report.table import percent
 from lipdet.results import EvaluationResult, Figures, attacked, certified, radii
 

@@ -23,9 +23,9 @@ from lipdet.evaluate.chunks import State
 from lipdet.images.pack import Pack
 from lipdet.images.spec import open_data
 from lipdet.report.build import build_report
-from lipdet.report.comparison import comparison_table, finding
 from lipdet.report.page import write_figures, write_page
 from lipdet.report.scenes import certified_detections
+from lipdet.report.table import comparison_table, finding
 from lipdet.types import Detections, Target
 
 DATA = "rendered:64"

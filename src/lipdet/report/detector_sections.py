@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from html import escape
 
+from lipdet.report.architecture import PREFIX
 from lipdet.report.markup import (
     Cell,
     Document,
@@ -18,7 +19,6 @@ from lipdet.report.markup import (
     paragraph,
     table,
 )
-from lipdet.report.presets import PREFIX
 
 
 def lipschitz(document: Document, drawings: Drawings) -> Section:

@@ -8,7 +8,6 @@ from typing import Literal
 
 from lipdet.certificate.diagnosis import REASONS
 from lipdet.report.certificate import MEANING
-from lipdet.report.comparison import finding
 from lipdet.report.consistency import FATES
 from lipdet.report.markup import (
     Cell,
@@ -24,7 +23,7 @@ from lipdet.report.markup import (
     table,
 )
 from lipdet.report.scenes import LEGEND, Scene, tile
-from lipdet.report.table import percent
+from lipdet.report.table import finding, percent
 from lipdet.results import EvaluationResult, Figures, attacked, certified, radii
 
 Kind = Literal["attacked", "certified"]

@@ -65,9 +65,8 @@ def square_of(exhibit: Exhibit, image: Image.Image, search: bool) -> Region:
     Args:
         exhibit: looks for numbers.
         image: RGB.
-        search: whether to look for a number and take the square around it, of several
-            numbers the one with the best detection. A picture that has
-            the network's size is taken as it is, and so is one in which nothing is found.
+        search: whether to look for numbers and take the square with the best detection. A picture
+            of the network's size is taken as it is, and so is one in which nothing is found.
     """
     if search and image.size != (exhibit.size, exhibit.size):
         squares = searched_regions(exhibit.detector, image)

@@ -70,7 +70,7 @@ class View:
 
         Args:
             epsilon: L2 radius; at 0 nothing may change, and nothing is claimed.
-            verifier: the one that the radii are from; None if there is none.
+            verifier: the one that the radii are from, at REMAINING_IOU; None if there is none.
         """
         reaches: list[Box | None] = [None] * len(self.found["labels"])
         if verifier is not None and self.remaining is not None:
@@ -115,15 +115,12 @@ def look_at_pixels(
     """As `look`, at pixels (S, S, 3) that were cut out already."""
     decoder = network.decoder
     decoder = decoder._replace(default_boxes=decoder.default_boxes.cpu())
-    names, views = tuple(class_names), []
+    views = []
     for start in range(0, len(pixels), BATCH_SIZE):
-        batch = pixels[start : start + BATCH_SIZE]
-        raw = _raw_output(network, np.stack(batch))
-        columns = zip(batch, regions[start:], select_detections(raw, decoder, selection))  # noqa: B905
-        views += [
-            View(region, one, RawOutput(*(part[row, None] for part in raw)), found, names)
-            for row, (one, region, found) in enumerate(columns)
-        ]
+        raw = _raw_output(network, np.stack(pixels[start : start + BATCH_SIZE]))
+        for row, found in enumerate(select_detections(raw, decoder, selection)):
+            place, own = start + row, RawOutput(*(part[row, None] for part in raw))
+            views.append(View(regions[place], pixels[place], own, found, tuple(class_names)))
     return views
 
 

@@ -10,7 +10,7 @@ from typing import Any
 
 from lipdet.errors import InputError
 from lipdet.lipschitz.audit import Audit
-from lipdet.report import detector_sections, sections
+from lipdet.report import sections
 from lipdet.report.architecture import draw_architecture, draw_presets
 from lipdet.report.audit import audit_section
 from lipdet.report.certificate import plot_reasons
@@ -81,10 +81,10 @@ def write_page(
         sections.gallery(document, scenes),
         sections.consistency(document, drawings),
         sections.failures(document, drawings),
-        detector_sections.lipschitz(document, drawings),
-        detector_sections.architectures(document, drawings),
+        sections.lipschitz(document, drawings),
+        sections.architectures(document, drawings),
         sections.classes(document, drawings),
-        detector_sections.provenance(document, drawings),
+        sections.provenance(document, drawings),
     ]
     answer = sections.answer(document) + (paragraph(note) if note else "")
     _write(path, title, answer, parts, document)
@@ -125,7 +125,7 @@ def write_module_page(
         Section("certificates", "Certificates", paragraph(NOT_CERTIFIED)),
         audit_section(document, found),
         sections.classes(document, drawings),
-        detector_sections.provenance(document, drawings),
+        sections.provenance(document, drawings),
     ]
     _write(path, f"{name} on {result['data']['name']}", sections.answer(document), parts, document)
 

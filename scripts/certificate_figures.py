@@ -26,13 +26,13 @@ from lipdet.certificate.geometry.box_range import BoxRange
 from lipdet.certificate.geometry.iou_bounds import min_iou_fixed
 from lipdet.certificate.verifier import verifier_of
 from lipdet.checkpoint import LoadedDetector, load_detector
-from lipdet.detect import certify_regions
 from lipdet.evaluate.certified import certified_results
 from lipdet.images.crop import full_region
 from lipdet.images.pack import Pack
 from lipdet.images.spec import open_data
+from lipdet.reading import certified, look
+from lipdet.reading.marks import contact_sheet, draw_certificates
 from lipdet.report.certificate import plot_reasons
-from lipdet.report.overlay import contact_sheet, draw_certificates
 from lipdet.report.style import Drawing, colour, marker, new_figure, save_drawing, styled
 
 SHOWN = (0.1, 0.25)
@@ -47,9 +47,8 @@ def certificates(loaded: LoadedDetector, pack: Pack, chosen: Sequence[int]) -> I
     for index in chosen:
         image = Image.fromarray(pack.images[index])
         square = full_region(image.width, image.height)
-        [found] = certify_regions(detector, verifier, image, [square], 0.5)
-        radius, region = (values.tolist() for values in found.remaining)
-        drawn.append(draw_certificates(image, found.detections, radius, region, names))
+        [found] = certified(look(detector, names, image, [square]), verifier)
+        drawn.append(draw_certificates(image, found.detections))
     return contact_sheet(drawn, len(drawn))
 
 

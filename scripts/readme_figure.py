@@ -20,8 +20,9 @@ from lipdet.checkpoint import LoadedDetector, load_detector
 from lipdet.evaluate.attacked import pictures, prepare
 from lipdet.images.pack import Pack
 from lipdet.images.spec import open_data
-from lipdet.report.gallery import plot_scenes
-from lipdet.report.scenes import Shown, certified_detections, scenes
+from lipdet.reading import Detection
+from lipdet.reading.detections import left_to_right
+from lipdet.report.scenes import certified_detections, plot_scenes, scenes
 from lipdet.report.style import save_drawing
 from lipdet.types import Detections, Target
 
@@ -78,8 +79,8 @@ def provable(
 
     Of numbers of one length, those with the largest radius come first.
     """
-    images = pictures(pack, 0, len(pack), loaded.detector.default_boxes.device)[list(indices)]
-    found = certified_detections(prepare(loaded.detector), images, epsilon, pack.class_names)
+    pixels = pack.images[list(indices)]
+    found = certified_detections(prepare(loaded.detector), pixels, epsilon, pack.class_names)
     rows = [
         (index, min(one.radius or 0.0 for one in shown), len(shown))
         for index, shown in zip(indices, found, strict=True)
@@ -88,9 +89,9 @@ def provable(
     return [(index, radius) for index, radius, _ in rows if radius >= epsilon]
 
 
-def right(truth: tuple[str, ...], found: tuple[Shown, ...]) -> bool:
+def right(truth: tuple[str, ...], found: tuple[Detection, ...]) -> bool:
     """Whether the digits that are shown, left to right, are the number."""
-    return tuple(one.label for one in sorted(found, key=lambda one: one.box[0])) == truth
+    return tuple(one.label for one in left_to_right(found)) == truth
 
 
 if __name__ == "__main__":

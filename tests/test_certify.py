@@ -10,7 +10,7 @@ from PIL import Image
 
 from lipdet.cli import main
 from lipdet.images.render import rendered
-from lipdet.report.overlay import CERTIFICATE_SIDE
+from lipdet.reading.marks import CERTIFICATE_SIDE
 
 
 @pytest.mark.slow

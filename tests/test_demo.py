@@ -11,7 +11,7 @@ import torch
 from lipdet import demo
 from lipdet.attack.settings import DEFAULT_OBJECTIVE
 from lipdet.report import inspection
-from lipdet.report.comparison import finding
+from lipdet.report.table import finding
 from lipdet.types import Detections, Target
 
 

@@ -9,23 +9,23 @@ from PIL import Image
 
 from lipdet.certificate.radius import Remaining
 from lipdet.checkpoint import load_detector
-from lipdet.detect import (
-    SMALLEST_SQUARE,
-    CertifiedRegion,
-    Found,
-    _merge,
-    _numbers,
-    detect_in_photograph,
-    detect_in_region,
-    radii_in_photograph,
-    search_squares,
-)
 from lipdet.errors import InputError
 from lipdet.images.crop import Region
 from lipdet.images.render import rendered
+from lipdet.reading import Detection, read
+from lipdet.reading.detections import read_out
+from lipdet.reading.read import remaining_alone
+from lipdet.reading.search import (
+    SMALLEST_SQUARE,
+    _numbers,
+    joined,
+    one_per_place,
+    search_squares,
+)
 from lipdet.types import Detections
 
 SIDE = 148
+DIGITS = tuple("0123456789")
 
 
 def photograph(index: int, left: int, top: int) -> tuple[Image.Image, np.ndarray, list[int]]:
@@ -37,20 +37,25 @@ def photograph(index: int, left: int, top: int) -> tuple[Image.Image, np.ndarray
     return canvas, boxes + np.array([left, top] * 2), labels.tolist()
 
 
+def _holds_centre(box: np.ndarray, one: Detection) -> bool:
+    left, top, right, bottom = one.box
+    return bool(box[0] < (left + right) / 2 < box[2] and box[1] < (top + bottom) / 2 < box[3])
+
+
 @pytest.mark.slow
 def test_numbers_are_found_wherever_they_are() -> None:
     detector = load_detector("naive").detector
     found_digits = digits = read_numbers = 0
     for index in range(8):
         picture, boxes, labels = photograph(index, left=20 + 40 * index, top=200 - 20 * index)
-        found = detect_in_photograph(detector, picture).detections
-        read = found["labels"][found["boxes"][:, 0].argsort()].tolist()
-        read_numbers += read == [labels[place] for place in boxes[:, 0].argsort()]
+        found = read(detector, DIGITS, picture).detections
+        number = read_out(found)
+        read_numbers += number == " ".join(DIGITS[labels[i]] for i in boxes[:, 0].argsort())
         digits += len(labels)
         for box, label in zip(boxes, labels, strict=True):
-            centres = (found["boxes"][:, :2] + found["boxes"][:, 2:]).numpy() / 2
-            inside = (centres > box[:2]).all(axis=1) & (centres < box[2:]).all(axis=1)
-            found_digits += bool((inside & (found["labels"].numpy() == label)).any())
+            found_digits += any(
+                one.label == DIGITS[label] and _holds_centre(box, one) for one in found
+            )
     # The renderer knows the truth; some of its pictures are unreadable by design.
     assert found_digits >= 0.7 * digits
     assert read_numbers >= 3
@@ -58,17 +63,15 @@ def test_numbers_are_found_wherever_they_are() -> None:
 
 def test_a_picture_without_a_number() -> None:
     detector = load_detector("naive").detector
-    found = detect_in_photograph(detector, Image.new("RGB", (300, 200), "gray"))
-    assert len(found.detections["boxes"]) == 0
-    assert found.detections["scores"].shape == (0,)
-    assert found.regions == ()
+    found = read(detector, DIGITS, Image.new("RGB", (300, 200), "gray"))
+    assert found.detections == found.views == ()
 
 
 @pytest.mark.parametrize("size", [(1, 1), (3, 500), (500, 3), (40, 40)])
 def test_pictures_of_odd_sizes(size: tuple[int, int]) -> None:
     detector = load_detector("naive").detector
-    boxes = detect_in_photograph(detector, Image.new("RGB", size)).detections["boxes"]
-    assert boxes.shape[1] == 4
+    for one in read(detector, DIGITS, Image.new("RGB", size)).detections:
+        assert 0 <= one.box[0] <= one.box[2] <= size[0]
 
 
 @pytest.mark.parametrize("size", [(300, 200), (64, 512), (33, 90)])
@@ -100,35 +103,27 @@ def test_of_overlapping_readings_the_best_remains() -> None:
             scores=torch.tensor([score], dtype=torch.float64),
         )
 
-    merged = _merge([one(1, 0.6), one(7, 0.9)])
-    assert merged["labels"].tolist() == [7]
+    def labels(parts: list[Detections]) -> list[int]:
+        return one_per_place(joined(parts), torch.arange(len(parts)))["labels"].tolist()
+
+    assert labels([one(1, 0.6), one(7, 0.9)]) == [7]
     part = one(1, 0.5)
     part["boxes"] = torch.tensor([[2.0, 2.0, 4.0, 4.0]])
     neighbour = one(3, 0.4)
     neighbour["boxes"] = torch.tensor([[8.0, 0.0, 18.0, 10.0]])
     # A part of a digit goes; a neighbour that overlaps by a fifth stays.
-    assert _merge([one(7, 0.9), part, neighbour])["labels"].tolist() == [7, 3]
+    assert labels([one(7, 0.9), part, neighbour]) == [7, 3]
 
 
 @pytest.mark.parametrize(("left", "radius"), [(20.0, 0.0), (200.0, 0.25)])
 def test_nothing_is_promised_where_squares_meet(left: float, radius: float) -> None:
-    # Two squares of 74 pixels with one digit each, whose box may lie anywhere from 5 to 45.
-    image = Image.new("RGB", (300, 80))
-    one = Detections(
-        boxes=torch.tensor([[10.0, 10.0, 40.0, 40.0]]),
-        labels=torch.tensor([3]),
-        scores=torch.tensor([0.9], dtype=torch.float64),
-    )
-    kept = Remaining(torch.tensor([0.25]), torch.tensor([[5.0, 5.0, 45.0, 45.0]]).double())
-    regions = (Region(0, 0, 74, 74), Region(left, 0, left + 74, 74))
-    certified = [
-        CertifiedRegion(region, np.zeros((74, 74, 3), np.uint8), one, kept) for region in regions
-    ]
-    shown = Found(one, regions)
-    assert radii_in_photograph(shown, certified, image, 74) == [radius]
-    # Of another class there is none.
-    other = Detections(boxes=one["boxes"], labels=torch.tensor([4]), scores=one["scores"])
-    assert radii_in_photograph(Found(other, regions), certified, image, 74) == [0.0]
+    # Two squares with one digit each, whose box may lie 5 pixels further out.
+    boxes = torch.tensor([[10.0, 10.0, 40.0, 40.0], [left + 10.0, 10.0, left + 40.0, 40.0]])
+    reach = boxes.double() + torch.tensor([-5.0, -5.0, 5.0, 5.0])
+    kept = Remaining(torch.tensor([0.25, 0.25]), reach)
+    assert remaining_alone(boxes, torch.arange(2), kept).radius.tolist() == [radius] * 2
+    # In one square they are rivals whom the certificate knows.
+    assert remaining_alone(boxes, torch.zeros(2), kept).radius.tolist() == [0.25] * 2
 
 
 def test_region_is_checked() -> None:
@@ -136,4 +131,4 @@ def test_region_is_checked() -> None:
     image = Image.new("RGB", (50, 40))
     for region in (Region(10, 10, 10, 20), Region(0, 0, 51, 40), Region(-1, 0, 5, 5)):
         with pytest.raises(InputError, match="crop"):
-            detect_in_region(detector, image, region)
+            read(detector, DIGITS, image, region)

@@ -7,15 +7,12 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
-import torch
 from PIL import Image
 
 from lipdet import Detector
-from lipdet.app.exhibits import Exhibit
-from lipdet.app.views import look
+from lipdet.app.exhibits import Exhibit, look
 from lipdet.checkpoint import load_detector
 from lipdet.cli import main
-from lipdet.evaluate.attacked import pictures
 from lipdet.images.crop import full_region
 from lipdet.images.pack import Pack
 from lipdet.report.scenes import certified_detections
@@ -40,6 +37,9 @@ def test_all_fronts_say_the_same(
     given = [NAME, str(tmp_path / "picture.png"), "--crop", crop, "--out", str(tmp_path / "out")]
     main(["certify", *given])
     main(["detect", *given])
+    # Of no crop: the whole picture, which is the same square.
+    attacked = [NAME, str(tmp_path / "picture.png"), "--out", str(tmp_path / "out")]
+    main(["attack", *attacked, "--epsilon", "0.1", "--attack", "pgd", "--steps", "1"])
     told = capsys.readouterr().out
     [entry] = json.loads((tmp_path / "out" / "certificates.json").read_text())["pictures"]
     [square] = entry["regions"]
@@ -47,15 +47,20 @@ def test_all_fronts_say_the_same(
     assert certified
     assert max(certified.values()) > 0
 
+    [entry] = json.loads((tmp_path / "out" / "attack.json").read_text())["pictures"]
+    assert {key(one["label"], one["box"]) for one in entry["clean"]} == certified.keys()
+
     detector = load_detector(NAME).detector.eval()
     seen = look(Exhibit(NAME, detector), picture, full_region(*picture.size))
-    boxes, labels = seen.found["boxes"].tolist(), seen.found["labels"].tolist()
-    rows = zip(labels, boxes, seen.radii, strict=True)
-    assert {key(names[label], box): radius for label, box, radius in rows} == certified
+    assert {key(one.label, one.box): one.radius for one in seen.view.detections} == certified
+    for one, row in zip(seen.view.detections, square["detections"], strict=True):
+        assert one.reach == (row["reach"] and pytest.approx(row["reach"], abs=0.01))
 
-    images = pictures(house_numbers, index, index + 1, torch.device("cpu"))
-    [scene] = certified_detections(detector, images, 0.1, names)
+    pixels = house_numbers.images[index : index + 1]
+    [scene] = certified_detections(detector, pixels, 0.1, names)
     assert {key(one.label, one.box): one.radius for one in scene} == certified
+    for one, other in zip(seen.at(0.1), scene, strict=True):
+        assert one.reach == (other.reach and pytest.approx(other.reach, abs=0.01))
 
     # What is shown must survive more: classes compete for a place.
     [entry] = json.loads((tmp_path / "out" / "detections.json").read_text())["pictures"]
@@ -64,5 +69,6 @@ def test_all_fronts_say_the_same(
     assert all(radius <= certified[one] for one, radius in shown.items())
     found = Detector.from_pretrained(NAME).certify(picture, crop=(0, 0, *picture.size))
     assert {key(one.label, one.box): one.radius for one in found} == shown
+    assert all((one.reach is not None) == bool(one.radius) for one in found)
     for radius in [*certified.values(), *shown.values()]:
         assert f"{radius:.3f}" in told

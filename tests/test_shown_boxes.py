@@ -9,18 +9,11 @@ from PIL import Image
 from torch import Tensor, nn
 from torchvision.ops import box_iou
 
-from lipdet.boxes import BoxCoding, Decoder, Selection, SigmoidScores, select_detections
+from lipdet.boxes import BoxCoding, Decoder, Selection, SigmoidScores
 from lipdet.certificate.verifier import Verifier
-from lipdet.config import DetectorConfig
-from lipdet.detect import (
-    Found,
-    _in_photograph,
-    _merge,
-    certify_regions,
-    one_per_place,
-    radii_in_photograph,
-)
 from lipdet.images.crop import Region, picture_part
+from lipdet.reading import Detection, Reading, certified_reading, look
+from lipdet.reading.read import _shown
 from lipdet.types import RawOutput
 from tests.certificate.scenes import output_constants
 
@@ -32,10 +25,9 @@ SELECTION = Selection(0.2, 20)
 class Fixed(nn.Module):
     """Returns the same outputs for every image."""
 
-    def __init__(self, raw: RawOutput) -> None:
+    def __init__(self, raw: RawOutput, decoder: Decoder) -> None:
         super().__init__()
-        self.config = DetectorConfig(class_names=("a",), image_size=SIZE)
-        self.default_boxes, self.raw = torch.zeros(1, 4), raw
+        self.raw, self.decoder = raw, decoder
 
     def forward(self, images: Tensor) -> RawOutput:
         return self.raw
@@ -70,18 +62,13 @@ def _scene(seed: int) -> tuple[Verifier, RawOutput, Region]:
     )
 
 
-def _shown(verifier: Verifier, raw: RawOutput, region: Region) -> Found:
-    squares = [
-        _in_photograph(one_per_place(one), region, PICTURE, SIZE)
-        for one in select_detections(raw, verifier.decoder, SELECTION)
-    ]
-    return Found(_merge(squares[:1]), (region,))
+def _reading(verifier: Verifier, raw: RawOutput, region: Region) -> Reading:
+    views = tuple(look(Fixed(raw, verifier.decoder), ("a",), PICTURE, [region], SELECTION))
+    return Reading(PICTURE.size, views, _shown(views, PICTURE.size))
 
 
-def _radii(verifier: Verifier, raw: RawOutput, region: Region, found: Found) -> list[float]:
-    detector = Fixed(raw)
-    certified = certify_regions(detector, verifier, PICTURE, [region], IOU, one_reading=True)  # type: ignore[arg-type]
-    return radii_in_photograph(found, certified, PICTURE, SIZE)
+def _certified(verifier: Verifier, raw: RawOutput, region: Region) -> tuple[Detection, ...]:
+    return certified_reading(_reading(verifier, raw, region), verifier).detections
 
 
 def _attacked(verifier: Verifier, raw: RawOutput, epsilon: float, count: int) -> list[RawOutput]:
@@ -108,18 +95,20 @@ def test_what_is_shown_remains() -> None:
     promises = cut = 0
     for seed in range(80):
         verifier, raw, region = _scene(seed)
-        found = _shown(verifier, raw, region)
         part = torch.from_numpy(picture_part(region, *PICTURE.size, SIZE))
-        for row, radius in enumerate(_radii(verifier, raw, region, found)):
-            if not 0 < radius < 30:
+        for one in _certified(verifier, raw, region):
+            if not 0 < (one.radius or 0.0) < 30:
                 continue
             promises += 1
-            box = found.detections["boxes"][row]
             beyond = verifier.decoder.boxes(raw.offsets)[0]
             cut += bool((beyond[:, :2] < part[:2]).any() | (beyond[:, 2:] > part[2:]).any())
-            for outputs in _attacked(verifier, raw, 0.999 * radius, 100):
-                after = _shown(verifier, outputs, region).detections["boxes"]
-                assert (box_iou(box[None], after) >= IOU - 1e-3).any(), (seed, radius)
+            box, reach = torch.tensor([one.box]), torch.tensor(one.reach)
+            for outputs in _attacked(verifier, raw, 0.999 * one.radius, 100):
+                seen = _reading(verifier, outputs, region).detections
+                after = torch.tensor([other.box for other in seen]).reshape(-1, 4)
+                inside = (after[:, :2] >= reach[:2] - 1e-3) & (after[:, 2:] <= reach[2:] + 1e-3)
+                remains = (box_iou(box, after)[0] >= IOU - 1e-3) & inside.all(dim=1)
+                assert remains.any(), (seed, one.radius)
     assert promises > 20
     assert cut > 10
 
@@ -136,7 +125,7 @@ def test_a_box_that_the_picture_does_not_show_has_no_radius() -> None:
         decoder = Decoder(default, BoxCoding(), SigmoidScores(1.0), SIZE)
         verifier = Verifier(constants, decoder, SELECTION)
         raw = RawOutput(torch.full((1, 1, 1), 3.0), torch.zeros(1, 1, 4))
-        radii += _radii(verifier, raw, region, _shown(verifier, raw, region))
+        radii += [one.radius for one in _certified(verifier, raw, region)]
     assert radii[:2] == [0.0, 0.0]
     assert radii[2] > 0.5
 

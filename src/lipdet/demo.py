@@ -23,9 +23,9 @@ from lipdet.evaluate.chunks import State
 from lipdet.images.pack import Pack
 from lipdet.images.spec import open_data
 from lipdet.report.build import build_report
-from lipdet.report.comparison import comparison_table, finding
 from lipdet.report.page import write_figures, write_page
 from lipdet.report.scenes import certified_detections
+from lipdet.report.table import comparison_table, finding
 from lipdet.types import Detections, Target
 
 DATA = "rendered:64"
@@ -95,8 +95,8 @@ def telling_pictures(
     telling = [i for i in range(len(pack)) if before[i] and not after[i] and stands[i]]
     if not telling:
         return list(range(min(SHOWN, len(pack))))
-    images = torch.cat([pictures(pack, i, i + 1, torch.device("cpu")) for i in telling])
-    shown = certified_detections(robust.detector, images, epsilon, pack.class_names)
+    pixels = pack.images[telling]
+    shown = certified_detections(robust.detector, pixels, epsilon, pack.class_names)
     proven = [min((one.radius or 0.0 for one in found), default=0.0) for found in shown]
     return [telling[place] for place in np.argsort(proven)[::-1][:SHOWN]]
 

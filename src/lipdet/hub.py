@@ -21,7 +21,7 @@ from lipdet.certificate import UnknownLipschitz, output_bounds
 from lipdet.checkpoint import MODEL, PACKAGED, LoadedDetector, save_detector
 from lipdet.config import as_plain
 from lipdet.errors import InputError
-from lipdet.report.comparison import comparison_markdown
+from lipdet.report.table import comparison_markdown
 from lipdet.results import EvaluationResult
 from lipdet.user_module import names_module
 

@@ -5,47 +5,21 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import NamedTuple
 
 from PIL import Image
 
 from lipdet import hub
 from lipdet.boxes import DISPLAY_SELECTION
-from lipdet.certificate.radius import REMAINING_IOU
 from lipdet.certificate.verifier import Verifier, verifier_of
 from lipdet.checkpoint import LoadedDetector, load_detector, packaged_names
-from lipdet.detect import (
-    Found,
-    certify_regions,
-    detect_in_photograph,
-    detect_in_region,
-    radii_in_photograph,
-)
 from lipdet.detector import SSD
 from lipdet.images.crop import Region
 from lipdet.images.source import load_rgb
 from lipdet.lipschitz.same_function import kept_by
+from lipdet.reading import Detection, Reading, certified_reading, read
 from lipdet.results import read_results
 
 Picture = Image.Image | Path | str
-Box = tuple[float, float, float, float]
-
-
-class Detection(NamedTuple):
-    """One detection in a picture.
-
-    Attributes:
-        label: class name.
-        score: in [0, 1].
-        box: x1, y1, x2, y2 in pixels of the picture.
-        radius: the largest ε (L2, [0, 1] pixel units at the network's input) that it provably
-            survives; None where that was not asked for.
-    """
-
-    label: str
-    score: float
-    box: Box
-    radius: float | None = None
 
 
 class Detector:
@@ -105,8 +79,7 @@ class Detector:
         Raises:
             InputError: the file is no picture, or the crop reaches outside it.
         """
-        _, found = self._find(picture, crop)
-        return self._detections(found, [None] * len(found.detections["labels"]))
+        return list(self._read(picture, crop).detections)
 
     def certify(self, picture: Picture, crop: Sequence[float] | None = None) -> list[Detection]:
         """Like `detect`, and say how much perturbation leaves each detection what is shown.
@@ -115,14 +88,10 @@ class Detector:
             UnknownLipschitz: a layer of the network has no bound.
             InputError: as in `detect`.
         """
-        image, found = self._find(picture, crop)
-        if not found.regions:
+        reading = self._read(picture, crop)
+        if not reading.views:
             return []
-        certified = certify_regions(
-            self.network, self._verifier, image, found.regions, REMAINING_IOU, one_reading=True
-        )
-        radii = radii_in_photograph(found, certified, image, self.image_size)
-        return self._detections(found, radii)
+        return list(certified_reading(reading, self._verifier).detections)
 
     def save_pretrained(self, folder: Path | str, results: Sequence[Path] = ()) -> None:
         """Write weights (safetensors), config.json and a model card.
@@ -160,19 +129,9 @@ class Detector:
             self._bounded = state, verifier_of(self.network, DISPLAY_SELECTION)
         return self._bounded[1]
 
-    def _find(self, picture: Picture, crop: Sequence[float] | None) -> tuple[Image.Image, Found]:
+    def _read(self, picture: Picture, crop: Sequence[float] | None) -> Reading:
         if isinstance(picture, Image.Image):
             image = picture.convert("RGB")
         else:
             image = load_rgb(Path(picture))
-        if crop is None:
-            return image, detect_in_photograph(self.network, image)
-        return image, detect_in_region(self.network, image, Region(*crop))
-
-    def _detections(self, found: Found, radii: Sequence[float | None]) -> list[Detection]:
-        one = found.detections
-        columns = one["labels"].tolist(), one["scores"].tolist(), one["boxes"].tolist(), radii
-        return [
-            Detection(self.class_names[label], score, tuple(box), radius)
-            for label, score, box, radius in zip(*columns, strict=True)
-        ]
+        return read(self.network, self.class_names, image, None if crop is None else Region(*crop))

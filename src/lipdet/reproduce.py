@@ -30,9 +30,9 @@ from lipdet.images.pack import Pack
 from lipdet.images.spec import open_data
 from lipdet.job import Job
 from lipdet.progress import console
-from lipdet.report.comparison import comparison_markdown
 from lipdet.report.inspection import inspect_detector
 from lipdet.report.page import write_figures, write_page
+from lipdet.report.table import comparison_markdown
 from lipdet.results import EvaluationResult, WorkingPoint
 from lipdet.train import train
 from lipdet.types import Detections

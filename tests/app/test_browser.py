@@ -15,8 +15,7 @@ import pytest
 from PIL import Image
 from torch import Tensor
 
-from lipdet.app import views
-from lipdet.app.exhibits import Exhibit, load_exhibits
+from lipdet.app.exhibits import Attacked, Exhibit, load_exhibits
 from lipdet.app.pictures import SAMPLES, samples
 from lipdet.app.server import serving
 from lipdet.attack import AttackSettings
@@ -222,7 +221,7 @@ class Endless:
         image: Tensor,
         settings: tuple[AttackSettings, ...],
         on_progress: Callable[[int, int], None],
-    ) -> views.Attacked:
+    ) -> Attacked:
         self.started.set()
         try:
             while True:

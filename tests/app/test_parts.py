@@ -19,20 +19,35 @@ import pytest
 import torch
 from PIL import Image
 
-from lipdet.app.drawing import SIDE, clean_panel, perturbation_panel, sheet
-from lipdet.app.exhibits import Exhibit, load_exhibits
+from lipdet.app.exhibits import Attacked, Exhibit, Shown, attack, load_exhibits, look
 from lipdet.app.markup import proven, show, status
 from lipdet.app.pictures import LONGEST_SIDE, SAMPLES, read_picture, samples, square_of
 from lipdet.app.server import serving
-from lipdet.app.session import Session, as_dict, attack_settings, open_session
+from lipdet.app.session import (
+    SIDE,
+    Session,
+    as_dict,
+    attack_settings,
+    clean_panel,
+    open_session,
+    perturbation_panel,
+    sheet,
+)
 from lipdet.app.stops import Stopped, Stops
-from lipdet.app.views import Attacked, attack, look, regions
 from lipdet.cli import main
 from lipdet.errors import InputError
 from lipdet.images.crop import Region
 from lipdet.layers.base import ConstructedWeight
 
 SIDE_OF_INPUT = 74
+
+
+def radii(shown: Shown) -> list[float | None]:
+    return [one.radius for one in shown.view.detections]
+
+
+def reaches(shown: Shown, epsilon: float) -> list[tuple[float, ...] | None]:
+    return [one.reach for one in shown.at(epsilon)]
 
 
 @pytest.fixture(scope="module")
@@ -123,14 +138,14 @@ def test_samples_are_what_the_network_sees() -> None:
 def test_square_of_an_input_is_the_input(exhibits: dict[str, Exhibit]) -> None:
     picture = samples(SIDE_OF_INPUT)[0]
     whole = Region(0, 0, SIDE_OF_INPUT, SIDE_OF_INPUT)
-    assert square_of(exhibits["naive"].detector, picture, search=True) == whole
+    assert square_of(exhibits["naive"], picture, search=True) == whole
 
 
 def test_square_goes_around_a_number_in_a_wall(exhibits: dict[str, Exhibit]) -> None:
     number = samples(SIDE_OF_INPUT)[2]
     wall = Image.new("RGB", (240, 160), tuple(np.asarray(number).mean((0, 1)).astype(int).tolist()))
     wall.paste(number, (130, 60))
-    detector = exhibits["naive"].detector
+    detector = exhibits["naive"]
     # What was pasted lies at 130…204, 60…134: by construction.
     found = square_of(detector, wall, search=True)
     assert found.left < 167 < found.right
@@ -142,7 +157,7 @@ def test_square_goes_around_a_number_in_a_wall(exhibits: dict[str, Exhibit]) -> 
 
 def test_nothing_found_falls_back_to_the_whole(exhibits: dict[str, Exhibit]) -> None:
     blank = Image.new("RGB", (100, 50), "grey")
-    assert square_of(exhibits["naive"].detector, blank, search=True) == Region(0, -25, 100, 75)
+    assert square_of(exhibits["naive"], blank, search=True) == Region(0, -25, 100, 75)
 
 
 def test_each_detector_is_loaded_once(exhibits: dict[str, Exhibit]) -> None:
@@ -150,36 +165,30 @@ def test_each_detector_is_loaded_once(exhibits: dict[str, Exhibit]) -> None:
     assert not any(one.requires_grad for one in exhibits["naive"].detector.parameters())
 
 
-def test_the_naive_detector_has_no_certificate(
-    session: Session, exhibits: dict[str, Exhibit]
-) -> None:
+def test_the_naive_detector_has_no_certificate(session: Session) -> None:
     [view, _] = session.views
-    assert view.radii == [0.0] * len(view.radii)
-    assert len(view.radii) > 0
+    assert set(radii(view)) == {0.0}
     assert proven(view, 0.25).startswith("Nothing is certified. A change of ε can move")
-    assert regions(view, exhibits["naive"], 0.25) == [None] * len(view.radii)
+    assert set(reaches(view, 0.25)) == {None}
 
 
-def test_regions_at_epsilon_hold_their_box_and_grow(
-    session: Session, exhibits: dict[str, Exhibit]
-) -> None:
+def test_regions_at_epsilon_hold_their_box_and_grow(session: Session) -> None:
     [_, view] = session.views
-    exhibit = exhibits["certified-small"]
-    radius = max(view.radii)
-    index = view.radii.index(radius)
+    radius = max(one or 0.0 for one in radii(view))
+    index = radii(view).index(radius)
     assert radius > 0, "the packaged detector certifies nothing in this sample; take another"
-    small, large = (regions(view, exhibit, share * radius)[index] for share in (0.5, 1.0))
+    small, large = (reaches(view, share * radius)[index] for share in (0.5, 1.0))
     assert small is not None
     assert large is not None
     # A larger ball holds the smaller one.
     assert all(a >= b - 1e-6 for a, b in zip(small[:2], large[:2], strict=True))
     assert all(a <= b + 1e-6 for a, b in zip(small[2:], large[2:], strict=True))
-    box = view.found["boxes"][index].tolist()
+    box = view.view.detections[index].box
     assert small[0] <= box[0] < box[2] <= small[2]
     # Beyond the radius, and at 0, nothing is claimed.
-    assert regions(view, exhibit, radius + 1e-3)[index] is None
-    assert regions(view, exhibit, 0.0)[index] is None
-    assert proven(view, radius).startswith(f"1 of {len(view.radii)} certified")
+    assert reaches(view, radius + 1e-3)[index] is None
+    assert reaches(view, 0.0)[index] is None
+    assert proven(view, radius).startswith(f"1 of {len(radii(view))} certified")
 
 
 def test_a_detector_without_bounds_says_which_layer(
@@ -196,7 +205,7 @@ def test_a_detector_without_bounds_says_which_layer(
     assert "backbone.3" in view.reason
     assert view.largest_constant is None
     for epsilon in (0.0, 0.5):
-        assert regions(view, fresh, epsilon) == [None] * len(view.radii)
+        assert set(reaches(view, epsilon)) == {None}
 
 
 def test_attack_stays_in_its_ball_and_tells_its_progress(
@@ -205,8 +214,8 @@ def test_attack_stays_in_its_ball_and_tells_its_progress(
     told: list[tuple[int, int]] = []
     view = session.views[0]
     settings = attack_settings(0.25, "vanish", 3)
-    found = attack(exhibits["naive"], view.image, settings, lambda *one: told.append(one))
-    assert float((found.image - view.image).double().norm()) <= 0.25
+    found = attack(exhibits["naive"], view.view.image, settings, lambda *one: told.append(one))
+    assert float((found.image - view.view.image).double().norm()) <= 0.25
     # Every step is told, and the last evaluation.
     assert told == [(1, 4), (2, 4), (3, 4), (4, 4)]
 
@@ -218,7 +227,9 @@ def test_an_attack_leaves_the_detector_that_visitors_share_alone(
     layers = [one for one in shared.detector.modules() if isinstance(one, ConstructedWeight)]
     before = [layer.weight for layer in layers]
     assert before
-    attack(shared, session.views[1].image, attack_settings(0.1, "mislabel", 1), lambda *_: None)
+    attack(
+        shared, session.views[1].view.image, attack_settings(0.1, "mislabel", 1), lambda *_: None
+    )
     assert all(layer.weight is kept for layer, kept in zip(layers, before, strict=True))
 
 
@@ -235,7 +246,7 @@ def test_an_interrupted_attack_computes_no_more(
     with pytest.raises(Stopped):
         attack(
             exhibits["naive"],
-            session.views[0].image,
+            session.views[0].view.image,
             attack_settings(0.2, "worst", 50),
             stop_at_two,
         )
@@ -272,13 +283,13 @@ def test_a_new_attack_stops_the_visitors_earlier_one() -> None:
 def attacked_session(session: Session) -> Session:
     """An attack at 0.25 whose change is +0.1 in one value, of a detector called naive."""
     view = session.views[0]
-    image = view.image.clone()
+    image = view.view.image.clone()
     image[0, 5, 5] = image[0, 5, 5] - 0.1 if image[0, 5, 5] > 0.5 else image[0, 5, 5] + 0.1
-    one = Attacked(attack_settings(0.25, "multibox", 1), image, view.found)
+    one = Attacked(attack_settings(0.25, "multibox", 1), image, view.view.detections)
     return session._replace(attacked={"naive": one})
 
 
-def test_the_perturbation_is_magnified(session: Session, exhibits: dict[str, Exhibit]) -> None:
+def test_the_perturbation_is_magnified(session: Session) -> None:
     view = session.views[0]
     panel = perturbation_panel(view, attacked_session(session).attacked["naive"])
     assert panel.caption == "perturbation × 5, L2 0.100"  # 0.5 / 0.1
@@ -286,8 +297,8 @@ def test_the_perturbation_is_magnified(session: Session, exhibits: dict[str, Exh
     assert panel.picture.getpixel((SIDE - 1, SIDE - 1)) == (128, 128, 128)
 
 
-def test_the_sheet_holds_every_panel(session: Session, exhibits: dict[str, Exhibit]) -> None:
-    panel = clean_panel(session.views[0], exhibits["naive"], 0.1)
+def test_the_sheet_holds_every_panel(session: Session) -> None:
+    panel = clean_panel(session.views[0], 0.1)
     picture = sheet([("naive", [panel] * 3), ("other", [panel])])
     assert picture.width >= 3 * SIDE
     assert picture.height >= 2 * SIDE
@@ -309,28 +320,24 @@ class Tags(html.parser.HTMLParser):
         self.words += data
 
 
-def test_markup_shows_all_panels_and_the_same_json(
-    session: Session, exhibits: dict[str, Exhibit]
-) -> None:
+def test_markup_shows_all_panels_and_the_same_json(session: Session) -> None:
     now = attacked_session(session)
-    page = Tags(show(now, 0.25, exhibits))
+    page = Tags(show(now, 0.25))
     images = [values for tag, values in page.found if tag == "img"]
     assert len(images) == 4  # naive clean, attacked, perturbation; certified-small clean
     assert all(values["alt"] for values in images)
     [png, text] = [values for tag, values in page.found if tag == "a"]
     assert [png["download"], text["download"]] == ["lipdet.png", "lipdet.json"]
     data = base64.b64decode(str(text["href"]).split(",")[1])
-    assert json.loads(data) == json.loads(json.dumps(as_dict(now, 0.25, exhibits)))
+    assert json.loads(data) == json.loads(json.dumps(as_dict(now, 0.25)))
     Image.open(io.BytesIO(base64.b64decode(str(png["href"]).split(",")[1]))).load()
 
 
-def test_an_attack_at_another_epsilon_is_not_shown(
-    session: Session, exhibits: dict[str, Exhibit]
-) -> None:
+def test_an_attack_at_another_epsilon_is_not_shown(session: Session) -> None:
     now = attacked_session(session)
-    assert "attacked, ε" not in show(now, 0.3, exhibits)
-    assert as_dict(now, 0.3, exhibits)["detectors"][0]["attacked"] is None
-    entry = as_dict(now, 0.25, exhibits)["detectors"][0]["attacked"]
+    assert "attacked, ε" not in show(now, 0.3)
+    assert as_dict(now, 0.3)["detectors"][0]["attacked"] is None
+    entry = as_dict(now, 0.25)["detectors"][0]["attacked"]
     assert entry["distance"]["l2"] == pytest.approx(0.1)  # by construction
 
 
@@ -404,16 +411,13 @@ def test_certified_detections_survive_an_attack_inside_their_radius(
     # The promise itself, falsifiable: same class, IoU ≥ 0.5, above the floor.
     from torchvision.ops import box_iou
 
-    view = session.views[1]
-    radius = max(view.radii)
-    index = view.radii.index(radius)
+    [_, view] = session.views
+    best = max(view.view.detections, key=lambda one: one.radius or 0.0)
     found = attack(
         exhibits["certified-small"],
-        view.image,
-        attack_settings(radius, "vanish", 10),
+        view.view.image,
+        attack_settings(best.radius or 0.0, "vanish", 10),
         lambda done, total: None,
     ).found
-    same = found["labels"] == view.found["labels"][index]
-    overlap = box_iou(view.found["boxes"][index][None], found["boxes"][same])
-    assert bool((overlap >= 0.5).any())
-    assert isinstance(overlap, torch.Tensor)
+    same = torch.tensor([one.box for one in found if one.label == best.label])
+    assert bool((box_iou(torch.tensor([best.box]), same) >= 0.5).any())

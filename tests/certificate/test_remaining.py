@@ -18,7 +18,7 @@ from lipdet.certificate import radius as radius_module
 from lipdet.certificate.geometry.box_range import BoxRange
 from lipdet.certificate.radius import Remaining, largest_covered_share, remaining_detections
 from lipdet.certificate.verifier import Verifier
-from lipdet.detect import MOST_COVERED, _covered_share, one_per_place
+from lipdet.reading.search import MOST_COVERED, covered_share, one_per_place
 from lipdet.types import Detections
 from tests.certificate.adversaries import perturbed
 from tests.certificate.scenes import SIZE, Scene, detect, random_scene
@@ -105,7 +105,7 @@ def test_most_that_boxes_can_cover() -> None:
         share = torch.from_numpy(rng.choice([0, 1, rng.random()], (40, 4)))
         place = boxes.low + share * (boxes.high - boxes.low)
         corners = torch.cat([place[:, :2] - place[:, 2:] / 2, place[:, :2] + place[:, 2:] / 2], 1)
-        seen = torch.maximum(seen, _covered_share(corners.clamp(0, SIZE)))
+        seen = torch.maximum(seen, covered_share(corners.clamp(0, SIZE)))
     # A box and itself move alike, which the bound does not know.
     assert (seen <= bound + 1e-9).all()
     assert (bound - seen).median() < 0.1

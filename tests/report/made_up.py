@@ -12,9 +12,10 @@ from lipdet.checkpoint import LoadedDetector
 from lipdet.config import PRESETS
 from lipdet.detector import build_detector
 from lipdet.lipschitz.profile import LayerRow
+from lipdet.reading import Detection
 from lipdet.report.architecture import Architecture, HeadShape, Stage
 from lipdet.report.inspection import Inspection
-from lipdet.report.scenes import Scene, Shown
+from lipdet.report.scenes import Scene
 
 EVIL = '</script><img src="http://evil.example/x" onerror="alert(1)"> & "$x$'
 EVIL_CLASS = "<u>7/8</u>~"
@@ -66,8 +67,8 @@ def result(weights: str, clean: float, full: bool) -> dict[str, Any]:
 def scene(weights: str) -> Scene:
     picture = np.random.default_rng(0).integers(0, 256, (74, 74, 3), np.uint8)
     box = (10.0, 20.0, 30.0, 60.0)
-    sure = Shown(box, "6", 0.9, 0.3, (8.0, 18.0, 33.0, 62.0))
-    unsure = Shown(box, EVIL_CLASS, 0.4, 0.0)
+    sure = Detection("6", 0.9, box, 0.3, (8.0, 18.0, 33.0, 62.0))
+    unsure = Detection(EVIL_CLASS, 0.4, box, 0.0)
     return Scene(weights, 0, 0.25, picture, picture, ("6", EVIL_CLASS), (sure, unsure), (unsure,))
 
 

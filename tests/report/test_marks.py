@@ -5,16 +5,19 @@ from __future__ import annotations
 import io
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 from PIL import Image, ImageColor
 from rich.console import Console
 
+from lipdet.reading import Detection
+from lipdet.reading.marks import (
+    CERTIFICATE_SIDE,
+    CERTIFIED,
+    UNCERTIFIED,
+    draw_certificates,
+    text_font,
+)
 from lipdet.report.certificate import certified_classes_table
-from lipdet.report.gallery import CERTIFIED, UNCERTIFIED
-from lipdet.report.marks import text_font
-from lipdet.report.overlay import CERTIFICATE_SIDE, draw_certificates
-from lipdet.types import Detections
 from tests.report.made_up import result
 
 SCALE = CERTIFICATE_SIDE // 74
@@ -26,13 +29,11 @@ def _where(drawn: Image.Image, colour: str) -> NDArray[np.bool_]:
 
 
 def test_certified_is_blue_with_its_region_and_uncertified_dashed() -> None:
-    found = Detections(
-        boxes=torch.tensor([[10.0, 20, 25, 50], [45.0, 20, 60, 50]]),
-        labels=torch.tensor([0, 1]),
-        scores=torch.tensor([0.9, 0.5], dtype=torch.float64),
-    )
-    regions = [[5.0, 15, 30, 55], [0.0, 0, 74, 74]]
-    drawn = draw_certificates(Image.new("RGB", (74, 74)), found, [0.3, 0.0], regions, ("6", "7"))
+    found = [
+        Detection("6", 0.9, (10.0, 20, 25, 50), 0.3, (5.0, 15, 30, 55)),
+        Detection("7", 0.5, (45.0, 20, 60, 50), 0.0),
+    ]
+    drawn = draw_certificates(Image.new("RGB", (74, 74)), found)
     blue, orange = _where(drawn, CERTIFIED), _where(drawn, UNCERTIFIED)
     row = slice(30 * SCALE, 40 * SCALE)  # Beside it stands no text.
     assert blue[row, 10 * SCALE].all()
@@ -51,18 +52,9 @@ def test_certified_is_blue_with_its_region_and_uncertified_dashed() -> None:
 def test_texts_of_detections_that_cover_each_other_stand_apart() -> None:
     # Two of the same box: the text of the second does not lie on that of the first, or its black
     # ground would have hidden it.
-    found = Detections(
-        boxes=torch.tensor([[10.0, 20, 25, 50]] * 2),
-        labels=torch.tensor([0, 1]),
-        scores=torch.tensor([0.9, 0.5], dtype=torch.float64),
-    )
-    one = Detections(
-        boxes=found["boxes"][:1], labels=found["labels"][:1], scores=found["scores"][:1]
-    )
+    found = [Detection(label, 0.5, (10.0, 20, 25, 50), 0.0) for label in "67"]
     white = Image.new("RGB", (74, 74), "white")
-    names = ("6", "7")
-    both = draw_certificates(white, found, [0.0, 0.0], [[0.0] * 4] * 2, names)
-    single = draw_certificates(white, one, [0.0], [[0.0] * 4], names)
+    both, single = draw_certificates(white, found), draw_certificates(white, found[:1])
     black = [int(_where(drawn, "#000000").sum()) for drawn in (both, single)]
     assert black[0] > 1.5 * black[1]
 

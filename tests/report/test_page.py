@@ -10,8 +10,8 @@ from typing import Any
 
 import pytest
 
+from lipdet.report.architecture import draw_presets
 from lipdet.report.page import write_figures, write_page
-from lipdet.report.presets import draw_presets
 from tests.report.made_up import EVIL, EVIL_CLASS, inspections, results
 
 

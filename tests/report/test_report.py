@@ -6,21 +6,16 @@ import io
 from typing import Any
 
 import numpy as np
-import torch
 from PIL import Image
 from rich.console import Console
 
-from lipdet.report.overlay import COLOURS, SMALLEST_SIDE, contact_sheet, draw_detections
+from lipdet.reading import Detection
+from lipdet.reading.marks import COLOURS, SMALLEST_SIDE, contact_sheet, draw_classes
 from lipdet.report.table import classes_table, percent, results_table
-from lipdet.types import Detections
 
 
-def detections(*boxes: tuple[float, float, float, float]) -> Detections:
-    return Detections(
-        boxes=torch.tensor(boxes).reshape(-1, 4),
-        labels=torch.arange(len(boxes)),
-        scores=torch.full((len(boxes),), 0.5, dtype=torch.float64),
-    )
+def detections(*boxes: tuple[float, float, float, float]) -> list[Detection]:
+    return [Detection("0", 0.5, box) for box in boxes]
 
 
 def result(ap50: float = 0.78125) -> dict[str, Any]:
@@ -44,7 +39,7 @@ def text_of(table: object) -> str:
 
 def test_overlay_enlarges_small_pictures_and_draws_the_box_where_it_is() -> None:
     image = Image.new("RGB", (74, 74), "black")
-    drawn = draw_detections(image, detections((20, 30, 40, 60)), ("0",))
+    drawn = draw_classes(image, detections((20, 30, 40, 60)), ("0",))
     assert min(drawn.size) >= SMALLEST_SIDE
     scale = drawn.width // 74
     pixels = np.asarray(drawn)
@@ -58,11 +53,11 @@ def test_overlay_enlarges_small_pictures_and_draws_the_box_where_it_is() -> None
 
 def test_overlay_without_detections_is_the_picture() -> None:
     image = Image.fromarray(np.random.default_rng(0).integers(0, 256, (400, 300, 3), np.uint8))
-    assert np.array_equal(np.asarray(draw_detections(image, detections(), ())), np.asarray(image))
+    assert np.array_equal(np.asarray(draw_classes(image, detections(), ())), np.asarray(image))
 
 
 def test_overlay_of_a_box_without_area() -> None:
-    draw_detections(Image.new("RGB", (300, 300)), detections((0, 0, 0, 0)), ("0",))
+    draw_classes(Image.new("RGB", (300, 300)), detections((0, 0, 0, 0)), ("0",))
 
 
 def test_contact_sheet_holds_every_picture() -> None:

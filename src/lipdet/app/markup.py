@@ -7,18 +7,13 @@ Notable choices:
 
 from __future__ import annotations
 
-import base64
-import io
 import json
-from collections.abc import Mapping
 from html import escape
 
-from PIL import Image
-
-from lipdet.app.drawing import Panel, sheet
-from lipdet.app.exhibits import Exhibit
-from lipdet.app.session import Session, as_dict, panels
-from lipdet.app.views import View
+from lipdet.app.exhibits import Shown
+from lipdet.app.session import Panel, Session, as_dict, panels, sheet
+from lipdet.reading.detections import count_certified
+from lipdet.report.markup import data_url, png
 
 CSS = """
 .lipdet-detectors { display: grid; gap: 1.2rem;
@@ -49,33 +44,34 @@ def status(sentence: str, problem: bool = False) -> str:
     return f'<div class="{look}" role="{kind}">{escape(sentence)}</div>'
 
 
-def show(session: Session, epsilon: float, exhibits: Mapping[str, Exhibit]) -> str:
+def show(session: Session, epsilon: float) -> str:
     """Return all detectors side by side, and the downloads of exactly what is shown."""
-    rows = panels(session, epsilon, exhibits)
+    rows = panels(session, epsilon)
     sections = "".join(
         f"<section><h3>{escape(view.name)}</h3><p>{escape(proven(view, epsilon))}</p>"
         f'<div class="lipdet-panels">{"".join(_figure(panel) for panel in row)}</div></section>'
         for view, row in rows
     )
     picture = sheet([(view.name, row) for view, row in rows])
-    text = json.dumps(as_dict(session, epsilon, exhibits), indent=1)
+    text = json.dumps(as_dict(session, epsilon), indent=1)
     return (
-        f'<div class="lipdet-downloads">{_download("lipdet.png", "image/png", _png(picture))}'
+        f'<div class="lipdet-downloads">{_download("lipdet.png", "image/png", png(picture))}'
         f"{_download('lipdet.json', 'application/json', text.encode())}</div>"
         f'<div class="lipdet-detectors">{sections}</div>'
     )
 
 
-def proven(view: View, epsilon: float) -> str:
+def proven(shown: Shown, epsilon: float) -> str:
     """Return one sentence on what is certain about a view at ε."""
-    count = len(view.radii)
+    found = shown.at(epsilon)
+    count = len(found)
     if not count:
         return "Nothing is detected, so there is nothing to certify."
-    if view.reason:
-        return f"Nothing is certified. {view.reason}"
+    if shown.reason:
+        return f"Nothing is certified. {shown.reason}"
     if epsilon == 0:
         return "Move ε: at 0 nothing may change, so there is nothing to certify."
-    sure = sum(radius >= epsilon for radius in view.radii)
+    sure = count_certified(found)
     return (
         f"{sure} of {count} certified: no change of L2 norm up to {epsilon:g} can take "
         f"{'it' if sure == 1 else 'them'} away."
@@ -85,20 +81,10 @@ def proven(view: View, epsilon: float) -> str:
 def _figure(panel: Panel) -> str:
     return (
         f'<figure><img alt="{escape(panel.alternative)}" '
-        f'src="{_data_url("image/png", _png(panel.picture))}">'
+        f'src="{data_url("image/png", png(panel.picture))}">'
         f"<figcaption>{escape(panel.caption)}</figcaption></figure>"
     )
 
 
 def _download(name: str, kind: str, data: bytes) -> str:
-    return f'<a download="{name}" href="{_data_url(kind, data)}">Download {name}</a>'
-
-
-def _data_url(kind: str, data: bytes) -> str:
-    return f"data:{kind};base64,{base64.b64encode(data).decode()}"
-
-
-def _png(picture: Image.Image) -> bytes:
-    buffer = io.BytesIO()
-    picture.save(buffer, "PNG", compress_level=1)
-    return buffer.getvalue()
+    return f'<a download="{name}" href="{data_url(kind, data)}">Download {name}</a>'

@@ -13,8 +13,7 @@ from typing import Any
 
 import gradio as gr
 
-from lipdet.app.drawing import read
-from lipdet.app.exhibits import Exhibit
+from lipdet.app.exhibits import Exhibit, attack
 from lipdet.app.markup import show, status
 from lipdet.app.session import (
     LARGEST_EPSILON,
@@ -24,9 +23,9 @@ from lipdet.app.session import (
     open_session,
 )
 from lipdet.app.stops import Stopped, Stops
-from lipdet.app.views import attack
 from lipdet.attack import DEFAULT_OBJECTIVE, OBJECTIVES, AttackSettings
 from lipdet.errors import InputError
+from lipdet.reading.detections import read_out
 
 HEADING = "# lipdet\nWhat small detectors see, what is proven about it, and what an attack can do."
 MEANING = """
@@ -124,13 +123,13 @@ def build_page(
                 now = open_session(Path(path) if path else None, wanted, crop, exhibits)
             except InputError as error:
                 return None, "", status(str(error), problem=True)
-            return now, show(now, radius, exhibits), status(_described(now, exhibits))
+            return now, show(now, radius), status(_described(now))
 
         def take_sample(event: gr.SelectData) -> str:
             return str(samples[event.index])
 
         def move(now: Session | None, radius: float) -> Any:
-            return show(now, radius, exhibits) if now else _KEEP
+            return show(now, radius) if now else _KEEP
 
         def run_attack(
             now: Session | None,
@@ -159,11 +158,11 @@ def build_page(
                             progress((done, total), desc=f"Attacking {label}", unit="steps")
 
                         yield _KEEP, _KEEP, status(f"Attacking {label}…")
-                        found = attack(exhibits[view.name], view.image, settings, on_progress)
+                        found = attack(exhibits[view.name], view.view.image, settings, on_progress)
                         if signal.is_set():
                             raise Stopped(label)
                         now = now._replace(attacked={**now.attacked, view.name: found})
-                        yield now, show(now, radius, exhibits), status(_described(now, exhibits))
+                        yield now, show(now, radius), status(_described(now))
                 except Stopped:
                     yield _KEEP, _KEEP, status("Stopped; what was finished is shown.")
 
@@ -211,13 +210,12 @@ def build_page(
     return page
 
 
-def _described(now: Session, exhibits: Mapping[str, Exhibit]) -> str:
+def _described(now: Session) -> str:
     """Return what each detector reads, and what it reads after the attack."""
     parts = []
-    for view in now.views:
-        exhibit = exhibits[view.name]
-        text = f"{view.name} reads {read(view.found, exhibit)}"
-        if view.name in now.attacked:
-            text += f", attacked {read(now.attacked[view.name].found, exhibit)}"
+    for one in now.views:
+        text = f"{one.name} reads {read_out(one.view.detections)}"
+        if one.name in now.attacked:
+            text += f", attacked {read_out(now.attacked[one.name].found)}"
         parts.append(text)
     return f"{now.picture}: {'; '.join(parts)}."

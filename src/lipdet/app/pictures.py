@@ -6,11 +6,12 @@ from pathlib import Path
 
 from PIL import Image, ImageOps
 
-from lipdet.detect import Found, detect_in_photograph
+from lipdet.app.exhibits import Exhibit
 from lipdet.errors import InputError
-from lipdet.evaluate.run import Network
 from lipdet.images.crop import Region, full_region
 from lipdet.images.render import rendered
+from lipdet.reading import View, look
+from lipdet.reading.search import searched_regions
 
 FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF")
 LARGEST_FILE = 20 * 2**20
@@ -58,32 +59,23 @@ def samples(size: int) -> list[Image.Image]:
     return [Image.fromarray(rendered("test", index, size=size)[0]) for index in SAMPLES]
 
 
-def square_of(detector: Network, image: Image.Image, search: bool) -> Region:
+def square_of(exhibit: Exhibit, image: Image.Image, search: bool) -> Region:
     """Return the square of a picture that networks are shown.
 
     Args:
-        detector: looks for numbers.
+        exhibit: looks for numbers.
         image: RGB.
-        search: whether to look for a number and take the square around it. A picture that has
-            the network's size is taken as it is, and so is one in which nothing is found.
+        search: whether to look for numbers and take the square with the best detection. A picture
+            of the network's size is taken as it is, and so is one in which nothing is found.
     """
-    size = detector.decoder.image_size
-    if search and image.size != (size, size):
-        found = detect_in_photograph(detector, image)
-        if found.regions:
-            return _around_best(found)
+    if search and image.size != (exhibit.size, exhibit.size):
+        squares = searched_regions(exhibit.detector, image)
+        views = look(exhibit.detector, exhibit.class_names, image, squares)
+        if views:
+            return max(views, key=_best_score).region
     return full_region(image.width, image.height)
 
 
-def _around_best(found: Found) -> Region:
-    """The square that holds the best detection; the first one if nothing passed the fine look."""
-    centres = (found.detections["boxes"][:1, :2] + found.detections["boxes"][:1, 2:]) / 2
-    return next(
-        (
-            region
-            for region in found.regions
-            for x, y in centres.tolist()
-            if region.left <= x <= region.right and region.top <= y <= region.bottom
-        ),
-        found.regions[0],
-    )
+def _best_score(view: View) -> float:
+    """Return 0 if nothing passed the second look."""
+    return max((one.score for one in view.detections), default=0.0)

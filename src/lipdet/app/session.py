@@ -6,19 +6,30 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from lipdet.app.drawing import Panel, attacked_panel, clean_panel, perturbation_panel
-from lipdet.app.exhibits import Exhibit
+from PIL import Image
+
+from lipdet.app.exhibits import Attacked, Exhibit, Shown, look
 from lipdet.app.pictures import read_picture, square_of
-from lipdet.app.views import Attacked, View, look, regions
 from lipdet.attack import AttackSettings
 from lipdet.attack.settings import DEFAULT_OBJECTIVE, AttackName, single_attacks
 from lipdet.errors import InputError
 from lipdet.images.crop import Region
-from lipdet.types import Detections
+from lipdet.reading.detections import as_rows, count_certified, distance, radii_told, read_out
+from lipdet.reading.marks import (
+    Mark,
+    captioned,
+    certificate_marks,
+    contact_sheet,
+    draw,
+    magnified,
+    to_picture,
+)
 from lipdet.versions import versions
 
 MOST_STEPS = 100
 LARGEST_EPSILON = 1.0
+# Of a panel, in pixels.
+SIDE = 370
 
 
 class Session(NamedTuple):
@@ -35,7 +46,7 @@ class Session(NamedTuple):
     picture: str
     size: tuple[int, int]
     region: Region
-    views: tuple[View, ...]
+    views: tuple[Shown, ...]
     attacked: Mapping[str, Attacked]
 
     def attacks_at(self, epsilon: float) -> dict[str, Attacked]:
@@ -63,7 +74,7 @@ def open_session(
         raise InputError("Choose at least one detector.")
     picture = read_picture(path)
     chosen = [exhibits[name] for name in names]
-    region = square_of(chosen[0].detector, picture, search)
+    region = square_of(chosen[0], picture, search)
     views = tuple(look(exhibit, picture, region) for exhibit in chosen)
     return Session(path.name, picture.size, region, views, {})
 
@@ -88,23 +99,75 @@ def attack_settings(epsilon: float, objective: str, steps: float) -> tuple[Attac
     return tuple(single_attacks(name, AttackSettings(epsilon, first, steps=int(steps))))
 
 
-def panels(
-    session: Session, epsilon: float, exhibits: Mapping[str, Exhibit]
-) -> list[tuple[View, list[Panel]]]:
+def panels(session: Session, epsilon: float) -> list[tuple[Shown, list[Panel]]]:
     """For each detector what is to be seen at ε: clean and, once attacked, two panels more."""
     attacked = session.attacks_at(epsilon)
     rows = []
     for view in session.views:
-        exhibit = exhibits[view.name]
-        row = [clean_panel(view, exhibit, epsilon)]
+        row = [clean_panel(view, epsilon)]
         if view.name in attacked:
             one = attacked[view.name]
-            row += [attacked_panel(view, one, exhibit), perturbation_panel(view, one)]
+            row += [attacked_panel(view, one), perturbation_panel(view, one)]
         rows.append((view, row))
     return rows
 
 
-def as_dict(session: Session, epsilon: float, exhibits: Mapping[str, Exhibit]) -> dict[str, Any]:
+class Panel(NamedTuple):
+    """A square picture with what it shows in words.
+
+    Attributes:
+        picture: SIDE × SIDE.
+        caption: one line.
+        alternative: for those who cannot see it.
+    """
+
+    picture: Image.Image
+    caption: str
+    alternative: str
+
+
+def clean_panel(shown: Shown, epsilon: float) -> Panel:
+    """Return the square as it is, with boxes, radii, and where boxes can be at ε."""
+    found = shown.at(epsilon)
+    caption = f"clean: {read_out(found)}"
+    count = f"{count_certified(found)} of {len(found)} certified at ε = {epsilon:g}."
+    alternative = f"{shown.name}, {caption}. {count}{radii_told(found)}"
+    return _panel(
+        Image.fromarray(shown.view.pixels), certificate_marks(found), caption, alternative
+    )
+
+
+def attacked_panel(shown: Shown, attacked: Attacked) -> Panel:
+    """Return the attacked square with its boxes; about this square nothing is proven."""
+    caption = f"attacked, ε = {attacked.epsilon:g}: {read_out(attacked.found)}"
+    marks = certificate_marks(attacked.found)
+    return _panel(to_picture(attacked.image), marks, caption, f"{shown.name}, {caption}")
+
+
+def perturbation_panel(shown: Shown, attacked: Attacked) -> Panel:
+    """Return what the attack added, magnified to the full range of colours."""
+    picture, gain = magnified(attacked.image - shown.view.image)
+    norm = distance(shown.view.image, attacked.image)["l2"]
+    caption = f"perturbation × {gain:g}, L2 {norm:.3f}"
+    return _panel(picture, (), caption, f"{shown.name}, {caption}")
+
+
+def sheet(rows: Sequence[tuple[str, Sequence[Panel]]]) -> Image.Image:
+    """Panels of several detectors: a row for each, with its name and captions.
+
+    Args:
+        rows: name and panels of each detector, at least one.
+    """
+    columns = max(len(panels) for _, panels in rows)
+    drawn = []
+    for name, panels in rows:
+        pictures = [captioned(one.picture, one.caption) for one in panels]
+        pictures += [Image.new("RGB", pictures[0].size, "white")] * (columns - len(pictures))
+        drawn.append(captioned(contact_sheet(pictures, columns), name))
+    return contact_sheet(drawn, 1)
+
+
+def as_dict(session: Session, epsilon: float) -> dict[str, Any]:
     """Everything on show as plain values; boxes in pixels of each network's input."""
     attacked = session.attacks_at(epsilon)
     return {
@@ -114,44 +177,29 @@ def as_dict(session: Session, epsilon: float, exhibits: Mapping[str, Exhibit]) -
         "square": list(session.region),
         "epsilon": epsilon,
         "versions": versions(),
-        "detectors": [
-            _detector(view, attacked.get(view.name), exhibits[view.name], epsilon)
-            for view in session.views
-        ],
+        "detectors": [_detector(one, attacked.get(one.name), epsilon) for one in session.views],
     }
 
 
-def _detector(
-    view: View, attacked: Attacked | None, exhibit: Exhibit, epsilon: float
-) -> dict[str, Any]:
-    clean = _rows(view.found, exhibit)
-    for row, radius, region in zip(clean, view.radii, regions(view, exhibit, epsilon), strict=True):
-        row |= {"radius": radius, "region": region and list(region)}
+def _detector(shown: Shown, attacked: Attacked | None, epsilon: float) -> dict[str, Any]:
     entry: dict[str, Any] = {
-        "weights": view.name,
-        "image_size": exhibit.size,
-        "largest_constant": view.largest_constant,
-        "uncertified_because": view.reason or None,
-        "clean": clean,
+        "weights": shown.name,
+        "image_size": len(shown.view.pixels),
+        "largest_constant": shown.largest_constant,
+        "uncertified_because": shown.reason or None,
+        "clean": as_rows(shown.at(epsilon), radius="radius", region="reach"),
         "attacked": None,
     }
     if attacked:
-        change = (attacked.image - view.image).double()
         entry["attacked"] = {
             "objectives": [one.objective for one in attacked.settings],
             "steps": attacked.settings[0].steps,
             "seed": attacked.settings[0].seed,
-            "distance": {"l2": float(change.norm()), "linf": float(change.abs().max())},
-            "detections": _rows(attacked.found, exhibit),
+            "distance": distance(shown.view.image, attacked.image),
+            "detections": as_rows(attacked.found),
         }
     return entry
 
 
-def _rows(found: Detections, exhibit: Exhibit) -> list[dict[str, Any]]:
-    rows = zip(
-        found["boxes"].tolist(), found["labels"].tolist(), found["scores"].tolist(), strict=True
-    )
-    return [
-        {"box": box, "label": exhibit.class_names[label], "score": score}
-        for box, label, score in rows
-    ]
+def _panel(picture: Image.Image, marks: Sequence[Mark], caption: str, alternative: str) -> Panel:
+    return Panel(draw(picture, marks, SIDE / picture.width), caption, alternative)

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
+from PIL import Image
 from torch import Tensor
 
 from lipdet.attack import AttackSettings, attack_unlabelled
@@ -26,11 +26,13 @@ from lipdet.commands.options import (
     verb_parser,
 )
 from lipdet.foreign.pictures import attack_pictures, names_of
-from lipdet.images.crop import Region, cut, full_region, out_of_region
+from lipdet.images.crop import cut, full_region
 from lipdet.images.source import load_rgb
 from lipdet.progress import progress_bar
-from lipdet.report.attacks import attack_panel
-from lipdet.types import Detections
+from lipdet.reading import Detection, named
+from lipdet.reading.detections import as_rows, distance, read_out
+from lipdet.reading.marks import captioned, contact_sheet, draw_classes, magnified, to_picture
+from lipdet.reading.search import in_picture
 from lipdet.user_module import ForeignDetector
 from lipdet.versions import versions
 
@@ -93,23 +95,26 @@ def run(
     out.mkdir(parents=True, exist_ok=True)
     entries = []
     for index, (path, stem) in enumerate(zip(images, stems, strict=True)):
-        found = (before.detections[index], after.detections[index])
-        panel = attack_panel(before.images[index], after.images[index], found, names)
-        panel.save(out / f"{stem}.png")
-        change = (after.images[index] - before.images[index]).double()
         photograph, region = photographs[index], regions[index]
+        both = (before.detections[index], after.detections[index])
+        found = [named(one, names) for one in both]
+        images_of = (before.images[index], after.images[index])
+        _panel(*images_of, found, names).save(out / f"{stem}.png")
+        clean_there, attacked_there = (
+            as_rows(named(in_picture(one, region, size, photograph.size), names)) for one in both
+        )
         entries.append(
             {
                 "image": str(path),
                 "width": photograph.width,
                 "height": photograph.height,
                 "region": list(region),
-                "distance": {"l2": float(change.norm()), "linf": float(change.abs().max())},
-                "clean": _as_list(found[0], region, size, names),
-                "attacked": _as_list(found[1], region, size, names),
+                "distance": distance(*images_of),
+                "clean": clean_there,
+                "attacked": attacked_there,
             }
         )
-        print(f"{path}: {_text(found[0], names)} → {_text(found[1], names)}")
+        print(f"{path}: {read_out(found[0])} → {read_out(found[1])}")
     result = {
         "weights": loaded.name,
         "epsilon": radius,
@@ -144,18 +149,21 @@ def _attack(
         return *shown, names_of(loaded, shown)
 
 
-def _as_list(
-    found: Detections, region: Region, size: int, names: Sequence[str]
-) -> list[dict[str, Any]]:
-    """Return detections with boxes in pixels of the picture."""
-    boxes = out_of_region(found["boxes"].numpy(), region, size).tolist()
-    rows = zip(boxes, found["labels"].tolist(), found["scores"].tolist(), strict=True)
-    return [{"box": box, "label": names[label], "score": score} for box, label, score in rows]
-
-
-def _text(found: Detections, names: Sequence[str]) -> str:
-    order = found["boxes"][:, 0].argsort()
-    return " ".join(names[label] for label in found["labels"][order].tolist()) or "nothing"
+def _panel(
+    clean: Tensor,
+    attacked: Tensor,
+    found: Sequence[Sequence[Detection]],
+    class_names: Sequence[str],
+) -> Image.Image:
+    """Return clean picture, attacked picture and their difference side by side, with captions."""
+    difference, gain = magnified(attacked - clean)
+    norm = distance(clean, attacked)["l2"]
+    panels = [
+        (draw_classes(to_picture(clean), found[0], class_names), "clean"),
+        (draw_classes(to_picture(attacked), found[1], class_names), "attacked"),
+        (draw_classes(difference, (), class_names), f"difference × {gain:g}, L2 {norm:.3f}"),
+    ]
+    return contact_sheet([captioned(picture, text) for picture, text in panels], columns=3)
 
 
 VERB = Verb("change pictures so that the detector errs", parser, run)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 from PIL import Image
 
@@ -24,10 +23,11 @@ from lipdet.commands.options import (
     parse_region,
     verb_parser,
 )
-from lipdet.detect import CertifiedRegion, certify_regions, detect_in_photograph, detect_in_region
 from lipdet.errors import InputError
 from lipdet.images.source import load_rgb
-from lipdet.report.overlay import draw_certificates
+from lipdet.reading import certified, look, regions_of
+from lipdet.reading.detections import with_radius
+from lipdet.reading.marks import draw_certificates
 
 
 def parser() -> Parser:
@@ -72,14 +72,14 @@ def run(
     entries, overlays = [], {}
     for path, stem in zip(images, distinct_stems(images), strict=True):
         image = load_rgb(path)
-        found = (
-            detect_in_region(model, image, region) if region else detect_in_photograph(model, image)
-        )
-        certified = certify_regions(model, verifier, image, found.regions, iou)
-        entries.append({"image": str(path), "regions": [_entry(one, names) for one in certified]})
-        for index, one in enumerate(certified, start=1):
-            overlays[f"{stem}-{index}.png"] = _overlay(one, names)
-        print(f"{path}: {_sentence(certified, names)}")
+        views = look(model, names, image, regions_of(model, image, region))
+        views = certified(views, verifier, iou)
+        entries.append({"image": str(path), "regions": [view.as_dict() for view in views]})
+        for index, view in enumerate(views, start=1):
+            drawn = draw_certificates(Image.fromarray(view.pixels), view.detections)
+            overlays[f"{stem}-{index}.png"] = drawn
+        words = [with_radius(one) for view in views for one in view.detections]
+        print(f"{path}: {', '.join(words) or 'nothing found'}")
     check_no_input((out / name for name in overlays), images)
     out.mkdir(parents=True, exist_ok=True)
     for name, overlay in overlays.items():
@@ -92,45 +92,6 @@ def run(
     }
     (out / "certificates.json").write_text(as_json(result) + "\n")
     print(f"Overlays and certificates.json: {out} (rounding {verifier.rounding_known})")
-
-
-def _overlay(one: CertifiedRegion, names: Sequence[str]) -> Image.Image:
-    radius, region = (values.tolist() for values in one.remaining)
-    return draw_certificates(Image.fromarray(one.pixels), one.detections, radius, region, names)
-
-
-def _entry(one: CertifiedRegion, names: Sequence[str]) -> dict[str, Any]:
-    rows = zip(
-        one.detections["boxes"].tolist(),
-        one.detections["labels"].tolist(),
-        one.detections["scores"].tolist(),
-        *(values.tolist() for values in one.remaining),
-        strict=True,
-    )
-    return {
-        "region": list(one.region),
-        "detections": [
-            {
-                "box": box,
-                "label": names[label],
-                "score": score,
-                "radius": radius,
-                "reach": reach if radius > 0 else None,
-            }
-            for box, label, score, radius, reach in rows
-        ],
-    }
-
-
-def _sentence(certified: Sequence[CertifiedRegion], names: Sequence[str]) -> str:
-    parts = [
-        f"{names[label]} (ε {radius:.3f})"
-        for one in certified
-        for label, radius in zip(
-            one.detections["labels"].tolist(), one.remaining.radius.tolist(), strict=True
-        )
-    ]
-    return ", ".join(parts) or "nothing found"
 
 
 VERB = Verb("say how much perturbation detections survive", parser, run)

@@ -4,14 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
-from PIL import Image
-
-from lipdet.boxes import DISPLAY_SELECTION
-from lipdet.certificate import UnknownLipschitz
-from lipdet.certificate.radius import REMAINING_IOU
-from lipdet.certificate.verifier import Verifier, verifier_of
 from lipdet.checkpoint import load_detector
 from lipdet.commands.options import (
     DETECTOR_HELP,
@@ -24,21 +17,13 @@ from lipdet.commands.options import (
     parse_region,
     verb_parser,
 )
-from lipdet.detect import (
-    Found,
-    certify_regions,
-    detect_in_photograph,
-    detect_in_region,
-    radii_in_photograph,
-)
-from lipdet.detector import SSD
 from lipdet.evaluate.run import Network
 from lipdet.export.runtime import load_onnx
-from lipdet.images.crop import Region
 from lipdet.images.source import load_rgb
 from lipdet.progress import track
-from lipdet.report.overlay import draw_detections
-from lipdet.types import Detections
+from lipdet.reading import Reading, certified_reading, known_verifier, read
+from lipdet.reading.detections import left_to_right, with_radius
+from lipdet.reading.marks import draw_classes
 
 
 def parser() -> Parser:
@@ -66,15 +51,18 @@ def run(detector: str, images: Sequence[Path], out: Path, crop: str | None = Non
     check_no_input((out / f"{stem}.png" for stem in stems), images)
     model, names = _load(detector)
     region = parse_region(crop) if crop else None
-    found = [_detect_one(model, path, region) for path in track(images, "Detecting")]
+    readings = []
+    for path in track(images, "Detecting"):
+        image = load_rgb(path)
+        readings.append((image, read(model, names, image, region)))
     out.mkdir(parents=True, exist_ok=True)
-    verifier = _verifier(model)
+    verifier = known_verifier(model)
     entries = []
-    for path, name, (image, one) in zip(images, stems, found, strict=True):
-        draw_detections(image, one.detections, names).save(out / f"{name}.png")
-        radii = _radii(model, verifier, image, one)
-        entries.append({"image": str(path), **_as_dict(image, one, names, radii)})
-        print(f"{path}: {_left_to_right(one.detections, names, radii) or 'nothing found'}")
+    for path, stem, (image, reading) in zip(images, stems, readings, strict=True):
+        draw_classes(image, reading.detections, names).save(out / f"{stem}.png")
+        known = certified_reading(reading, verifier) if verifier else reading
+        entries.append({"image": str(path), **known.as_dict()})
+        print(f"{path}: {_words(known)}")
     result = {"weights": detector, "pictures": entries}
     (out / "detections.json").write_text(as_json(result) + "\n")
     print(f"Overlays and detections.json: {out}")
@@ -89,65 +77,12 @@ def _load(detector: str) -> tuple[Network, tuple[str, ...]]:
     return loaded, loaded.config.class_names
 
 
-def _detect_one(model: Network, path: Path, region: Region | None) -> tuple[Image.Image, Found]:
-    image = load_rgb(path)
-    if region:
-        return image, detect_in_region(model, image, region)
-    return image, detect_in_photograph(model, image)
-
-
-def _verifier(model: Network) -> Verifier | None:
-    """Return what certificates need, for detectors whose constants are known."""
-    if not isinstance(model, SSD):
-        return None
-    try:
-        return verifier_of(model, DISPLAY_SELECTION)
-    except UnknownLipschitz:
-        return None
-
-
-def _radii(
-    model: Network, verifier: Verifier | None, image: Image.Image, found: Found
-) -> list[float | None]:
-    """The largest ε under which each stays what is shown; None where no constants are known."""
-    if verifier is None or not isinstance(model, SSD):
-        return [None] * len(found.detections["labels"])
-    certified = certify_regions(
-        model, verifier, image, found.regions, REMAINING_IOU, one_reading=True
-    )
-    return list(radii_in_photograph(found, certified, image, model.config.image_size))
-
-
-def _as_dict(
-    image: Image.Image, found: Found, names: Sequence[str], radii: Sequence[float | None]
-) -> dict[str, Any]:
-    detections = found.detections
-    rows = zip(
-        detections["boxes"].tolist(),
-        detections["labels"].tolist(),
-        detections["scores"].tolist(),
-        radii,
-        strict=True,
-    )
-    return {
-        "width": image.width,
-        "height": image.height,
-        "regions": [list(region) for region in found.regions],
-        "detections": [
-            {"box": box, "label": names[label], "score": score, "radius": radius}
-            for box, label, score, radius in rows
-        ],
-    }
-
-
-def _left_to_right(found: Detections, names: Sequence[str], radii: Sequence[float | None]) -> str:
+def _words(reading: Reading) -> str:
     """Return the class names in reading order, each with its radius if it has one."""
-    order = found["boxes"][:, 0].argsort().tolist()
-    labels = found["labels"].tolist()
-    return " ".join(
-        f"{names[labels[index]]} (ε {radii[index]:.3f})" if radii[index] else names[labels[index]]
-        for index in order
-    )
+    names = [
+        with_radius(one) if one.radius else one.label for one in left_to_right(reading.detections)
+    ]
+    return " ".join(names) or "nothing found"
 
 
 VERB = Verb("find digits in pictures", parser, run)

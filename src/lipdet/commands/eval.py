@@ -30,9 +30,8 @@ from lipdet.evaluate.attacked import Campaign
 from lipdet.evaluate.together import evaluate_together
 from lipdet.foreign.evaluate import evaluate_foreign
 from lipdet.images.spec import open_data
-from lipdet.report.attacks import attacked_table
 from lipdet.report.certificate import certified_classes_table, certified_table, reasons_table
-from lipdet.report.table import classes_table, results_table
+from lipdet.report.table import attacked_table, classes_table, results_table
 from lipdet.user_module import ForeignDetector
 
 

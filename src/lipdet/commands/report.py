@@ -32,9 +32,8 @@ from lipdet.images.pack import Pack
 from lipdet.images.spec import open_data
 from lipdet.report.audit import audit_json
 from lipdet.report.build import build_report
-from lipdet.report.comparison import comparison_table
-from lipdet.report.module_page import write_module_page
-from lipdet.report.page import write_figures, write_page
+from lipdet.report.page import write_figures, write_module_page, write_page
+from lipdet.report.table import comparison_table
 from lipdet.results import read_results
 from lipdet.user_module import ForeignDetector
 

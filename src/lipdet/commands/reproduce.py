@@ -13,7 +13,7 @@ from lipdet.commands.attack_options import EPSILON_HELP, parse_epsilons
 from lipdet.commands.options import SPEC_HELP, Parser, Verb, check_folder, verb_parser
 from lipdet.config import PRESETS
 from lipdet.errors import InputError
-from lipdet.report.comparison import comparison_table
+from lipdet.report.table import comparison_table
 from lipdet.reproduce import EPSILONS, FULL, QUICK, QUICK_ROWS, ROWS, reproduce, row_name
 from lipdet.user_module import names_module
 

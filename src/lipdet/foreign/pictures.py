@@ -13,8 +13,9 @@ from lipdet.attack.outcome import Outcome
 from lipdet.boxes import DISPLAY_SELECTION
 from lipdet.foreign.protocol import attack, detect, look, picture
 from lipdet.images.pack import Pack
-from lipdet.report.attacks import to_picture
-from lipdet.report.scenes import Scene, Shown
+from lipdet.reading import Detection, named
+from lipdet.reading.marks import to_picture
+from lipdet.report.scenes import Scene
 from lipdet.types import Detections, Target
 from lipdet.user_module import ForeignDetector
 
@@ -103,8 +104,7 @@ def _shown(found: Sequence[Detections]) -> list[Detections]:
     return result
 
 
-def _as_shown(found: Sequence[Detections], class_names: Sequence[str]) -> tuple[Shown, ...]:
+def _as_shown(found: Sequence[Detections], class_names: Sequence[str]) -> tuple[Detection, ...]:
     """Return the one picture's detections for a page."""
     [one] = _shown(found)
-    rows = zip(one["boxes"].tolist(), one["labels"].tolist(), one["scores"].tolist(), strict=True)
-    return tuple(Shown(tuple(box), class_names[label], score) for box, label, score in rows)
+    return named(one, class_names)

@@ -4,11 +4,10 @@ from lipdet.report.architecture import describe_architecture, draw_architecture
 from lipdet.report.certificate import plot_reasons
 from lipdet.report.consistency import plot_consistency
 from lipdet.report.curves import plot_curves, plot_frontier
-from lipdet.report.gallery import plot_scenes
 from lipdet.report.inspection import inspect_detector
 from lipdet.report.lipschitz import plot_profiles
 from lipdet.report.page import write_figures, write_page
-from lipdet.report.scenes import scenes
+from lipdet.report.scenes import plot_scenes, scenes
 from lipdet.report.style import save_drawing
 from lipdet.results import read_results
 

@@ -8,7 +8,9 @@ Notable choices:
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Collection
 from dataclasses import asdict, dataclass
+from functools import cache
 from typing import Any
 
 import torch
@@ -16,13 +18,16 @@ from matplotlib.axes import Axes
 from matplotlib.patches import FancyArrowPatch, Rectangle
 from torch import Tensor, nn
 
-from lipdet.detector import SSD
+from lipdet.config import PRESETS, DetectorConfig
+from lipdet.detector import SSD, build_detector
 from lipdet.report.style import COLOURS, INK, Drawing, new_figure, styled
 
 # Upper end of the axes; a picture has the side 1.
 _TOP = 1.35
 # What changes neither size nor channels and has no weights is not drawn.
 _SILENT = (nn.Identity, nn.Sequential, nn.ZeroPad2d)
+# Names of drawings of what `lipdet train` can make, beside the detectors of a report.
+PREFIX = "preset-"
 
 
 @dataclass(frozen=True)
@@ -215,3 +220,24 @@ def _described(name: str, architecture: Architecture) -> str:
 
 def _times(count: int, kind: str) -> str:
     return kind if count == 1 else f"{count} × {kind}"
+
+
+def draw_presets(without: Collection[DetectorConfig]) -> list[Drawing]:
+    """Return one drawing for each architecture among the presets, named `preset-NAME`.
+
+    Args:
+        without: architectures that are drawn elsewhere.
+    """
+    names = {preset.detector: name for name, preset in reversed(PRESETS.items())}
+    return [
+        draw_architecture(name, _of_preset(config))._replace(name=f"{PREFIX}{name}")
+        for config, name in reversed(names.items())
+        if config not in without
+    ]
+
+
+@cache
+def _of_preset(config: DetectorConfig) -> Architecture:
+    # The weights do not show, and the caller's random numbers go on as if none were drawn here.
+    with torch.random.fork_rng():
+        return describe_architecture(build_detector(config))

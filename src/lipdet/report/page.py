@@ -1,4 +1,4 @@
-"""One self-contained page about detectors; it opens from disk and needs no network."""
+"""Self-contained pages about detectors; they open from disk and need no network."""
 
 from __future__ import annotations
 
@@ -6,21 +6,28 @@ import json
 from collections.abc import Sequence
 from html import escape
 from pathlib import Path
+from typing import Any
 
 from lipdet.errors import InputError
-from lipdet.report import detector_sections, sections
-from lipdet.report.architecture import draw_architecture
+from lipdet.lipschitz.audit import Audit
+from lipdet.report import sections
+from lipdet.report.architecture import draw_architecture, draw_presets
+from lipdet.report.audit import audit_section
 from lipdet.report.certificate import plot_reasons
 from lipdet.report.consistency import plot_consistency
 from lipdet.report.curves import plot_curves, plot_frontier
-from lipdet.report.gallery import plot_scenes
 from lipdet.report.inspection import Inspection
 from lipdet.report.lipschitz import plot_profiles
 from lipdet.report.markup import Document, Section, paragraph
-from lipdet.report.presets import draw_presets
+from lipdet.report.scenes import Scene, plot_scenes
 from lipdet.report.style import Drawing, save_drawing
 from lipdet.results import EvaluationResult
 
+NOT_CERTIFIED = (
+    "Nothing is certified here. A certificate follows scores and boxes through box decoding and "
+    "NMS, and for that it has to know how both are done; it knows lipdet's own detectors only. "
+    "What an attack leaves is an upper bound of what is left in the worst case."
+)
 STYLE = Path(__file__).with_name("page.css")
 
 
@@ -74,17 +81,53 @@ def write_page(
         sections.gallery(document, scenes),
         sections.consistency(document, drawings),
         sections.failures(document, drawings),
-        detector_sections.lipschitz(document, drawings),
-        detector_sections.architectures(document, drawings),
+        sections.lipschitz(document, drawings),
+        sections.architectures(document, drawings),
         sections.classes(document, drawings),
-        detector_sections.provenance(document, drawings),
+        sections.provenance(document, drawings),
     ]
     answer = sections.answer(document) + (paragraph(note) if note else "")
-    text = page_text(title, answer, parts, json.dumps(document))
-    try:
-        path.write_text(text, encoding="utf-8")
-    except OSError as error:
-        raise InputError(f"{path} cannot be written ({error.strerror}).") from None
+    _write(path, title, answer, parts, document)
+
+
+def write_module_page(
+    path: Path,
+    result: EvaluationResult,
+    scenes: Sequence[Scene],
+    audit: tuple[Audit, dict[str, Any]] | str,
+) -> None:
+    """Write the page about a detector that lipdet did not build: clean, attacked, its audit.
+
+    Args:
+        path: the html file.
+        result: in the form of `lipdet eval`.
+        scenes: of the first pictures; none where no radius was given.
+        audit: of the network with its json, or a sentence that says why there is none.
+
+    Raises:
+        InputError: the place cannot be written.
+    """
+    name = result["weights"]
+    facts = {"weights": name, "speed": None, "file": None}
+    found = audit if isinstance(audit, str) else audit[0]
+    document: Document = {
+        "results": [result],
+        "detectors": [{**facts, "pictures": [one.as_dict() for one in scenes]}],
+        "audit": audit if isinstance(audit, str) else audit[1],
+    }
+    drawn = (plot_curves([result]), plot_consistency([result]))
+    drawings = {drawing.name: drawing for drawing in drawn if drawing}
+    parts = [
+        sections.headline(document, drawings),
+        sections.curves(document, drawings),
+        sections.gallery(document, [scenes]),
+        sections.consistency(document, drawings),
+        Section("certificates", "Certificates", paragraph(NOT_CERTIFIED)),
+        audit_section(document, found),
+        sections.classes(document, drawings),
+        sections.provenance(document, drawings),
+    ]
+    _write(path, f"{name} on {result['data']['name']}", sections.answer(document), parts, document)
 
 
 def write_figures(
@@ -105,20 +148,26 @@ def _numbered(drawing: Drawing | None, place: int) -> Drawing | None:
     return drawing and drawing._replace(name=f"{drawing.name}-{place}")
 
 
-def page_text(title: str, answer: str, parts: Sequence[Section], document: str) -> str:
-    """Return the html of a page with its json."""
+def _write(
+    path: Path, title: str, answer: str, parts: Sequence[Section], document: Document
+) -> None:
+    """Write the html of a page with its json."""
     links = "".join(f'<a href="#{part.name}">{escape(part.heading)}</a>' for part in parts)
     body = "".join(
         f'<section id="{part.name}"><h2>{escape(part.heading)}</h2>{part.body}</section>'
         for part in parts
     )
     # Inside a script nothing is markup but its end.
-    data = document.replace("<", "\\u003c")
+    data = json.dumps(document).replace("<", "\\u003c")
     style = STYLE.read_text(encoding="utf-8")
-    return (
+    text = (
         f'<!doctype html><html lang="en"><head><meta charset="utf-8"><title>{escape(title)}</title>'
         '<meta name="viewport" content="width=device-width, initial-scale=1">'
         f'<link rel="icon" href="data:,"><style>{style}</style></head><body><main>'
         f"<h1>{escape(title)}</h1>{answer}<nav>{links}</nav>{body}</main>"
         f'<script type="application/json" id="data">{data}</script></body></html>\n'
     )
+    try:
+        path.write_text(text, encoding="utf-8")
+    except OSError as error:
+        raise InputError(f"{path} cannot be written ({error.strerror}).") from None

@@ -1,48 +1,46 @@
 """What one detector sees in one picture, clean and under attack, and what is proven about it.
 
-Notable choices:
-- Radii and regions are those of `lipdet certify`: a box of the same class remains that overlaps the
-  shown one by an IoU of at least 0.5, above the score at which detections are shown, through NMS.
+Radii are those of `lipdet certify`; the reach of a box is that at ε, not at its radius.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from html import escape
 from typing import Any, NamedTuple
 
 import numpy as np
 import torch
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+from matplotlib.patches import Patch
 from numpy.typing import NDArray
-from torch import Tensor
+from PIL import Image
 
 from lipdet.attack import AttackSettings, attack_and_detect, detect, worst_of
-from lipdet.boxes import DISPLAY_SELECTION, select_detections
-from lipdet.certificate import UnknownLipschitz
-from lipdet.certificate.radius import REMAINING_IOU, Region, regions_at, remaining_detections
-from lipdet.certificate.verifier import verifier_of
+from lipdet.boxes import DISPLAY_SELECTION
 from lipdet.detector import SSD
 from lipdet.evaluate.attacked import pictures, prepare
+from lipdet.images.crop import full_region
 from lipdet.images.pack import Pack
-from lipdet.types import Detections, RawOutput, Target
+from lipdet.reading import Detection, certified, known_verifier, named
+from lipdet.reading.detections import as_rows, count_certified, radii_told, read_out
+from lipdet.reading.marks import (
+    CERTIFIED,
+    SMALLEST_SIDE,
+    TEXT,
+    UNCERTIFIED,
+    certificate_marks,
+    draw,
+    magnified,
+)
+from lipdet.reading.views import look_at_pixels
+from lipdet.report.markup import data_url, png
+from lipdet.report.style import Drawing, styled
+from lipdet.types import Target
 
-
-class Shown(NamedTuple):
-    """One detection in pixels of the network's input.
-
-    Attributes:
-        box: x1, y1, x2, y2.
-        label: class name.
-        score: in [0, 1].
-        radius: largest ε up to which it is certified; None where nothing was asked or bounded.
-        region: rectangle in which the box that remains lies under every perturbation of at most ε;
-            None where it is not certified up to that.
-    """
-
-    box: Region
-    label: str
-    score: float
-    radius: float | None = None
-    region: Region | None = None
+# Pixels of a figure for each of a tile.
+ZOOM = 2
 
 
 class Scene(NamedTuple):
@@ -55,7 +53,7 @@ class Scene(NamedTuple):
         clean: (S, S, 3) uint8.
         attacked: (S, S, 3) uint8, rounded for show.
         truth: class names of the objects, left to right.
-        found: on the clean picture.
+        found: on the clean picture, with reach where it is certified at ε.
         found_attacked: on the attacked one, before rounding.
     """
 
@@ -65,8 +63,8 @@ class Scene(NamedTuple):
     clean: NDArray[np.uint8]
     attacked: NDArray[np.uint8]
     truth: tuple[str, ...]
-    found: tuple[Shown, ...]
-    found_attacked: tuple[Shown, ...]
+    found: tuple[Detection, ...]
+    found_attacked: tuple[Detection, ...]
 
     def as_dict(self) -> dict[str, Any]:
         """Plain values for json, without the pictures."""
@@ -74,8 +72,8 @@ class Scene(NamedTuple):
             "picture": self.picture,
             "epsilon": self.epsilon,
             "truth": list(self.truth),
-            "clean": [one._asdict() for one in self.found],
-            "attacked": [one._asdict() for one in self.found_attacked],
+            "clean": as_rows(self.found, radius="radius", region="reach"),
+            "attacked": as_rows(self.found_attacked, radius="radius", region="reach"),
         }
 
 
@@ -102,7 +100,9 @@ def scenes(
     outcomes = [attack_and_detect(prepared, images, targets, one, indices) for one in attacks]
     outcome = worst_of(outcomes)
     after = detect(prepared, outcome.images, DISPLAY_SELECTION)
-    before = certified_detections(prepared, images, attacks[0].epsilon, pack.class_names)
+    before = certified_detections(
+        prepared, pack.images[list(indices)], attacks[0].epsilon, pack.class_names
+    )
     rounded = (outcome.images.permute(0, 2, 3, 1).cpu() * 255).round().byte().numpy()
     return [
         Scene(
@@ -113,46 +113,127 @@ def scenes(
             rounded[place],
             _names(targets[place], pack.class_names),
             before[place],
-            tuple(_shown(after[place], pack.class_names)),
+            named(after[place], pack.class_names),
         )
         for place, index in enumerate(indices)
     ]
 
 
-@torch.no_grad()
 def certified_detections(
-    detector: SSD, images: Tensor, epsilon: float, class_names: Sequence[str]
-) -> list[tuple[Shown, ...]]:
-    """Return what is shown on images (B, 3, S, S), with radii, and regions at ε.
+    detector: SSD, pixels: NDArray[np.uint8], epsilon: float, class_names: Sequence[str]
+) -> list[tuple[Detection, ...]]:
+    """Return what is shown on pictures (B, S, S, 3), with radii, and reach at ε.
 
-    Without radii and regions where a layer has no Lipschitz bound.
+    Without both where a layer has no Lipschitz bound.
     """
-    raw = RawOutput(*(part.cpu() for part in detector(images)))
-    decoder = detector.decoder._replace(default_boxes=detector.default_boxes.cpu())
-    found = select_detections(raw, decoder, DISPLAY_SELECTION)
-    plain = [list(_shown(one, class_names)) for one in found]
-    try:
-        verifier = verifier_of(detector, DISPLAY_SELECTION)
-    except UnknownLipschitz:
-        return [tuple(one) for one in plain]
-    marked = []
-    kept = remaining_detections(verifier, raw, found, REMAINING_IOU)
-    for image, (one, remaining) in enumerate(zip(found, kept, strict=True)):
-        alone = RawOutput(raw.logits[image, None], raw.offsets[image, None])
-        regions = regions_at(verifier, alone, one, remaining.radius, epsilon, REMAINING_IOU)
-        rows = zip(plain[image], remaining.radius.tolist(), regions, strict=True)
-        marked.append(tuple(shown._replace(radius=r, region=where) for shown, r, where in rows))
-    return marked
-
-
-def _shown(found: Detections, class_names: Sequence[str]) -> list[Shown]:
-    rows = zip(
-        found["boxes"].tolist(), found["labels"].tolist(), found["scores"].tolist(), strict=True
-    )
-    return [Shown(tuple(box), class_names[label], score) for box, label, score in rows]
+    whole = full_region(pixels.shape[2], pixels.shape[1])
+    views = look_at_pixels(detector, class_names, list(pixels), [whole] * len(pixels))
+    verifier = known_verifier(detector)
+    if verifier is not None:
+        views = certified(views, verifier)
+    return [view.at(epsilon, verifier) for view in views]
 
 
 def _names(target: Target, class_names: Sequence[str]) -> tuple[str, ...]:
     """Return the objects of a picture, left to right."""
     order = target["labels"][target["boxes"][:, 0].argsort()].tolist()
     return tuple(class_names[label] for label in order)
+
+
+def tile(scene: Scene, attacked: bool) -> str:
+    """Return one picture of a scene as `<figure>` with an inline SVG."""
+    drawn = _drawn(scene, attacked, 1)
+    url = data_url("image/png", png(drawn))
+    return (
+        f'<figure class="tile"><svg role="img" viewBox="0 0 {drawn.width} {drawn.height}">'
+        f"<title>{escape(_described(scene, attacked))}</title>"
+        f'<image width="{drawn.width}" height="{drawn.height}" href="{url}"/>'
+        f"</svg><figcaption><b>{escape(scene.weights)}</b>, {escape(_caption(scene, attacked))}"
+        "</figcaption></figure>"
+    )
+
+
+@styled
+def plot_scenes(rows: Sequence[Scene], name: str = "gallery") -> Drawing:
+    """Return each scene as a row: the clean picture, the attacked one, and their difference.
+
+    Args:
+        rows: of any detectors and pictures, at least one.
+        name: stem of the files.
+    """
+    figure = Figure(figsize=(6.0, 2.35 * len(rows) + 0.35), layout="constrained")
+    FigureCanvasAgg(figure)
+    panels = figure.subplots(len(rows), 3, squeeze=False)
+    for scene, (left, middle, right) in zip(rows, panels, strict=True):
+        for axes, attacked in ((left, False), (middle, True)):
+            axes.imshow(_drawn(scene, attacked, ZOOM), interpolation="none")
+            axes.set_title(_headed(scene, attacked), fontsize=7.5)
+        change, gain = magnified(_values(scene.attacked) - _values(scene.clean))
+        right.imshow(change, interpolation="nearest")
+        right.set_title(f"what the attack changed, × {gain:g}\n", fontsize=7.5)
+        left.set_ylabel(scene.weights, fontsize=10, fontweight="bold")
+        for axes in (left, middle, right):
+            axes.set(xticks=[], yticks=[])
+            axes.grid(False)
+            for spine in axes.spines.values():
+                spine.set_visible(False)
+    figure.legend(handles=_keys(), loc="outside lower center", ncols=3, fontsize=7)
+    alternative = " ".join(
+        _described(scene, attacked) for scene in rows for attacked in (False, True)
+    )
+    return Drawing(name, figure, LEGEND, alternative)
+
+
+LEGEND = (
+    "Blue, solid: certified, so a detection of this class surely remains in this place under every "
+    "perturbation of at most ε. Orange, dashed: not certified, or under attack. Shaded: the "
+    "region in which the box remains."
+)
+
+
+def _side(scene: Scene, attacked: bool) -> tuple[NDArray[np.uint8], tuple[Detection, ...]]:
+    return (scene.attacked, scene.found_attacked) if attacked else (scene.clean, scene.found)
+
+
+def _drawn(scene: Scene, attacked: bool, zoom: int) -> Image.Image:
+    pixels, found = _side(scene, attacked)
+    scale = zoom * SMALLEST_SIDE / len(pixels)
+    return draw(Image.fromarray(pixels), certificate_marks(found), scale, zoom * TEXT)
+
+
+def _values(pixels: NDArray[np.uint8]) -> torch.Tensor:
+    return torch.from_numpy(pixels).permute(2, 0, 1) / 255
+
+
+def _caption(scene: Scene, attacked: bool) -> str:
+    read = read_out(_side(scene, attacked)[1])
+    if attacked:
+        return f"attacked, ε {scene.epsilon:g}: {read}"
+    return f"clean: {read}; {count_certified(scene.found)} of {len(scene.found)} certified"
+
+
+def _described(scene: Scene, attacked: bool) -> str:
+    truth = " ".join(scene.truth) or "nothing"
+    told = "" if attacked else radii_told(scene.found)
+    return (
+        f"{scene.weights}, picture {scene.picture + 1}, which shows {truth}. "
+        f"{_caption(scene, attacked)}.{told}"
+    )
+
+
+def _headed(scene: Scene, attacked: bool) -> str:
+    """Return what is shown, and whether it is read right."""
+    found = _side(scene, attacked)[1]
+    sign = "✓" if read_out(found) == (" ".join(scene.truth) or "nothing") else "✗"
+    if attacked:
+        return f"attacked, ε = {scene.epsilon:g}\nreads {read_out(found)}  {sign}"
+    count = f"{count_certified(found)} of {len(found)} certified"
+    return f"clean\nreads {read_out(found)}  {sign}  {count}"
+
+
+def _keys() -> list[Patch]:
+    return [
+        Patch(fill=False, edgecolor=CERTIFIED, label="certified: stays, at any attack up to ε"),
+        Patch(color=CERTIFIED, alpha=0.25, lw=0, label="where it remains, at worst"),
+        Patch(fill=False, edgecolor=UNCERTIFIED, ls="--", label="not certified, or attacked"),
+    ]

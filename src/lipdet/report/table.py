@@ -1,4 +1,4 @@
-"""The results of `lipdet eval` as a table for the terminal."""
+"""The results of `lipdet eval` as tables and sentences, for the terminal and for documents."""
 
 from __future__ import annotations
 
@@ -6,34 +6,26 @@ from collections.abc import Sequence
 
 from rich.table import Table
 
-from lipdet.results import EvaluationResult
-
-COLUMNS = ("detector", "data", "pictures", "objects", "AP50", "AP", "parameters")
-
-
-def rows(results: Sequence[EvaluationResult]) -> list[tuple[str, ...]]:
-    """Return one row of text per result, in the order of COLUMNS; AP in percent."""
-    return [
-        (
-            str(result["weights"]),
-            str(result["data"]["name"]),
-            f"{result['data']['images']:,}",
-            f"{result['data']['objects']:,}",
-            percent(result["clean"]["ap50"]),
-            percent(result["clean"]["ap"]),
-            f"{result['parameters']:,}",
-        )
-        for result in results
-    ]
+from lipdet.results import EvaluationResult, attacked, certified, radii
 
 
 def results_table(results: Sequence[EvaluationResult]) -> Table:
-    """Return the results side by side."""
+    """Return the results side by side; AP in percent."""
     table = Table(title="Clean average precision, percent")
-    for index, column in enumerate(COLUMNS):
+    columns = ("detector", "data", "pictures", "objects", "AP50", "AP", "parameters")
+    for index, column in enumerate(columns):
         table.add_column(column, justify="left" if index < 2 else "right", overflow="fold")
-    for row in rows(results):
-        table.add_row(*row)
+    for result in results:
+        data, clean = result["data"], result["clean"]
+        table.add_row(
+            str(result["weights"]),
+            str(data["name"]),
+            f"{data['images']:,}",
+            f"{data['objects']:,}",
+            percent(clean["ap50"]),
+            percent(clean["ap"]),
+            f"{result['parameters']:,}",
+        )
     return table
 
 
@@ -45,6 +37,83 @@ def classes_table(result: EvaluationResult) -> Table:
     for name, values in result["clean"]["per_class"].items():
         table.add_row(name, percent(values["ap50"]), percent(values["ap"]))
     return table
+
+
+def attacked_table(result: EvaluationResult) -> Table:
+    """AP and recall under each attack of one result of `lipdet eval`."""
+    table = Table(title=f"{result['weights']} under attack, percent")
+    for column in ("ε", "attack", "objective", "steps", "restarts", "AP50", "AP", "recall"):
+        table.add_column(column, justify="left" if column in ("attack", "objective") else "right")
+    for entry in result["attacked"]:
+        figures = [percent(entry[name]) for name in ("ap50", "ap", "recall")]
+        table.add_row(
+            f"{entry['epsilon']:g}",
+            f"{entry['attack']} ({entry['norm']})",
+            entry.get("objective", "all, the lowest"),
+            str(entry["steps"]),
+            str(entry["restarts"]),
+            *figures,
+        )
+    return table
+
+
+def comparison_rows(results: Sequence[EvaluationResult]) -> tuple[list[str], list[list[str]]]:
+    """Column names, and one row of text per result; AP50 in percent, a dash if not measured."""
+    epsilons = radii(results)
+    names = ["detector", "parameters", "clean"]
+    names += [f"attacked {epsilon:g}" for epsilon in epsilons]
+    names += [f"certified {epsilon:g}" for epsilon in epsilons]
+    rows = []
+    for result in results:
+        row = [str(result["weights"]), f"{result['parameters']:,}"]
+        row.append(percent(result["clean"]["ap50"]))
+        for entries in (attacked(result), certified(result)):
+            row += [
+                percent(entries[epsilon]["ap50"] if epsilon in entries else None)
+                for epsilon in epsilons
+            ]
+        rows.append(row)
+    return names, rows
+
+
+def comparison_table(results: Sequence[EvaluationResult]) -> Table:
+    """Return the comparison for the terminal."""
+    names, rows = comparison_rows(results)
+    table = Table(title="AP50, percent, by L2 radius in [0, 1] pixel units")
+    for index, name in enumerate(names):
+        # Two short lines: eighty columns hold three radii.
+        heading = name.replace(" ", "\n")
+        table.add_column(heading, justify="right" if index else "left", overflow="fold")
+    for row in rows:
+        table.add_row(*row)
+    return table
+
+
+def finding(results: Sequence[EvaluationResult], epsilon: float) -> str:
+    """Say in one sentence what an attack of this size leaves of each detector, and what is proven.
+
+    Args:
+        results: json objects of `lipdet eval`.
+        epsilon: a radius at which any of them was attacked or certified.
+    """
+    clauses = []
+    for result in results:
+        attack, proof = attacked(result).get(epsilon), certified(result).get(epsilon)
+        name, clean = result["weights"], percent(result["clean"]["ap50"])
+        proven = percent(proof["ap50"]) if proof and proof["ap50"] else "nothing"
+        if attack:
+            kept = percent(attack["ap50"])
+            clauses.append(f"{name} keeps {kept} of {clean}, of which {proven} is proven")
+        else:
+            clauses.append(f"{name} was not attacked ({clean} clean, {proven} proven)")
+    return f"AP50 under attack of ε = {epsilon:g}: {'; '.join(clauses)}."
+
+
+def comparison_markdown(results: Sequence[EvaluationResult]) -> str:
+    """Return the comparison as a Markdown table."""
+    names, rows = comparison_rows(results)
+    lines = [names, ["---"] * len(names), *rows]
+    return "".join(f"| {' | '.join(line)} |\n" for line in lines)
 
 
 def percent(value: float | None) -> str:

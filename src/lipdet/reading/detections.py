@@ -1,0 +1,93 @@
+"""One detection, in words and as plain values: the same wherever it is shown."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from torch import Tensor
+
+from lipdet.certificate.radius import Remaining
+from lipdet.types import Detections
+
+Box = tuple[float, float, float, float]
+
+
+@dataclass(frozen=True)
+class Detection:
+    """One detection.
+
+    Attributes:
+        label: class name.
+        score: in [0, 1].
+        box: x1, y1, x2, y2, in pixels of the picture, or of the network's input in a
+            `View`.
+        radius: the largest ε (L2, [0, 1] pixel units at the network's input) that it provably
+            survives, 0 if nothing is proven; None where that was not asked for.
+        reach: rectangle in which the box that remains then lies; None where nothing is proven.
+    """
+
+    label: str
+    score: float
+    box: Box
+    radius: float | None = None
+    reach: Box | None = None
+
+
+def named(
+    found: Detections, class_names: Sequence[str], remaining: Remaining | None = None
+) -> tuple[Detection, ...]:
+    """Return the detections of one image with their class names, and radii if there are any."""
+    count = len(found["labels"])
+    radii: list[Any] = [None] * count if remaining is None else remaining.radius.tolist()
+    reaches = radii if remaining is None else remaining.region.tolist()
+    columns = (found["labels"].tolist(), found["scores"].tolist(), found["boxes"].tolist())
+    return tuple(
+        Detection(class_names[label], score, tuple(box), radius, tuple(reach) if radius else None)
+        for label, score, box, radius, reach in zip(*columns, radii, reaches, strict=True)
+    )
+
+
+def left_to_right(found: Sequence[Detection]) -> list[Detection]:
+    """Return detections in reading order."""
+    return sorted(found, key=lambda one: one.box[0])
+
+
+def read_out(found: Sequence[Detection]) -> str:
+    """Return the class names, left to right."""
+    return " ".join(one.label for one in left_to_right(found)) or "nothing"
+
+
+def with_radius(one: Detection) -> str:
+    """Return the class name and the radius of a detection that has one."""
+    return f"{one.label} (ε {one.radius:.3f})"
+
+
+def count_certified(found: Sequence[Detection]) -> int:
+    """Return how many detections have a place that they surely keep."""
+    return sum(one.reach is not None for one in found)
+
+
+def radii_told(found: Sequence[Detection]) -> str:
+    """Return a sentence for each detection that is certified up to some ε, each after a space."""
+    return "".join(
+        f" {one.label}: certified up to ε = {one.radius:.3f}." for one in found if one.radius
+    )
+
+
+def as_rows(found: Sequence[Detection], **more: str) -> list[dict[str, Any]]:
+    """Return box, label and score of each detection for json.
+
+    Args:
+        found: detections.
+        more: attributes of `Detection` that are added, by the key under which.
+    """
+    keys = {"box": "box", "label": "label", "score": "score", **more}
+    return [{key: getattr(one, name) for key, name in keys.items()} for one in found]
+
+
+def distance(before: Tensor, after: Tensor) -> dict[str, float]:
+    """Return the norms of the change of an image, for json."""
+    change = (after - before).double()
+    return {"l2": float(change.norm()), "linf": float(change.abs().max())}

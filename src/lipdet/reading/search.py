@@ -1,0 +1,165 @@
+"""Where to look in a photograph, and which of several detections a place has.
+
+Notable choices:
+- The search is for detectors of crops. It runs them on overlapping squares of several sizes; digits
+  found side by side are taken as one number. What it yields is a square around each number, which
+  is the framing that they were trained on.
+- A place has one reading: classes compete there, within a square in its own pixels, so that
+  certificates can speak of it, and then between squares.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from PIL import Image
+from torch import Tensor
+
+from lipdet.boxes import Selection
+from lipdet.evaluate.run import Network
+from lipdet.images.crop import Region, full_region, out_of_region
+from lipdet.images.resize import resized
+from lipdet.reading.views import View, look
+from lipdet.types import Detections
+
+# The coarse pass accepts only what is surely a digit; those who look at its squares decide.
+COARSE = Selection(score_floor=0.5, top_k=20)
+SCALE_STEP = 2**0.5
+SMALLEST_SQUARE = 40
+OVERLAP = 0.5
+MARGIN = 1.2
+MOST_COVERED = 0.5
+# A larger photograph is searched at this size; its numbers are still larger than a square.
+SEARCHED_SIDE = 384
+
+
+def searched_regions(network: Network, image: Image.Image) -> list[Region]:
+    """Return a square around each number that a network of crops sees in a photograph."""
+    shrink = max(1.0, max(image.size) / SEARCHED_SIDE)
+    size = (max(1, round(image.width / shrink)), max(1, round(image.height / shrink)))
+    small = resized(image, size, Image.Resampling.BICUBIC)
+    views = look(network, (), small, search_squares(*size), COARSE)
+    boxes = one_per_place(*put_together(views, size))["boxes"] * shrink
+    return [_around(group) for group in _numbers(boxes.numpy())]
+
+
+def search_squares(width: int, height: int) -> list[Region]:
+    """Overlapping squares of falling size that cover a picture, the whole picture first."""
+    squares = [full_region(width, height)]
+    side = float(min(width, height))
+    while side >= SMALLEST_SQUARE:
+        squares += [
+            Region(left, top, left + side, top + side)
+            for top in _places(height, side)
+            for left in _places(width, side)
+        ]
+        side /= SCALE_STEP
+    return squares
+
+
+def in_picture(found: Detections, region: Region, side: int, size: tuple[int, int]) -> Detections:
+    """Return detections in a region with boxes in pixels of the picture, inside it.
+
+    Args:
+        found: boxes in pixels of the network's input.
+        region: the one that they are in.
+        side: of the network's input.
+        size: width and height of the picture.
+    """
+    boxes = out_of_region(found["boxes"].numpy(), region, side)
+    inside = torch.from_numpy(boxes.clip(0, np.array([*size, *size], np.float32)))
+    return Detections(boxes=inside, labels=found["labels"], scores=found["scores"])
+
+
+def put_together(views: Sequence[View], size: tuple[int, int]) -> tuple[Detections, Tensor]:
+    """Return what all views have of a picture of this size, in its pixels, and the view of each."""
+    parts = [
+        in_picture(one_per_place(view.found), view.region, len(view.pixels), size) for view in views
+    ]
+    counts = torch.tensor([len(part["labels"]) for part in parts])
+    return joined(parts), torch.repeat_interleave(counts)
+
+
+def joined(parts: Sequence[Detections]) -> Detections:
+    """Return the detections of all parts (at least one), one part after the other."""
+    return Detections(
+        boxes=torch.cat([one["boxes"] for one in parts]),
+        labels=torch.cat([one["labels"] for one in parts]),
+        scores=torch.cat([one["scores"] for one in parts]),
+    )
+
+
+def one_per_place(found: Detections, square: Tensor | None = None) -> Detections:
+    """Of boxes that cover each other only the best; see `best_rows`."""
+    rows = best_rows(found, square)
+    return Detections(
+        boxes=found["boxes"][rows], labels=found["labels"][rows], scores=found["scores"][rows]
+    )
+
+
+def best_rows(found: Detections, square: Tensor | None = None) -> list[int]:
+    """Return which boxes no better one covers, or is covered by, to more than MOST_COVERED.
+
+    Overlap is relative to the smaller box: a part of a digit may be read as another.
+
+    Args:
+        found: detections.
+        square: (N,) where each was found; boxes of one square then leave each other alone.
+
+    Returns:
+        Rows, best first.
+    """
+    covered = covered_share(found["boxes"])
+    if square is not None:
+        covered = covered.masked_fill(square[:, None] == square, 0)
+    kept: list[int] = []
+    for index in found["scores"].argsort(descending=True, stable=True).tolist():
+        if not kept or covered[index, kept].max() <= MOST_COVERED:
+            kept.append(index)
+    return kept
+
+
+def covered_share(boxes: Tensor) -> Tensor:
+    """Intersection of each pair of boxes (N, N) as a share of the smaller one."""
+    areas = (boxes[:, 2:] - boxes[:, :2]).prod(dim=1)
+    corner = torch.maximum(boxes[:, None, :2], boxes[:, :2])
+    opposite = torch.minimum(boxes[:, None, 2:], boxes[:, 2:])
+    shared = (opposite - corner).clamp(min=0).prod(dim=2)
+    return shared / torch.minimum(areas[:, None], areas).clamp(min=1e-9)
+
+
+def _places(length: int, side: float) -> NDArray[np.float64]:
+    count = 1 + int(np.ceil((length - side) / (side * (1 - OVERLAP))))
+    return np.linspace(0, length - side, count)
+
+
+def _numbers(boxes: NDArray[np.float32]) -> list[NDArray[np.float32]]:
+    """Groups of boxes (n, 4) that stand side by side at similar height: one number each."""
+    groups: list[list[NDArray[np.float32]]] = []
+    for box in sorted(boxes, key=lambda corner: float(corner[0])):
+        home = next((group for group in groups if _continues(group[-1], box)), None)
+        if home is None:
+            groups.append([box])
+        else:
+            home.append(box)
+    return [np.stack(group) for group in groups]
+
+
+def _continues(last: NDArray[np.float32], box: NDArray[np.float32]) -> bool:
+    """Return whether `box` may be the next digit of the number that ends with `last`."""
+    heights = (last[3] - last[1], box[3] - box[1])
+    gap = box[0] - last[2]
+    drift = abs((box[1] + box[3]) - (last[1] + last[3])) / 2
+    smaller, larger = min(heights), max(heights)
+    return bool(gap < larger and drift < larger / 2 and smaller > 0.6 * larger)
+
+
+def _around(boxes: NDArray[np.float32]) -> Region:
+    left, top = boxes[:, :2].min(axis=0).tolist()
+    right, bottom = boxes[:, 2:].max(axis=0).tolist()
+    half = max(right - left, bottom - top) * MARGIN / 2
+    middle_x, middle_y = (left + right) / 2, (top + bottom) / 2
+    return Region(middle_x - half, middle_y - half, middle_x + half, middle_y + half)

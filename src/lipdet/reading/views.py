@@ -1,0 +1,186 @@
+"""What a network puts out for regions of a picture, and what of that surely remains.
+
+A region may be the whole picture. All that is said here is in pixels of the network's input;
+`lipdet.reading.read` says it of the picture.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from PIL import Image
+from torch import Tensor, nn
+
+from lipdet.boxes import DISPLAY_SELECTION, Selection, select_detections
+from lipdet.boxes.scores import logit
+from lipdet.certificate import UnknownLipschitz
+from lipdet.certificate.conditions.scores_and_votes import log_odds_interval
+from lipdet.certificate.radius import (
+    REMAINING_IOU,
+    TOLERANCE,
+    Remaining,
+    regions_at,
+    remaining_detections,
+)
+from lipdet.certificate.verifier import Verifier, verifier_of
+from lipdet.detector import SSD
+from lipdet.evaluate.run import BATCH_SIZE, Network
+from lipdet.images.crop import Region, cut
+from lipdet.reading.detections import Box, Detection, as_rows, named
+from lipdet.types import Detections, RawOutput
+
+
+@dataclass(frozen=True, eq=False)
+class View:
+    """One region of a picture through a network.
+
+    Attributes:
+        region: in pixels of the picture.
+        pixels: (S, S, 3) uint8, what the network sees of it; radii are about these values.
+        raw: the outputs, on the CPU, B = 1.
+        found: what NMS leaves of them.
+        class_names: names in the order of the labels.
+        remaining: how much perturbation each detection survives; None where that was not asked for.
+    """
+
+    region: Region
+    pixels: NDArray[np.uint8]
+    raw: RawOutput
+    found: Detections
+    class_names: tuple[str, ...]
+    remaining: Remaining | None = None
+
+    @property
+    def image(self) -> Tensor:
+        """The pixels as (3, S, S) in [0, 1]."""
+        return torch.tensor(self.pixels).permute(2, 0, 1).float() / 255
+
+    @property
+    def detections(self) -> tuple[Detection, ...]:
+        """What is found, best first."""
+        return named(self.found, self.class_names, self.remaining)
+
+    def at(self, epsilon: float, verifier: Verifier | None) -> tuple[Detection, ...]:
+        """Return the detections, with their reach at ε where they are certified up to that.
+
+        Args:
+            epsilon: L2 radius; at 0 nothing may change, and nothing is claimed.
+            verifier: the one that the radii are from, at REMAINING_IOU; None if there is none.
+        """
+        reaches: list[Box | None] = [None] * len(self.found["labels"])
+        if verifier is not None and self.remaining is not None:
+            radius = self.remaining.radius
+            reaches = regions_at(verifier, self.raw, self.found, radius, epsilon, REMAINING_IOU)
+        pairs = zip(self.detections, reaches, strict=True)
+        return tuple(replace(one, reach=reach) for one, reach in pairs)
+
+    def as_dict(self) -> dict[str, Any]:
+        """Plain values for json."""
+        rows = as_rows(self.detections, radius="radius", reach="reach")
+        return {"region": list(self.region), "detections": rows}
+
+
+def look(
+    network: Network,
+    class_names: Sequence[str],
+    image: Image.Image,
+    regions: Sequence[Region],
+    selection: Selection = DISPLAY_SELECTION,
+) -> list[View]:
+    """Run a network on regions of a picture.
+
+    Args:
+        network: its mode is left as it was.
+        class_names: of its labels.
+        image: RGB.
+        regions: of the picture, each with at least one pixel of it.
+        selection: which boxes become detections.
+    """
+    cuts = [cut(image, region, network.decoder.image_size) for region in regions]
+    return look_at_pixels(network, class_names, cuts, regions, selection)
+
+
+def look_at_pixels(
+    network: Network,
+    class_names: Sequence[str],
+    pixels: Sequence[NDArray[np.uint8]],
+    regions: Sequence[Region],
+    selection: Selection = DISPLAY_SELECTION,
+) -> list[View]:
+    """As `look`, at pixels (S, S, 3) that were cut out already."""
+    decoder = network.decoder
+    decoder = decoder._replace(default_boxes=decoder.default_boxes.cpu())
+    views = []
+    for start in range(0, len(pixels), BATCH_SIZE):
+        raw = _raw_output(network, np.stack(pixels[start : start + BATCH_SIZE]))
+        for row, found in enumerate(select_detections(raw, decoder, selection)):
+            place, own = start + row, RawOutput(*(part[row, None] for part in raw))
+            views.append(View(regions[place], pixels[place], own, found, tuple(class_names)))
+    return views
+
+
+def certified(views: Sequence[View], verifier: Verifier, iou: float = REMAINING_IOU) -> list[View]:
+    """Return views with the largest L2 perturbation that each of their detections survives.
+
+    Args:
+        views: of the verifier's detector.
+        verifier: for the selection that the views were made with.
+        iou: how much of a box must remain.
+    """
+    kept = remaining_of(views, [view.found for view in views], verifier, iou)
+    return [replace(view, remaining=one) for view, one in zip(views, kept, strict=True)]
+
+
+def remaining_of(
+    views: Sequence[View],
+    found: Sequence[Detections],
+    verifier: Verifier,
+    iou: float = REMAINING_IOU,
+    most_covered: float | None = None,
+) -> list[Remaining]:
+    """As `remaining_detections`, of boxes `found` in views; at once where no score stays."""
+    if not any(any_score_stays(view, verifier) for view in views):
+        return [Remaining(torch.zeros(len(one["labels"])).double(), one["boxes"]) for one in found]
+    raw = RawOutput(
+        *(torch.cat(parts) for parts in zip(*(view.raw for view in views), strict=True))
+    )
+    return remaining_detections(verifier, raw, found, iou, most_covered=most_covered)
+
+
+def any_score_stays(view: View, verifier: Verifier) -> bool:
+    """Whether any score surely stays above the floor; certificates need that (condition 1).
+
+    At half the tolerance of radii: below that none is tried but 0.
+    """
+    moved = TOLERANCE / 2 * verifier.bounds.logits
+    low, _ = log_odds_interval(verifier.decoder.scores, view.raw.logits.double(), moved)
+    return bool((low > logit(verifier.selection.score_floor)).any())
+
+
+def known_verifier(network: Network) -> Verifier | None:
+    """Return what certificates of views need; None where a constant is not known."""
+    if not isinstance(network, SSD):
+        return None
+    try:
+        return verifier_of(network, DISPLAY_SELECTION)
+    except UnknownLipschitz:
+        return None
+
+
+@torch.no_grad()
+def _raw_output(network: Network, pixels: NDArray[np.uint8]) -> RawOutput:
+    """Outputs on the CPU, in the network's precision and eval mode, for images (B, S, S, 3)."""
+    images = torch.from_numpy(pixels).to(network.decoder.default_boxes.device)
+    images = (images.permute(0, 3, 1, 2).float() / 255).to(network.decoder.default_boxes.dtype)
+    training = isinstance(network, nn.Module) and network.training
+    if isinstance(network, nn.Module):
+        network.eval()  # Even if it is in it: weights may have changed without a trace.
+    raw = network(images)
+    if training and isinstance(network, nn.Module):
+        network.train()
+    return RawOutput(*(part.cpu() for part in raw))

@@ -1,10 +1,8 @@
-"""Autocast, torch.compile, DistributedDataParallel and imports."""
+"""Autocast, torch.compile and DistributedDataParallel."""
 
 from __future__ import annotations
 
-import ast
 import copy
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -13,7 +11,6 @@ import torch
 import torch.distributed as dist
 from torch import nn
 
-import lipdet.layers
 from lipdet.layers import (
     AOLConv2d,
     BCOPConv2d,
@@ -104,18 +101,3 @@ def test_trains_under_distributed_data_parallel() -> None:
             optimizer.step()
     for ours, expected in zip(model.parameters(), twin.parameters(), strict=True):
         torch.testing.assert_close(ours, expected)
-
-
-def test_layers_import_torch_and_nothing_else() -> None:
-    folder = Path(lipdet.layers.__file__).parent
-    for file in folder.glob("*.py"):
-        for node in ast.walk(ast.parse(file.read_text())):
-            names = [node.module or ""] if isinstance(node, ast.ImportFrom) else []
-            names += [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
-            for name in names:
-                top = name.split(".")[0]
-                assert (
-                    top == "torch"
-                    or top in sys.stdlib_module_names
-                    or name.startswith(("lipdet.layers", "lipdet.norms"))
-                ), f"{file.name} imports {name}"

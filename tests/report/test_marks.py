@@ -48,25 +48,6 @@ def test_certified_is_blue_with_its_region_and_uncertified_dashed() -> None:
     assert drawn.height > CERTIFICATE_SIDE  # The legend.
 
 
-def test_texts_of_detections_that_cover_each_other_stand_apart() -> None:
-    # Two of the same box: the text of the second does not lie on that of the first, or its black
-    # ground would have hidden it.
-    found = Detections(
-        boxes=torch.tensor([[10.0, 20, 25, 50]] * 2),
-        labels=torch.tensor([0, 1]),
-        scores=torch.tensor([0.9, 0.5], dtype=torch.float64),
-    )
-    one = Detections(
-        boxes=found["boxes"][:1], labels=found["labels"][:1], scores=found["scores"][:1]
-    )
-    white = Image.new("RGB", (74, 74), "white")
-    names = ("6", "7")
-    both = draw_certificates(white, found, [0.0, 0.0], [[0.0] * 4] * 2, names)
-    single = draw_certificates(white, one, [0.0], [[0.0] * 4], names)
-    black = [int(_where(drawn, "#000000").sum()) for drawn in (both, single)]
-    assert black[0] > 1.5 * black[1]
-
-
 def test_the_font_has_the_signs_that_pictures_need() -> None:
     # Oracle: a code point that no font has is drawn as the box of missing characters.
     font = text_font(16)

@@ -106,7 +106,7 @@ def _attacked(verifier: Verifier, raw: RawOutput, epsilon: float, count: int) ->
 @pytest.mark.slow
 def test_what_is_shown_remains() -> None:
     promises = cut = 0
-    for seed in range(80):
+    for seed in range(40):
         verifier, raw, region = _scene(seed)
         found = _shown(verifier, raw, region)
         part = torch.from_numpy(picture_part(region, *PICTURE.size, SIZE))
@@ -120,8 +120,8 @@ def test_what_is_shown_remains() -> None:
             for outputs in _attacked(verifier, raw, 0.999 * radius, 100):
                 after = _shown(verifier, outputs, region).detections["boxes"]
                 assert (box_iou(box[None], after) >= IOU - 1e-3).any(), (seed, radius)
-    assert promises > 20
-    assert cut > 10
+    assert promises > 10
+    assert cut > 5
 
 
 def test_a_box_that_the_picture_does_not_show_has_no_radius() -> None:

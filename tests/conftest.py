@@ -2,24 +2,26 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pytest
 import torch
+from torch import Tensor, nn
 
+from lipdet.certificate.constants import outputs, rounding
 from lipdet.images.pack import Pack
 from lipdet.images.prepare import pack_rendered
 
 if TYPE_CHECKING:
     from playwright.sync_api import Browser
 
-# One thread for each of several workers, and for what they start.
-THREADS = 1 if "PYTEST_XDIST_WORKER" in os.environ else 2
-os.environ.setdefault("OMP_NUM_THREADS", str(THREADS))
+# For what tests start. Most operations are tiny: threads would only wait for each other.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 REPOSITORY = Path(__file__).parent.parent
 SVHN = REPOSITORY.parent / "shared" / "svhn"
@@ -31,7 +33,7 @@ def own_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     folder = tmp_path_factory.mktemp("cache")
     before = os.environ.get("LIPDET_CACHE")
     os.environ["LIPDET_CACHE"] = str(folder)
-    torch.set_num_threads(THREADS)
+    torch.set_num_threads(1)
     yield folder
     if before is None:
         del os.environ["LIPDET_CACHE"]
@@ -43,6 +45,38 @@ def own_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
 def house_numbers(tmp_path_factory: pytest.TempPathFactory) -> Pack:
     """64 rendered house numbers."""
     return pack_rendered(tmp_path_factory.mktemp("packs") / "rendered", "train", 64, 74, seed=3)
+
+
+_PROVEN: dict[tuple[object, ...], Any] = {}
+
+
+@pytest.fixture(scope="module")
+def proven_once() -> Iterator[None]:
+    """Prove a bound of the same weights once only, however many commands of a module ask for it."""
+
+    def once(prove: Callable[..., Any]) -> Callable[..., Any]:
+        def remembered(network: nn.Module, *rest: Any) -> Any:
+            tensors = [*network.parameters(), *network.buffers()]
+            tensors += [one for one in rest if isinstance(one, Tensor)]
+            digest = hashlib.sha256()
+            for tensor in tensors:
+                digest.update(tensor.detach().contiguous().numpy().tobytes())
+            plain = tuple(one for one in rest if isinstance(one, tuple | bool))
+            key = (prove, str(network), digest.digest(), plain)
+            if key not in _PROVEN:
+                _PROVEN[key] = prove(network, *rest)
+            return _PROVEN[key]
+
+        return remembered
+
+    with pytest.MonkeyPatch.context() as patch:
+        for module, name in (
+            (outputs, "bound_graph"),
+            (outputs, "_prove"),
+            (rounding, "measured_rounding"),
+        ):
+            patch.setattr(module, name, once(getattr(module, name)))
+        yield
 
 
 @pytest.fixture(scope="session")

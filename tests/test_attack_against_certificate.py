@@ -8,7 +8,6 @@ other way round.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from typing import NamedTuple
 
 import pytest
@@ -56,14 +55,6 @@ class Pictures(NamedTuple):
     images: Tensor
     targets: list[Target]
     names: tuple[str, ...]
-
-
-@pytest.fixture(scope="module", autouse=True)
-def one_thread() -> Iterator[None]:
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
 
 
 @pytest.fixture(scope="module")
@@ -122,11 +113,8 @@ def test_there_is_something_to_break(single: Certified, double: Certified) -> No
     assert len(double.promises) >= 3
 
 
-@pytest.mark.parametrize("share", [0.5, 0.99])
-def test_no_attack_breaks_an_object_within_its_radius(
-    single: Certified, shown: Pictures, share: float
-) -> None:
-    assert _lost(single.promises, single, shown, share) == []
+def test_no_attack_breaks_an_object_within_its_radius(single: Certified, shown: Pictures) -> None:
+    assert _lost(single.promises, single, shown, 0.99) == []
 
 
 def test_attacks_break_what_constants_three_times_too_small_would_certify(
@@ -156,9 +144,9 @@ def test_precision_decides_what_is_said_about_rounding(
 
 
 def test_certified_ap_is_at_most_the_attacked_one(single: Certified, house_numbers: Pack) -> None:
-    pack, epsilons = house_numbers.head(4), (0.02, 0.05, 0.1)
+    pack, epsilons = house_numbers.head(2), (0.02, 0.1)
     certified = certified_results(single.detector, pack, epsilons)
-    campaign = Campaign("worst", epsilons, AttackSettings(epsilons[0], steps=STEPS))
+    campaign = Campaign("worst", epsilons, AttackSettings(epsilons[0], steps=3))
     clean = detect_pack(single.detector, pack, range(len(pack)), AP_SELECTION)
     attacked = attacked_results(single.detector, pack, campaign, clean)
     assert certified[0]["ap50"] > 0.05

@@ -1,15 +1,18 @@
-"""Settings that cannot work are refused by name and value; settings survive json."""
+"""Settings that cannot work are refused by name and value; settings survive json and YAML."""
 
 from __future__ import annotations
 
-import dataclasses
 import json
+from pathlib import Path
 from typing import Any
 
 import pytest
 
-from lipdet.config import DIGITS, PRESETS, DetectorConfig, TrainConfig, as_plain
+from lipdet.cli import build_parser
+from lipdet.config import PRESETS, DetectorConfig, TrainConfig, as_plain
 from lipdet.errors import InputError
+
+ROOT = Path(__file__).resolve().parent.parent
 
 
 @pytest.mark.parametrize(
@@ -41,18 +44,6 @@ def test_offset_units_that_cannot_work(unit: float) -> None:
         DetectorConfig(offset_unit=unit)
 
 
-@pytest.mark.parametrize(
-    "settings",
-    [
-        {"warmup": 0.0, "ema_decay": 0.0, "validation_share": 0.0},
-        {"validation_limit": 0, "weight_decay": 0.0, "threads": 0, "checkpoint_seconds": 0.0},
-        {"optimizer": "sgd", "precision": "bf16"},
-    ],
-)
-def test_settings_at_the_edge_work(settings: dict[str, Any]) -> None:
-    assert dataclasses.asdict(TrainConfig(**settings)).items() >= settings.items()
-
-
 @pytest.mark.parametrize("preset", PRESETS.values())
 def test_settings_survive_json(preset: Any) -> None:
     detector = json.loads(json.dumps(as_plain(preset.detector)))
@@ -62,13 +53,10 @@ def test_settings_survive_json(preset: Any) -> None:
     assert TrainConfig(**json.loads(json.dumps(as_plain(preset.train)))) == preset.train
 
 
-def test_the_naive_detector() -> None:
-    # Source: the reference experiment: ten digits, 74 × 74 pixels.
-    config = PRESETS["naive"].detector
-    assert config.class_names == DIGITS == tuple("0123456789")
-    assert config.image_size == 74
-
-
-def test_settings_are_frozen() -> None:
-    with pytest.raises(dataclasses.FrozenInstanceError):
-        TrainConfig().seed = 3  # type: ignore[misc]
+@pytest.mark.parametrize("path", sorted((ROOT / "configs").rglob("*.yaml")), ids=lambda p: p.stem)
+def test_first_line_is_the_command(path: Path) -> None:
+    name = path.relative_to(ROOT).as_posix()
+    command = path.read_text().splitlines()[0]
+    assert command.startswith(f"# lipdet train --config {name} --out runs/")
+    words = command.replace(name, str(path)).split()[2:]
+    assert build_parser().parse_args(words).train.preset

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 from pathlib import Path
 
@@ -9,6 +10,7 @@ import pytest
 import torch
 
 from lipdet import demo
+from lipdet.attack import AttackSettings
 from lipdet.attack.settings import DEFAULT_OBJECTIVE
 from lipdet.report import inspection
 from lipdet.report.table import finding
@@ -16,6 +18,7 @@ from lipdet.types import Detections, Target
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("proven_once")
 def test_the_page_begins_with_what_was_found(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -24,17 +27,18 @@ def test_the_page_begins_with_what_was_found(
     # Tested by itself, and slow.
     monkeypatch.setattr(demo, "write_figures", lambda *_: [])
     monkeypatch.setattr(demo, "CERTIFIED", "certified-small")
-    monkeypatch.setattr(demo, "EPSILONS", (0.25, 1.0))
+    monkeypatch.setattr(demo, "EPSILONS", (0.05, 0.1))
     monkeypatch.setattr(inspection, "OBSERVED", 1)
+    monkeypatch.setattr(demo, "AttackSettings", functools.partial(AttackSettings, steps=5))
     demo.demo(tmp_path, seed=0)
     results = json.loads((tmp_path / "results.json").read_text())
     assert [one["weights"] for one in results] == ["naive", "certified-small"]
     for entry in results[0]["attacked"]:
-        assert (entry["objective"], entry["steps"]) == (DEFAULT_OBJECTIVE, 50)
+        assert (entry["objective"], entry["steps"]) == (DEFAULT_OBJECTIVE, 5)
     page = (tmp_path / "index.html").read_text()
     # The larger radius first, before any other figure.
-    first = page.index(finding(results, 1.0))
-    assert first < page.index(finding(results, 0.25)) < page.index("Detectors side by side</h2>")
+    first = page.index(finding(results, 0.1))
+    assert first < page.index(finding(results, 0.05)) < page.index("Detectors side by side</h2>")
     assert "naive was trained on 240,000 crops" in page
     assert "Nothing was trained here" in page
 

@@ -17,7 +17,6 @@ from lipdet.reading.detections import read_out
 from lipdet.reading.read import remaining_alone
 from lipdet.reading.search import (
     SMALLEST_SQUARE,
-    _numbers,
     joined,
     one_per_place,
     search_squares,
@@ -83,16 +82,6 @@ def test_squares_cover_the_picture_at_every_size(size: tuple[int, int]) -> None:
         assert side >= SMALLEST_SQUARE
         for x, y in ((0.5, 0.5), (size[0] - 0.5, size[1] - 0.5), (size[0] / 2, size[1] / 2)):
             assert any(s.left <= x <= s.right and s.top <= y <= s.bottom for s in level)
-
-
-def test_boxes_side_by_side_are_one_number() -> None:
-    boxes = np.array(
-        [[50, 10, 60, 30], [10, 10, 20, 30], [22, 11, 32, 31], [10, 80, 20, 100], [62, 5, 70, 12]],
-        np.float32,
-    )
-    groups = {tuple(group[:, 0].tolist()) for group in _numbers(boxes)}
-    # 10 and 22 at one height; 50 is further than one digit's height; the last is too small.
-    assert groups == {(10.0, 22.0, 50.0), (10.0,), (62.0,)}
 
 
 def test_of_overlapping_readings_the_best_remains() -> None:

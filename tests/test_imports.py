@@ -135,18 +135,6 @@ def test_layers_need_torch_alone() -> None:
     assert third_party - sys.stdlib_module_names == {"torch"}
 
 
-def test_bounds_need_no_detector() -> None:
-    assert not {"detector", "boxes", "certificate"} & own_stages("lipschitz")
-
-
-def test_attack_and_certificate_never_import_each_other() -> None:
-    # So that one can falsify the other.
-    assert "certificate" not in ALLOWED["attack"]
-    assert "attack" not in ALLOWED["certificate"]
-    for one, other in (("attack", "certificate"), ("certificate", "attack")):
-        assert other not in (own_stages(one) if one in IMPORTS else set())
-
-
 @pytest.mark.parametrize("late", sorted(IMPORTERS))
 def test_the_end_of_the_way_is_imported_by_nothing_before_it(late: str) -> None:
     assert {stage for stage in STAGES if late in own_stages(stage)} <= IMPORTERS[late]

@@ -16,21 +16,24 @@ from lipdet.config import PRESETS
 from lipdet.errors import InputError
 from lipdet.evaluate import attacked as attacked_module
 from lipdet.evaluate import certified as certified_module
+from lipdet.report import inspection
 from lipdet.reproduce import QUICK_ROWS, ROWS, Effort, detector_of, reproduce
 
-TINY = Effort(("rendered:128",), epochs=1, pictures=2, steps=1, packaged=True, epsilons=(0.1,))
+TINY = Effort(("rendered:68",), epochs=1, pictures=2, steps=1, packaged=True, epsilons=(0.1,))
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("proven_once")
 def test_rows_are_trained_or_loaded_measured_and_kept(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    presets = ("certified-small", "sll-spectral-small")
+    presets = ("certified-small", "certified-small-aol")
+    monkeypatch.setattr(inspection, "OBSERVED", 1)
     [loaded, trained] = reproduce(tmp_path, presets, "rendered:4", TINY, seed=0)
     assert loaded["weights"] == "certified-small"
-    assert trained["weights"] == "sll-spectral-small"
+    assert trained["weights"] == "certified-small-aol"
     runs = tmp_path / "runs"
-    assert [run.name for run in runs.iterdir()] == ["sll-spectral-small"]
+    assert [run.name for run in runs.iterdir()] == ["certified-small-aol"]
     for row in (loaded, trained):
         assert row["data"]["images"] == 2
         [attacked], [certified] = row["attacked"], row["certified"]
@@ -43,7 +46,7 @@ def test_rows_are_trained_or_loaded_measured_and_kept(
         assert 0 <= low <= high <= 1
     assert json.loads((tmp_path / "results.json").read_text()) == [loaded, trained]
     assert "certified 0.1" in (tmp_path / "table.md").read_text()
-    assert "sll-spectral-small" in (tmp_path / "index.html").read_text()
+    assert "certified-small-aol" in (tmp_path / "index.html").read_text()
     assert (tmp_path / "figures" / "frontier.svg").is_file()
 
     def no_work(*_: object, **__: object) -> None:
@@ -90,7 +93,7 @@ def test_nothing_is_trained_for_what_cannot_be_measured(
     given: dict[str, Any], problem: str, tmp_path: Path
 ) -> None:
     with pytest.raises(InputError, match=problem):
-        run(["sll-spectral-small"], **{"data": "rendered:4", "out": tmp_path / "table", **given})
+        run(["certified-small-aol"], **{"data": "rendered:4", "out": tmp_path / "table", **given})
     assert not (tmp_path / "table").exists()
 
 

@@ -93,7 +93,7 @@ def _attacked(verifier: Verifier, raw: RawOutput, epsilon: float, count: int) ->
 @pytest.mark.slow
 def test_what_is_shown_remains() -> None:
     promises = cut = 0
-    for seed in range(80):
+    for seed in range(40):
         verifier, raw, region = _scene(seed)
         part = torch.from_numpy(picture_part(region, *PICTURE.size, SIZE))
         for one in _certified(verifier, raw, region):
@@ -109,8 +109,8 @@ def test_what_is_shown_remains() -> None:
                 inside = (after[:, :2] >= reach[:2] - 1e-3) & (after[:, 2:] <= reach[2:] + 1e-3)
                 remains = (box_iou(box, after)[0] >= IOU - 1e-3) & inside.all(dim=1)
                 assert remains.any(), (seed, one.radius)
-    assert promises > 20
-    assert cut > 10
+    assert promises > 10
+    assert cut > 5
 
 
 def test_a_box_that_the_picture_does_not_show_has_no_radius() -> None:

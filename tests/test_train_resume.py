@@ -30,20 +30,8 @@ SETTINGS = TrainConfig(
     precision="float32",
     validation_share=0.07,
     checkpoint_seconds=0.0,
-    threads=2,
+    threads=1,
 )
-PROGRAM = """
-import sys
-from pathlib import Path
-from lipdet.job import load_job
-from lipdet.train import train
-
-run = Path(sys.argv[1])
-try:
-    train(load_job(run), run, resume=True)
-except KeyboardInterrupt:
-    sys.exit(130)
-"""
 
 
 def step_of(run: Path) -> int:
@@ -59,9 +47,10 @@ def step_of(run: Path) -> int:
     return step
 
 
-def stopped(run: Path, step: int, number: int) -> int:
-    """Train in another process, send it a signal once `step` is done; return its exit status."""
-    process = subprocess.Popen([sys.executable, "-c", PROGRAM, str(run)])
+def stopped(run: Path, step: int, number: int) -> tuple[int, str]:
+    """Train in another process, send it a signal once `step` is done; return how it ended."""
+    command = [sys.executable, "-m", "lipdet", "train", "--resume", "--out", str(run)]
+    process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
     try:
         deadline = time.monotonic() + 500
         while step_of(run) < step:
@@ -69,7 +58,8 @@ def stopped(run: Path, step: int, number: int) -> int:
             assert time.monotonic() < deadline, "the training is stuck"
             time.sleep(0.01)
         process.send_signal(number)
-        return process.wait(500)
+        _, printed = process.communicate(timeout=500)
+        return process.returncode, printed
     finally:
         process.kill()
         process.wait()
@@ -93,12 +83,15 @@ def test_killed_and_interrupted(job: Job, uninterrupted: Path, tmp_path: Path) -
     run.mkdir()
     (run / JOB).write_text(json.dumps(job.as_dict()))
 
-    assert stopped(run, 2, signal.SIGKILL) == -signal.SIGKILL
+    assert stopped(run, 2, signal.SIGKILL)[0] == -signal.SIGKILL
     killed_at = step_of(run)
     assert 2 <= killed_at < STEPS_PER_EPOCH, "the kill came too late to fall into the epoch"
 
     # Ctrl-C in the second epoch of the resumed run: it ends in order and keeps its last step.
-    assert stopped(run, STEPS_PER_EPOCH + 2, signal.SIGINT) == 130
+    status, printed = stopped(run, STEPS_PER_EPOCH + 2, signal.SIGINT)
+    assert status == 130
+    assert "Interrupted" in printed
+    assert "Traceback" not in printed
     interrupted_at = step_of(run)
     assert STEPS_PER_EPOCH < interrupted_at < STEPS
     assert not list(run.glob(".*"))

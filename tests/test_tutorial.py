@@ -19,15 +19,18 @@ import pytest
 import yaml
 
 from lipdet.cli import build_parser, main
+from lipdet.commands import export
+from lipdet.report import inspection
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("proven_once")]
 
 ROOT = Path(__file__).resolve().parent.parent
 # Sizes in the text and in the test: the words and files stay, the minutes go.
 SMALLER = {
     "your-own-data.md": {
-        'draw("signs/train", 1500': 'draw("signs/train", 80',
-        'draw("signs/test", 200': 'draw("signs/test", 6',
+        'draw("signs/train", 1500': 'draw("signs/train", 70',
+        'draw("signs/test", 200': 'draw("signs/test", 3',
+        "--image_size 48": "--image_size 32",
         "--epochs 8": "--epochs 1",
     },
     "your-own-detector.md": {"rendered:8": "rendered:2", "--steps 5": "--steps 1"},
@@ -54,6 +57,9 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     """An empty current folder, whose scripts are forgotten afterwards."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(sys, "path", list(sys.path))
+    # Fewer pictures for power iteration, and to compare exported files on.
+    monkeypatch.setattr(inspection, "OBSERVED", 1)
+    monkeypatch.setattr(export, "VERIFIED", "rendered:9")
     yield tmp_path
     for script in tmp_path.glob("*.py"):
         sys.modules.pop(script.stem, None)
@@ -117,7 +123,7 @@ def test_your_own_data(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     follow("your-own-data.md", monkeypatch)
     result = json.loads((folder / "signs.json").read_text())
     assert list(result["clean"]["per_class"]) == ["stop", "warning", "parking"]
-    assert result["data"]["images"] == 6
+    assert result["data"]["images"] == 3
     assert [row["epsilon"] for row in result["certified"]] == [0.1, 0.25, 0.5]
     assert (folder / "found" / "1-1.png").exists()
     assert (folder / "found" / "2.png").exists()

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
-import re
 import tempfile
 import threading
 from collections.abc import Callable, Iterator
@@ -16,7 +14,7 @@ from PIL import Image
 from torch import Tensor
 
 from lipdet.app.exhibits import Attacked, Exhibit, load_exhibits
-from lipdet.app.pictures import SAMPLES, samples
+from lipdet.app.pictures import samples
 from lipdet.app.server import serving
 from lipdet.attack import AttackSettings
 
@@ -26,7 +24,7 @@ if TYPE_CHECKING:
 # The server is gradio's and runs in threads of this process; what it deprecates is not ours.
 pytestmark = [pytest.mark.slow, pytest.mark.filterwarnings("default")]
 
-UPLOADS = 50
+UPLOADS = 8
 PATIENCE = 180_000  # milliseconds; for machines that are busy
 
 
@@ -138,44 +136,18 @@ def test_upload_slider_attack_download(page: Page, photo: Path, tmp_path: Path) 
         assert f"clean: {' '.join(row['label'] for row in read)}" in shown
 
 
-def test_a_sample_can_be_chosen(page: Page) -> None:
-    # All of them are seen whole, without scrolling in their frame.
-    frame = page.locator("#samples").bounding_box()
-    pictures = [one.bounding_box() for one in page.locator("#samples button img").all()]
-    assert len(pictures) == len(SAMPLES)
-    assert frame
-    for one in pictures:
-        assert one
-        assert frame["x"] <= one["x"] < one["x"] + one["width"] <= frame["x"] + frame["width"]
-        assert one["y"] + one["height"] <= frame["y"] + frame["height"]
-    page.locator("#samples button img").nth(3).click()
-    wait_for(page, "sample-4.png: naive reads")
-
-
 def test_what_cannot_be_used_is_refused_in_a_sentence(page: Page, tmp_path: Path) -> None:
     text = tmp_path / "text.png"
     text.write_text("no picture")
     upload(page, text)
     wait_for(page, "text.png cannot be read as a picture")
     assert page.locator("#result img").count() == 0
-    huge = tmp_path / "huge.png"
-    Image.new("1", (8_000, 5_000)).save(huge)
-    page.get_by_label("Remove Image").click()
-    wait_for(page, "Choose a picture")
-    upload(page, huge)
-    wait_for(page, "8000×5000 pixels, 40.0 million; choose one of at most 25")
-    large = tmp_path / "large.png"
-    large.write_bytes(os.urandom((20 << 20) + 1))
-    page.get_by_label("Remove Image").click()
-    wait_for(page, "Choose a picture")
-    upload(page, large)
-    page.get_by_text(re.compile("exceed.*20", re.IGNORECASE)).first.wait_for()
     # It lives on.
     page.locator("#samples button img").nth(1).click()
     wait_for(page, "sample-2.png: naive reads")
 
 
-def test_fifty_uploads_in_a_row(page: Page, tmp_path: Path) -> None:
+def test_uploads_in_a_row(page: Page, tmp_path: Path) -> None:
     only_naive(page)
     pictures = samples(74)
     for index in range(UPLOADS):
@@ -187,25 +159,6 @@ def test_fifty_uploads_in_a_row(page: Page, tmp_path: Path) -> None:
         upload(page, file)
         wait_for(page, f"upload-{index}.png: naive reads")
     assert len(alternatives(page)) == 1
-
-
-def test_two_visitors_at_once(browser: Browser, address: str, photo: Path) -> None:
-    visitors = [visit(browser, address) for _ in range(2)]
-    upload(visitors[0], photo)
-    wait_for(visitors[0], "photo.png: naive reads")
-    for visitor, epsilon in zip(visitors, ("0.1", "0.2"), strict=True):
-        set_slider(visitor, "epsilon", epsilon)
-        set_slider(visitor, "steps", "5")
-        visitor.locator(f"#result img[alt*='at ε = {epsilon}']").first.wait_for()
-    for visitor in visitors:
-        visitor.click("#attack")
-    for visitor, name, epsilon in zip(
-        visitors, ("photo.png", "sample-1.png"), ("0.1", "0.2"), strict=True
-    ):
-        visitor.locator("#result img").nth(5).wait_for()
-        wait_for(visitor, f"{name}: naive reads")
-        assert f"attacked, ε = {epsilon}" in alternatives(visitor)[1]
-        visitor.context.close()
 
 
 class Endless:

@@ -10,12 +10,10 @@ import pytest
 import torch
 from torch import Tensor
 
-from lipdet.attack import OBJECTIVES, AttackSettings, attack_batch, detect
-from lipdet.boxes import DISPLAY_SELECTION, SigmoidScores
-from lipdet.checkpoint import load_detector
+from lipdet.attack import OBJECTIVES, AttackSettings, attack_batch
+from lipdet.boxes import SigmoidScores
 from lipdet.config import DetectorConfig
 from lipdet.detector import SSD, build_detector
-from lipdet.images.pack import Pack
 from lipdet.types import Target
 from tests.attack.toy import SIZE, linear_detector, nothing, on_both, on_left, weights
 
@@ -50,17 +48,6 @@ def test_batch_size_and_companions_change_no_bit(objective: str, schedule: str) 
     torch.testing.assert_close(attacked(shuffled), together[shuffled], rtol=0, atol=tolerance)
 
 
-def test_memory_is_bounded_by_the_chunk(monkeypatch: pytest.MonkeyPatch) -> None:
-    detector, images, targets = toy()
-    settings = AttackSettings(0.5, steps=3)
-    together = attack_batch(detector, images, targets, settings)
-    sizes: list[int] = []
-    detector.register_forward_pre_hook(lambda _, inputs: sizes.append(len(inputs[0])))
-    monkeypatch.setattr("lipdet.attack.gradient.MOST_AT_ONCE", 3)
-    assert torch.equal(attack_batch(detector, images, targets, settings), together)
-    assert max(sizes) == 3
-
-
 def test_starts_depend_on_seed_index_and_restart() -> None:
     detector, images, targets = toy()
     one, target = images[:1], targets[:1]
@@ -72,40 +59,6 @@ def test_starts_depend_on_seed_index_and_restart() -> None:
     assert torch.equal(attacked(7), attacked(7))
     assert not torch.equal(attacked(7), attacked(8))
     assert not torch.equal(attacked(7), attacked(7, seed=1))
-
-
-def test_more_restarts_never_lower_the_objective() -> None:
-    # The first restart's start is the only start of a single one.
-    detector, images, targets = toy()
-    reached = []
-    for restarts in (1, 4):
-        values: dict[int, float] = {}
-
-        def keep(step: int, places: Tensor, now: Tensor, values: dict[int, float] = values) -> None:
-            for place, value in zip(places.tolist(), now.tolist(), strict=True):
-                values[place] = max(value, values.get(place, value))
-
-        settings = AttackSettings(0.5, "fabricate", steps=2, restarts=restarts)
-        attack_batch(detector, images, targets, settings, on_step=keep)
-        reached.append([values[place] for place in range(8)])
-    assert all(more >= fewer for fewer, more in zip(*reached, strict=True))
-
-
-def test_a_network_gives_the_same_detections_in_any_batch(doors: Pack) -> None:
-    detector = load_detector("naive").detector
-    images = torch.from_numpy(doors.images[:4].copy()).permute(0, 3, 1, 2).float() / 255
-    targets = [doors.target(index) for index in range(4)]
-    settings = AttackSettings(0.5, "mislabel", steps=4)
-    together = detect(
-        detector, attack_batch(detector, images, targets, settings), DISPLAY_SELECTION
-    )
-    for index in range(4):
-        alone = attack_batch(
-            detector, images[index : index + 1], [targets[index]], settings, [index]
-        )
-        [found] = detect(detector, alone, DISPLAY_SELECTION)
-        assert torch.equal(found["labels"], together[index]["labels"])
-        torch.testing.assert_close(found["scores"], together[index]["scores"], atol=1e-3, rtol=0)
 
 
 @pytest.mark.parametrize("training", [True, False])

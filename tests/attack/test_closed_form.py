@@ -56,14 +56,6 @@ def cases() -> list[Case]:
         # An object with one box: its log-odds T·w·δ fall; with two objects the sum of both.
         Case("vanish", linear_detector(sigmoid, one), on_left(), -one[0, 0], lambda r: 2 * r),
         Case("vanish", linear_detector(sigmoid, two), on_both(), -two.sum((0, 1)), lambda r: 2 * r),
-        # One class and the background: the log-odds are the difference of the two logits.
-        Case(
-            "vanish",
-            linear_detector(softmax, pair),
-            on_left(),
-            pair[0, 0] - pair[0, 1],
-            lambda r: r,
-        ),
         Case(
             "mislabel",
             linear_detector(sigmoid, pair),

@@ -9,9 +9,6 @@ import pytest
 from PIL import Image
 
 from lipdet.attack.settings import WORST
-from lipdet.checkpoint import save_detector
-from lipdet.config import DetectorConfig
-from lipdet.detector import build_detector
 from lipdet.evaluate import attack_curves
 from lipdet.images.pack import Pack
 from tests.test_cli import check_mistake, run
@@ -51,6 +48,7 @@ def test_attack_writes_panels_and_json(
     assert entry["clean"] != entry["attacked"]
 
 
+@pytest.mark.slow
 def test_check_attack_says_that_a_weak_attack_is_weak(
     capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -80,26 +78,16 @@ def test_eval_reports_attacks(capsys: pytest.CaptureFixture[str], tmp_path: Path
     assert len(names - {"clean"}) == 1
 
 
-@pytest.mark.parametrize("verb", ["attack", "check-attack"])
-def test_help_has_an_example(verb: str, capsys: pytest.CaptureFixture[str]) -> None:
-    status, out, _ = run(capsys, verb, "--help")
-    assert status == 0
-    assert f"example: lipdet {verb} naive" in " ".join(out.split())
-
-
 @pytest.mark.parametrize(
     ("words", "names"),
     [
         (["attack", "naive", "door.png", "--out", "x"], "--epsilon"),
-        (["attack", "naive", "door.png", "--out", "x", "--epsilon", "-1"], "-1"),
-        (["attack", "naive", "door.png", "--out", "x", "--epsilon", "nan"], "nan"),
         (["attack", "naive", "door.png", "--out", "x", "--epsilon", "much"], "much"),
         (["attack", "naive", "none.png", "--out", "x", "--epsilon", "1"], "none.png"),
         (["attack", "naive", "x.png", "--out", "x", "--epsilon", "1", "--steps", "0"], "steps"),
         (["eval", "naive", "--data", "rendered:1", "--attack", "worst"], "--epsilon"),
         (["eval", "naive", "--data", "rendered:1", "--epsilon", "1"], "--attack"),
         (["eval", "naive", "--data", "rendered:1", "--attack", "fgsm", "--epsilon", "1"], "fgsm"),
-        (["check-attack", "naive", "--data", "rendered:1", "--limit", "0"], "--limit"),
         (["check-attack", "naive", "--data", "rendered:1", "--plot", "c.xyz"], "c.xyz"),
         (["check-attack", "naive", "--data", "rendered:1", "--objective", "annoy"], "annoy"),
     ],
@@ -114,14 +102,3 @@ def test_mistakes(
     monkeypatch.chdir(tmp_path)
     check_mistake(capsys, *words, names=names)
     assert list(tmp_path.iterdir()) == []
-
-
-def test_an_attack_is_transferred_at_one_size(
-    capsys: pytest.CaptureFixture[str], tmp_path: Path
-) -> None:
-    config = DetectorConfig(image_size=76)
-    save_detector(tmp_path / "other.safetensors", build_detector(config), config, {})
-    words = ["check-attack", "naive", "--data", "rendered:2"]
-    check_mistake(
-        capsys, *words, "--transfer", str(tmp_path / "other.safetensors"), names="76 pixels"
-    )

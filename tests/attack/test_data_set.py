@@ -55,15 +55,6 @@ def test_worst_is_at_most_every_single_objective(naive: LoadedDetector, doors: P
     assert entry["ap50"] < result["clean"]["ap50"]
 
 
-def test_no_radius_no_harm(naive: LoadedDetector, doors: Pack) -> None:
-    # At radius 0 the attacked pictures are the clean ones.
-    pack = doors.head(2)
-    result = evaluate(naive, pack, 0, Campaign("apgd", (0.0,), SETTINGS))
-    [entry] = result["attacked"]
-    assert entry["ap50"] == pytest.approx(result["clean"]["ap50"], abs=1e-6)
-    assert entry["objective"] == "mislabel"
-
-
 def test_interrupted_work_goes_on_where_it_stopped(
     naive: LoadedDetector, doors: Pack, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

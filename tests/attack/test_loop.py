@@ -64,44 +64,7 @@ def test_undefined_values_are_never_kept() -> None:
     assert (best.values[[0, 2]] > 1).all()
 
 
-def test_no_graph_is_kept() -> None:
-    graphs: list[bool] = []
-
-    def objective(images: Tensor, places: Tensor) -> Tensor:
-        graphs.append(images.grad_fn is not None)
-        return images.flatten(1).sum(1)
-
-    best = climb(objective, CENTRE, CENTRE.clone(), L2Ball(0.1), Apgd, steps=4)
-    assert not any(graphs)
-    assert not any(tensor.requires_grad for tensor in best)
-
-
-def test_steps_are_told() -> None:
-    told: list[tuple[int, list[int]]] = []
-    climb(
-        lambda images, places: images.flatten(1).sum(1),
-        CENTRE,
-        CENTRE.clone(),
-        L2Ball(0.1),
-        Pgd,
-        steps=2,
-        on_step=lambda step, places, values: told.append((step, places.tolist())),
-    )
-    assert told == [(0, [0, 1, 2]), (1, [0, 1, 2]), (2, [0, 1, 2])]
-
-
 def test_checkpoints_of_auto_pgd() -> None:
     # Croce & Hein (2020), §3: p0 = 0, p1 = 0.22, p_{j+1} = p_j + max(p_j - p_{j-1} - 0.03, 0.06);
     # by hand for 100 steps.
     assert checkpoints(100) == [0, 22, 41, 57, 70, 80, 87, 93, 99]
-
-
-def test_auto_pgd_halves_its_step_where_plain_steps_overshoot() -> None:
-    # A cone with its top 0.1 away: steps of a fixed length 2 eps = 2 cannot come near it.
-    top = CENTRE + 0.1 / 48**0.5
-
-    def objective(images: Tensor, places: Tensor) -> Tensor:
-        return -(images - top[places]).flatten(1).norm(dim=1)
-
-    best = climb(objective, CENTRE, CENTRE.clone(), L2Ball(1.0), Apgd, steps=60)
-    assert (best.values > -0.05).all()

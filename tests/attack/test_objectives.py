@@ -6,7 +6,6 @@ import pytest
 import torch
 
 from lipdet.attack import OBJECTIVES
-from lipdet.attack.gradient import exact
 from lipdet.attack.objectives import GONE
 from lipdet.attack.scene import scene_of
 from lipdet.boxes import SigmoidScores
@@ -15,7 +14,7 @@ from lipdet.detector import build_detector
 from lipdet.detector.matching import pad_targets
 from lipdet.detector.multibox import multibox_loss
 from lipdet.types import RawOutput, Target
-from tests.attack.toy import linear_detector, nothing, on_both, on_left, weights
+from tests.attack.toy import linear_detector, on_both, on_left, weights
 
 
 def target(count: int) -> Target:
@@ -75,16 +74,6 @@ def test_an_object_that_is_gone_has_no_gradient_left() -> None:
     assert torch.equal(gradient[0, :, 0], torch.tensor([0.0, -1.0]))
 
 
-def test_fabricate_looks_where_nothing_is() -> None:
-    decoder = linear_detector(SigmoidScores(1.0), weights(2, 2)).decoder
-    logits = torch.zeros(1, 2, 2, requires_grad=True)
-    raw = RawOutput(logits, torch.zeros(1, 2, 4))
-    for own, touched in ((on_left(), [0]), (nothing(), []), (on_both(), [0, 1])):
-        value = OBJECTIVES["fabricate"](raw, scene_of([own], decoder), decoder)
-        [gradient] = torch.autograd.grad(value.sum(), logits)
-        assert [i for i in range(2) if not gradient[0, i].any()] == touched
-
-
 def test_boxes_move_out_of_reach_of_vanish() -> None:
     # The second box is moved onto the object by its offsets and now counts; the first has left.
     decoder = linear_detector(SigmoidScores(1.0), weights(2, 1)).decoder
@@ -95,8 +84,3 @@ def test_boxes_move_out_of_reach_of_vanish() -> None:
     raw = RawOutput(torch.tensor([[[5.0], [2.0]]]), offsets)
     [value] = OBJECTIVES["vanish"](raw, own, decoder)
     assert value == pytest.approx(-2.0)
-
-
-def test_bf16_networks_are_judged_in_float32() -> None:
-    raw = RawOutput(torch.ones(1, 2, 3, dtype=torch.bfloat16), torch.ones(1, 2, 4).double())
-    assert [part.dtype for part in exact(raw)] == [torch.float32, torch.float64]

@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-import inspect
 from typing import Any
 
 import pytest
 
-from lipdet.attack import NAMED_EPSILONS, OBJECTIVES, AttackSettings, parse_epsilon
-from lipdet.attack.settings import DEFAULT_OBJECTIVE, WORST, single_attacks
-from lipdet.commands import attack, check_attack, eval
+from lipdet.attack import NAMED_EPSILONS, AttackSettings, parse_epsilon
 from lipdet.errors import InputError
 
 
@@ -42,17 +39,3 @@ def test_radii_by_number_and_by_name() -> None:
     for text in ("much", "", "nan", "-1"):
         with pytest.raises(InputError, match="epsilon"):
             parse_epsilon(text)
-
-
-def test_worst_is_an_explicit_list() -> None:
-    settings = AttackSettings(0.5, "vanish", "apgd", steps=7)
-    assert [one.objective for one in single_attacks("worst", settings)] == list(WORST)
-    assert set(WORST) < set(OBJECTIVES)
-    assert single_attacks("pgd", settings) == [AttackSettings(0.5, "vanish", "pgd", steps=7)]
-
-
-def test_the_strongest_objective_is_the_default_wherever_one_can_be_chosen() -> None:
-    assert AttackSettings(0.5).objective == DEFAULT_OBJECTIVE == next(iter(WORST))
-    functions = [attack.run, check_attack.run, eval.run]
-    defaults = {inspect.signature(run).parameters["objective"].default for run in functions}
-    assert defaults == {DEFAULT_OBJECTIVE}

@@ -41,15 +41,3 @@ def test_it_climbs_a_smooth_function_without_gradients() -> None:
 
 def objective_value(images: Tensor, weights: Tensor) -> Tensor:
     return ((images - 0.5) * weights).flatten(1).sum(1)
-
-
-def test_images_do_not_depend_on_their_companions() -> None:
-    clean = torch.rand(3, *SHAPE, generator=torch.Generator().manual_seed(1))
-
-    def objective(images: Tensor, places: Tensor) -> Tensor:
-        return images.flatten(1).amax(dim=1)
-
-    seeds = [(0, index) for index in range(3)]
-    together = square_attack(objective, clean, 0.5, 20, seeds)
-    alone = square_attack(objective, clean[1:2], 0.5, 20, seeds[1:2])
-    torch.testing.assert_close(alone, together[1:2])

@@ -35,16 +35,6 @@ def as_tensors(chosen: list[tuple[list[float], list[float]]]) -> tuple[Tensor, T
 
 
 @given(pairs)
-def test_decoding_undoes_encoding(chosen: list[tuple[list[float], list[float]]]) -> None:
-    # Sides of 1 to 74 pixels differ by at most 74 > 1000 / 16 = 62.5, where decoding clamps.
-    boxes, defaults = as_tensors(chosen)
-    ratios = (boxes[:, 2:] - boxes[:, :2]) / defaults[:, 2:]
-    boxes, defaults = boxes[(ratios < 62).all(1)], defaults[(ratios < 62).all(1)]
-    decoded = CODING.decode(CODING.encode(boxes, defaults), defaults)
-    torch.testing.assert_close(decoded, boxes, rtol=0, atol=1e-9)
-
-
-@given(pairs)
 def test_encoding_equals_torchvision(chosen: list[tuple[list[float], list[float]]]) -> None:
     boxes, defaults = as_tensors(chosen)
     # Oracle: torchvision's BoxCoder, whose weights are the inverse variances.
@@ -91,8 +81,3 @@ def test_huge_offsets_stay_finite() -> None:
     assert boxes.isfinite().all()
     width = boxes[2, 2] - boxes[2, 0]
     torch.testing.assert_close(width, torch.tensor(10 * math.exp(MAX_LOG_RATIO)))
-
-
-def test_no_boxes() -> None:
-    none = torch.zeros(0, 4)
-    assert CODING.decode(CODING.encode(none, none), none).shape == (0, 4)

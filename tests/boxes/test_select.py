@@ -108,48 +108,6 @@ def test_selection_equals_a_naive_one(seed: int, selection: Selection, nms_iou: 
     torch.testing.assert_close(found["boxes"], torch.tensor([box for *_, box in expected]))
 
 
-def test_the_published_settings() -> None:
-    # Source: the reference experiment (0.2 / 0.3 / 20); COCO counts 100 detections per image.
-    assert (DISPLAY_SELECTION.score_floor, NMS_IOU) == (0.2, 0.3)
-    assert (DISPLAY_SELECTION.top_k, AP_SELECTION.score_floor, AP_SELECTION.top_k) == (
-        20,
-        0.01,
-        100,
-    )
-
-
-def test_one_anchor_may_become_several_classes() -> None:
-    # By hand: equal logits for two classes share the probability, 0.5 each; background has none.
-    logits = torch.tensor([[-30.0, 5, 5, -30]])
-    found = select(logits, torch.tensor([[37.0, 37, 10, 10]]), DISPLAY_SELECTION)
-    assert found["labels"].tolist() == [0, 1]
-    torch.testing.assert_close(found["scores"], torch.tensor([0.5, 0.5]).double())
-
-
-def test_the_floor_is_strict() -> None:
-    # By hand: two equal logits give 0.5 exactly in float32 and float64.
-    logits = torch.zeros(1, 2)
-    assert len(SOFTMAX.candidates(logits, 0.5).anchors) == 0
-    assert len(SOFTMAX.candidates(logits, 0.4999).anchors) == 1
-
-
-@pytest.mark.parametrize("seed", range(5))
-def test_candidates_equal_a_loop(seed: int) -> None:
-    logits, _ = random_case(seed)
-    candidates = SOFTMAX.candidates(logits, 0.1)
-    # Oracle: softmax by definition, in float64.
-    expected = {
-        (anchor, label): log_odds(row, label + 1)
-        for anchor, row in enumerate(logits.tolist())
-        for label in range(3)
-        if math.exp(row[label + 1]) / sum(map(math.exp, row)) > 0.1
-    }
-    keys = zip(candidates.anchors.tolist(), candidates.labels.tolist(), strict=True)
-    assert dict(zip(keys, candidates.log_odds.tolist(), strict=True)) == pytest.approx(
-        expected, rel=1e-4, abs=1e-5
-    )
-
-
 def test_ranking_does_not_saturate() -> None:
     """Log-odds of 18, 30 and 24 are all 1.0 in float32, but their order is known."""
     logits = torch.tensor([[0.0, 18], [0, 30], [0, 24]])
@@ -165,34 +123,6 @@ def test_ranking_does_not_saturate() -> None:
     )
     found = select(logits, together, AP_SELECTION)
     assert found["boxes"].tolist() == [[34, 33, 42, 41]]
-
-
-def test_half_precision_logits_are_ranked_in_float32() -> None:
-    logits = torch.tensor([[0.0, 2], [0, 2.015625], [0, 1]]).bfloat16()
-    boxes = torch.tensor([[10.0, 10, 8, 8], [37, 37, 8, 8], [60, 60, 8, 8]])
-    found = select(logits, boxes, AP_SELECTION)
-    assert found["boxes"].dtype == torch.float32
-    assert found["scores"].diff().lt(0).all()
-    assert found["boxes"][0, 0] == 33
-
-
-def test_top_k_counts_over_all_classes() -> None:
-    # By hand: class 0 has log-odds 1, 2, 3 and class 1 has 2.5, 1.5; the best three are 3, 2.5, 2.
-    rows = [(0, 1.0), (0, 2.0), (0, 3.0), (1, 2.5), (1, 1.5)]
-    logits = torch.full((5, 3), -40.0)
-    logits[:, 0] = 0
-    for anchor, (label, value) in enumerate(rows):
-        logits[anchor, label + 1] = value
-    boxes = torch.tensor([[8.0 + 14 * anchor, 37, 10, 10] for anchor in range(5)])
-    found = select(logits, boxes, Selection(0.01, 3))
-    assert found["labels"].tolist() == [0, 1, 0]
-    assert found["boxes"][:, 0].tolist() == [31, 45, 17]
-
-
-def test_classes_do_not_suppress_each_other() -> None:
-    logits = torch.tensor([[0.0, 4, -40], [0, -40, 3]])
-    boxes = torch.tensor([[37.0, 37, 20, 20]] * 2)
-    assert select(logits, boxes, AP_SELECTION)["labels"].tolist() == [0, 1]
 
 
 def test_no_candidates() -> None:

@@ -63,11 +63,6 @@ def test_false_positives_by_hand() -> None:
     assert wrong.tolist() == [0, 0]
 
 
-def test_nothing_certified_is_zero() -> None:
-    nothing = _objects(_values(-torch.inf))
-    assert certified_average_precision(nothing, PossibleDetections(_values(1.0), _values(1.0))) == 0
-
-
 def test_recalls_are_those_of_coco() -> None:
     # Some of torch's 101 recalls are a digit below numpy's, which COCO uses: too many would count.
     grid = np.linspace(0.0, 1.0, 101)

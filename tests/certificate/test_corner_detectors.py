@@ -77,33 +77,37 @@ def _is_found(detector: SSD, image: Tensor) -> bool:
 
 
 @torch.no_grad()
-def _is_certified(detector: SSD, epsilon: float) -> bool:
-    """Whether the object is certified; what is refused is not."""
+def _is_certified(detector: SSD, *epsilons: float) -> list[bool]:
+    """Whether the object is certified at each ε; what is refused is not."""
     image = _image(detector)
     try:
         verifier = verifier_of(detector, SELECTION, image.float())
     except UnknownLipschitz:
-        return False
-    zero = torch.zeros(1, dtype=torch.int64)
-    radius = torch.tensor([epsilon], dtype=torch.float64)
-    candidates = verifier.candidates(detector(image), radius)
-    found = verifier.certifiers(candidates, independent_objects(zero, zero, OBJECT), radius, 0.5)
-    return bool(certified_up_to(found, 1, [0.5])[0, 0] >= logit(SELECTION.score_floor))
+        return [False for _ in epsilons]
+    zero, certified = torch.zeros(1, dtype=torch.int64), []
+    for epsilon in epsilons:
+        radius = torch.tensor([epsilon], dtype=torch.float64)
+        candidates = verifier.candidates(detector(image), radius)
+        found = verifier.certifiers(
+            candidates, independent_objects(zero, zero, OBJECT), radius, 0.5
+        )
+        reached = certified_up_to(found, 1, [0.5])[0, 0]
+        certified.append(bool(reached >= logit(SELECTION.score_floor)))
+    return certified
 
 
-CONSTANT = [(0.0, False), (1e-45, False), (0.0, True), (1e-170, True), (1e-310, True)]
+CONSTANT = [(0.0, False), (1e-45, False), (1e-170, True), (1e-310, True)]
 
 
 @pytest.mark.parametrize(("scale", "precise"), CONSTANT)
-@pytest.mark.parametrize("epsilon", [0.0, 1.0])
-def test_a_level_of_constant_features(scale: float, precise: bool, epsilon: float) -> None:
+def test_a_level_of_constant_features(scale: float, precise: bool) -> None:
     lost = _detector((scale,), SigmoidScores(1.0), [[1.0], [2.0]], precise)
     assert not _is_found(lost, _image(lost))
-    assert not _is_certified(lost, epsilon)
+    assert _is_certified(lost, 0.0, 1.0) == [False, False]
     # Its outputs are the same for every image, so that what is detected stays.
     kept = _detector((scale,), SigmoidScores(1.0), [[2.0], [1.0]], precise)
     assert _is_found(kept, _image(kept))
-    assert _is_certified(kept, epsilon)
+    assert _is_certified(kept, 0.0, 1.0) == [True, True]
 
 
 @pytest.mark.parametrize(("scale", "precise"), CONSTANT)
@@ -123,7 +127,7 @@ def test_constants_of_constant_features_are_numbers(scale: float, precise: bool)
 
 
 @pytest.mark.parametrize("scores", [SoftmaxScores(), SigmoidScores(1.0), SigmoidScores(1.0, 0.5)])
-@pytest.mark.parametrize("factor", [7e18, 1e20, 1e37])
+@pytest.mark.parametrize("factor", [7e18, 1e37])
 def test_a_level_whose_bound_is_beyond_float32(scores: Scores, factor: float) -> None:
     softmax = isinstance(scores, SoftmaxScores)
     low, high = ([3.0, 0.0], [0.0, 3.0]) if softmax else ([-3.0], [3.0])
@@ -137,7 +141,7 @@ def test_a_level_whose_bound_is_beyond_float32(scores: Scores, factor: float) ->
     attacked = _image(detector)
     attacked[0, 0, 0, 0] = 0.29
     assert not _is_found(detector, attacked)
-    assert not _is_certified(detector, 0.3)
+    assert _is_certified(detector, 0.3) == [False]
 
 
 @torch.no_grad()

@@ -34,7 +34,7 @@ from tests.certificate.corners import (
 from tests.certificate.directed import HUB
 from tests.certificate.promises import broken_promises, certificates, violations
 
-SCENES = int(os.environ.get("LIPDET_FUZZ_SCENES", "100"))
+SCENES = int(os.environ.get("LIPDET_FUZZ_SCENES", "50"))
 PERTURBED = 60
 # The first scene in which each mutant is caught.
 CAUGHT_IN = {
@@ -175,6 +175,6 @@ def test_no_clique_is_claimed_twice_at_a_score(monkeypatch: pytest.MonkeyPatch) 
         return first, last
 
     monkeypatch.setattr(certified_ap, "_claim", distinct)
-    for number in range(150):
+    for number in range(50):
         certificates(crowded_scene(number))
     assert shared > 0

@@ -25,7 +25,7 @@ from tests.certificate.promises import broken_promises, certificates, violations
 from tests.certificate.scenes import Scene, random_scene
 
 # Of each scene, 100 extreme outputs and 100 random ones.
-SCENES = int(os.environ.get("LIPDET_FUZZ_SCENES", "100"))
+SCENES = int(os.environ.get("LIPDET_FUZZ_SCENES", "50"))
 PERTURBED = 200
 # The first scene in which each mutant is caught; others follow where a scene has changed.
 CAUGHT_FROM = {
@@ -76,21 +76,22 @@ def test_covers_of_several_blocks_hold(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(clique_cover, "BLOCK", 3)
     monkeypatch.setattr(certified_ap, "BLOCK", 3)
     blocks = 0
-    for number in range(60):
+    for number in range(30):
         scene = random_scene(number)
         candidates = scene.verifier.candidates(scene.raw, scene.epsilon)
         blocks += bool(len(candidates.group)) and int(torch.bincount(candidates.group).max()) > 6
-        assert violations(scene, PERTURBED, number) == []
-    assert blocks > 10
+        assert violations(scene, PERTURBED // 4, number) == []
+    assert blocks > 5
 
 
+@pytest.mark.slow
 def test_scenes_contain_every_case_and_certify_something() -> None:
     # Without this, the test above could not fail.
-    found = census(range(150))
-    assert {name for name in CASES if found[name] < 3} == set()
-    assert found["objects certified at 0.5"] > 75
-    assert found["objects certified at 0.75"] > 30
-    assert found["scenes with certified AP"] > 50
+    found = census(range(100))
+    assert {name for name in CASES if found[name] < 2} == set()
+    assert found["objects certified at 0.5"] > 50
+    assert found["objects certified at 0.75"] > 20
+    assert found["scenes with certified AP"] > 33
 
 
 def test_half_of_the_perturbed_outputs_are_extreme() -> None:
@@ -116,6 +117,7 @@ def _apply(monkeypatch: pytest.MonkeyPatch, mutant: Mutant) -> None:
         monkeypatch.setattr(place, name, wrong)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", IN_RANDOM_SCENES)
 def test_random_scenes_catch(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     for number in range(CAUGHT_FROM[name], CAUGHT_FROM[name] + MOST_SCENES):

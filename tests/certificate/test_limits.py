@@ -21,7 +21,6 @@ from lipdet.certificate.conditions.ground_truth import ground_truth_of
 from lipdet.certificate.constants.outputs import OutputBounds
 from lipdet.certificate.constants.rounding import MEASURED
 from lipdet.certificate.verifier import Verifier
-from lipdet.errors import InputError
 from lipdet.evaluate.certified import certify_batch, join, summary
 from lipdet.types import RawOutput, Target
 
@@ -72,13 +71,3 @@ def test_a_batch_in_which_nothing_can_rise(scores: Scores, logits: int, objects:
     entry = summary(0.1, join([part, part]), ("a", "b"), MEASURED)
     # By hand: nothing can be detected, so nothing is certified and nothing is a false positive.
     assert (entry["ap50"], entry["recall"], entry["precision"]) == (0.0, 0.0, None)
-
-
-@pytest.mark.parametrize("value", [math.nan, math.inf])
-def test_outputs_that_are_no_numbers_are_refused(value: float) -> None:
-    judge = verifier([[10.0, 10, 10, 10]] * 3, SigmoidScores(20.0), 100)
-    for name in ("logits", "offsets"):
-        raw = RawOutput(torch.zeros(1, 3, 2), torch.zeros(1, 3, 4))
-        getattr(raw, name)[0, 1, 0] = value
-        with pytest.raises(InputError, match="finite"):
-            judge.candidates(raw, 0.1)

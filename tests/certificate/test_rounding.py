@@ -73,6 +73,7 @@ def test_measuring_sees_what_a_coarser_machine_would_do(
     assert measured_rounding(coarse, images) > 100 * plain
 
 
+@pytest.mark.slow
 def test_a_perturbed_pass_in_either_precision_stays_within_the_slack(detector: SSD) -> None:
     torch.manual_seed(2)
     bounds = output_bounds(detector)
@@ -92,6 +93,7 @@ def test_a_perturbed_pass_in_either_precision_stays_within_the_slack(detector: S
                 assert ((second - first).abs() <= radii[:, None, None] * constants + slack).all()
 
 
+@pytest.mark.slow
 def test_the_proven_bound_covers_float32(detector: SSD) -> None:
     bound = proven_rounding(detector, torch.float32)
     exact = fold(detector).double()

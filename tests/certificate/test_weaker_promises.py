@@ -5,6 +5,7 @@ The oracle is what the detector's own NMS does with perturbed outputs, and torch
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import NamedTuple
 
 import pytest
@@ -23,14 +24,16 @@ from lipdet.types import Detections
 from tests.certificate.adversaries import perturbed
 from tests.certificate.scenes import Scene, detect, random_scene
 
-SCENES = range(150)
+SCENES = range(100)
+# A scene in which each mistake below is caught.
+SUPPRESSED, BOX_CUT_OFF, CLASS_CUT_OFF = 94, 5, 2
 PERTURBED = 60
 # Scores are rounded to float32.
 SCORE = RECALL_SCORE - 1e-6
 
 
 class Outcome(NamedTuple):
-    """Promises to objects in SCENES beyond what is certified, and how many of all are broken."""
+    """Promises to objects beyond what is certified, and how many of all are broken."""
 
     boxes: int
     classes: int
@@ -38,10 +41,10 @@ class Outcome(NamedTuple):
     broken_classes: int
 
 
-def outcome() -> Outcome:
+def outcome(scenes: Iterable[int]) -> Outcome:
     """Make all promises, and let adversaries try each scene of which something is promised."""
     counts = torch.zeros(4, dtype=torch.int64)
-    for number in SCENES:
+    for number in scenes:
         scene = random_scene(number)
         # The class is promised at RECALL_SCORE only among what is a candidate there.
         if scene.verifier.selection.score_floor >= RECALL_SCORE:
@@ -79,14 +82,13 @@ def _shown(found: Detections) -> Detections:
 
 @pytest.mark.slow
 def test_what_is_promised_stays() -> None:
-    found = outcome()
+    found = outcome(SCENES)
     # Without such promises the test could not fail.
     assert found.boxes > 10
-    assert found.classes > 10
+    assert found.classes > 5
     assert (found.broken_boxes, found.broken_classes) == (0, 0)
 
 
-@pytest.mark.slow
 def test_a_box_that_can_be_suppressed_is_caught(monkeypatch: pytest.MonkeyPatch) -> None:
     right = certified.box_stays
 
@@ -94,10 +96,9 @@ def test_a_box_that_can_be_suppressed_is_caught(monkeypatch: pytest.MonkeyPatch)
         return right(found._replace(kept_iou=found.matched_iou), *others)  # type: ignore[arg-type]
 
     monkeypatch.setattr(certified, "box_stays", wrong)
-    assert outcome().broken_boxes
+    assert outcome([SUPPRESSED]).broken_boxes
 
 
-@pytest.mark.slow
 def test_a_box_that_can_be_cut_off_is_caught(monkeypatch: pytest.MonkeyPatch) -> None:
     right = certified.box_stays
 
@@ -105,16 +106,15 @@ def test_a_box_that_can_be_cut_off_is_caught(monkeypatch: pytest.MonkeyPatch) ->
         return right(found._replace(untruncated=found.untruncated | True), *others)  # type: ignore[arg-type]
 
     monkeypatch.setattr(certified, "box_stays", wrong)
-    assert outcome().broken_boxes
+    assert outcome([BOX_CUT_OFF]).broken_boxes
 
 
-@pytest.mark.slow
 def test_a_class_that_can_be_cut_off_is_caught(monkeypatch: pytest.MonkeyPatch) -> None:
     def always(_: object, group: Tensor, *others: object) -> Tensor:
         return torch.ones(len(group), dtype=torch.bool)
 
     monkeypatch.setattr(diagnosis, "not_truncated", always)
-    assert outcome().broken_classes
+    assert outcome([CLASS_CUT_OFF]).broken_classes
 
 
 def with_all_classes(
@@ -133,8 +133,8 @@ def with_no_class(_: Candidates, truths: GroundTruth, *__: object) -> tuple[Grou
 
 
 def boxes_that_stay() -> Tensor:
-    """The promise of some box to the objects of SCENES."""
-    scenes = map(random_scene, SCENES)
+    """The promise of some box to the objects of a few scenes."""
+    scenes = map(random_scene, range(20))
     return torch.cat(
         [certify_batch(at.verifier, at.raw, at.targets, at.epsilon).of.box for at in scenes]
     )

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from lipdet.boxes.coding import corners
-from lipdet.config import PRESETS, DetectorConfig
+from lipdet.config import DetectorConfig
 from lipdet.detector import build_detector
 from lipdet.detector.calibration import calibrated, calibration_shift
 from lipdet.detector.matching import match, pad_targets
@@ -14,11 +14,10 @@ from lipdet.types import Target
 from tests.detector.test_matching import random_targets
 
 
-@pytest.mark.slow
 def test_the_shift_is_the_most_likely_one() -> None:
     generator = torch.Generator().manual_seed(0)
-    truth = torch.rand(20_000, generator=generator) < 0.02
-    logits = torch.randn(20_000, generator=generator).double() * 0.1 + truth * 0.5 - 0.9
+    truth = torch.rand(3_000, generator=generator) < 0.02
+    logits = torch.randn(3_000, generator=generator).double() * 0.1 + truth * 0.5 - 0.9
     shift = calibration_shift(logits, int(truth.sum()), temperature=20.0)
     # Oracle: the log-likelihood on a fine grid of shifts.
     grid = torch.linspace(-1, 2, 3001, dtype=torch.float64)
@@ -59,10 +58,3 @@ def test_boxes_near_an_object_do_not_count_for_its_class() -> None:
     # By its definition: all scores but those that may be right or not.
     counted = scores.sum() - scores[matches.near[0], 1].sum()
     assert counted.item() == pytest.approx(matches.positive.sum().item(), rel=1e-3)
-
-
-def test_a_softmax_detector_stays_as_it_is() -> None:
-    detector = build_detector(PRESETS["naive"].detector).eval()
-    shifted = calibrated(detector, [])
-    state = shifted.state_dict()
-    assert all(torch.equal(state[name], value) for name, value in detector.state_dict().items())

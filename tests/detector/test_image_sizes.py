@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import pytest
 import torch
 
-from lipdet.cli import main
 from lipdet.config import DetectorConfig
 from lipdet.detector import build_detector
 from lipdet.errors import InputError
@@ -45,20 +42,3 @@ def test_the_next_sizes_are_refused(architecture: str, size: int) -> None:
         match=f"{architecture} takes an image_size of {smallest} to {largest}, not {beyond}; the",
     ):
         build_detector(config(architecture, beyond))
-
-
-@pytest.mark.parametrize(
-    ("preset", "size", "words"),
-    [
-        ("naive", "64", "tinier-ssd takes an image_size of 74 to 77, not 64"),
-        ("certified", "75", "needs an even image_size of at least 32, not 75"),
-    ],
-)
-def test_training_refuses_a_size_before_it_begins(
-    preset: str, size: str, words: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    with pytest.raises(SystemExit) as exit_:
-        main(["train", "--preset", preset, "--image_size", size, "--out", str(tmp_path / "run")])
-    assert exit_.value.code == 2
-    assert words in capsys.readouterr().err
-    assert not list(tmp_path.iterdir())

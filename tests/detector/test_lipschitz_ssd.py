@@ -6,8 +6,7 @@ import pytest
 import torch
 
 from lipdet.certificate.constants.outputs import output_bounds
-from lipdet.config import PRESETS, DetectorConfig
-from lipdet.detector import build_detector
+from lipdet.config import DetectorConfig
 from lipdet.detector.lipschitz_ssd import BODIES, lipschitz_ssd
 from lipdet.errors import InputError
 from lipdet.layers import OrthonormalConv2d
@@ -15,15 +14,6 @@ from lipdet.layers import OrthonormalConv2d
 
 def small(architecture: str = "orthogonal-ssd", image_size: int = 74) -> DetectorConfig:
     return DetectorConfig(architecture, ("a", "b"), image_size, width=48)
-
-
-def test_shapes_of_the_preset() -> None:
-    detector = build_detector(PRESETS["certified"].detector)
-    raw = detector(torch.rand(2, 3, 74, 74))
-    # By hand: 74 pixels padded by 3 make 10 cells of 8, with eight boxes each; ten classes without
-    # background.
-    assert raw.logits.shape == (2, 800, 10)
-    assert raw.offsets.shape == (2, 800, 4)
 
 
 @pytest.mark.parametrize("architecture", BODIES)
@@ -86,8 +76,3 @@ def test_offsets_of_one_box_move_in_a_ball() -> None:
 def test_sizes_that_cannot_be_built_are_refused(image_size: int, width: int) -> None:
     with pytest.raises(InputError, match="even"):
         lipschitz_ssd(DetectorConfig("orthogonal-ssd", ("a",), image_size, width))
-
-
-def test_more_filters_than_a_patch_has_values_are_refused() -> None:
-    with pytest.raises(ValueError, match="orthonormal"):
-        OrthonormalConv2d(1, 10, 3)

@@ -10,7 +10,7 @@ from torchvision.ops import box_iou
 from lipdet.boxes.coding import corners
 from lipdet.config import DetectorConfig
 from lipdet.detector import build_detector
-from lipdet.detector.matching import PaddedTargets, match, pad_targets, pairwise_iou
+from lipdet.detector.matching import PaddedTargets, match, pad_targets
 from lipdet.types import Target
 
 NOTHING = Target(boxes=torch.zeros(0, 4), labels=torch.zeros(0, dtype=torch.int64))
@@ -62,42 +62,12 @@ def test_matching_equals_a_loop(seed: int) -> None:
     assert found[1] == {}
 
 
-def test_iou_equals_torchvision() -> None:
-    targets = pad_targets(random_targets(11))
-    overlap = pairwise_iou(DEFAULTS, targets.boxes)
-    for image, boxes in enumerate(targets.boxes):
-        torch.testing.assert_close(overlap[image], box_iou(DEFAULTS, boxes))
-
-
-def test_padding() -> None:
-    targets = random_targets(3)
-    padded = pad_targets(targets)
-    assert padded.boxes.shape == (4, 5, 4)
-    assert padded.valid.sum(dim=1).tolist() == [2, 0, 5, 1]
-    for row, target in enumerate(targets):
-        assert torch.equal(padded.boxes[row][padded.valid[row]], target["boxes"])
-        assert torch.equal(padded.labels[row][padded.valid[row]], target["labels"])
-
-
 def test_padding_never_matches() -> None:
     # Padding stands at 0, 0, 1, 1: a default box exactly there must not be taken by it.
     defaults = torch.tensor([[0.0, 0, 1, 1], [10, 10, 20, 20]])
     one = Target(boxes=torch.tensor([[10.0, 10, 20, 20]]), labels=torch.tensor([4]))
     two = Target(boxes=torch.tensor([[10.0, 10, 20, 20]] * 2), labels=torch.tensor([4, 5]))
     assert as_dictionaries(defaults, pad_targets([one, NOTHING, two])) == [{1: 0}, {}, {1: 1}]
-
-
-def test_more_padding_changes_nothing() -> None:
-    generator = torch.Generator().manual_seed(5)
-    target = random_target(generator, 3)
-    crowd = random_target(generator, 30)
-    [alone] = as_dictionaries(DEFAULTS, pad_targets([target]))
-    assert as_dictionaries(DEFAULTS, pad_targets([target, crowd]))[0] == alone
-
-
-def test_no_objects_in_any_image() -> None:
-    assert as_dictionaries(DEFAULTS, pad_targets([NOTHING, NOTHING])) == [{}, {}]
-    assert pad_targets([NOTHING]).boxes.shape == (1, 1, 4)
 
 
 def test_every_object_has_a_default_box_however_little_it_overlaps() -> None:
@@ -140,19 +110,9 @@ def test_near_boxes_overlap_an_object_but_are_not_positive(seed: int) -> None:
         assert torch.equal(objects[near], which[near])
 
 
-def test_no_box_is_near_by_default() -> None:
-    assert not match(DEFAULTS, pad_targets(random_targets(0))).near.any()
-
-
 def test_the_threshold_is_reached_at_equality() -> None:
     # By hand: 10 × 10 and 10 × 5 inside it overlap by 0.5 exactly; 10 × 4.9 by less.
     defaults = torch.tensor([[0.0, 0, 10, 10], [0, 0, 10, 5]])
     for height, expected in ((5.0, {0: 0, 1: 0}), (4.9, {1: 0})):
         target = Target(boxes=torch.tensor([[0.0, 0, 10, height]]), labels=torch.tensor([0]))
         assert as_dictionaries(defaults, pad_targets([target])) == [expected]
-
-
-def test_of_equal_default_boxes_the_first_is_claimed() -> None:
-    defaults = torch.tensor([[0.0, 0, 10, 10]] * 3)
-    target = Target(boxes=torch.tensor([[0.0, 0, 3, 3]]), labels=torch.tensor([0]))
-    assert as_dictionaries(defaults, pad_targets([target])) == [{0: 0}]

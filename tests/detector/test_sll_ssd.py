@@ -12,7 +12,7 @@ from lipdet.certificate import lipschitz_bound, output_bounds
 from lipdet.checkpoint import BEST, load_detector
 from lipdet.config import PRESETS, DetectorConfig
 from lipdet.detector import build_detector
-from lipdet.detector.sll_ssd import BLOCKS, EDGES, SLLBackbone
+from lipdet.detector.sll_ssd import BLOCKS, SLLBackbone
 from lipdet.images.pack import Pack
 from lipdet.job import Job
 from lipdet.train import train
@@ -31,7 +31,8 @@ def parameters(width: int) -> int:
 @pytest.mark.parametrize("name", [name for name in PRESETS if name.startswith("sll")])
 def test_number_of_parameters(name: str) -> None:
     config = PRESETS[name].detector
-    count = sum(parameter.numel() for parameter in build_detector(config).parameters())
+    with torch.device("meta"):
+        count = sum(parameter.numel() for parameter in build_detector(config).parameters())
     assert count == parameters(config.width)
     if name not in SMALL:
         # The reference experiment says "about 7 million".
@@ -59,7 +60,7 @@ def test_the_body_adds_nothing() -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("architecture", EDGES)
+@pytest.mark.parametrize("architecture", ["sll-spectral", "sll-l2"])
 def test_constants_of_the_edges(architecture: str) -> None:
     torch.manual_seed(0)
     detector = build_detector(DetectorConfig(architecture, width=8)).eval()
@@ -77,7 +78,8 @@ def test_constants_of_the_edges(architecture: str) -> None:
 @pytest.mark.parametrize("name", SMALL)
 def test_presets_train(name: str, house_numbers: Pack, tmp_path: Path) -> None:
     preset = PRESETS[name]
-    settings = replace(preset.train, epochs=1, epoch_pictures=8, batch_size=8)
-    job = Job(name, preset.detector, settings, (str(house_numbers.folder),), ())
+    detector = replace(preset.detector, width=8)
+    settings = replace(preset.train, epochs=1, epoch_pictures=4, batch_size=4)
+    job = Job(name, detector, settings, (str(house_numbers.folder),), ())
     train(job, tmp_path / "run")
-    assert load_detector(str(tmp_path / "run" / BEST)).detector.config == preset.detector
+    assert load_detector(str(tmp_path / "run" / BEST)).detector.config == detector

@@ -2,17 +2,14 @@
 
 from __future__ import annotations
 
-import dataclasses
 import math
 
 import pytest
 import torch
 from torch import Tensor, nn
 
-from lipdet.boxes.coding import corners
 from lipdet.config import DetectorConfig
 from lipdet.detector import SSD, build_detector
-from lipdet.detector.default_boxes import DefaultBoxLevel, default_boxes, sides
 from lipdet.detector.tinier_ssd import LEVELS, RATIOS
 
 # Source: ADI ai8x-training, models/ai85net-tinierssd.py: every layer is a 3×3 convolution with
@@ -44,28 +41,6 @@ HEADS = [
     ("loc_conv12_2", 16, 16),
 ]
 LAYERS = BACKBONE + HEADS
-COUNTS = {
-    "fire1": 896 + 64,
-    "fire2": 9_248 + 64,
-    "fire3": 18_496 + 128,
-    "fire4": 36_928 + 128,
-    "fire5": 36_928 + 128,
-    "fire6": 36_928 + 128,
-    "fire7": 73_856 + 256,
-    "fire8": 36_896 + 64,
-    "fire9": 9_248 + 64,
-    "fire10": 9_248 + 64,
-    "conv12_1": 4_624 + 32,
-    "conv12_2": 2_320 + 32,
-    "cl_fire8": 12_716 + 88,
-    "loc_fire8": 4_624 + 32,
-    "cl_fire9": 12_716 + 88,
-    "loc_fire9": 4_624 + 32,
-    "cl_fire10": 12_716 + 88,
-    "loc_fire10": 4_624 + 32,
-    "cl_conv12_2": 6_380 + 88,
-    "loc_conv12_2": 2_320 + 32,
-}
 
 
 @pytest.fixture(scope="module")
@@ -82,16 +57,11 @@ def convolutions(detector: SSD) -> list[tuple[nn.Conv2d, nn.BatchNorm2d]]:
 
 
 def test_every_layer_and_337_968_parameters(detector: SSD) -> None:
-    found = {}
     for (name, inputs, outputs), (conv, norm) in zip(LAYERS, convolutions(detector), strict=True):
         assert (conv.in_channels, conv.out_channels) == (inputs, outputs), name
         assert (conv.kernel_size, conv.padding, conv.stride) == ((3, 3), (1, 1), (1, 1)), name
         assert conv.bias is not None, name
         assert norm.affine, name
-        parameters = [*conv.parameters(), *norm.parameters()]
-        found[name] = sum(parameter.numel() for parameter in parameters)
-    assert found == COUNTS
-    assert sum(COUNTS.values()) == 337_968
     assert sum(parameter.numel() for parameter in detector.parameters()) == 337_968
 
 
@@ -126,13 +96,6 @@ def test_pixels_are_centred_once(detector: SSD) -> None:
     assert (seen[0] == 1).all()
 
 
-def test_every_convolution_but_the_heads_is_followed_by_a_relu(detector: SSD) -> None:
-    # Source: FusedConv2dBNReLU in the backbone, FusedConv2dBN in the heads.
-    assert sum(isinstance(module, nn.ReLU) for module in detector.backbone.modules()) == 12
-    assert not any(isinstance(module, nn.ReLU) for module in detector.heads.modules())
-    assert all((features >= 0).all() for features in detector.backbone(torch.rand(1, 3, 74, 74)))
-
-
 def test_default_boxes_by_hand(detector: SSD) -> None:
     # cx = (column + 0.5) / cells · 74, w = scale · √ratio · 74, h = scale / √ratio · 74.
     def box(cells: int, row: int, column: int, scale: float, ratio: float) -> list[float]:
@@ -163,12 +126,6 @@ def test_default_boxes_by_hand(detector: SSD) -> None:
     assert detector.default_boxes[0].tolist() == pytest.approx(
         [2.0556, 2.0556, 10.234, 12.04], 1e-4
     )
-
-
-def test_default_boxes_of_other_levels() -> None:
-    # By hand: one cell, the whole image of 10 pixels; ratio 4 is 2 · scale wide.
-    [box] = default_boxes([DefaultBoxLevel(1, sides(0.4, (4.0,)))], 10)
-    torch.testing.assert_close(box, torch.tensor([5.0, 5, 8, 2]))
 
 
 @pytest.mark.parametrize("level", range(4))
@@ -210,28 +167,6 @@ class Fixed(nn.Module):
         return self.features
 
 
-def test_a_change_in_the_picture_is_felt_around_it(detector: SSD) -> None:
-    """Rows and columns are not exchanged: pixels at the upper right move the anchors there."""
-    grey = torch.full((1, 3, 74, 74), 0.5)
-    changed = grey.clone()
-    changed[:, :, 0:4, 70:74] = 1
-    difference = (detector(changed).logits - detector(grey).logits)[0, :1296].abs().sum(dim=1)
-    middle = detector.default_boxes[difference.argmax(), :2]
-    assert middle[0] > 55
-    assert middle[1] < 19
-    # Receptive field of fire8 by hand: it does not reach from one corner to the other.
-    lower_left = corners(detector.default_boxes[: 4 * 18 * 18]).reshape(18, 18, 4, 4)[15:, :3]
-    assert lower_left[..., 0].max() < 19
-    assert difference.reshape(18, 18, 4)[15:, :3].max() == 0
-
-
-def test_weights_and_mode(detector: SSD) -> None:
-    assert all((conv.bias == 0).all() for conv, _ in convolutions(detector))
-    images = torch.rand(3, 3, 74, 74)
-    together, alone = detector(images), detector(images[1:2])
-    torch.testing.assert_close(together.logits[1:2], alone.logits, rtol=1e-4, atol=1e-4)
-
-
 @pytest.mark.parametrize("training", [True, False])
 def test_every_default_box_starts_as_background(training: bool) -> None:
     torch.manual_seed(2)
@@ -240,22 +175,3 @@ def test_every_default_box_starts_as_background(training: bool) -> None:
     # By hand: e⁵ / (e⁵ + 10) = 0.94 where the other logits are 0.
     assert scores[:, :, 0].mean().item() == pytest.approx(0.93, abs=0.02)
     assert (scores.argmax(dim=2) == 0).float().mean() > 0.999
-
-
-def test_the_seed_determines_the_weights() -> None:
-    def built(seed: int) -> dict[str, Tensor]:
-        torch.manual_seed(seed)
-        return build_detector(DetectorConfig()).state_dict()
-
-    one, again, other = built(5), built(5), built(6)
-    assert all(torch.equal(one[name], again[name]) for name in one)
-    assert not all(torch.equal(one[name], other[name]) for name in one)
-
-
-def test_other_classes_change_the_heads_only() -> None:
-    config = dataclasses.replace(DetectorConfig(), class_names=("cat", "dog"))
-    detector = build_detector(config)
-    assert detector(torch.zeros(2, 3, 74, 74)).logits.shape == (2, 1700, 3)
-    # By hand: the classification heads shrink from 44 to 12 outputs, each with 9 · in + 1 + 2.
-    difference = 32 * (3 * (9 * 32 + 3) + 9 * 16 + 3)
-    assert sum(parameter.numel() for parameter in detector.parameters()) == 337_968 - difference

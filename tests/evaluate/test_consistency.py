@@ -44,15 +44,3 @@ def test_counts(before: list[Row], after: list[Row], expected: tuple[int, ...]) 
     found = consistency([detections(*before)], [detections(*after)], 0.2)
     assert tuple(found.values()) == expected
     assert list(found) == ["shown", "kept", "changed", "vanished", "appeared"]
-
-
-def test_pictures_are_not_mixed() -> None:
-    # The same box in another picture is no partner.
-    one, none = detections((0, 3, 0.9)), detections()
-    assert consistency([one, none], [none, one], 0.2) == {
-        "shown": 1,
-        "kept": 0,
-        "changed": 0,
-        "vanished": 1,
-        "appeared": 1,
-    }

@@ -68,12 +68,6 @@ def test_weights_are_respected(
     assert (by_pack[1], by_pack[2]) == expected
 
 
-def test_shares_that_are_not_whole_add_up(parts: list[Part]) -> None:
-    mixture = Mixture([*parts, parts[0]], (1, 1, 1), 40, 8, 0)
-    assert sorted(mixture.counts) == [13, 13, 14]
-    assert sum(seen(mixture, 1).values()) == 40
-
-
 @pytest.mark.parametrize("epochs", [1, 2, 3, 7])
 def test_all_pictures_of_a_part_are_served_equally_often(parts: list[Part], epochs: int) -> None:
     # 24 pictures an epoch, 12 of each part of 7 and 40: passes do not end with epochs.
@@ -88,12 +82,6 @@ def test_only_the_pictures_of_a_part_are_served(parts: list[Part]) -> None:
     some = Part(parts[1].pack, np.array([3, 30, 31]))
     counts = seen(Mixture([some], (1,), 12, 4, 0), 5)
     assert counts == {(2, 3): 20, (2, 30): 20, (2, 31): 20}
-
-
-def test_the_last_smaller_batch_is_left_out(parts: list[Part]) -> None:
-    mixture = Mixture(parts, (1, 1), 27, 6, 0)
-    assert mixture.batches_per_epoch == 4
-    assert sum(seen(mixture, 1).values()) == 24
 
 
 def test_a_batch_does_not_depend_on_history(parts: list[Part]) -> None:
@@ -141,11 +129,3 @@ def test_how_many_are_held_out(crops: Pack, share: float, limit: int, expected: 
     # By hand: the share of 60, rounded down, at most the limit.
     assert len(validation.indices) == expected
     assert len(training.indices) == 240 - 4 * expected
-
-
-def test_the_seed_determines_the_split(crops: Pack) -> None:
-    one, again, other = (split(crops, 0.25, 100, seed)[1].indices for seed in (1, 1, 2))
-    assert np.array_equal(one, again)
-    assert not np.array_equal(one, other)
-    # Not simply the first ones.
-    assert set(crops.pictures[one]) != set(range(15))

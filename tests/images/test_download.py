@@ -11,7 +11,6 @@ import threading
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
-from typing import Any
 
 import pytest
 
@@ -111,15 +110,6 @@ def test_finished_target_is_not_fetched_again(
     assert server.ranges == [None]
 
 
-def test_archive_at_hand_is_unpacked_without_a_request(
-    server: Server, archive: bytes, tmp_path: Path
-) -> None:
-    (tmp_path / "train.tar.gz").write_bytes(archive)
-    download_svhn("train", tmp_path, server.url, sha256=hashlib.sha256(archive).hexdigest())
-    assert len(read_svhn(tmp_path / "train").pictures) == 3
-    assert server.ranges == []
-
-
 def test_broken_connection_goes_on_where_it_stopped(
     server: Server, archive: bytes, tmp_path: Path
 ) -> None:
@@ -140,25 +130,6 @@ def test_part_of_an_earlier_run_is_continued(
     assert listing(tmp_path) == ["train", "train.tar.gz"]
 
 
-def test_server_that_ignores_range_starts_again(
-    server: Server, archive: bytes, tmp_path: Path
-) -> None:
-    server.content = archive
-    server.honours_range = False
-    (tmp_path / "train.tar.gz.part").write_bytes(b"x" * 1234)
-    download_svhn("train", tmp_path, server.url)
-    assert (tmp_path / "train.tar.gz").read_bytes() == archive
-
-
-def test_part_longer_than_the_file_starts_again(
-    server: Server, archive: bytes, tmp_path: Path
-) -> None:
-    server.content = archive
-    (tmp_path / "train.tar.gz.part").write_bytes(b"x" * (len(archive) + 1))
-    download_svhn("train", tmp_path, server.url)
-    assert server.ranges == [f"bytes={len(archive) + 1}-", None]
-
-
 def test_connection_that_stays_broken(server: Server, archive: bytes, tmp_path: Path) -> None:
     server.content = archive
     server.break_after = [1000] + [0] * 9
@@ -171,12 +142,6 @@ def test_connection_that_stays_broken(server: Server, archive: bytes, tmp_path: 
 
     server.break_after = []
     assert (download_svhn("train", tmp_path, server.url) / "digitStruct.mat").is_file()
-
-
-def test_no_server(tmp_path: Path, server: Server) -> None:
-    # Port 9 of this machine (discard) is closed.
-    with pytest.raises(InputError, match=r"127\.0\.0\.1:9/train\.tar\.gz: .* broke 4 times"):
-        download_svhn("train", tmp_path, "http://127.0.0.1:9")
 
 
 def test_answers_that_end_or_repeat(server: Server, archive: bytes, tmp_path: Path) -> None:
@@ -284,34 +249,6 @@ def test_official_archives_are_checked(official: Server, archive: bytes, tmp_pat
     download_svhn("train", tmp_path, official.url.rstrip("/"))
 
 
-def test_truncated_official_archive_is_continued(
-    official: Server, archive: bytes, tmp_path: Path
-) -> None:
-    (tmp_path / "train.tar.gz").write_bytes(archive[:777])
-    download_svhn("train", tmp_path, official.url)
-    assert official.ranges == ["bytes=777-"]
-
-
-def test_complete_part_of_known_size_needs_no_request(
-    official: Server, archive: bytes, tmp_path: Path
-) -> None:
-    (tmp_path / "train.tar.gz.part").write_bytes(archive)
-    download_svhn("train", tmp_path, official.url)
-    assert official.ranges == []
-
-
-def test_log_shows_progress(
-    server: Server, archive: bytes, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    server.content = archive
-    server.break_after = [1000]
-    download_svhn("train", tmp_path, server.url)
-    shown = capsys.readouterr()
-    assert shown.out == ""
-    assert "trying again in 0 s" in shown.err
-    assert "train.tar.gz: 100 % have arrived" in shown.err
-
-
 @pytest.mark.parametrize("url", ["file:///etc/", "ftp://127.0.0.1/", "housenumbers", ""])
 def test_other_schemes_are_refused(tmp_path: Path, url: str) -> None:
     with pytest.raises(InputError, match="not an http or https address"):
@@ -327,23 +264,3 @@ def test_unknown_split_and_unusable_folders(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     with pytest.raises(InputError, match="file: cannot be written"):
         download_svhn("train", tmp_path / "file")
-
-
-def test_interrupted_unpacking_leaves_only_the_archive(
-    server: Server, archive: bytes, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    server.content = archive
-    extract, seen = tarfile.TarFile.extract, []
-
-    def interrupted(tar: tarfile.TarFile, member: tarfile.TarInfo, *args: Any, **kw: Any) -> None:
-        seen.append(member.name)
-        if len(seen) == 3:
-            raise KeyboardInterrupt
-        extract(tar, member, *args, **kw)
-
-    monkeypatch.setattr(tarfile.TarFile, "extract", interrupted)
-    with pytest.raises(KeyboardInterrupt):
-        download_svhn("train", tmp_path, server.url)
-    assert listing(tmp_path) == ["train.tar.gz"]
-    download_svhn("train", tmp_path, server.url)
-    assert len(server.ranges) == 1

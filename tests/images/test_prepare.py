@@ -9,7 +9,6 @@ import pytest
 from PIL import Image
 
 from lipdet.errors import InputError
-from lipdet.images.coco import read_coco
 from lipdet.images.crop import Region, cut, into_region, reference_region
 from lipdet.images.pack import Pack
 from lipdet.images.prepare import Crop, pack_rendered, pack_source
@@ -95,20 +94,6 @@ def test_the_seed_determines_the_pack(source: Source, tmp_path: Path, crop: Crop
     assert one.hash == again.hash != other.hash
 
 
-def test_a_picture_is_cut_alike_in_any_company(source: Source, tmp_path: Path) -> None:
-    shorter = Source(source.name, source.class_names, source.pictures[:1], ())
-    one = packed(shorter, tmp_path / "short", "jitter", crops=3)
-    all_of_them = packed(source, tmp_path / "long", "jitter", crops=3)
-    np.testing.assert_array_equal(one.images, all_of_them.images[:3])
-
-
-def test_nothing_usable(source: Source, tmp_path: Path) -> None:
-    empty = Source("empty", ("a", "b"), source.pictures[2:], ())
-    with pytest.raises(InputError, match="no usable picture"):
-        packed(empty, tmp_path, "reference")
-    assert not (tmp_path / "reference").exists()
-
-
 @pytest.mark.parametrize("damage", ["missing", "truncated", "text"])
 def test_an_unreadable_picture_is_named(source: Source, tmp_path: Path, damage: str) -> None:
     file = source.pictures[1].path
@@ -150,13 +135,3 @@ def test_real_photographs(svhn: Path, tmp_path: Path) -> None:
         own = pack.target(index)["boxes"].numpy()
         extent = max(own[:, 2:].max(axis=0) - own[:, :2].min(axis=0))
         assert extent > 74 / 1.3 * 0.93
-
-
-def test_coco_pictures_without_objects_are_kept(tmp_path: Path) -> None:
-    Image.new("RGB", (30, 20)).save(tmp_path / "a.png")
-    (tmp_path / "all.json").write_text(
-        '{"images": [{"id": 1, "file_name": "a.png", "width": 30, "height": 20}],'
-        ' "annotations": [], "categories": [{"id": 1, "name": "a"}]}'
-    )
-    pack = packed(read_coco(tmp_path / "all.json"), tmp_path, "full")
-    assert (len(pack), len(pack.labels)) == (1, 0)

@@ -5,24 +5,24 @@ from __future__ import annotations
 import hashlib
 import subprocess
 import sys
+from typing import Any
 
 import numpy as np
 import pytest
 
 from lipdet.errors import InputError
-from lipdet.images.glyphs import FONTS, HALF_INK, crop_to_ink, font_mask, pen_mask
+from lipdet.images.glyphs import HALF_INK
 from lipdet.images.ink import draw_ink, ink_boxes, natural_one_aspect, sample_typeface
 from lipdet.images.layout import sample_layout
-from lipdet.images.render import STREAMS, rendered, sample_contrast
+from lipdet.images.render import STREAMS, rendered
 
-DIGEST_SCRIPT = """
+DIGEST = """
 import hashlib
 from lipdet.images.render import rendered
 digest = hashlib.sha256()
-for index in {indices}:
+for index in range(12):
     for part in rendered("train", index, seed=3):
         digest.update(part.tobytes())
-print(digest.hexdigest())
 """
 
 
@@ -31,18 +31,12 @@ def digest(stream: str, index: int, seed: int = 0) -> str:
 
 
 def test_two_processes_render_the_same_bytes() -> None:
-    runs = [
-        subprocess.run(
-            [sys.executable, "-c", DIGEST_SCRIPT.format(indices=list(range(12)))],
-            capture_output=True,
-            text=True,
-            check=True,
-        ).stdout
-        for _ in range(2)
-    ]
+    command = [sys.executable, "-c", DIGEST + "print(digest.hexdigest())"]
+    printed = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+    here: dict[str, Any] = {}
+    exec(DIGEST, here)
     # Oracle: the same call in another process, whose hash seed and caches differ.
-    assert runs[0] == runs[1]
-    assert len(runs[0].strip()) == 64
+    assert printed.strip() == here["digest"].hexdigest()
 
 
 def test_a_picture_does_not_depend_on_the_others() -> None:
@@ -54,15 +48,15 @@ def test_a_picture_does_not_depend_on_the_others() -> None:
 
 def test_streams_seeds_and_indices_never_share_a_picture() -> None:
     digests = {
-        digest(stream, index, seed) for stream in STREAMS for index in range(40) for seed in (0, 1)
+        digest(stream, index, seed) for stream in STREAMS for index in range(15) for seed in (0, 1)
     }
     # Oracle: counting.
-    assert len(digests) == 2 * 40 * 2
+    assert len(digests) == 2 * 15 * 2
 
 
 @pytest.mark.parametrize("size", [32, 74, 128])
 def test_shapes_types_and_ranges(size: int) -> None:
-    for index in range(30):
+    for index in range(10):
         picture, boxes, labels = rendered("train", index, size=size)
         # Oracle: the documented signature.
         assert picture.shape == (size, size, 3)
@@ -74,12 +68,6 @@ def test_shapes_types_and_ranges(size: int) -> None:
         assert boxes.min() >= 0
         assert boxes.max() <= size
         assert (boxes[:, 2:] > boxes[:, :2]).all()
-
-
-def test_every_digit_occurs_and_nothing_else() -> None:
-    labels = np.concatenate([rendered("train", index)[2] for index in range(120)])
-    # Oracle: the ten digit classes; 120 numbers lack one of them with probability < 1e-5.
-    assert set(labels.tolist()) == set(range(10))
 
 
 def test_ink_stays_in_its_box_and_reaches_near_its_sides() -> None:
@@ -111,43 +99,19 @@ def test_ink_stays_in_its_box_and_reaches_near_its_sides() -> None:
 
 
 def test_boxes_lie_where_the_picture_shows_digits() -> None:
-    pictures = [rendered("train", index) for index in range(150)]
+    pictures = [rendered("train", index) for index in range(75)]
 
     def contrast(boxes_from: int) -> float:
         """Mean brightness step across the strokes in boxes, taken from a later picture."""
         steps = []
         for index, (picture, _, _) in enumerate(pictures):
             across = np.abs(np.diff(picture.mean(axis=2), axis=1))
-            for x0, y0, x1, y1 in pictures[(index + boxes_from) % 150][1].round().astype(int):
+            for x0, y0, x1, y1 in pictures[(index + boxes_from) % 75][1].round().astype(int):
                 steps.append(across[y0:y1, x0:x1].mean() / (across.mean() + 1e-3))
         return float(np.median(steps))
 
     # Oracle: the same statistic with the boxes of another picture, which fit only by chance.
     assert contrast(0) > 1.1 * contrast(1)
-
-
-def test_grounds_and_digits_are_told_apart() -> None:
-    rng = np.random.default_rng(0)
-    pairs = np.array([sample_contrast(rng) for _ in range(1000)]).mean(axis=2)
-    light_on_dark = np.mean(pairs[:, 1] > pairs[:, 0])
-    # Oracle: 43 % of SVHN's first 256 train numbers are lighter than their ground.
-    assert light_on_dark == pytest.approx(0.45, abs=0.05)
-    assert np.abs(pairs[:, 1] - pairs[:, 0]).min() > 15
-
-
-def test_masks_are_tight_and_differ_between_digits() -> None:
-    fonts = [[font_mask(font, digit, 0) for digit in range(10)] for font in FONTS]
-    pens = [
-        [pen_mask(digit, variant, 0.6, 0.14, round_caps=True) for digit in range(10)]
-        for variant in range(4)
-    ]
-    for masks in fonts + pens:
-        for mask in masks:
-            # Oracle: a crop of a tight mask changes at most the antialiased rim.
-            cropped = crop_to_ink(mask)
-            assert mask.width - cropped.width <= 2
-            assert mask.height - cropped.height <= 2
-        assert len({mask.tobytes() for mask in masks}) == 10
 
 
 def test_unknown_streams_and_negative_numbers_are_refused() -> None:

@@ -9,11 +9,10 @@ from pathlib import Path
 import h5py
 import numpy as np
 import pytest
-from PIL import Image
 
 from lipdet.errors import InputError
 from lipdet.images.svhn import read_svhn
-from tests.images.svhn_format import write_digit_struct, write_split
+from tests.images.svhn_format import write_split
 
 SHARED = Path(__file__).parents[3] / "shared" / "svhn"
 
@@ -56,12 +55,9 @@ def test_overhang_is_clipped(tmp_path: Path) -> None:
     ("digit", "reason"),
     [
         ((5, 4, 3, 0, 10), "width or height is not positive"),
-        ((5, 4, 3, 6, -1), "width or height is not positive"),
         ((5, 4, 3, float("nan"), 10), "width or height is not positive"),
         ((5, 40, 3, 6, 10), "without area inside the 40x30 picture"),
-        ((5, 4, -10, 6, 10), "without area inside the 40x30 picture"),
         ((0, 4, 3, 6, 10), "label outside 1..10"),
-        ((11, 4, 3, 6, 10), "label outside 1..10"),
         ((1.5, 4, 3, 6, 10), "label outside 1..10"),
     ],
 )
@@ -86,22 +82,6 @@ def test_unusable_picture_is_skipped(tmp_path: Path) -> None:
         ("1.png", "the picture is missing from the folder"),
         ("2.png", "cannot be read as a picture"),
     ]
-
-
-def test_name_outside_the_folder_is_skipped(tmp_path: Path) -> None:
-    folder = write_split(tmp_path / "s", {"1.png": [(1, 2, 3, 4, 5)]})
-    Image.new("RGB", (40, 30)).save(tmp_path / "9.png")
-    write_digit_struct(
-        folder / "digitStruct.mat", {"1.png": [(1, 2, 3, 4, 5)], "../9.png": [(1, 2, 3, 4, 5)]}
-    )
-    assert [s.name for s in read_svhn(folder).skipped] == ["../9.png"]
-
-
-def test_all_pictures_unusable_is_an_error(tmp_path: Path) -> None:
-    folder = write_split(tmp_path / "s", {"1.png": [(1, 2, 3, 4, 5)]})
-    (folder / "1.png").unlink()
-    with pytest.raises(InputError, match=r"none of its pictures .*1\.png: the picture is missing"):
-        read_svhn(folder)
 
 
 def test_missing_folder_and_missing_annotations(tmp_path: Path) -> None:

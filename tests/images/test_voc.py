@@ -92,16 +92,12 @@ def test_a_list_of_classes_decides(tmp_path: Path) -> None:
     [
         ("<annotation>", "<annotations>", 21, "is no xml"),
         ("<filename>a.jpg", "<filename>z.jpg", 3, "its <filename> .*z.jpg does not exist"),
-        ("<filename>a.jpg</filename>", "", 1, "its <filename> .* does not exist"),
         ("<width>40", "<width>20", 4, r"stated as 20x20, but .*a\.jpg is 40x20"),
-        ("<height>20</height>", "", 4, r"stated as 40x, but"),
         ("<name>person</name>", "", 5, "<name> '' is none of the classes"),
-        ("<xmin>1</xmin>", "", 8, "needs a <bndbox> of four numbers"),
         ("<xmin>1<", "<xmin>one<", 8, "needs a <bndbox> of four numbers"),
         ("bndbox", "robndbox", 5, "needs a <bndbox> of four numbers"),
         ("<xmin>1<", "<xmin>nan<", 8, "box nan 1 40 20 has no area"),
         ("<xmax>40<", "<xmax>inf<", 8, "box 1 1 inf 20 has no area"),
-        ("<xmin>1<", "<xmin>41<", 8, "box 41 1 40 20 has no area inside the 40x20"),
         ("<annotation>", '<!DOCTYPE a [<!ENTITY x "y">]><annotation>', 1, "document type"),
         ("<annotation>", '<!DOCTYPE a SYSTEM "file:///etc/passwd">\n<annotation>', 1, "document"),
         ("VOC2007", "&bomb;", 2, "is no xml"),
@@ -122,10 +118,8 @@ def test_bad_entries_are_named(tmp_path: Path, old: str, new: str, line: int, me
     [
         ("", "line 1: is no xml"),
         (FIRST[:200], "is no xml"),
-        ("not xml", "line 1: is no xml"),
         ("<html></html>", "line 1: holds <html> where Pascal VOC has <annotation>"),
         ('<?xml version="1.0" encoding="klingon"?><a/>', "no xml|cannot be read"),
-        ("<annotation>" * 100_000, "line 1: is no xml"),
     ],
 )
 def test_malformed_files(tmp_path: Path, text: str, message: str) -> None:
@@ -158,12 +152,6 @@ def test_missing_parts_are_named(tmp_path: Path) -> None:
         read_voc(lists / "train.txt")
     (tmp_path / "Annotations" / "a.xml").write_text(SECOND)
     with pytest.raises(InputError, match=r"no annotation names a class; add a classes\.txt"):
-        read_voc(tmp_path)
-
-
-def test_an_unreadable_picture_is_named(tmp_path: Path) -> None:
-    (write(tmp_path) / "JPEGImages" / "a.jpg").write_bytes(b"no picture")
-    with pytest.raises(InputError, match=r"a\.jpg: cannot be read as a picture"):
         read_voc(tmp_path)
 
 

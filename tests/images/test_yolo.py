@@ -65,12 +65,6 @@ def test_layouts(tmp_path: Path, pictures: str, labels: str, names: str, named: 
     assert not source.skipped
 
 
-def test_a_relative_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    write(tmp_path, "images/train", "labels/train")
-    monkeypatch.chdir(tmp_path / "images" / "train")
-    check(read_yolo(Path(".")))
-
-
 def test_names_in_other_forms(tmp_path: Path) -> None:
     write(tmp_path)
     for text in ("names: [cat, no]", "\ufeffnames:\n- cat\n- 'no'\n", "names: {0: cat, 1: no}"):
@@ -89,16 +83,12 @@ def test_labels_of_a_lost_picture_are_listed(tmp_path: Path) -> None:
     ("line", "message"),
     [
         ("0 0.5 0.5 0.5", "needs the five numbers"),
-        ("0 0.1 0.1 0.9 0.1 0.9 0.9", "needs the five numbers"),
         ("cat 0.5 0.5 0.5 0.5", "needs the five numbers .* not 'cat 0.5"),
         ("2 0.5 0.5 0.5 0.5", "class 2 is none of the 2 classes"),
-        ("-1 0.5 0.5 0.5 0.5", "class -1 is none"),
-        ("0.5 0.5 0.5 0.5 0.5", "class 0.5 is none"),
         ("nan 0.5 0.5 0.5 0.5", "class nan is none"),
         ("0 20 10 20 4", "must be fractions .* not 20 10 20 4; divide pixels"),
         ("0 0.5 0.5 -0.5 0.5", "must be fractions"),
         ("0 0.5 nan 0.5 0.5", "must be fractions"),
-        ("0 0.5 0.5 0 0.5", "no area inside"),
         ("0 1.005 0.5 0.005 0.5", "no area inside"),
     ],
 )
@@ -116,17 +106,13 @@ def test_a_bad_line_is_named(tmp_path: Path, line: str, message: str) -> None:
     ("text", "message"),
     [
         ("", "data.yaml: has no `names`"),
-        ("a list", "data.yaml: has no `names`"),
         ("nc: 2\nnames:\n  0: a\n  2: b\n", "line 4: the numbers .* not 2"),
         ("nc: 3\nnames: [a, b]", "line 1: nc is 3, but there are 2 names"),
         ("path: .\nnames: cat", "line 2: `names` must be a list"),
         ("names:\n- a\n- [b]\n", "line 3: a class name must be one word"),
         ("names: [a, a]", "needs at least one class, and a name of its own"),
-        ("names: []", "needs at least one class"),
         ("names: [a,\nb", "line 2: is no YAML"),
         ("names: [a]\n? [x]\n: 1\n---\nnames: [b]", "line 4: is no YAML"),
-        ("names: \x00", "is no YAML"),
-        ("[" * 100_000, "is no YAML"),
     ],
 )
 def test_bad_names_are_named(tmp_path: Path, text: str, message: str) -> None:
@@ -166,12 +152,6 @@ def test_a_folder_of_splits_asks_for_one(tmp_path: Path) -> None:
 def test_binary_labels(tmp_path: Path, damage: bytes) -> None:
     (write(tmp_path) / "labels" / "a.txt").write_bytes(damage)
     with pytest.raises(InputError, match=r"a\.txt(: cannot be read as text|, line 1)"):
-        read_yolo(tmp_path)
-
-
-def test_an_unreadable_picture_is_named(tmp_path: Path) -> None:
-    (write(tmp_path) / "images" / "a.png").write_bytes(b"no picture")
-    with pytest.raises(InputError, match=r"a\.png: cannot be read as a picture"):
         read_yolo(tmp_path)
 
 

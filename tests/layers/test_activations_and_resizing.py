@@ -38,11 +38,6 @@ def test_maxmin_sorts_the_halves() -> None:
     assert MaxMin()(x).tolist() == [[3.0, 5.0, 1.0, 2.0]]  # pairs (1, 3) and (5, 2) by hand
 
 
-def test_householder_starts_as_maxmin() -> None:
-    x = torch.randn(3, 6, 4, 4)
-    torch.testing.assert_close(Householder(6)(x), MaxMin()(x))
-
-
 def test_householder_is_continuous() -> None:
     # 1-Lipschitz across the line where the branch changes: a norm of differences, not Jacobians.
     torch.manual_seed(0)
@@ -112,10 +107,3 @@ def test_overlapping_max_pool_reaches_2_and_is_refused() -> None:
 def test_inputs_that_do_not_fit_are_refused(layer: nn.Module, words: str) -> None:
     with pytest.raises(ValueError, match=words):
         layer(torch.zeros(1, 3, 3, 4))
-
-
-def test_sizes_below_1_are_refused() -> None:
-    with pytest.raises(ValueError, match="at least 1"):
-        SpaceToDepth(0)
-    with pytest.raises(ValueError, match="at least 1"):
-        ScaledAvgPool2d((2, 0))

@@ -65,11 +65,6 @@ def test_branches_shared_layers_and_in_place_layers() -> None:
     assert all(p.grad is None for p in model.parameters())
 
 
-def test_one_image_is_not_enough() -> None:
-    with pytest.raises(ValueError, match="at least two"):
-        gain_profile(_scale(1), torch.zeros(1, 3))
-
-
 def _stack(build: Callable[[], nn.Module], activation: Callable[[], nn.Module]) -> nn.Module:
     return nn.Sequential(*[nn.Sequential(build(), activation()) for _ in range(10)])
 

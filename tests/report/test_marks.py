@@ -49,16 +49,6 @@ def test_certified_is_blue_with_its_region_and_uncertified_dashed() -> None:
     assert drawn.height > CERTIFICATE_SIDE  # The legend.
 
 
-def test_texts_of_detections_that_cover_each_other_stand_apart() -> None:
-    # Two of the same box: the text of the second does not lie on that of the first, or its black
-    # ground would have hidden it.
-    found = [Detection(label, 0.5, (10.0, 20, 25, 50), 0.0) for label in "67"]
-    white = Image.new("RGB", (74, 74), "white")
-    both, single = draw_certificates(white, found), draw_certificates(white, found[:1])
-    black = [int(_where(drawn, "#000000").sum()) for drawn in (both, single)]
-    assert black[0] > 1.5 * black[1]
-
-
 def test_the_font_has_the_signs_that_pictures_need() -> None:
     # Oracle: a code point that no font has is drawn as the box of missing characters.
     font = text_font(16)

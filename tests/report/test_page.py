@@ -172,15 +172,6 @@ def test_page_holds_all_it_needs(page: Page) -> None:
     assert len(set(page.identities)) == len(page.identities)
 
 
-def test_every_figure_has_an_alternative(page: Page) -> None:
-    # Four curves and bars, two profiles or reasons, two architectures, two by two pictures.
-    assert page.figures >= 4 + 2 + 4
-    assert page.figures == page.tags.count("svg")
-    # One title of the page, one of each figure.
-    assert len(page.titles) == page.figures + 1
-    assert all(title.strip() for title in page.titles)
-
-
 def test_page_without_any_radius(tmp_path: Path) -> None:
     plain = [one.__class__(**{**one.__dict__, "scenes": ()}) for one in inspections()[1:]]
     write_page(tmp_path / "plain.html", results()[1:], plain, "plain")

@@ -10,7 +10,7 @@ from PIL import Image
 from rich.console import Console
 
 from lipdet.reading import Detection
-from lipdet.reading.marks import COLOURS, SMALLEST_SIDE, contact_sheet, draw_classes
+from lipdet.reading.marks import COLOURS, SMALLEST_SIDE, draw_classes
 from lipdet.report.table import classes_table, percent, results_table
 
 
@@ -49,26 +49,6 @@ def test_overlay_enlarges_small_pictures_and_draws_the_box_where_it_is() -> None
     assert on_box[35 * scale : 55 * scale, 40 * scale - 1].all()
     assert on_box[60 * scale - 1, 22 * scale : 38 * scale].all()
     assert not on_box[:, : 20 * scale].any()
-
-
-def test_overlay_without_detections_is_the_picture() -> None:
-    image = Image.fromarray(np.random.default_rng(0).integers(0, 256, (400, 300, 3), np.uint8))
-    assert np.array_equal(np.asarray(draw_classes(image, detections(), ())), np.asarray(image))
-
-
-def test_overlay_of_a_box_without_area() -> None:
-    draw_classes(Image.new("RGB", (300, 300)), detections((0, 0, 0, 0)), ("0",))
-
-
-def test_contact_sheet_holds_every_picture() -> None:
-    pictures = [Image.new("RGB", (10, 20), colour) for colour in ("red", "lime", "blue")]
-    sheet = contact_sheet(pictures, columns=2)
-    assert sheet.size == (24, 44)
-    assert [sheet.getpixel(at) for at in ((0, 0), (14, 0), (0, 24))] == [
-        (255, 0, 0),
-        (0, 255, 0),
-        (0, 0, 255),
-    ]
 
 
 def test_tables_show_percent() -> None:

@@ -72,6 +72,7 @@ def test_regions_and_radii_hold(detector: SSD, images: Tensor, house_numbers: Pa
     assert certified, "nothing is certified, so nothing is tested"
 
 
+@pytest.mark.slow
 def test_without_a_bound_nothing_is_promised(detector: SSD, house_numbers: Pack) -> None:
     normalize = detector.normalize
     detector.normalize = nn.Sequential(Strange())

@@ -74,7 +74,7 @@ class Candidates(NamedTuple):
         low: (N,) lowest log-odds, float64, −∞ where the default box may not vote for the class.
         log_odds: (N,) those without perturbation.
         high: (N,) highest, falling within a group.
-        slack: (N,) what numerics alone can change of a log-odds.
+        slack: (N,) what rounding alone can change of a log-odds.
         boxes: where each one's box can lie, before clipping.
         balls: the offsets of the same boxes.
     """

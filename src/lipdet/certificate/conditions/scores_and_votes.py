@@ -53,8 +53,8 @@ class ClassVotes(NamedTuple):
 
     Attributes:
         logits: (U, K) float64 without perturbation.
-        moved: (U, K) how far each can move, numerics included.
-        slack: (U,) what numerics alone can change of a difference.
+        moved: (U, K) how far each can move, rounding included.
+        slack: (U,) what rounding alone can change of a difference.
         anchor: (U,) index of the default box.
         epsilon: (U,) of its image.
         contrasts: (A, K, K) constants of differences of two logits of a default box, if known.

@@ -7,7 +7,6 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
-import torch
 from PIL import Image
 
 from lipdet import Detector
@@ -15,7 +14,6 @@ from lipdet.app.exhibits import Exhibit
 from lipdet.app.views import look
 from lipdet.checkpoint import load_detector
 from lipdet.cli import main
-from lipdet.evaluate.attacked import pictures
 from lipdet.images.crop import full_region
 from lipdet.images.pack import Pack
 from lipdet.report.scenes import certified_detections
@@ -53,7 +51,7 @@ def test_all_fronts_say_the_same(
     rows = zip(labels, boxes, seen.radii, strict=True)
     assert {key(names[label], box): radius for label, box, radius in rows} == certified
 
-    images = pictures(house_numbers, index, index + 1, torch.device("cpu"))
+    images = house_numbers.pixels([index])
     [scene] = certified_detections(detector, images, 0.1, names)
     assert {key(one.label, one.box): one.radius for one in scene} == certified
 

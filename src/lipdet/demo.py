@@ -11,14 +11,13 @@ import json
 from pathlib import Path
 
 import numpy as np
-import torch
 from rich.console import Console
 
 from lipdet.attack import AttackSettings, detect
 from lipdet.attack.damage import true_positives
 from lipdet.boxes import DISPLAY_SELECTION
 from lipdet.checkpoint import LoadedDetector, load_detector
-from lipdet.evaluate.attacked import Campaign, attack_pack, pictures, prepare
+from lipdet.evaluate.attacked import Campaign, attack_pack, prepare
 from lipdet.evaluate.chunks import State
 from lipdet.images.pack import Pack
 from lipdet.images.spec import open_data
@@ -95,7 +94,7 @@ def telling_pictures(
     telling = [i for i in range(len(pack)) if before[i] and not after[i] and stands[i]]
     if not telling:
         return list(range(min(SHOWN, len(pack))))
-    images = torch.cat([pictures(pack, i, i + 1, torch.device("cpu")) for i in telling])
+    images = pack.pixels(telling)
     shown = certified_detections(robust.detector, images, epsilon, pack.class_names)
     proven = [min((one.radius or 0.0 for one in found), default=0.0) for found in shown]
     return [telling[place] for place in np.argsort(proven)[::-1][:SHOWN]]
@@ -107,7 +106,7 @@ def _read(
     """Return whether each picture is read rightly, clean and under attack."""
     detector = prepare(loaded.detector)
     settings = dataclasses.replace(campaign.settings, schedule="pgd")
-    clean = detect(detector, pictures(pack, 0, len(pack), torch.device("cpu")))
+    clean = detect(detector, pack.pixels(range(len(pack))))
     attacked = attack_pack(detector, pack, settings, State.of(state, detector))
     targets = [pack.target(index) for index in range(len(pack))]
     clean_read, attacked_read = (list(map(_reads, found, targets)) for found in (clean, attacked))

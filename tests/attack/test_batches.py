@@ -56,7 +56,7 @@ def test_memory_is_bounded_by_the_chunk(monkeypatch: pytest.MonkeyPatch) -> None
     together = attack_batch(detector, images, targets, settings)
     sizes: list[int] = []
     detector.register_forward_pre_hook(lambda _, inputs: sizes.append(len(inputs[0])))
-    monkeypatch.setattr("lipdet.attack.gradient.MOST_AT_ONCE", 3)
+    monkeypatch.setattr("lipdet.attack.attackable.Own.at_once", 3)
     assert torch.equal(attack_batch(detector, images, targets, settings), together)
     assert max(sizes) == 3
 

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from lipdet.attack import OBJECTIVES
-from lipdet.attack.gradient import exact
+from lipdet.attack.attackable import exact
 from lipdet.attack.objectives import GONE
 from lipdet.attack.scene import scene_of
 from lipdet.boxes import SigmoidScores

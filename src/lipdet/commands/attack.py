@@ -13,7 +13,7 @@ from torch import Tensor
 from lipdet.attack import AttackSettings, attack_unlabelled
 from lipdet.attack.outcome import Outcome
 from lipdet.attack.settings import DEFAULT_OBJECTIVE, AttackName, Norm, single_attacks
-from lipdet.checkpoint import LoadedDetector, load_any
+from lipdet.checkpoint import AnyDetector, load_any
 from lipdet.commands.attack_options import EPSILON_HELP, parse_epsilons
 from lipdet.commands.options import (
     ANY_DETECTOR_HELP,
@@ -25,13 +25,11 @@ from lipdet.commands.options import (
     distinct_stems,
     verb_parser,
 )
-from lipdet.foreign.pictures import attack_pictures, names_of
 from lipdet.images.crop import Region, cut, full_region, out_of_region
 from lipdet.images.source import load_rgb
 from lipdet.progress import progress_bar
 from lipdet.report.attacks import attack_panel
 from lipdet.types import Detections
-from lipdet.user_module import ForeignDetector
 from lipdet.versions import versions
 
 
@@ -127,7 +125,7 @@ def run(
 
 
 def _attack(
-    loaded: LoadedDetector | ForeignDetector, clean: Tensor, singles: Sequence[AttackSettings]
+    loaded: AnyDetector, clean: Tensor, singles: Sequence[AttackSettings]
 ) -> tuple[Outcome, Outcome, tuple[str, ...]]:
     """Return what is shown before and after, and the names of its classes."""
     gradients = singles[0].restarts * (singles[0].steps + 1)
@@ -137,11 +135,15 @@ def _attack(
         def on_step(step: int, places: Tensor, values: Tensor) -> None:
             bar.advance(task, len(places))
 
-        if isinstance(loaded, LoadedDetector):
-            shown = attack_unlabelled(loaded.detector, clean, singles, on_step)
-            return *shown, loaded.detector.config.class_names
-        shown = attack_pictures(loaded.module, clean, singles, on_step)
-        return *shown, names_of(loaded, shown)
+        shown = attack_unlabelled(loaded.detector, clean, singles, on_step)
+        return *shown, loaded.class_names or _numbers(shown)
+
+
+def _numbers(outcomes: Sequence[Outcome]) -> tuple[str, ...]:
+    """The labels of a module that has no names for them; it counts from 1."""
+    found = [one for outcome in outcomes for one in outcome.detections]
+    largest = max((int(label) for one in found for label in one["labels"]), default=0)
+    return tuple(str(number) for number in range(1, largest + 2))
 
 
 def _as_list(

@@ -8,8 +8,7 @@ Notable choices:
 from __future__ import annotations
 
 from collections import Counter
-from dataclasses import asdict, dataclass
-from typing import Any
+from dataclasses import dataclass
 
 import torch
 from matplotlib.axes import Axes
@@ -72,10 +71,6 @@ class Architecture:
     heads: tuple[HeadShape, ...]
     default_boxes: int
     parameters: int
-
-    def as_dict(self) -> dict[str, Any]:
-        """Plain values for json."""
-        return asdict(self)
 
 
 @torch.no_grad()

@@ -2,19 +2,16 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
-from lipdet.errors import InputError
-from lipdet.lipschitz.audit import Audit
+from lipdet.attack.torchvision_models import ForeignDetector
 from lipdet.report import detector_sections, sections
-from lipdet.report.audit import audit_section
+from lipdet.report.audit import audit_foreign, audit_json, audit_section
 from lipdet.report.consistency import plot_consistency
 from lipdet.report.curves import plot_curves
 from lipdet.report.markup import Document, Section, paragraph
-from lipdet.report.page import page_text
+from lipdet.report.page import save_page
 from lipdet.report.scenes import Scene
 from lipdet.results import EvaluationResult
 
@@ -26,29 +23,25 @@ NOT_CERTIFIED = (
 
 
 def write_module_page(
-    path: Path,
-    result: EvaluationResult,
-    scenes: Sequence[Scene],
-    audit: tuple[Audit, dict[str, Any]] | str,
+    path: Path, detector: ForeignDetector, result: EvaluationResult, scenes: Sequence[Scene]
 ) -> None:
     """Write the page.
 
     Args:
         path: the html file.
-        result: in the form of `lipdet eval`.
+        detector: it is audited here.
+        result: json object of `lipdet eval`.
         scenes: of the first pictures; none where no radius was given.
-        audit: of the network with its json, or a sentence that says why there is none.
 
     Raises:
         InputError: the place cannot be written.
     """
-    name = result["weights"]
+    name, size, found = detector.name, detector.image_size, audit_foreign(detector)
     facts = {"weights": name, "speed": None, "file": None}
-    found = audit if isinstance(audit, str) else audit[0]
     document: Document = {
         "results": [result],
         "detectors": [{**facts, "pictures": [one.as_dict() for one in scenes]}],
-        "audit": audit if isinstance(audit, str) else audit[1],
+        "audit": found if isinstance(found, str) else audit_json(name, size, found),
     }
     drawn = (plot_curves([result]), plot_consistency([result]))
     drawings = {drawing.name: drawing for drawing in drawn if drawing}
@@ -63,8 +56,4 @@ def write_module_page(
         detector_sections.provenance(document, drawings),
     ]
     title = f"{name} on {result['data']['name']}"
-    text = page_text(title, sections.answer(document), parts, json.dumps(document))
-    try:
-        path.write_text(text, encoding="utf-8")
-    except OSError as error:
-        raise InputError(f"{path} cannot be written ({error.strerror}).") from None
+    save_page(path, title, sections.answer(document), parts, document)

@@ -80,11 +80,7 @@ def write_page(
         detector_sections.provenance(document, drawings),
     ]
     answer = sections.answer(document) + (paragraph(note) if note else "")
-    text = page_text(title, answer, parts, json.dumps(document))
-    try:
-        path.write_text(text, encoding="utf-8")
-    except OSError as error:
-        raise InputError(f"{path} cannot be written ({error.strerror}).") from None
+    save_page(path, title, answer, parts, document)
 
 
 def write_figures(
@@ -105,20 +101,30 @@ def _numbered(drawing: Drawing | None, place: int) -> Drawing | None:
     return drawing and drawing._replace(name=f"{drawing.name}-{place}")
 
 
-def page_text(title: str, answer: str, parts: Sequence[Section], document: str) -> str:
-    """Return the html of a page with its json."""
+def save_page(
+    path: Path, title: str, answer: str, parts: Sequence[Section], document: Document
+) -> None:
+    """Write the html of a page with its json.
+
+    Raises:
+        InputError: the place cannot be written.
+    """
     links = "".join(f'<a href="#{part.name}">{escape(part.heading)}</a>' for part in parts)
     body = "".join(
         f'<section id="{part.name}"><h2>{escape(part.heading)}</h2>{part.body}</section>'
         for part in parts
     )
     # Inside a script nothing is markup but its end.
-    data = document.replace("<", "\\u003c")
+    data = json.dumps(document).replace("<", "\\u003c")
     style = STYLE.read_text(encoding="utf-8")
-    return (
+    text = (
         f'<!doctype html><html lang="en"><head><meta charset="utf-8"><title>{escape(title)}</title>'
         '<meta name="viewport" content="width=device-width, initial-scale=1">'
         f'<link rel="icon" href="data:,"><style>{style}</style></head><body><main>'
         f"<h1>{escape(title)}</h1>{answer}<nav>{links}</nav>{body}</main>"
         f'<script type="application/json" id="data">{data}</script></body></html>\n'
     )
+    try:
+        path.write_text(text, encoding="utf-8")
+    except OSError as error:
+        raise InputError(f"{path} cannot be written ({error.strerror}).") from None

@@ -16,12 +16,13 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from lipdet.attack import AttackSettings, attack_and_detect, detect, worst_of
+from lipdet.attack.attackable import Attackable, attackable
 from lipdet.boxes import DISPLAY_SELECTION, select_detections
 from lipdet.certificate import UnknownLipschitz
 from lipdet.certificate.radius import REMAINING_IOU, Region, regions_at, remaining_detections
 from lipdet.certificate.verifier import verifier_of
 from lipdet.detector import SSD
-from lipdet.evaluate.attacked import pictures, prepare
+from lipdet.evaluate.attacked import prepare
 from lipdet.images.pack import Pack
 from lipdet.types import Detections, RawOutput, Target
 
@@ -81,7 +82,7 @@ class Scene(NamedTuple):
 
 def scenes(
     name: str,
-    detector: SSD,
+    detector: SSD | Attackable,
     pack: Pack,
     indices: Sequence[int],
     attacks: Sequence[AttackSettings],
@@ -95,9 +96,8 @@ def scenes(
         indices: of the pictures.
         attacks: at one ε; of each picture the most damaging one is shown.
     """
-    prepared = prepare(detector)
-    device = detector.default_boxes.device
-    images = torch.cat([pictures(pack, index, index + 1, device) for index in indices])
+    prepared = prepare(detector) if isinstance(detector, SSD) else detector
+    images = pack.pixels(indices).to(attackable(prepared).device)
     targets = [pack.target(index) for index in indices]
     outcomes = [attack_and_detect(prepared, images, targets, one, indices) for one in attacks]
     outcome = worst_of(outcomes)
@@ -121,12 +121,15 @@ def scenes(
 
 @torch.no_grad()
 def certified_detections(
-    detector: SSD, images: Tensor, epsilon: float, class_names: Sequence[str]
+    detector: SSD | Attackable, images: Tensor, epsilon: float, class_names: Sequence[str]
 ) -> list[tuple[Shown, ...]]:
     """Return what is shown on images (B, 3, S, S), with radii, and regions at ε.
 
-    Without radii and regions where a layer has no Lipschitz bound.
+    Without radii and regions where a layer has no Lipschitz bound, or the detector is no `SSD`.
     """
+    if not isinstance(detector, SSD):
+        found = detect(detector, images, DISPLAY_SELECTION)
+        return [tuple(_shown(one, class_names)) for one in found]
     raw = RawOutput(*(part.cpu() for part in detector(images)))
     decoder = detector.decoder._replace(default_boxes=detector.default_boxes.cpu())
     found = select_detections(raw, decoder, DISPLAY_SELECTION)

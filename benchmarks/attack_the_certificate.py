@@ -39,7 +39,7 @@ from lipdet.checkpoint import load_detector
 from lipdet.detector import SSD
 from lipdet.evaluate.attacked import Campaign, attacked_results, prepare
 from lipdet.evaluate.average_precision import matched_scores
-from lipdet.evaluate.certified import certified_results, outputs, pictures
+from lipdet.evaluate.certified import certified_results, outputs
 from lipdet.evaluate.run import detect_pack
 from lipdet.images.pack import Pack
 from lipdet.images.spec import open_data
@@ -213,7 +213,7 @@ def attack_promise(
 
 def attack_objects(detector: SSD, pack: Pack, shares: Sequence[float], steps: int) -> bool:
     """Print a table over the shares; return whether all promises were kept."""
-    images = pictures(pack, range(len(pack)))
+    images = pack.pixels(range(len(pack)))
     targets = [pack.target(index) for index in range(len(pack))]
     verifier = verifier_of(detector, AP_SELECTION, images)
     found = promises(verifier, outputs(detector, images), targets)

@@ -23,7 +23,6 @@ from lipdet.evaluate.certified import (
     certify_batch,
     join,
     outputs,
-    pictures,
     summary,
 )
 from lipdet.images.spec import open_data
@@ -40,9 +39,9 @@ def main() -> None:
     pack = open_data(options.data, "test", detector.config.image_size, 0)
     starts = range(0, len(pack), BATCH_SIZE)
     batches = [range(start, min(start + BATCH_SIZE, len(pack))) for start in starts]
-    raw = [outputs(detector, pictures(pack, indices)) for indices in batches]
+    raw = [outputs(detector, pack.pixels(indices)) for indices in batches]
     targets = [[pack.target(index) for index in indices] for indices in batches]
-    verifier = verifier_of(detector, AP_SELECTION, pictures(pack, batches[0]))
+    verifier = verifier_of(detector, AP_SELECTION, pack.pixels(batches[0]))
     names = [field.name for field in fields(Tightenings)]
     rows = {
         "all": ALL,

@@ -41,7 +41,7 @@ from lipdet.boxes import AP_SELECTION, select_detections
 from lipdet.boxes.scores import logit
 from lipdet.certificate.verifier import Verifier, verifier_of
 from lipdet.checkpoint import load_detector
-from lipdet.evaluate.certified import BATCH_SIZE, certify_batch, outputs, pictures
+from lipdet.evaluate.certified import BATCH_SIZE, certify_batch, outputs
 from lipdet.hardware import keep_freed_memory
 from lipdet.images.spec import open_data
 from lipdet.layers import fold
@@ -189,7 +189,7 @@ def main() -> None:
     detector = load_detector(options.detector).detector
     size = detector.config.image_size
     pack = distributed.made_once(lambda: open_data(options.data, "test", size, 0)).head(BATCH_SIZE)
-    images = pictures(pack, range(len(pack)))
+    images = pack.pixels(range(len(pack)))
     targets = [pack.target(index) for index in range(len(pack))]
     verifier = verifier_of(detector, AP_SELECTION, images)
     network = fold(detector).eval().to(memory_format=torch.channels_last)

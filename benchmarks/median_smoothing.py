@@ -48,7 +48,6 @@ from lipdet.evaluate.certified import (
     certify_batch,
     join,
     outputs,
-    pictures,
     summary,
 )
 from lipdet.images.spec import open_data
@@ -251,7 +250,7 @@ def main() -> None:
     options = parser.parse_args()
     detector = load_detector(options.detector).detector
     pack = open_data(options.data, "test", detector.config.image_size, 0).head(options.limit)
-    images = pictures(pack, range(len(pack)))
+    images = pack.pixels(range(len(pack)))
     targets = [pack.target(index) for index in range(len(pack))]
     objects = sum(len(target["labels"]) for target in targets)
     print(f"{len(pack)} images ({pack.hash}), {objects} objects, {options.samples} samples")

@@ -30,10 +30,9 @@ from torch import nn
 from lipdet import distributed
 from lipdet.checkpoint import load_detector
 from lipdet.config import PRESETS
-from lipdet.evaluate.attack_state import in_order
 from lipdet.evaluate.average_precision import average_precision
 from lipdet.evaluate.certified import certificate_pass, certified_results, chunk_to_tensors
-from lipdet.evaluate.chunks import State
+from lipdet.evaluate.chunks import State, in_order
 from lipdet.evaluate.run import clean_pass
 from lipdet.images.pack import Pack, open_pack
 from lipdet.images.spec import open_data

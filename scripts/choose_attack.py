@@ -15,22 +15,20 @@ from dataclasses import replace
 
 from lipdet.attack import OBJECTIVES, AttackSettings
 from lipdet.attack.settings import single_attacks
-from lipdet.checkpoint import LoadedDetector, load_any
+from lipdet.checkpoint import AnyDetector, load_any
+from lipdet.detector import SSD
 from lipdet.evaluate.attacked import attack_pack, measure, prepare, worst
-from lipdet.foreign.evaluate import attack_module
+from lipdet.evaluate.run import detector_for
 from lipdet.images.pack import Pack
 from lipdet.images.spec import open_data
 from lipdet.types import Detections
-from lipdet.user_module import ForeignDetector
 
 
-def attacked(
-    loaded: LoadedDetector | ForeignDetector, pack: Pack, settings: AttackSettings
-) -> list[Detections]:
+def attacked(loaded: AnyDetector, pack: Pack, settings: AttackSettings) -> list[Detections]:
     """What one attack leaves."""
-    if isinstance(loaded, ForeignDetector):
-        return attack_module(loaded, pack, settings)
-    return attack_pack(prepare(loaded.detector), pack, settings)
+    detector = detector_for(loaded, pack)
+    prepared = prepare(detector) if isinstance(detector, SSD) else detector
+    return attack_pack(prepared, pack, settings)
 
 
 def main() -> None:

@@ -21,7 +21,7 @@ from lipdet.boxes import AP_SELECTION, SigmoidScores, select_detections
 from lipdet.certificate.verifier import Verifier, verifier_of
 from lipdet.checkpoint import load_detector
 from lipdet.evaluate.average_precision import average_precision
-from lipdet.evaluate.certified import BATCH_SIZE, certify_batch, join, outputs, pictures, summary
+from lipdet.evaluate.certified import BATCH_SIZE, certify_batch, join, outputs, summary
 from lipdet.images.batches import split
 from lipdet.images.pack import open_pack
 from lipdet.types import RawOutput, Target
@@ -81,7 +81,7 @@ def main() -> None:
     for pack in map(open_pack, options.data):
         _, part = split(pack, how["validation_share"], how["validation_limit"], how["seed"])
         for indices in np.array_split(part.indices, -(-len(part.indices) // BATCH_SIZE)):
-            images = pictures(pack, indices.tolist())
+            images = pack.pixels(indices.tolist())
             raw.append(outputs(loaded.detector, images))
             targets.append([pack.target(index) for index in indices.tolist()])
     names = loaded.detector.config.class_names

@@ -28,7 +28,7 @@ from lipdet.commands.eval import run
 from lipdet.detector import SSD
 from lipdet.errors import InputError
 from lipdet.evaluate.attacked import Campaign, attacked_results
-from lipdet.evaluate.certified import certified_results, outputs, pictures
+from lipdet.evaluate.certified import certified_results, outputs
 from lipdet.evaluate.run import detect_pack
 from lipdet.images.pack import Pack
 from lipdet.types import Target
@@ -59,7 +59,7 @@ class Pictures(NamedTuple):
 
 @pytest.fixture(scope="module")
 def shown(house_numbers: Pack) -> Pictures:
-    images = pictures(house_numbers, range(IMAGES))
+    images = house_numbers.pixels(range(IMAGES))
     targets = [house_numbers.target(index) for index in range(IMAGES)]
     return Pictures(images, targets, house_numbers.class_names)
 

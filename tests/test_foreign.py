@@ -17,21 +17,23 @@ from PIL import Image
 from torch import nn
 
 from lipdet.attack.settings import DEFAULT_OBJECTIVE, WORST
+from lipdet.attack.torchvision_models import ForeignDetector
+from lipdet.boxes import AP_SELECTION
 from lipdet.checkpoint import load_any, save_detector
 from lipdet.cli import main
 from lipdet.config import DetectorConfig
 from lipdet.detector import build_detector
 from lipdet.errors import InputError
-from lipdet.foreign.protocol import audit_module, detect
 from lipdet.images.render import rendered
 from lipdet.pretrained import Detector
+from lipdet.report.audit import audit_module
 
 MINE = '''
 import torch
 from torch import nn
 from torchvision.models import detection
 
-from lipdet.attack.gradient import exact
+from lipdet.attack.attackable import exact
 from lipdet.attack.objectives import classification, localisation
 from lipdet.attack.scene import scene_of
 from lipdet.boxes import AP_SELECTION, select_detections
@@ -267,6 +269,10 @@ class Protocol(nn.Module):
         return [self.answer for _ in images]
 
 
+def foreign(answer: object, classes: int) -> ForeignDetector:
+    return ForeignDetector("own", Protocol(answer), 8, tuple("abc"[:classes]))
+
+
 def test_what_breaks_the_protocol_is_one_sentence(mine: Path) -> None:
     for spec, words in (
         ("nowhere:build", "cannot be imported"),
@@ -278,16 +284,16 @@ def test_what_breaks_the_protocol_is_one_sentence(mine: Path) -> None:
             load_any(spec)
     images = torch.rand(1, 3, 8, 8)
     with pytest.raises(InputError, match="a dictionary with the tensors"):
-        detect(Protocol(torch.zeros(3)), images, 2)
+        foreign(torch.zeros(3), 2).detect(images, AP_SELECTION)
     found = {
         "boxes": torch.tensor([[0.0, 0, 4, 4], [1, 1, 5, 5]]),
         "labels": torch.tensor([1, 2]),
         "scores": torch.tensor([0.25, 0.75]),
     }
     with pytest.raises(InputError, match="labels from 1 to 2; with 1 classes"):
-        detect(Protocol(found), images, 1)
+        foreign(found, 1).detect(images, AP_SELECTION)
     # Labels count from 1 there and from 0 here, and the best comes first.
-    [one] = detect(Protocol(found), images, 2)
+    [one] = foreign(found, 2).detect(images, AP_SELECTION)
     assert one["labels"].tolist() == [1, 0]
     assert one["scores"].tolist() == [0.75, 0.25]
     with pytest.raises(InputError, match="does not accept inputs"):

@@ -20,10 +20,11 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor, nn
 
+from lipdet.attack.torchvision_models import ForeignDetector
 from lipdet.config import DetectorConfig, as_plain
 from lipdet.detector import ARCHITECTURES, SSD, build_detector
 from lipdet.errors import InputError
-from lipdet.user_module import ForeignDetector, as_foreign, load_module, names_module
+from lipdet.user_module import load_module, names_module
 
 PACKAGED = Path(__file__).parent / "weights"
 BEST = "best.safetensors"
@@ -49,6 +50,20 @@ class LoadedDetector:
     def image_size(self) -> int:
         """Side of its square pictures in pixels."""
         return self.detector.config.image_size
+
+    @property
+    def class_names(self) -> tuple[str, ...]:
+        """Names of its classes in the order of its labels."""
+        return self.detector.config.class_names
+
+    @property
+    def module(self) -> nn.Module:
+        """The detector as a module, as of one that lipdet did not build."""
+        return self.detector
+
+
+# Made of lipdet's parts, or not.
+AnyDetector = LoadedDetector | ForeignDetector
 
 
 def packaged_names() -> list[str]:
@@ -80,7 +95,7 @@ def weights_file(spec: str) -> Path:
     )
 
 
-def load_any(spec: str) -> LoadedDetector | ForeignDetector:
+def load_any(spec: str) -> AnyDetector:
     """Return what a DETECTOR means, made of lipdet's parts or not.
 
     Raises:
@@ -91,7 +106,7 @@ def load_any(spec: str) -> LoadedDetector | ForeignDetector:
     module = load_module(spec)
     if isinstance(module, SSD):
         return LoadedDetector(spec, module, {})
-    return as_foreign(spec, module)
+    return ForeignDetector.of(spec, module)
 
 
 def load_detector(spec: str) -> LoadedDetector:
@@ -113,6 +128,21 @@ def load_detector(spec: str) -> LoadedDetector:
             "take any detector."
         )
     return loaded
+
+
+def certifiable(loaded: AnyDetector) -> SSD:
+    """Return a detector whose way from raw output to boxes certificates can follow.
+
+    Raises:
+        InputError: it is another.
+    """
+    if isinstance(loaded, ForeignDetector):
+        raise InputError(
+            f"{loaded.name} is no lipdet.detector.SSD, and a certificate follows the decoding of "
+            "boxes that lipdet does itself: leave out --certify and --float64, or build the "
+            "detector from lipdet's parts (docs/your-own-detector.md)."
+        )
+    return loaded.detector
 
 
 def _load_weights(spec: str) -> LoadedDetector:

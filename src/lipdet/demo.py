@@ -11,14 +11,13 @@ import json
 from pathlib import Path
 
 import numpy as np
-import torch
 from rich.console import Console
 
 from lipdet.attack import AttackSettings, detect
 from lipdet.attack.damage import true_positives
 from lipdet.boxes import DISPLAY_SELECTION
 from lipdet.checkpoint import LoadedDetector, load_detector
-from lipdet.evaluate.attacked import Campaign, attack_pack, pictures, prepare
+from lipdet.evaluate.attacked import Campaign, attack_pack, prepare
 from lipdet.evaluate.chunks import State
 from lipdet.images.pack import Pack
 from lipdet.images.spec import open_data
@@ -107,7 +106,7 @@ def _read(
     """Return whether each picture is read rightly, clean and under attack."""
     detector = prepare(loaded.detector)
     settings = dataclasses.replace(campaign.settings, schedule="pgd")
-    clean = detect(detector, pictures(pack, 0, len(pack), torch.device("cpu")))
+    clean = detect(detector, pack.pixels(range(len(pack))))
     attacked = attack_pack(detector, pack, settings, State.of(state, detector))
     targets = [pack.target(index) for index in range(len(pack))]
     clean_read, attacked_read = (list(map(_reads, found, targets)) for found in (clean, attacked))

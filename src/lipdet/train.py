@@ -370,8 +370,7 @@ class Trainer:
         """Batches of held-out pictures (B, 3, S, S) in [0, 1] and their objects."""
         for part in parts:
             for indices in np.array_split(part.indices, math.ceil(len(part.indices) / BATCH_SIZE)):
-                pixels = np.stack([part.pack.images[index] for index in indices])
-                images = torch.from_numpy(pixels).to(self.device).permute(0, 3, 1, 2).float() / 255
+                images = part.pack.pixels(indices.tolist()).to(self.device)
                 targets = [part.pack.target(index) for index in indices.tolist()]
                 yield images, pad_targets(targets).to(self.device)
 

@@ -5,30 +5,11 @@ from __future__ import annotations
 import importlib
 import re
 import sys
-from dataclasses import dataclass
 from pathlib import Path
 
 from torch import nn
 
-from lipdet.config import IMAGE_SIZE
 from lipdet.errors import InputError
-
-
-@dataclass(frozen=True)
-class ForeignDetector:
-    """A detector whose decoding of boxes is its own, as docs/your-own-detector.md describes it.
-
-    Attributes:
-        name: as the user gave it.
-        module: in eval mode.
-        image_size: side of its square pictures in pixels.
-        class_names: in the order of its labels; None if it does not say.
-    """
-
-    name: str
-    module: nn.Module
-    image_size: int
-    class_names: tuple[str, ...] | None
 
 
 def names_module(spec: str) -> bool:
@@ -56,10 +37,3 @@ def load_module(spec: str) -> nn.Module:
     if not isinstance(module, nn.Module):
         raise InputError(f"{spec} returned {type(module).__name__}; it must return an nn.Module.")
     return module.eval()
-
-
-def as_foreign(name: str, module: nn.Module) -> ForeignDetector:
-    """Return a module with what it says about itself."""
-    size = int(getattr(module, "image_size", IMAGE_SIZE))
-    names = getattr(module, "class_names", None)
-    return ForeignDetector(name, module, size, None if names is None else tuple(names))

@@ -11,7 +11,6 @@ from lipdet.attack import AttackSettings, detect
 from lipdet.boxes import DISPLAY_SELECTION
 from lipdet.checkpoint import load_detector
 from lipdet.detector import SSD
-from lipdet.evaluate.attacked import pictures
 from lipdet.images.pack import Pack
 from lipdet.report.scenes import certified_detections, scenes
 
@@ -33,7 +32,7 @@ def detector() -> SSD:
 
 @pytest.fixture(scope="module")
 def images(house_numbers: Pack) -> Tensor:
-    return pictures(house_numbers, 0, PICTURES, torch.device("cpu"))
+    return house_numbers.pixels(range(PICTURES))
 
 
 def steepest(detector: SSD, image: Tensor, anchor: int, direction: Tensor) -> Tensor:

@@ -1,34 +1,29 @@
 """Gradient attacks on a batch of any size: random starts, restarts, bounded memory.
 
-`attack_batch` is what training loops and all else call for lipdet's detectors; `attack_images` is
-the same for any objective.
+`attack_batch` is what training loops and all else call for detectors; `attack_images` is the same
+for any objective.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from functools import partial
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
+from lipdet.attack.attackable import MOST_AT_ONCE, Attackable, attackable
 from lipdet.attack.balls import BALLS, Ball
 from lipdet.attack.loop import Objective, OnStep, climb
-from lipdet.attack.objectives import OBJECTIVES
-from lipdet.attack.scene import scene_of
 from lipdet.attack.schedules import SCHEDULES, Iterates
 from lipdet.attack.settings import AttackSettings
 from lipdet.detector import SSD
-from lipdet.types import RawOutput, Target
-
-# Images whose activations are held at a time.
-MOST_AT_ONCE = 32
+from lipdet.types import Target
 
 
 def attack_batch(
-    detector: SSD,
+    detector: SSD | Attackable,
     images: Tensor,
     targets: Sequence[Target],
     settings: AttackSettings,
@@ -41,7 +36,7 @@ def attack_batch(
     parameters are as before afterwards, and no parameter receives a gradient.
 
     Args:
-        detector: whose raw output is attacked.
+        detector: an `SSD`, or another that answers what `Attackable` asks.
         images: (B, 3, S, S) in [0, 1].
         targets: the objects of the B images, in pixels.
         settings: radius, objective, schedule, steps, seed.
@@ -53,14 +48,15 @@ def attack_batch(
     Returns:
         (B, 3, S, S) in [0, 1], each within `settings.epsilon` of its original.
     """
-    decoder, raise_value = detector.decoder, OBJECTIVES[settings.objective]
+    victim = attackable(detector)
 
-    def objective_of(part: range) -> Objective:
-        scene = scene_of([targets[place] for place in part], decoder)
-        return lambda batch, rows: raise_value(exact(detector(batch)), scene.at(rows), decoder)
+    with victim.raising(settings.objective) as objective_of:
 
-    with frozen(detector):
-        return attack_in_parts(objective_of, images, settings, indices, on_step).images
+        def of_part(part: range) -> Objective:
+            return objective_of([targets[place] for place in part])
+
+        images = images.to(victim.device)
+        return attack_in_parts(of_part, images, settings, indices, on_step, victim.at_once).images
 
 
 def attack_images(
@@ -86,7 +82,7 @@ def attack_images(
     def objective_of(part: range) -> Objective:
         return lambda batch, rows: objective(batch, rows + part.start)
 
-    return attack_in_parts(objective_of, images, settings, indices, on_step)
+    return attack_in_parts(objective_of, images, settings, indices, on_step, MOST_AT_ONCE)
 
 
 def attack_in_parts(
@@ -95,7 +91,7 @@ def attack_in_parts(
     settings: AttackSettings,
     indices: Sequence[int] | None,
     on_step: OnStep | None,
-    at_once: int | None = None,
+    at_once: int,
 ) -> Iterates:
     """Attack a part of the images at a time, so that memory is bounded whatever their number.
 
@@ -109,10 +105,9 @@ def attack_in_parts(
     """
     numbers = list(range(len(images)) if indices is None else indices)
     ball = BALLS[settings.norm](settings.epsilon)
-    size = at_once or MOST_AT_ONCE
     found = []
-    for start in range(0, len(images), size):
-        part = range(start, min(start + size, len(images)))
+    for start in range(0, len(images), at_once):
+        part = range(start, min(start + at_once, len(images)))
         seeds = [(settings.seed, numbers[place]) for place in part]
         told = on_step and partial(_tell, on_step, start)
         clean = images[start : part.stop]
@@ -142,35 +137,7 @@ def _best_of_starts(
     return starts[0]
 
 
-def exact(raw: RawOutput) -> RawOutput:
-    """Raw output in float32 at least: under autocast, networks return bf16."""
-    return RawOutput(*(part.to(torch.promote_types(part.dtype, torch.float32)) for part in raw))
-
-
 def random_start(clean: Tensor, ball: Ball, seeds: Sequence[tuple[int, ...]]) -> Tensor:
     """Return a point of each image's ball (B, 3, H, W), drawn from that image's own seed alone."""
     noise = [ball.sample(np.random.default_rng(seed), tuple(clean.shape[1:])) for seed in seeds]
     return ball.project(clean + torch.from_numpy(np.stack(noise)).to(clean), clean)
-
-
-@contextmanager
-def frozen(model: nn.Module) -> Iterator[None]:
-    """Eval mode and no gradients of parameters; the mode of every module is restored.
-
-    A model that is frozen already is not touched, so that threads can attack one together.
-    """
-    modes = [(module, module.training) for module in model.modules()]
-    asked = [parameter for parameter in model.parameters() if parameter.requires_grad]
-    try:
-        if any(mode for _, mode in modes):
-            model.eval()
-        for parameter in asked:
-            parameter.requires_grad_(False)
-        yield
-    finally:
-        # Parents come first, so that a child's own mode is the last word.
-        for module, mode in modes:
-            if module.training != mode:
-                module.train(mode)
-        for parameter in asked:
-            parameter.requires_grad_(True)

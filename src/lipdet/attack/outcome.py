@@ -8,11 +8,12 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from lipdet.attack.attackable import Attackable, attackable
 from lipdet.attack.damage import damage
-from lipdet.attack.gradient import attack_batch, frozen
+from lipdet.attack.gradient import attack_batch
 from lipdet.attack.loop import OnStep
 from lipdet.attack.settings import AttackSettings
-from lipdet.boxes import AP_SELECTION, DISPLAY_SELECTION, Selection, select_detections
+from lipdet.boxes import AP_SELECTION, DISPLAY_SELECTION, Selection
 from lipdet.detector import SSD
 from lipdet.types import Detections, Target
 
@@ -32,7 +33,7 @@ class Outcome(NamedTuple):
 
 
 def attack_and_detect(
-    detector: SSD,
+    detector: SSD | Attackable,
     images: Tensor,
     targets: Sequence[Target],
     settings: AttackSettings,
@@ -45,7 +46,7 @@ def attack_and_detect(
 
 
 def attack_unlabelled(
-    detector: SSD,
+    detector: SSD | Attackable,
     images: Tensor,
     attacks: Sequence[AttackSettings],
     on_step: OnStep | None = None,
@@ -61,6 +62,7 @@ def attack_unlabelled(
     Returns:
         What is shown on the clean images, and on the attacked ones.
     """
+    images = images.to(attackable(detector).device)
     shown = detect(detector, images, DISPLAY_SELECTION)
     targets = [Target(boxes=one["boxes"], labels=one["labels"]) for one in shown]
     attacked = [attack_batch(detector, images, targets, one, on_step=on_step) for one in attacks]
@@ -71,7 +73,7 @@ def attack_unlabelled(
 
 
 def look(
-    detector: SSD,
+    detector: SSD | Attackable,
     images: Tensor,
     targets: Sequence[Target],
     selection: Selection = AP_SELECTION,
@@ -82,14 +84,11 @@ def look(
     return Outcome(images, detections, damages)
 
 
-def detect(detector: SSD, images: Tensor, selection: Selection = AP_SELECTION) -> list[Detections]:
+def detect(
+    detector: SSD | Attackable, images: Tensor, selection: Selection = AP_SELECTION
+) -> list[Detections]:
     """Return detections (on the CPU) on images (B, 3, S, S) in [0, 1], in eval mode."""
-    with frozen(detector), torch.no_grad():
-        found = select_detections(detector(images), detector.decoder, selection)
-    return [
-        Detections(boxes=one["boxes"].cpu(), labels=one["labels"].cpu(), scores=one["scores"].cpu())
-        for one in found
-    ]
+    return attackable(detector).detect(images, selection)
 
 
 def worst_of(candidates: Sequence[Outcome]) -> Outcome:

@@ -1,6 +1,9 @@
-"""Attacks on detectors with torchvision's protocol (SSD, SSDlite, RetinaNet, Faster R-CNN, …).
+"""Detectors with torchvision's protocol (SSD, SSDlite, RetinaNet, Faster R-CNN, …), of any make.
+
+docs/your-own-detector.md has the protocol in full.
 
 Notable choices:
+- Labels of the module count from 1, as torchvision's do; everything here counts from 0.
 - `mislabel`, `vanish` and `fabricate` look at the detections that the model returns as it is
   evaluated; only their scores have a gradient.
 - The losses exist in training mode only. The modules are then in training mode, except those that
@@ -12,16 +15,21 @@ Notable choices:
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from lipdet.attack.gradient import attack_in_parts, frozen
+from lipdet.attack.attackable import frozen
+from lipdet.attack.gradient import attack_batch
 from lipdet.attack.loop import Objective, OnStep
 from lipdet.attack.objectives import GONE, ON_PREDICTIONS, PredictionObjective, Predictions
 from lipdet.attack.settings import AttackSettings
+from lipdet.boxes import AP_SELECTION, Selection
+from lipdet.config import IMAGE_SIZE
 from lipdet.detector.matching import pad_targets
 from lipdet.errors import InputError
 from lipdet.types import Detections, Target
@@ -34,6 +42,97 @@ LOSSES = {
 }
 # A score in float32 this close to 0 or 1 has no gradient left.
 SATURATED = 1e-7
+
+
+@dataclass(frozen=True)
+class ForeignDetector:
+    """A detector that lipdet did not build: detects and is attacked, image by image.
+
+    Nothing is certified: no theorem here speaks of box decoding that lipdet does not do itself.
+
+    Attributes:
+        name: as the user gave it.
+        module: in eval mode.
+        image_size: side of its square pictures in pixels.
+        class_names: in the order of its labels; None if it does not say.
+    """
+
+    name: str
+    module: nn.Module
+    image_size: int
+    class_names: tuple[str, ...] | None
+    at_once = 1
+
+    @classmethod
+    def of(cls, name: str, module: nn.Module) -> ForeignDetector:
+        """Take a module with what it says about itself."""
+        size = int(getattr(module, "image_size", IMAGE_SIZE))
+        names = getattr(module, "class_names", None)
+        return cls(name, module, size, None if names is None else tuple(names))
+
+    @property
+    def detector(self) -> ForeignDetector:
+        """Itself, which is attacked and detects in place of an `SSD`."""
+        return self
+
+    @property
+    def device(self) -> torch.device:
+        """Where it computes."""
+        parameter = next(self.module.parameters(), None)
+        return torch.device("cpu") if parameter is None else parameter.device
+
+    def detect(self, images: Tensor, selection: Selection) -> list[Detections]:
+        """Detections on images (B, 3, S, S) in [0, 1], best first, on the CPU.
+
+        For AP all that the module returns counts; of that, other selections take a part.
+
+        Raises:
+            InputError: the module does not follow the protocol.
+        """
+        with frozen(self.module), torch.no_grad():
+            found = [self._checked(*self.module([image])) for image in images.to(self.device)]
+        return found if selection == AP_SELECTION else [_part(one, selection) for one in found]
+
+    @contextmanager
+    def raising(self, objective: str) -> Iterator[Callable[[Sequence[Target]], Objective]]:
+        """Freeze the module in the mode that an objective needs; give what is raised of an image.
+
+        Raises:
+            InputError: the objective follows scores, and these have no gradient.
+        """
+        on_predictions = ON_PREDICTIONS.get(objective)
+
+        def of(targets: Sequence[Target]) -> Objective:
+            [one] = targets
+            boxes, labels = one["boxes"].to(self.device), one["labels"].to(self.device)
+            target = Target(boxes=boxes, labels=labels + 1)
+            if on_predictions:
+                return lambda batch, _: _value(self.module, batch, target, on_predictions)
+            return lambda batch, _: _loss(self.module, batch, target, LOSSES[objective])
+
+        mode = frozen if on_predictions else _computing_losses
+        with mode(self.module):
+            yield of
+
+    def _checked(self, found: Any) -> Detections:
+        if not isinstance(found, dict) or not {"boxes", "labels", "scores"} <= set(found):
+            raise InputError(
+                "In eval mode the module must return, per picture, a dictionary with the tensors "
+                "boxes, labels and scores."
+            )
+        boxes, labels, scores = (found[key].cpu() for key in ("boxes", "labels", "scores"))
+        if len(labels) and labels.min() < 1:
+            raise InputError(f"The module returned the label {labels.min()}; they count from 1.")
+        classes = None if self.class_names is None else len(self.class_names)
+        if len(labels) and classes is not None and labels.max() > classes:
+            raise InputError(
+                f"The module returned labels from {labels.min()} to {labels.max()}; with {classes} "
+                "classes they must lie between 1 and that number."
+            )
+        order = scores.argsort(descending=True, stable=True)
+        return Detections(
+            boxes=boxes[order].float(), labels=labels[order] - 1, scores=scores[order].double()
+        )
 
 
 def attack_torchvision(
@@ -57,18 +156,18 @@ def attack_torchvision(
     Raises:
         InputError: the objective follows scores, and these have no gradient.
     """
-    on_predictions = ON_PREDICTIONS.get(settings.objective)
+    numbered = [Target(boxes=one["boxes"], labels=one["labels"] - 1) for one in targets]
+    detector = ForeignDetector.of(type(model).__name__, model)
+    return attack_batch(detector, images, numbered, settings, indices, on_step)
 
-    def objective_of(part: range) -> Objective:
-        target = targets[part.start]
-        if on_predictions:
-            return lambda batch, _: _value(model, batch, target, on_predictions)
-        return lambda batch, _: _loss(model, batch, target, LOSSES[settings.objective])
 
-    mode = frozen if on_predictions else _computing_losses
-    with mode(model):
-        found = attack_in_parts(objective_of, images, settings, indices, on_step, at_once=1)
-    return found.images
+def _part(found: Detections, selection: Selection) -> Detections:
+    """Return the best of what is above the floor: the first rows."""
+    above = int((found["scores"] > selection.score_floor).sum())
+    rows = slice(min(above, selection.top_k))
+    return Detections(
+        boxes=found["boxes"][rows], labels=found["labels"][rows], scores=found["scores"][rows]
+    )
 
 
 def _value(

@@ -13,7 +13,7 @@ from torch import Tensor
 from lipdet.attack import AttackSettings, attack_unlabelled
 from lipdet.attack.outcome import Outcome
 from lipdet.attack.settings import DEFAULT_OBJECTIVE, AttackName, Norm, single_attacks
-from lipdet.checkpoint import LoadedDetector, load_any
+from lipdet.checkpoint import AnyDetector, load_any
 from lipdet.commands.attack_options import EPSILON_HELP, parse_epsilons
 from lipdet.commands.options import (
     ANY_DETECTOR_HELP,
@@ -25,7 +25,6 @@ from lipdet.commands.options import (
     distinct_stems,
     verb_parser,
 )
-from lipdet.foreign.pictures import attack_pictures, names_of
 from lipdet.images.crop import cut, full_region
 from lipdet.images.source import load_rgb
 from lipdet.progress import progress_bar
@@ -33,7 +32,6 @@ from lipdet.reading import Detection, named
 from lipdet.reading.detections import as_rows, distance, read_out
 from lipdet.reading.marks import captioned, contact_sheet, draw_classes, magnified, to_picture
 from lipdet.reading.search import in_picture
-from lipdet.user_module import ForeignDetector
 from lipdet.versions import versions
 
 
@@ -132,7 +130,7 @@ def run(
 
 
 def _attack(
-    loaded: LoadedDetector | ForeignDetector, clean: Tensor, singles: Sequence[AttackSettings]
+    loaded: AnyDetector, clean: Tensor, singles: Sequence[AttackSettings]
 ) -> tuple[Outcome, Outcome, tuple[str, ...]]:
     """Return what is shown before and after, and the names of its classes."""
     gradients = singles[0].restarts * (singles[0].steps + 1)
@@ -142,11 +140,15 @@ def _attack(
         def on_step(step: int, places: Tensor, values: Tensor) -> None:
             bar.advance(task, len(places))
 
-        if isinstance(loaded, LoadedDetector):
-            shown = attack_unlabelled(loaded.detector, clean, singles, on_step)
-            return *shown, loaded.detector.config.class_names
-        shown = attack_pictures(loaded.module, clean, singles, on_step)
-        return *shown, names_of(loaded, shown)
+        shown = attack_unlabelled(loaded.detector, clean, singles, on_step)
+        return *shown, loaded.class_names or _numbers(shown)
+
+
+def _numbers(outcomes: Sequence[Outcome]) -> tuple[str, ...]:
+    """The labels of a module that has no names for them; it counts from 1."""
+    found = [one for outcome in outcomes for one in outcome.detections]
+    largest = max((int(label) for one in found for label in one["labels"]), default=0)
+    return tuple(str(number) for number in range(1, largest + 2))
 
 
 def _panel(

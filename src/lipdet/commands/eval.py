@@ -10,7 +10,7 @@ from rich.console import Console
 from lipdet import distributed
 from lipdet.attack import AttackSettings
 from lipdet.attack.settings import DEFAULT_OBJECTIVE, AttackName, Norm
-from lipdet.checkpoint import LoadedDetector, load_any
+from lipdet.checkpoint import certifiable, load_any
 from lipdet.commands.attack_options import EPSILON_HELP, parse_epsilons
 from lipdet.commands.options import (
     ANY_DETECTOR_HELP,
@@ -28,11 +28,9 @@ from lipdet.commands.options import (
 from lipdet.errors import InputError
 from lipdet.evaluate.attacked import Campaign
 from lipdet.evaluate.together import evaluate_together
-from lipdet.foreign.evaluate import evaluate_foreign
 from lipdet.images.spec import open_data
 from lipdet.report.certificate import certified_classes_table, certified_table, reasons_table
 from lipdet.report.table import attacked_table, classes_table, results_table
-from lipdet.user_module import ForeignDetector
 
 
 def parser() -> Parser:
@@ -109,17 +107,14 @@ def run(
     if float64 and attack is not None:
         raise InputError("Attacks run in float32: leave out --float64, or --attack.")
     loaded = load_any(detector)
-    if isinstance(loaded, ForeignDetector):
-        _check_foreign(loaded, certify or float64)
-    elif float64:
-        loaded.detector.double()
+    if certify or float64:
+        network = certifiable(loaded)
+        if float64:
+            network.double()
     pack = distributed.made_once(lambda: open_data(data, "test", loaded.image_size, seed))
     if limit is not None:
         pack = pack.head(limit)
-    if isinstance(loaded, LoadedDetector):
-        result = evaluate_together(loaded, pack, seed, campaign, epsilons if certify else (), state)
-    else:
-        result = evaluate_foreign(loaded, pack, seed, campaign)
+    result = evaluate_together(loaded, pack, seed, campaign, epsilons if certify else (), state)
     if result is None:
         return  # the first of several processes writes it
     if json == Path("-"):
@@ -136,21 +131,6 @@ def run(
         console.print(certified_table(result))
         console.print(certified_classes_table(result))
         console.print(reasons_table(result))
-
-
-def _check_foreign(detector: ForeignDetector, certify: bool) -> None:
-    """Refuse what needs to know how a detector gets from raw output to boxes."""
-    if certify:
-        raise InputError(
-            f"{detector.name} is no lipdet.detector.SSD, and a certificate follows the decoding of "
-            "boxes that lipdet does itself: leave out --certify and --float64, or build the "
-            "detector from lipdet's parts (docs/your-own-detector.md)."
-        )
-    if distributed.size() > 1:
-        raise InputError(
-            f"{detector.name} is no lipdet.detector.SSD, and is evaluated by one process: leave "
-            "out --processes, or torchrun."
-        )
 
 
 VERB = Verb("average precision on a data set", parser, run)

@@ -6,7 +6,6 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Literal
 
-import torch
 from torch import Tensor
 
 from lipdet.checkpoint import LoadedDetector, load_detector
@@ -79,8 +78,8 @@ def run(
 
 def _pictures(spec: str, purpose: Purpose, size: int) -> Tensor:
     """At most `CALIBRATED` pictures of a SPEC, (B, 3, S, S) in [0, 1]."""
-    images = open_data(spec, purpose, size).head(CALIBRATED).images
-    return torch.from_numpy(images[:].copy()).permute(0, 3, 1, 2).float() / 255
+    pack = open_data(spec, purpose, size).head(CALIBRATED)
+    return pack.pixels(range(len(pack)))
 
 
 def _onnx_exporter() -> Exporter:

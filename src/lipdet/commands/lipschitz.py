@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from pathlib import Path
 
-import torch
 from rich.console import Console
 
 from lipdet.certificate.constants.outputs import (
@@ -22,9 +21,8 @@ from lipdet.commands.options import (
     verb_parser,
 )
 from lipdet.errors import InputError
-from lipdet.foreign.protocol import audit_module
 from lipdet.images.spec import open_data
-from lipdet.report.audit import audit_json, audit_sentence, audit_table
+from lipdet.report.audit import audit_json, audit_module, audit_sentence, audit_table
 from lipdet.report.lipschitz import bounds_table, plot_profile, profile_json, profile_table
 
 # Power iteration takes one pass per layer and iteration for each picture.
@@ -81,7 +79,7 @@ def run(
     loaded = load_detector(detector)
     model = loaded.detector
     pack = open_data(data, "test", model.config.image_size).head(MOST_OBSERVED)
-    images = torch.from_numpy(pack.images[:].copy()).permute(0, 3, 1, 2).float() / 255
+    images = pack.pixels(range(len(pack)))
     propagation = propagate_detector(model)
     rows = detector_profile(propagation, images)
     bounds = bounds_of_outputs(model, propagation)
@@ -102,8 +100,7 @@ def _audit(spec: str, image_size: int | None, file: Path | None) -> None:
     if isinstance(loaded, LoadedDetector) and image_size not in (None, loaded.image_size):
         raise InputError(f"{spec} takes pictures of {loaded.image_size} pixels, not {image_size}.")
     size = image_size or loaded.image_size
-    model = loaded.detector if isinstance(loaded, LoadedDetector) else loaded.module
-    found = audit_module(model, size)
+    found = audit_module(loaded.module, size)
     text = as_json(audit_json(spec, size, found))
     if file == Path("-"):
         print(text)

@@ -9,7 +9,7 @@ from rich.console import Console
 
 from lipdet.attack import AttackSettings
 from lipdet.attack.settings import AttackName, single_attacks
-from lipdet.certificate import UnknownLipschitz
+from lipdet.attack.torchvision_models import ForeignDetector
 from lipdet.checkpoint import LoadedDetector, load_any
 from lipdet.commands.attack_options import EPSILON_HELP, parse_epsilons
 from lipdet.commands.options import (
@@ -25,17 +25,14 @@ from lipdet.commands.options import (
 )
 from lipdet.errors import InputError
 from lipdet.evaluate.attacked import Campaign
-from lipdet.foreign.evaluate import evaluate_foreign
-from lipdet.foreign.pictures import foreign_scenes
-from lipdet.foreign.protocol import audit_module, can_be_audited
+from lipdet.evaluate.run import detector_for, evaluate
 from lipdet.images.pack import Pack
 from lipdet.images.spec import open_data
-from lipdet.report.audit import audit_json
 from lipdet.report.build import build_report
 from lipdet.report.page import write_figures, write_module_page, write_page
+from lipdet.report.scenes import scenes
 from lipdet.report.table import comparison_table
 from lipdet.results import read_results
-from lipdet.user_module import ForeignDetector
 
 
 def parser() -> Parser:
@@ -137,21 +134,12 @@ def _report_foreign(
     out: Path,
     pictures: int,
 ) -> None:
-    measured = evaluate_foreign(detector, pack, seed, campaign)
+    measured = evaluate(detector, pack, seed, campaign)
     attacks = single_attacks(campaign.attack, campaign.settings) if campaign else []
-    scenes = foreign_scenes(detector, pack, pictures, attacks) if attacks else []
-    try:
-        if not can_be_audited(detector.module):
-            raise UnknownLipschitz(
-                f"{detector.name} has no attribute `network`, the part from pixels to raw output, "
-                "and so was not audited."
-            )
-        found = audit_module(detector.module, detector.image_size)
-        write_module_page(
-            out, measured, scenes, (found, audit_json(detector.name, detector.image_size, found))
-        )
-    except UnknownLipschitz as error:
-        write_module_page(out, measured, scenes, str(error))
+    shown = range(min(pictures, len(pack)))
+    named = detector_for(detector, pack)
+    seen = scenes(detector.name, named, pack, shown, attacks) if attacks else []
+    write_module_page(out, detector, measured, seen)
     Console().print(comparison_table([measured]))
     print(f"Page: {out}")
 

@@ -17,15 +17,14 @@ import torch
 from torch import Tensor
 
 from lipdet.attack import AttackSettings, attack_batch, detect, square_attack
+from lipdet.attack.attackable import attackable
 from lipdet.attack.balls import BALLS
 from lipdet.attack.gradient import random_start
 from lipdet.attack.loop import OnStep
-from lipdet.attack.objectives import OBJECTIVES
-from lipdet.attack.scene import scene_of
 from lipdet.attack.settings import WORST
 from lipdet.detector import SSD
 from lipdet.errors import InputError
-from lipdet.evaluate.attacked import pictures, prepare
+from lipdet.evaluate.attacked import prepare
 from lipdet.evaluate.average_precision import average_precision
 from lipdet.images.pack import Pack
 from lipdet.progress import progress_bar
@@ -84,7 +83,7 @@ class _Bench:
     ) -> None:
         self.detector, self.source, self.pack, self.settings = detector, source, pack, settings
         self.tick = tick
-        self.images = pictures(pack, 0, len(pack), detector.default_boxes.device)
+        self.images = pack.pixels(range(len(pack))).to(detector.default_boxes)
         self.targets = [pack.target(index) for index in range(len(pack))]
 
     def ap50(self, images: Tensor) -> float:
@@ -111,16 +110,15 @@ class _Bench:
         return self.ap50(random_start(self.images, ball, seeds))
 
     def square(self, epsilon: float) -> float:
-        decoder = self.detector.decoder
-        scene = scene_of(self.targets, decoder)
-        value = OBJECTIVES[self.settings.objective]
-
-        def objective(images: Tensor, places: Tensor) -> Tensor:
-            self.tick(len(places))
-            return value(self.detector(images), scene.at(places), decoder)
-
         seeds = [(self.settings.seed, index) for index in range(len(self.images))]
-        return self.ap50(square_attack(objective, self.images, epsilon, QUERIES, seeds))
+        with attackable(self.detector).raising(self.settings.objective) as objective_of:
+            value = objective_of(self.targets)
+
+            def objective(images: Tensor, places: Tensor) -> Tensor:
+                self.tick(len(places))
+                return value(images, places)
+
+            return self.ap50(square_attack(objective, self.images, epsilon, QUERIES, seeds))
 
 
 class _Losses:

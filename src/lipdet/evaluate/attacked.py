@@ -16,16 +16,15 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 
 import torch
-from torch import Tensor
 
 from lipdet.attack import AttackSettings, attack_and_detect, recall
+from lipdet.attack.attackable import Attackable, attackable
 from lipdet.attack.damage import damage
 from lipdet.attack.settings import AttackName, single_attacks
 from lipdet.boxes import DISPLAY_SELECTION
 from lipdet.detector import SSD
-from lipdet.evaluate.attack_state import detecting_pass, in_order
 from lipdet.evaluate.average_precision import average_precision
-from lipdet.evaluate.chunks import Pass, State
+from lipdet.evaluate.chunks import Pass, State, detecting_pass, in_order
 from lipdet.evaluate.consistency import consistency
 from lipdet.images.pack import Pack
 from lipdet.results import AttackedResult, Figures
@@ -54,7 +53,7 @@ class Campaign:
 
 
 def attacked_results(
-    detector: SSD,
+    detector: SSD | Attackable,
     pack: Pack,
     campaign: Campaign,
     clean: Sequence[Detections],
@@ -69,17 +68,17 @@ def attacked_results(
         clean: detections on the clean pictures.
         state: where finished chunks are kept and looked for.
     """
-    prepared = prepare(detector)
+    prepared = prepare(detector) if isinstance(detector, SSD) else detector
     entries = []
     for epsilon in campaign.epsilons:
         singles = _singles(campaign, epsilon)
         found = [attack_pack(prepared, pack, single, state) for single in singles]
-        entries.append(attacked_entry(campaign.attack, singles, found, clean, pack))
+        entries.append(_entry(campaign.attack, singles, found, clean, pack))
     return entries
 
 
 def attack_pack(
-    detector: SSD, pack: Pack, settings: AttackSettings, state: State | None = None
+    detector: SSD | Attackable, pack: Pack, settings: AttackSettings, state: State | None = None
 ) -> list[Detections]:
     """Attack every picture of a pack, and detect in what comes out.
 
@@ -108,13 +107,6 @@ def prepare(detector: SSD) -> SSD:
     """Return a frozen copy of a detector in eval mode, in the memory layout that is fastest."""
     prepared = copy.deepcopy(detector).eval().requires_grad_(False)
     return prepared.to(memory_format=torch.channels_last)
-
-
-def pictures(pack: Pack, start: int, stop: int, device: torch.device) -> Tensor:
-    """Return pictures of a pack as a batch (B, 3, S, S) in [0, 1]."""
-    pixels = torch.from_numpy(pack.images[start:stop].copy()).to(device)
-    images: Tensor = pixels.permute(0, 3, 1, 2).float() / 255
-    return images
 
 
 def measure(found: Sequence[Detections], pack: Pack) -> Figures:
@@ -150,22 +142,14 @@ def _lowest(
     return every[min(range(len(every)), key=lambda index: figures[index]["ap50"])], figures
 
 
-def attacked_entry(
+def _entry(
     attack: AttackName,
     singles: Sequence[AttackSettings],
     found: Sequence[list[Detections]],
     clean: Sequence[Detections],
     pack: Pack,
 ) -> AttackedResult:
-    """Return the json entry of one radius.
-
-    Args:
-        attack: the name behind which the single attacks are.
-        singles: at one ε.
-        found: what each of them left.
-        clean: detections on the clean pictures.
-        pack: the pictures.
-    """
+    """Return what single attacks at one ε, behind a name, left of the clean detections."""
     first = singles[0]
     tried = [*found, *composites(found, pack)] if attack == "worst" else found
     chosen, every = _lowest(tried, pack)
@@ -198,13 +182,14 @@ def _singles(campaign: Campaign, epsilon: float) -> list[AttackSettings]:
 
 
 def _attack_pass(
-    detector: SSD, pack: Pack, settings: AttackSettings, state: State | None
+    detector: SSD | Attackable, pack: Pack, settings: AttackSettings, state: State | None
 ) -> Pass[list[Detections]]:
     def compute(chunk: range) -> list[Detections]:
-        images = pictures(pack, chunk.start, chunk.stop, detector.default_boxes.device)
         targets = [pack.target(index) for index in chunk]
-        return attack_and_detect(detector, images, targets, settings, chunk).detections
+        outcome = attack_and_detect(detector, pack.pixels(chunk), targets, settings, chunk)
+        return outcome.detections
 
     folder = state.of_pass("attacks", pack, settings=asdict(settings)) if state else None
+    size = min(CHUNK, attackable(detector).at_once)
     label = f"{settings.schedule} {settings.objective} ε={settings.epsilon:g}"
-    return detecting_pass(label, len(pack), CHUNK, compute, folder)
+    return detecting_pass(label, len(pack), size, compute, folder)

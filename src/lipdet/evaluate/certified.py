@@ -130,11 +130,11 @@ def certificate_pass(
 
     @cache
     def verifier() -> Verifier:
-        first = pictures(pack, range(min(BATCH_SIZE, len(pack))))
+        first = pack.pixels(range(min(BATCH_SIZE, len(pack))))
         return verifier_of(detector, AP_SELECTION, first)
 
     def compute(chunk: range) -> Chunk:
-        raw = outputs(detector, pictures(pack, chunk))
+        raw = outputs(detector, pack.pixels(chunk))
         targets = [pack.target(index) for index in chunk]
         found = [certify_batch(verifier(), raw, targets, epsilon) for epsilon in epsilons]
         return Chunk(tuple(found), verifier().rounding_known == PROVEN)
@@ -184,12 +184,6 @@ def _from_tensors(tensors: Tensors, index: int) -> Certified:
             for label in range(classes)
         ),
     )
-
-
-def pictures(pack: Pack, indices: Sequence[int]) -> Tensor:
-    """Return pictures of a pack as (B, 3, S, S) float32 in [0, 1]."""
-    pixels = np.stack([pack.images[index] for index in indices])
-    return torch.from_numpy(pixels).permute(0, 3, 1, 2).float() / 255
 
 
 @torch.no_grad()

@@ -10,21 +10,24 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 from typing import Any, Generic, TypeVar
 
+import torch
 from torch import Tensor
 
 from lipdet import distributed
+from lipdet.attack.attackable import Attackable
 from lipdet.checkpoint import read_tensors, write_tensors
 from lipdet.detector import SSD
 from lipdet.errors import InputError
 from lipdet.hardware import keep_freed_memory
 from lipdet.images.pack import Pack
 from lipdet.progress import track
+from lipdet.types import Detections
 from lipdet.versions import versions
 
 Tensors = dict[str, Tensor]
@@ -90,6 +93,45 @@ class Pass(Generic[Result]):
         return result
 
 
+def detections_to_tensors(found: Sequence[Detections]) -> Tensors:
+    """Return detections of several pictures, one after the other, and how many each has."""
+    return {
+        "boxes": torch.cat([one["boxes"] for one in found]),
+        "labels": torch.cat([one["labels"] for one in found]),
+        "scores": torch.cat([one["scores"] for one in found]),
+        "counts": torch.tensor([len(one["labels"]) for one in found]),
+    }
+
+
+def detections_from_tensors(tensors: Tensors) -> list[Detections]:
+    """Return what `detections_to_tensors` was given."""
+    columns = (
+        torch.split(tensors[name], tensors["counts"].tolist())
+        for name in ("boxes", "labels", "scores")
+    )
+    return [
+        Detections(boxes=boxes, labels=labels, scores=scores)
+        for boxes, labels, scores in zip(*columns, strict=True)
+    ]
+
+
+def detecting_pass(
+    label: str,
+    pictures: int,
+    size: int,
+    compute: Callable[[range], list[Detections]],
+    folder: Path | None,
+) -> Pass[list[Detections]]:
+    """Make a pass whose results are detections; the arguments are those of `Pass`."""
+    codec = detections_to_tensors, detections_from_tensors
+    return Pass(label, pictures, size, compute, *codec, folder)
+
+
+def in_order(chunks: Sequence[list[Detections]]) -> list[Detections]:
+    """Join the detections of all chunks, picture by picture."""
+    return [one for chunk in chunks for one in chunk]
+
+
 @dataclass(frozen=True)
 class State:
     """Where finished chunks of one detector are kept and looked for.
@@ -103,8 +145,14 @@ class State:
     detector: str
 
     @classmethod
-    def of(cls, folder: Path, detector: SSD) -> State:
-        """Return the state of a detector as it is now."""
+    def of(cls, folder: Path | None, detector: SSD | Attackable) -> State | None:
+        """Return the state of a detector as it is now.
+
+        None without a folder, and for a detector that lipdet did not build: a hash of its weights
+        says nothing of its code.
+        """
+        if folder is None or not isinstance(detector, SSD):
+            return None
         return cls(folder, weights_hash(detector))
 
     def of_pass(self, kind: str, pack: Pack, **settings: Any) -> Path:

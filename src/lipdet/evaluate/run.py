@@ -3,22 +3,26 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
+from contextlib import nullcontext
+from dataclasses import replace
 from typing import Protocol
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
+from lipdet.attack import detect
+from lipdet.attack.attackable import Attackable, frozen
+from lipdet.attack.torchvision_models import ForeignDetector
 from lipdet.boxes import AP_SELECTION, Decoder, Selection, select_detections
-from lipdet.checkpoint import LoadedDetector
+from lipdet.checkpoint import AnyDetector, LoadedDetector, certifiable
 from lipdet.detector import SSD
 from lipdet.errors import InputError
-from lipdet.evaluate.attack_state import detecting_pass, in_order
 from lipdet.evaluate.attacked import Campaign, attacked_results
 from lipdet.evaluate.average_precision import average_precision
 from lipdet.evaluate.certified import certified_results
-from lipdet.evaluate.chunks import Pass, State
+from lipdet.evaluate.chunks import Pass, State, detecting_pass, in_order
 from lipdet.images.pack import Pack
 from lipdet.progress import track
 from lipdet.results import EvaluationResult
@@ -40,7 +44,7 @@ class Network(Protocol):
 
 
 def evaluate(
-    loaded: LoadedDetector,
+    loaded: AnyDetector,
     pack: Pack,
     seed: int,
     campaign: Campaign | None = None,
@@ -50,7 +54,7 @@ def evaluate(
     """AP of a detector, clean, under attack and certified, with all that is needed to repeat it.
 
     Args:
-        loaded: a detector.
+        loaded: a detector; one that lipdet did not build cannot be certified.
         pack: pictures of the detector's input size.
         seed: the one that the pack was made with; recorded.
         campaign: the attacks to run, if any.
@@ -63,19 +67,18 @@ def evaluate(
     Raises:
         InputError: the pack's classes are not the detector's, or it cannot be certified.
     """
-    check_classes(loaded.name, loaded.detector.config.class_names, pack)
+    detector = detector_for(loaded, pack)
     if not pack.describe()["objects"]:
         raise InputError(f"{pack.name} has no objects, so there is no AP.")
-    detector = loaded.detector
     started = time.monotonic()
     found = in_order(clean_pass(detector, pack, state).results())
     targets = [pack.target(index) for index in range(len(pack))]
     clean = average_precision(targets, found, pack.class_names)
     attacked = attacked_results(detector, pack, campaign, found, state) if campaign else []
-    certified = certified_results(detector, pack, certify, state) if certify else []
+    certified = certified_results(certifiable(loaded), pack, certify, state) if certify else []
     return {
         "weights": loaded.name,
-        "parameters": sum(parameter.numel() for parameter in detector.parameters()),
+        "parameters": sum(parameter.numel() for parameter in loaded.module.parameters()),
         "data": pack.describe(),
         "seed": seed,
         "versions": versions(),
@@ -86,21 +89,29 @@ def evaluate(
     }
 
 
-def check_classes(name: str, class_names: Sequence[str], pack: Pack) -> None:
-    """Refuse pictures of other classes than those of the detector of this name."""
-    if pack.class_names != class_names:
+def detector_for(loaded: AnyDetector, pack: Pack) -> SSD | ForeignDetector:
+    """Return what looks at the pictures; one that does not name its classes has theirs.
+
+    Raises:
+        InputError: the pictures have other classes.
+    """
+    if loaded.class_names is not None and pack.class_names != loaded.class_names:
         raise InputError(
             f"{pack.name} has the classes {', '.join(pack.class_names)}; "
-            f"{name} detects {', '.join(class_names)}."
+            f"{loaded.name} detects {', '.join(loaded.class_names)}."
         )
+    if isinstance(loaded, LoadedDetector):
+        return loaded.detector
+    return replace(loaded, class_names=pack.class_names)
 
 
-def clean_pass(detector: SSD, pack: Pack, state: State | None) -> Pass[list[Detections]]:
+def clean_pass(
+    detector: SSD | Attackable, pack: Pack, state: State | None
+) -> Pass[list[Detections]]:
     """Make the pass over the pack that clean AP sums up."""
 
     def compute(chunk: range) -> list[Detections]:
-        images = torch.from_numpy(pack.images[chunk.start : chunk.stop].copy())
-        return detect_batch(detector, images, AP_SELECTION)
+        return detect(detector, pack.pixels(chunk), AP_SELECTION)
 
     folder = state.of_pass("clean", pack) if state else None
     label = f"Detecting in {pack.name}"
@@ -117,11 +128,8 @@ def detect_pack(
         for start in track(starts, f"Detecting in {pack.name}")
         for found in detect_batch(
             detector,
-            torch.stack(
-                [
-                    torch.from_numpy(pack.images[index].copy())
-                    for index in indices[start : start + BATCH_SIZE]
-                ]
+            torch.from_numpy(
+                np.stack([pack.images[index] for index in indices[start : start + BATCH_SIZE]])
             ),
             selection,
         )
@@ -133,19 +141,9 @@ def detect_batch(detector: Network, images: Tensor, selection: Selection) -> lis
     """Detections on 8-bit images (B, S, S, 3), on the CPU; a module's mode is left as it was."""
     pixels = images.to(detector.decoder.default_boxes.device).permute(0, 3, 1, 2).float() / 255
     pixels = pixels.to(detector.decoder.default_boxes.dtype)
-    with _eval_mode(detector):
+    with frozen(detector) if isinstance(detector, nn.Module) else nullcontext():
         found = select_detections(detector(pixels), detector.decoder, selection)
     return [
         Detections(boxes=one["boxes"].cpu(), labels=one["labels"].cpu(), scores=one["scores"].cpu())
         for one in found
     ]
-
-
-@contextmanager
-def _eval_mode(detector: Network) -> Iterator[None]:
-    was_training = isinstance(detector, nn.Module) and detector.training
-    if isinstance(detector, nn.Module):
-        detector.eval()
-    yield
-    if isinstance(detector, nn.Module):
-        detector.train(was_training)

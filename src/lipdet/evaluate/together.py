@@ -15,18 +15,19 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from lipdet import distributed
-from lipdet.checkpoint import LoadedDetector
+from lipdet.attack.torchvision_models import ForeignDetector
+from lipdet.checkpoint import AnyDetector, LoadedDetector
 from lipdet.errors import InputError
 from lipdet.evaluate.attacked import Campaign, attack_passes
 from lipdet.evaluate.certified import certificate_pass
-from lipdet.evaluate.chunks import State, code
-from lipdet.evaluate.run import check_classes, clean_pass, evaluate
+from lipdet.evaluate.chunks import State, code, weights_hash
+from lipdet.evaluate.run import clean_pass, detector_for, evaluate
 from lipdet.images.pack import Pack
 from lipdet.results import EvaluationResult
 
 
 def evaluate_together(
-    loaded: LoadedDetector,
+    loaded: AnyDetector,
     pack: Pack,
     seed: int,
     campaign: Campaign | None = None,
@@ -35,7 +36,7 @@ def evaluate_together(
 ) -> EvaluationResult | None:
     """Evaluate with however many processes there are; see `evaluate` for the arguments.
 
-    `state` is a folder.
+    Here, `state` is a folder.
 
     Returns:
         The result in the first process, None in the others.
@@ -45,14 +46,19 @@ def evaluate_together(
             several machines and no state that they share.
     """
     if distributed.size() == 1:
-        kept = State.of(state, loaded.detector) if state else None
+        kept = State.of(state, loaded.detector)
         return evaluate(loaded, pack, seed, campaign, certify, kept)
+    if isinstance(loaded, ForeignDetector):
+        raise InputError(
+            f"{loaded.name} is no lipdet.detector.SSD, and is evaluated by one process: leave "
+            "out --processes, or torchrun."
+        )
     started = time.monotonic()
-    check_classes(loaded.name, loaded.detector.config.class_names, pack)
+    detector_for(loaded, pack)
     distributed.check_same("The pictures", pack.hash)
     distributed.check_same("The versions", code())
     with _shared(state) as folder:
-        kept = State.of(folder, loaded.detector)
+        kept = State(folder, weights_hash(loaded.detector))
         distributed.check_same("The weights", kept.detector)
         _fill(loaded, pack, campaign, certify, kept)
         distributed.wait()

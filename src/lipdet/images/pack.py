@@ -17,7 +17,7 @@ import json
 import shutil
 import tempfile
 import tokenize
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -25,6 +25,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from torch import Tensor
 
 from lipdet.errors import InputError
 from lipdet.images.source import Skipped
@@ -87,6 +88,11 @@ class Pack:
             boxes=torch.from_numpy(self.boxes[own].copy()),
             labels=torch.from_numpy(self.labels[own].copy()),
         )
+
+    def pixels(self, indices: Sequence[int]) -> Tensor:
+        """Return pictures as a batch (B, 3, S, S) float32 in [0, 1]."""
+        chosen = np.stack([self.images[index] for index in indices])
+        return torch.from_numpy(chosen).permute(0, 3, 1, 2).float() / 255
 
     def describe(self) -> DataSummary:
         """Return what a result says about its data."""

@@ -9,9 +9,8 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Collection
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from functools import cache
-from typing import Any
 
 import torch
 from matplotlib.axes import Axes
@@ -77,10 +76,6 @@ class Architecture:
     heads: tuple[HeadShape, ...]
     default_boxes: int
     parameters: int
-
-    def as_dict(self) -> dict[str, Any]:
-        """Plain values for json."""
-        return asdict(self)
 
 
 @torch.no_grad()

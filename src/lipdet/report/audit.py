@@ -6,13 +6,57 @@ from dataclasses import asdict, replace
 from typing import Any
 
 from rich.table import Table
+from torch import nn
 
-from lipdet.lipschitz.audit import Audit, Finding
+from lipdet.attack.torchvision_models import ForeignDetector
+from lipdet.certificate.constants.outputs import propagate_detector
+from lipdet.detector import SSD
+from lipdet.errors import UnknownLipschitz
+from lipdet.lipschitz.audit import Audit, Finding, audit
+from lipdet.lipschitz.propagation import propagate
+from lipdet.lipschitz.torchvision_heads import PixelsToHeads, is_torchvision
 from lipdet.report.markup import Cell, Document, Section, constant, number, paragraph, table
 from lipdet.versions import versions
 
 COLUMNS = ("layer", "kind", "what enlarges the bound", "factor", "instead")
 NO_BOUND = "no bound"
+
+
+def audit_module(module: nn.Module, image_size: int) -> Audit:
+    """Audit a module for square RGB pictures, from the pixels.
+
+    Of torchvision's detectors up to the maps of the heads; of a module with an attribute `network`,
+    that part.
+
+    Raises:
+        UnknownLipschitz: it cannot be seen as a graph.
+        InputError: it does not accept this size.
+    """
+    shape = (3, image_size, image_size)
+    if isinstance(module, SSD):
+        return audit(propagate_detector(module, shape, past_obstacles=True))
+    if is_torchvision(module):
+        module = PixelsToHeads(module, shape)
+    elif isinstance(network := getattr(module, "network", None), nn.Module):
+        module = network
+    return audit(propagate(module, shape, past_obstacles=True))
+
+
+def audit_foreign(detector: ForeignDetector) -> Audit | str:
+    """Audit a detector that lipdet did not build, or say in a sentence why it cannot be done.
+
+    It must be known which part of it maps pixels to raw output.
+    """
+    module = detector.module
+    if not is_torchvision(module) and not isinstance(getattr(module, "network", None), nn.Module):
+        return (
+            f"{detector.name} has no attribute `network`, the part from pixels to raw output, "
+            "and so was not audited."
+        )
+    try:
+        return audit_module(module, detector.image_size)
+    except UnknownLipschitz as error:
+        return str(error)
 
 
 def audit_sentence(name: str, found: Audit) -> str:

@@ -81,7 +81,7 @@ def _measure(
     loaded: LoadedDetector, pack: Pack, seed: int, campaign: Campaign | None, state: Path | None
 ) -> EvaluationResult:
     certify = campaign.epsilons if campaign and _has_bounds(loaded.detector) else ()
-    kept = State.of(state, loaded.detector) if state else None
+    kept = State.of(state, loaded.detector)
     return evaluate(loaded, pack, seed, campaign, certify, kept)
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any
 
 import torch
@@ -19,7 +19,7 @@ from lipdet.certificate.constants.outputs import (
 from lipdet.checkpoint import LoadedDetector
 from lipdet.detector import SSD
 from lipdet.errors import UnknownLipschitz
-from lipdet.evaluate.attacked import pictures, prepare
+from lipdet.evaluate.attacked import prepare
 from lipdet.images.pack import Pack
 from lipdet.lipschitz.profile import LayerRow
 from lipdet.report.architecture import Architecture, describe_architecture
@@ -57,7 +57,7 @@ class Inspection:
         return {
             "weights": self.loaded.name,
             "speed": self.speed,
-            "architecture": self.architecture.as_dict(),
+            "architecture": asdict(self.architecture),
             "lipschitz": self.lipschitz,
             "pictures": [scene.as_dict() for scene in self.scenes],
             "file": self.loaded.info,
@@ -118,4 +118,4 @@ def time_forward(detector: SSD, pack: Pack) -> dict[str, Any]:
 
 
 def _images(detector: SSD, pack: Pack) -> Tensor:
-    return pictures(pack, 0, len(pack), detector.default_boxes.device)
+    return pack.pixels(range(len(pack))).to(detector.default_boxes)

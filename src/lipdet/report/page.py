@@ -6,13 +6,12 @@ import json
 from collections.abc import Sequence
 from html import escape
 from pathlib import Path
-from typing import Any
 
+from lipdet.attack.torchvision_models import ForeignDetector
 from lipdet.errors import InputError
-from lipdet.lipschitz.audit import Audit
 from lipdet.report import sections
 from lipdet.report.architecture import draw_architecture, draw_presets
-from lipdet.report.audit import audit_section
+from lipdet.report.audit import audit_foreign, audit_json, audit_section
 from lipdet.report.certificate import plot_reasons
 from lipdet.report.consistency import plot_consistency
 from lipdet.report.curves import plot_curves, plot_frontier
@@ -91,29 +90,25 @@ def write_page(
 
 
 def write_module_page(
-    path: Path,
-    result: EvaluationResult,
-    scenes: Sequence[Scene],
-    audit: tuple[Audit, dict[str, Any]] | str,
+    path: Path, detector: ForeignDetector, result: EvaluationResult, scenes: Sequence[Scene]
 ) -> None:
     """Write the page about a detector that lipdet did not build: clean, attacked, its audit.
 
     Args:
         path: the html file.
-        result: in the form of `lipdet eval`.
+        detector: it is audited here.
+        result: json object of `lipdet eval`.
         scenes: of the first pictures; none where no radius was given.
-        audit: of the network with its json, or a sentence that says why there is none.
 
     Raises:
         InputError: the place cannot be written.
     """
-    name = result["weights"]
+    name, size, found = detector.name, detector.image_size, audit_foreign(detector)
     facts = {"weights": name, "speed": None, "file": None}
-    found = audit if isinstance(audit, str) else audit[0]
     document: Document = {
         "results": [result],
         "detectors": [{**facts, "pictures": [one.as_dict() for one in scenes]}],
-        "audit": audit if isinstance(audit, str) else audit[1],
+        "audit": found if isinstance(found, str) else audit_json(name, size, found),
     }
     drawn = (plot_curves([result]), plot_consistency([result]))
     drawings = {drawing.name: drawing for drawing in drawn if drawing}
@@ -151,7 +146,11 @@ def _numbered(drawing: Drawing | None, place: int) -> Drawing | None:
 def _write(
     path: Path, title: str, answer: str, parts: Sequence[Section], document: Document
 ) -> None:
-    """Write the html of a page with its json."""
+    """Write the html of a page with its json.
+
+    Raises:
+        InputError: the place cannot be written.
+    """
     links = "".join(f'<a href="#{part.name}">{escape(part.heading)}</a>' for part in parts)
     body = "".join(
         f'<section id="{part.name}"><h2>{escape(part.heading)}</h2>{part.body}</section>'

@@ -18,9 +18,10 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from lipdet.attack import AttackSettings, attack_and_detect, detect, worst_of
+from lipdet.attack.attackable import Attackable, attackable
 from lipdet.boxes import DISPLAY_SELECTION
 from lipdet.detector import SSD
-from lipdet.evaluate.attacked import pictures, prepare
+from lipdet.evaluate.attacked import prepare
 from lipdet.images.crop import full_region
 from lipdet.images.pack import Pack
 from lipdet.reading import Detection, certified, known_verifier, named
@@ -79,7 +80,7 @@ class Scene(NamedTuple):
 
 def scenes(
     name: str,
-    detector: SSD,
+    detector: SSD | Attackable,
     pack: Pack,
     indices: Sequence[int],
     attacks: Sequence[AttackSettings],
@@ -93,9 +94,8 @@ def scenes(
         indices: of the pictures.
         attacks: at one ε; of each picture the most damaging one is shown.
     """
-    prepared = prepare(detector)
-    device = detector.default_boxes.device
-    images = torch.cat([pictures(pack, index, index + 1, device) for index in indices])
+    prepared = prepare(detector) if isinstance(detector, SSD) else detector
+    images = pack.pixels(indices).to(attackable(prepared).device)
     targets = [pack.target(index) for index in indices]
     outcomes = [attack_and_detect(prepared, images, targets, one, indices) for one in attacks]
     outcome = worst_of(outcomes)
@@ -120,12 +120,19 @@ def scenes(
 
 
 def certified_detections(
-    detector: SSD, pixels: NDArray[np.uint8], epsilon: float, class_names: Sequence[str]
+    detector: SSD | Attackable,
+    pixels: NDArray[np.uint8],
+    epsilon: float,
+    class_names: Sequence[str],
 ) -> list[tuple[Detection, ...]]:
     """Return what is shown on pictures (B, S, S, 3), with radii, and reach at ε.
 
-    Without both where a layer has no Lipschitz bound.
+    Without both where a layer has no Lipschitz bound, or the detector is no `SSD`.
     """
+    if not isinstance(detector, SSD):
+        images = torch.from_numpy(pixels).permute(0, 3, 1, 2).float() / 255
+        found = detect(detector, images, DISPLAY_SELECTION)
+        return [named(one, class_names) for one in found]
     whole = full_region(pixels.shape[2], pixels.shape[1])
     views = look_at_pixels(detector, class_names, list(pixels), [whole] * len(pixels))
     verifier = known_verifier(detector)

@@ -1,0 +1,116 @@
+"""What attacks and evaluations ask of a detector, answered by lipdet's own.
+
+`torchvision_models` answers the same for detectors that lipdet did not build.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager
+from dataclasses import dataclass
+from typing import Protocol
+
+import torch
+from torch import Tensor, nn
+
+from lipdet.attack.loop import Objective
+from lipdet.attack.objectives import OBJECTIVES
+from lipdet.attack.scene import scene_of
+from lipdet.boxes import Selection, select_detections
+from lipdet.detector import SSD
+from lipdet.types import Detections, RawOutput, Target
+
+# Images whose activations are held at a time.
+MOST_AT_ONCE = 32
+
+
+class Attackable(Protocol):
+    """A detector of square pictures whose labels count from 0."""
+
+    @property
+    def device(self) -> torch.device:
+        """Where it computes."""
+
+    @property
+    def at_once(self) -> int:
+        """Return the number of images that are attacked at a time."""
+
+    def detect(self, images: Tensor, selection: Selection) -> list[Detections]:
+        """Detections on images (B, 3, S, S) in [0, 1], on the CPU, in eval mode."""
+
+    def raising(
+        self, objective: str
+    ) -> AbstractContextManager[Callable[[Sequence[Target]], Objective]]:
+        """Freeze the detector; meanwhile, targets of images give what an attack on them raises."""
+
+
+@dataclass(frozen=True)
+class Own:
+    """A detector of lipdet's, attacked by its raw output."""
+
+    detector: SSD
+    at_once = MOST_AT_ONCE
+
+    @property
+    def device(self) -> torch.device:
+        """Where it computes."""
+        return self.detector.default_boxes.device
+
+    def detect(self, images: Tensor, selection: Selection) -> list[Detections]:
+        """Detections on images (B, 3, S, S) in [0, 1], in the detector's precision."""
+        detector = self.detector
+        with frozen(detector), torch.no_grad():
+            raw = detector(images.to(detector.default_boxes))
+            found = select_detections(raw, detector.decoder, selection)
+        return [
+            Detections(
+                boxes=one["boxes"].cpu(), labels=one["labels"].cpu(), scores=one["scores"].cpu()
+            )
+            for one in found
+        ]
+
+    @contextmanager
+    def raising(self, objective: str) -> Iterator[Callable[[Sequence[Target]], Objective]]:
+        """Freeze the detector; meanwhile, give what an attack on images with targets raises."""
+        detector, value = self.detector, OBJECTIVES[objective]
+        decoder = detector.decoder
+
+        def of(targets: Sequence[Target]) -> Objective:
+            scene = scene_of(targets, decoder)
+            return lambda batch, rows: value(exact(detector(batch)), scene.at(rows), decoder)
+
+        with frozen(detector):
+            yield of
+
+
+def attackable(detector: SSD | Attackable) -> Attackable:
+    """Return what attacks ask a detector through."""
+    return Own(detector) if isinstance(detector, SSD) else detector
+
+
+def exact(raw: RawOutput) -> RawOutput:
+    """Raw output in float32 at least: under autocast, networks return bf16."""
+    return RawOutput(*(part.to(torch.promote_types(part.dtype, torch.float32)) for part in raw))
+
+
+@contextmanager
+def frozen(model: nn.Module) -> Iterator[None]:
+    """Eval mode and no gradients of parameters; the mode of every module is restored.
+
+    A model that is frozen already is not touched, so that threads can attack one together.
+    """
+    modes = [(module, module.training) for module in model.modules()]
+    asked = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    try:
+        if any(mode for _, mode in modes):
+            model.eval()
+        for parameter in asked:
+            parameter.requires_grad_(False)
+        yield
+    finally:
+        # Parents come first, so that a child's own mode is the last word.
+        for module, mode in modes:
+            if module.training != mode:
+                module.train(mode)
+        for parameter in asked:
+            parameter.requires_grad_(True)

@@ -48,7 +48,6 @@ def claim_cliques(
     matches: SureMatches,
     cover: CliqueCover,
     limit: int,
-    size: int,
     ious: Sequence[float],
     tightenings: Tightenings = ALL,
 ) -> CliqueClaims:
@@ -63,7 +62,6 @@ def claim_cliques(
         matches: condition 2 from the lowest of `ious` or less on.
         cover: the cliques.
         limit: as for `cover`.
-        size: of the image.
         ious: IoU thresholds of a match, rising.
         tightenings: which sharpenings are used.
     """
@@ -77,7 +75,7 @@ def claim_cliques(
     sure = flatnonzero(match >= ious[0])
     other = torch.full_like(match, -1.0)
     other[sure] = other_matches(
-        candidates, truths, truth[sure], torch.arange(len(sure)), own[sure], match[sure], size,
+        candidates, truths, truth[sure], torch.arange(len(sure)), own[sure], match[sure],
         tightenings.relaxed_match,
     )  # fmt: skip
     clique, high = cover.clique_of[own], candidates.high[own]

@@ -32,20 +32,18 @@ class CleanMatches(NamedTuple):
     candidate: Tensor
 
 
-def clean_matches(
-    candidates: Candidates, truths: GroundTruth, size: int, iou: float
-) -> CleanMatches:
+def clean_matches(candidates: Candidates, truths: GroundTruth, iou: float) -> CleanMatches:
     """Find the candidates whose box, without perturbation, has at least this IoU with an object."""
     truth, own = expand_ranges(*candidates.members(truths.group(candidates.classes)))
-    matched = flatnonzero(_clean_iou(candidates, truths, truth, own, size) >= iou)
+    matched = flatnonzero(_clean_iou(candidates, truths, truth, own) >= iou)
     return CleanMatches(take(truth, matched), take(own, matched))
 
 
-def _clean_iou(
-    candidates: Candidates, truths: GroundTruth, truth: Tensor, own: Tensor, size: int
-) -> Tensor:
+def _clean_iou(candidates: Candidates, truths: GroundTruth, truth: Tensor, own: Tensor) -> Tensor:
     """Return the IoU of pairs (P,) of an object and a candidate without perturbation."""
-    boxes = take(candidates.clean_boxes.clamp(0, size), take(candidates.boxes.place, own))
+    boxes = take(
+        candidates.clean_boxes.clamp(0, candidates.size), take(candidates.boxes.place, own)
+    )
     return iou_of_corners(boxes, take(truths.box, truth))
 
 
@@ -114,7 +112,7 @@ def class_stays(
 
 
 def with_other_classes(
-    candidates: Candidates, truths: GroundTruth, size: int, iou: float, tau: float
+    candidates: Candidates, truths: GroundTruth, iou: float, tau: float
 ) -> tuple[GroundTruth, Tensor]:
     """Return the objects, and after them once more those on which a box of another class may stay.
 
@@ -124,7 +122,6 @@ def with_other_classes(
     Args:
         candidates: all.
         truths: G objects.
-        size: of the image.
         iou: threshold of a match.
         tau: log-odds that the detection shall keep.
 
@@ -139,7 +136,7 @@ def with_other_classes(
     pair, truth = expand_ranges(*ranges_of(truths.image, image))
     other = flatnonzero(take(label, pair) != take(truths.label, truth))
     pair, truth = take(pair, other), take(truth, other)
-    matched = _clean_iou(candidates, truths, truth, take(steady, pair), size) >= iou
+    matched = _clean_iou(candidates, truths, truth, take(steady, pair)) >= iou
     found = torch.unique(truth[matched] * candidates.classes + label[pair[matched]])
     truth, label = found // candidates.classes, found % candidates.classes
     added = independent_objects(truths.image[truth], label, truths.box[truth])

@@ -122,17 +122,9 @@ def _certified_at(
     most_covered: float | None,
     count_kept: bool = False,
 ) -> Tensor:
-    """Return whether each object is certified at its own ε (G,).
+    """Return whether each object is certified at its own ε (G,); see `certified_radii`.
 
-    Args:
-        verifier: of the detector.
-        raw: its outputs for the images of `truths`.
-        truths: objects.
-        epsilon: (G,).
-        iou: threshold of a match.
-        log_odds: that the detection shall keep.
-        most_covered: see `certified_radii`.
-        count_kept: bound what NMS can keep for all of them, not only where that decides.
+    With `count_kept`, what NMS can keep is bounded for all of them, not only where that decides.
     """
     alone = truths._replace(image=torch.arange(len(epsilon)))
     copies = RawOutput(raw.logits[truths.image], raw.offsets[truths.image])
@@ -318,7 +310,6 @@ def shown_alone(
         most_covered: the share.
     """
     passed = torch.zeros(len(found.truth), dtype=torch.bool)
-    size = verifier.decoder.image_size
     matching = found.matches.iou >= iou
     vouches = found.certify(iou)
     for image in torch.unique(found.truth[vouches]).tolist():
@@ -329,7 +320,7 @@ def shown_alone(
         others = others[candidates.high[others] >= candidates.low[own].min()]
         others = others[~torch.isin(others, matched)]
         shares = largest_covered_share(
-            candidates.boxes.at(others), candidates.boxes.at(matched), size
+            candidates.boxes.at(others), candidates.boxes.at(matched), candidates.size
         )
         others = others[~(shares <= most_covered - SHARE_SLACK).all(dim=1)]
         beaten = _classes_can_outscore(verifier, candidates, others, own, float(epsilon[image]))

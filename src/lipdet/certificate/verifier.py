@@ -163,8 +163,7 @@ class Verifier:
         budget = None
         if self.collective is not None and self.tightenings.collective:
             budget = (self._factor * epsilon[:, None] * self.collective).flatten()
-        nms_iou, size = self.decoder.nms_iou, self.decoder.image_size
-        return cover_by_cliques(candidates, nms_iou, size, self._most_cliques, budget)
+        return cover_by_cliques(candidates, self._most_cliques, budget)
 
     def claim_cliques(
         self,
@@ -175,8 +174,8 @@ class Verifier:
         ious: Sequence[float],
     ) -> CliqueClaims:
         """Find detections that are no false positives, at rising IoU thresholds (theory §6.7)."""
-        size, most = self.decoder.image_size, self._most_cliques
-        return claim_cliques(candidates, truths, matches, cover, most, size, ious, self.tightenings)
+        most = self._most_cliques
+        return claim_cliques(candidates, truths, matches, cover, most, ious, self.tightenings)
 
     def certifiers(
         self,
@@ -191,8 +190,6 @@ class Verifier:
             candidates,
             truths,
             self.selection,
-            self.decoder.nms_iou,
-            self.decoder.image_size,
             lowest_iou,
             cover,
             self._joint_motion(candidates, epsilon),

@@ -198,14 +198,14 @@ def certify_batch(
 ) -> Certified:
     """Everything that `summary` needs of one batch."""
     truths, iou, tau = ground_truth_of(targets), IOUS[0], logit(RECALL_SCORE)
-    count, size = len(truths.image), verifier.decoder.image_size
+    count = len(truths.image)
     radius = torch.full((len(targets),), epsilon, dtype=torch.float64)
     candidates = verifier.candidates(raw, radius)
     cover = verifier.clique_cover(candidates, radius)
-    every, objects = with_other_classes(candidates, truths, size, iou, tau)
+    every, objects = with_other_classes(candidates, truths, iou, tau)
     found = verifier.certifiers(candidates, every, radius, iou, cover)
     own = found.of_first(count)
-    matches = clean_matches(candidates, truths, size, iou)
+    matches = clean_matches(candidates, truths, iou)
     claimed = verifier.claim_cliques(candidates, truths, own.matches, cover, IOUS)
     reached = certified_up_to(own, count, IOUS)
     kept = reached[:, 0] >= tau

@@ -69,6 +69,8 @@ class Candidates(NamedTuple):
 
     Attributes:
         classes: number of classes C.
+        nms_iou: above which a kept box suppresses others of its class (η).
+        size: side of the image in pixels, to which boxes are clipped.
         group: (N,) image · C + class, ascending.
         anchor: (N,) index of the default box.
         low: (N,) lowest log-odds, float64, −∞ where the default box may not vote for the class.
@@ -80,6 +82,8 @@ class Candidates(NamedTuple):
     """
 
     classes: int
+    nms_iou: float
+    size: int
     group: Tensor
     anchor: Tensor
     low: Tensor
@@ -172,6 +176,8 @@ def find_candidates(
         low[steady[lost]] = -math.inf
     return Candidates(
         classes=classes,
+        nms_iou=decoder.nms_iou,
+        size=decoder.image_size,
         group=take(image, place) * classes + label,
         anchor=take(anchor, place),
         low=low,

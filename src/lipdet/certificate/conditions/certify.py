@@ -96,8 +96,6 @@ def certifiers(
     candidates: Candidates,
     truths: GroundTruth,
     selection: Selection,
-    nms_iou: float,
-    size: int,
     lowest_iou: float,
     cover: CliqueCover | None = None,
     joint_motion: JointMotion | None = None,
@@ -109,22 +107,20 @@ def certifiers(
         candidates: all that can exceed the floor of `selection`.
         truths: objects; those without area or not inside the image get no certifier.
         selection: what the detector does with its candidates.
-        nms_iou: η.
-        size: of the image, in pixels.
         lowest_iou: the lowest IoU threshold of interest.
         cover: bounds on kept boxes, for the second form of condition 4.
         joint_motion: of pairs of candidates, for condition 3.
         tightenings: which sharpenings are used.
     """
     cleared = clears_floor(candidates.low, logit(selection.score_floor))
-    matches = sure_matches(candidates, cleared, truths, size, lowest_iou, tightenings.ball)
+    matches = sure_matches(candidates, cleared, truths, lowest_iou, tightenings.ball)
     vouches = take(cleared, matches.candidate) & (matches.iou >= lowest_iou)
     passed = flatnonzero(vouches)
     truth, own, iou = (take(x, passed) for x in (matches.truth, matches.candidate, matches.iou))
     group, low = candidates.group[own], candidates.low[own]
     contested = truths.other_counts[truth] > 0
     certifier, rival, rival_iou = spoiling_suppressors(
-        candidates, matches, truth, own, iou, contested, nms_iou, size,
+        candidates, matches, truth, own, iou, contested,
         joint_motion if tightenings.pairwise else None,
     )  # fmt: skip
     if joint_motion is not None and tightenings.overtaking:
@@ -136,7 +132,7 @@ def certifiers(
     vouching = torch.cat([torch.arange(len(own)), certifier])
     boxes = torch.cat([own, rival])
     other_iou = other_matches(
-        candidates, truths, truth, vouching, boxes, torch.cat([iou, rival_iou]), size,
+        candidates, truths, truth, vouching, boxes, torch.cat([iou, rival_iou]),
         tightenings.relaxed_match,
     )  # fmt: skip
     return Certifiers(truth, own, low, iou, kept_iou, untruncated, other_iou, matches)
@@ -188,7 +184,6 @@ def other_matches(
     vouching: Tensor,
     boxes: Tensor,
     own: Tensor,
-    size: int,
     relaxed: bool,
 ) -> Tensor:
     """Check condition 5 of boxes that may vouch and all other objects: thresholds (certifiers,).
@@ -200,13 +195,11 @@ def other_matches(
         vouching: (Q,) index of a certifier.
         boxes: (Q,) index of the certifier's candidate, or of one of its suppressors.
         own: (Q,) up to which threshold it matches the certifier's object.
-        size: of the image.
         relaxed: whether the relaxation is used.
     """
     objects = truth[vouching]
     pair, other = expand_ranges(truths.other_starts[objects], truths.other_counts[objects])
-    reached = other_match_up_to(
-        candidates.boxes.at(boxes[pair]), truths.others[other], own[pair], size, relaxed
-    )
+    placed, size = candidates.boxes.at(boxes[pair]), candidates.size
+    reached = other_match_up_to(placed, truths.others[other], own[pair], size, relaxed)
     none = torch.full((len(truth),), -1.0, dtype=torch.float64)
     return none.scatter_reduce(0, vouching[pair], reached, "amax")

@@ -33,6 +33,12 @@ from lipdet.certificate.ragged import count_reaching, flatnonzero, ranges_of, ta
 
 # NMS computes IoU in float32: overlap is sure only from this much above its threshold.
 OVERLAP_SLACK = 1e-3
+BITS = 64
+# Candidates of a block, at most BITS, and blocks of a group.
+BLOCK, BLOCKS = 64, 2
+_PRICE_SLACK = 1e-9
+# Sums of squares lose at most 2·width^1.5 roundings of 1.1e-16 of their size, for width ≤ 2,000.
+_LOST_DIGITS = 1e-14
 
 
 def surely_overlap(
@@ -148,14 +154,6 @@ def _first_and_last(boxes: BoxRange, size: int) -> list[tuple[Tensor, Tensor]]:
     ]
 
 
-BITS = 64
-# Candidates of a block, at most BITS, and blocks of a group.
-BLOCK, BLOCKS = 64, 2
-_PRICE_SLACK = 1e-9
-# Sums of squares lose at most 2·width^1.5 roundings of 1.1e-16 of their size, for width ≤ 2,000.
-_LOST_DIGITS = 1e-14
-
-
 class CliqueCover(NamedTuple):
     """M cliques that cover the candidates of all groups of a batch, of which NMS keeps one each.
 
@@ -190,22 +188,16 @@ class CliqueCover(NamedTuple):
 
 
 def cover_by_cliques(
-    candidates: Candidates,
-    nms_iou: float,
-    size: int,
-    limit: int,
-    budget: Tensor | None = None,
+    candidates: Candidates, limit: int, budget: Tensor | None = None
 ) -> CliqueCover:
     """Bound the detections of each group at every score.
 
     Args:
         candidates: all that can exceed the floor.
-        nms_iou: a kept box suppresses others that overlap it by more (η).
-        size: side of the image, to which boxes are clipped.
         limit: cliques beyond so many per group are left out.
         budget: (B · C,) how far, in the L2 norm, all log-odds of a group can move together.
     """
-    numbers, alone = _clique_numbers(candidates, nms_iou, size, limit)
+    numbers, alone = _clique_numbers(candidates, limit)
     nearest = _or_infinite(candidates.log_odds + candidates.slack)
     read = _read(candidates.group, alone, nearest if budget is not None else None, limit)
     width = (BLOCKS + 1) * limit + len(numbers)
@@ -319,9 +311,7 @@ def _or_infinite(values: Tensor) -> Tensor:
     return values.masked_fill(values.isnan(), torch.inf)
 
 
-def _clique_numbers(
-    candidates: Candidates, nms_iou: float, size: int, limit: int
-) -> tuple[Tensor, Tensor]:
+def _clique_numbers(candidates: Candidates, limit: int) -> tuple[Tensor, Tensor]:
     """Number the cliques of each group in the order of their highest candidate.
 
     Returns:
@@ -348,6 +338,7 @@ def _clique_numbers(
     of_group = torch.zeros(len(boxes), classes)
     of_group[places, group % classes] = 1
     of_images = torch.split(of_group, [len(index) for index in images])
+    nms_iou, size = candidates.nms_iou, candidates.size
     overlaps = surely_overlap(candidates.boxes.boxes, images, of_images, nms_iou, size)
     members, masks = [], []
     for rows, start, sure in zip(runs, first, overlaps, strict=True):

@@ -106,7 +106,6 @@ def sure_matches(
     candidates: Candidates,
     cleared: Tensor,
     truths: GroundTruth,
-    size: int,
     lowest_iou: float,
     ball: bool,
 ) -> SureMatches:
@@ -116,7 +115,6 @@ def sure_matches(
         candidates: all.
         cleared: (N,) whether each may vouch for an object.
         truths: objects; those without area or not inside the image have no pairs.
-        size: of the image, in pixels.
         lowest_iou: the lowest IoU threshold of interest.
         ball: whether the ball of offsets is used.
 
@@ -132,7 +130,7 @@ def sure_matches(
     lowest = torch.full((len(group),), torch.inf, dtype=torch.float64)
     lowest = lowest.scatter_reduce(0, truth, low, "amin")
     counts = torch.maximum(candidates.reaching(group, lowest), members.clamp(max=BLOCK))
-    counts = torch.where(can_be_certified(truths.box, size), counts, 0)
+    counts = torch.where(can_be_certified(truths.box, candidates.size), counts, 0)
     truth, own = expand_ranges(starts, counts)
     found = torch.full((len(own),), NO_MATCH, dtype=torch.float64)
     objects, place = take(truths.box, truth), take(candidates.boxes.place, own)

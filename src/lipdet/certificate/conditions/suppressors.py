@@ -93,8 +93,6 @@ def spoiling_suppressors(
     own: Tensor,
     iou: Tensor,
     contested: Tensor,
-    nms_iou: float,
-    size: int,
     joint_motion: JointMotion | None,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Find pairs of a certifier and a candidate that can suppress it, and spoil it by that.
@@ -109,8 +107,6 @@ def spoiling_suppressors(
         own: (P,) the certifiers among all candidates.
         iou: (P,) condition 2 of the certifiers.
         contested: (P,) whether there are other objects of the class.
-        nms_iou: η.
-        size: of the image.
         joint_motion: of pairs of candidates, if known.
 
     Returns:
@@ -129,8 +125,8 @@ def spoiling_suppressors(
         passed = flatnonzero(spoils & (rival != take(own, row)))
         row, rival, rival_iou = (take(x, passed) for x in (row, rival, rival_iou))
         mine = take(own, row)
-        passed = can_suppress(candidates.boxes.at(mine), candidates.boxes.at(rival), nms_iou, size)
-        passed = flatnonzero(passed)
+        pair = candidates.boxes.at(mine), candidates.boxes.at(rival)
+        passed = flatnonzero(can_suppress(*pair, candidates.nms_iou, candidates.size))
         row, rival, rival_iou, mine = (take(x, passed) for x in (row, rival, rival_iou, mine))
         passed = flatnonzero(_rival_can_outscore(candidates, rival, mine, joint_motion))
         parts.append(tuple(take(x, passed) for x in (row, rival, rival_iou)))
@@ -158,13 +154,10 @@ def raise_by_overtaking(
     rival_iou: Tensor,
     lowest_iou: float,
 ) -> None:
-    """Raise `rival_iou` (Q,), in place, where it alone spoils a certifier and more is known.
+    """Raise `rival_iou` (Q,), in place, as far as passing the certifier lets it (theory §6.6).
 
-    Of the perturbations that let the rival pass the certifier, that is. Certifiers with another
-    suppressor about which no more is known are left out. Condition 5 may use what is raised: the
-    rival vouches only if it has suppressed the certifier, so only under these perturbations, and
-    under each of them it overlaps its own object by at least this, and another one by no more than
-    it can under any.
+    Certifiers with another suppressor about which no more is known are left out. Condition 5 may
+    use what is raised: the rival vouches only under these perturbations.
 
     Args:
         joint_motion: of pairs.

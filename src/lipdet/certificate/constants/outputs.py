@@ -78,12 +78,12 @@ class HeadConvolution:
         return rows.reshape(-1, *taps.shape[1:-2])
 
     def norms(self) -> Tensor:
-        """‖filter‖_F of each output where it stands, (A, values), or LEAST if that is less."""
+        """Return ‖filter‖_F of outputs where they stand, (A, values), or LEAST if that is less."""
         squares = self.over_positions(self.kernel.square().sum(dim=2))
         return squares.clamp_min(LEAST**2).sqrt() * SLACK
 
     def gram(self) -> Tensor:
-        """Inner products of the filters of one default box where it stands, (A, values, values)."""
+        """Return inner products of the filters of each default box, (A, values, values)."""
         taps = torch.einsum("bvikl,bwikl->bvwkl", self.kernel, self.kernel)
         return self.over_positions(taps)
 
@@ -259,14 +259,7 @@ def propagate_detector(
 
 
 def detector_profile(propagation: Propagation, images: Tensor | None = None) -> list[LayerRow]:
-    """List the layers of a detector; see `layer_profile`.
-
-    The last two rows of each head are its outputs.
-
-    Args:
-        propagation: of the detector.
-        images: (B, 3, H, W) in [0, 1], for the observed values.
-    """
+    """List the layers, as `layer_profile` does; the last two rows of each head are its outputs."""
     return layer_profile(propagation, images, [maps for _, *maps in propagation.outputs])
 
 
@@ -282,9 +275,8 @@ def _prove(detector: SSD, propagation: Propagation) -> None:
         return torch.cat(logits, dim=1), torch.cat(offsets, dim=1)
 
     size = detector.config.image_size
-    image = example(detector, (3, size, size))
     what = "The detector computes something else than its parts show"
-    prove_same(detector, assembled, image, what)
+    prove_same(detector, assembled, example(detector, (3, size, size)), what)
 
 
 def bounds_of_outputs(detector: SSD, propagation: Propagation) -> OutputBounds:

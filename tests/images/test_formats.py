@@ -14,9 +14,8 @@ from lipdet.cli import main
 from lipdet.images.coco import coco_dict
 from lipdet.images.pack import open_pack
 from lipdet.images.spec import open_data, read_source
-from lipdet.images.voc import voc_xml
-from lipdet.images.yolo import yolo_text, yolo_yaml
 from lipdet.types import Target
+from tests.images.writers import voc_xml, yolo_text, yolo_yaml
 
 NAMES = ("gauge", "knob", "valve")
 SIZES = ((120, 90), (64, 64), (33, 70))

@@ -12,8 +12,9 @@ from PIL import Image
 from torchvision.datasets import VOCDetection
 
 from lipdet.errors import InputError
-from lipdet.images.voc import read_voc, voc_xml
+from lipdet.images.voc import read_voc
 from lipdet.types import Target
+from tests.images.writers import voc_xml
 
 # The form of the official files: parts with boxes of their own, a difficult object.
 FIRST = """<annotation>

@@ -11,8 +11,9 @@ from PIL import Image
 
 from lipdet.errors import InputError
 from lipdet.images.source import Source
-from lipdet.images.yolo import read_yolo, yolo_text, yolo_yaml
+from lipdet.images.yolo import read_yolo
 from lipdet.types import Target
+from tests.images.writers import yolo_text, yolo_yaml
 
 LABELS = {"a.txt": "1 0.5 0.5 0.5 0.2\n\n0 0.95 0.1 0.2 0.1\n", "b.txt": ""}
 NAMES = "names:\n  0: cat\n  1: no\nnc: 2\n"

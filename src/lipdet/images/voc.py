@@ -1,4 +1,4 @@
-"""Pascal VOC xml, in and out (Everingham et al., "The Pascal Visual Object Classes", IJCV 2010).
+"""Pascal VOC xml (Everingham et al., "The Pascal Visual Object Classes", IJCV 2010).
 
 A folder holds Annotations/*.xml and JPEGImages/, and may hold ImageSets/Main/SPLIT.txt.
 
@@ -20,7 +20,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 from xml.parsers import expat
-from xml.sax.saxutils import escape
 
 import numpy as np
 from numpy.typing import NDArray
@@ -35,7 +34,6 @@ from lipdet.images.source import (
     read_names,
     read_text,
 )
-from lipdet.types import Target
 
 CLASSES = "classes.txt"
 CORNERS = ("xmin", "ymin", "xmax", "ymax")
@@ -99,32 +97,6 @@ def read_voc(path: Path) -> Source:
             skipped.append(Skipped(pictures[-1].path.name, reason))
     name = f"{folder.resolve().name}/{path.stem}" if listed else folder.resolve().name
     return Source(f"voc:{name}", names, tuple(pictures), tuple(skipped))
-
-
-def voc_xml(
-    file_name: str, width: int, height: int, target: Target, class_names: tuple[str, ...]
-) -> str:
-    """Write the objects of a picture of `width` × `height` pixels as a Pascal VOC annotation."""
-    objects = "".join(
-        f"  <object>\n    <name>{escape(class_names[label])}</name>\n    <bndbox>\n"
-        + "".join(
-            f"      <{tag}>{_number(value)}</{tag}>\n"
-            for tag, value in zip(CORNERS, (x1 + 1, y1 + 1, x2, y2), strict=True)
-        )
-        + "    </bndbox>\n  </object>\n"
-        for (x1, y1, x2, y2), label in zip(
-            target["boxes"].tolist(), target["labels"].tolist(), strict=True
-        )
-    )
-    size = f"<width>{width}</width><height>{height}</height><depth>3</depth>"
-    return (
-        f"<annotation>\n  <filename>{escape(file_name)}</filename>\n  <size>{size}</size>\n"
-        f"{objects}</annotation>\n"
-    )
-
-
-def _number(value: float) -> str:
-    return str(int(value)) if value.is_integer() else repr(value)
 
 
 def _parse(file: Path) -> Element:

@@ -1,4 +1,4 @@
-"""YOLO txt folders as Ultralytics documents them, in and out: one txt file of boxes per picture.
+"""YOLO txt folders as Ultralytics documents them: one txt file of boxes per picture.
 
 A line is `class cx cy w h`: the class's number from 0, then the centre and size of the box as
 fractions of the (upright) picture's width and height.
@@ -33,7 +33,6 @@ from lipdet.images.source import (
     read_names,
     read_text,
 )
-from lipdet.types import Target
 
 PICTURES = frozenset({".bmp", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp"})
 YAML_NAMES = ("data.yaml", "dataset.yaml")
@@ -67,22 +66,6 @@ def read_yolo(folder: Path) -> Source:
         if file.stem not in stems
     ]
     return Source(f"yolo:{folder.resolve().name}", names, tuple(found), tuple(orphans))
-
-
-def yolo_text(width: int, height: int, target: Target) -> str:
-    """Write the objects of a picture of `width` × `height` pixels as the text of its label file."""
-    size = np.array([width, height])
-    corners = target["boxes"].double().numpy()
-    centres = (corners[:, :2] + corners[:, 2:]) / 2 / size
-    sides = (corners[:, 2:] - corners[:, :2]) / size
-    rows = zip(target["labels"].tolist(), np.hstack([centres, sides]).tolist(), strict=True)
-    return "".join(f"{label} {' '.join(map(repr, box))}\n" for label, box in rows)
-
-
-def yolo_yaml(class_names: tuple[str, ...]) -> str:
-    """Write class names as the text of a data.yaml."""
-    names = dict(enumerate(class_names))
-    return str(yaml.safe_dump({"names": names}, allow_unicode=True, sort_keys=False))
 
 
 def _picture_folder(folder: Path) -> Path:

@@ -6,12 +6,15 @@ from collections.abc import Callable
 
 import pytest
 import torch
-from torch import nn
+from torch import Tensor, nn
+from torch.nn import functional
 
 from lipdet import Detector
 from lipdet.boxes import SigmoidScores
 from lipdet.checkpoint import LoadedDetector
 from lipdet.detector import SSD
+from lipdet.errors import UnknownLipschitz
+from lipdet.layers import MaxMin
 from tests.certificate.detectors import small_detector
 
 
@@ -73,3 +76,75 @@ def test_a_change_is_noticed(detector: Detector, change: Callable[[SSD], None]) 
     assert after.decoder.nms_iou == fresh.decoder.nms_iou
     assert torch.equal(after.decoder.default_boxes, fresh.decoder.default_boxes)
     assert after.rounding_known == fresh.rounding_known
+
+
+class Acting(nn.Module):
+    """A backbone whose maps go through a function."""
+
+    def __init__(self, backbone: nn.Module, function: Callable[[Tensor], Tensor]) -> None:
+        super().__init__()
+        self.backbone, self.function = backbone, function
+
+    def forward(self, images: Tensor) -> list[Tensor]:
+        return [self.function(one) for one in self.backbone(images)]
+
+
+def _steep(x: Tensor) -> Tensor:
+    return 10 * x
+
+
+def _forward(self: Acting, images: Tensor) -> list[Tensor]:
+    return [10 * one for one in self.backbone(images)]
+
+
+@pytest.mark.parametrize(
+    ("before", "after"),
+    [
+        (lambda x: 1 * x, lambda x: 10 * x),
+        (functional.relu, functional.leaky_relu),
+        (functional.relu, _steep),
+    ],
+)
+def test_another_function_is_noticed(
+    detector: Detector, before: Callable[[Tensor], Tensor], after: Callable[[Tensor], Tensor]
+) -> None:
+    backbone = detector.network.backbone = Acting(detector.network.backbone, before)
+    first = detector._verifier
+    assert detector._verifier is first
+    backbone.function = after
+    assert detector._verifier is not first
+
+
+def test_another_method_of_a_class_is_noticed(
+    detector: Detector, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    detector.network.backbone = Acting(detector.network.backbone, lambda x: x)
+    before = detector._verifier.bounds.features
+    monkeypatch.setattr(Acting, "forward", _forward)
+    after = detector._verifier.bounds.features
+    assert after == pytest.approx([10 * one for one in before])
+
+
+def _ten_times(function: Callable[..., Tensor]) -> Callable[..., Tensor]:
+    return lambda *arguments, **options: 10 * function(*arguments, **options)
+
+
+@pytest.mark.parametrize(
+    ("home", "name"),
+    [
+        (MaxMin, "forward"),
+        (nn.Conv2d, "_conv_forward"),
+        (functional, "conv2d"),
+        (torch, "relu"),
+        (Tensor, "relu"),
+    ],
+)
+def test_replaced_code_of_torch_or_this_package_is_noticed(
+    detector: Detector, monkeypatch: pytest.MonkeyPatch, home: type, name: str
+) -> None:
+    before = detector._verifier
+    monkeypatch.setattr(home, name, _ten_times(getattr(home, name)))
+    with pytest.raises(UnknownLipschitz):
+        _ = detector._verifier
+    monkeypatch.undo()
+    assert torch.equal(detector._verifier.bounds.logits, before.bounds.logits)

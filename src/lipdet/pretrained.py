@@ -15,7 +15,8 @@ from lipdet.checkpoint import LoadedDetector, load_detector, packaged_names
 from lipdet.detector import SSD
 from lipdet.images.crop import Region
 from lipdet.images.source import load_rgb
-from lipdet.lipschitz.same_function import kept_by
+from lipdet.layers.base import drop_stale_caches
+from lipdet.lipschitz.state import kept_by
 from lipdet.reading import Detection, Reading, certified_reading, read
 from lipdet.results import read_results
 
@@ -121,8 +122,8 @@ class Detector:
     def _verifier(self) -> Verifier:
         """What certificates need, made anew when the network has changed.
 
-        All that it keeps is looked at, hooks and replaced methods too, and the values of weights:
-        `parameter.data` changes without a trace.
+        All that it keeps is looked at: hooks, the code of functions and classes, and the values of
+        weights, since `parameter.data` changes without a trace.
         """
         state = kept_by(self.network)
         if self._bounded is None or self._bounded[0] != state:
@@ -134,4 +135,5 @@ class Detector:
             image = picture.convert("RGB")
         else:
             image = load_rgb(Path(picture))
+        drop_stale_caches(self.network)
         return read(self.network, self.class_names, image, None if crop is None else Region(*crop))

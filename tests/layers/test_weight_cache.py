@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import copy
 import io
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import pytest
 import torch
 from torch import Tensor, nn
 
-from lipdet.layers import AOLConv2d
+from lipdet.certificate import lipschitz_bound
+from lipdet.layers import AOLConv2d, L2NormConv2d, SLLBlock, SpectralConv2d
+from lipdet.layers.base import ConstructedWeight, drop_stale_caches
 
 
 class Counted(AOLConv2d):
@@ -131,3 +133,89 @@ def test_a_cache_that_another_thread_drops_meanwhile_is_not_missed(
     monkeypatch.setattr(layer, "parameters", disturbed)
     assert torch.equal(layer.weight, expected)
     assert torch.equal(layer.weight, expected)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("write", [lambda w: w.mul_(10), nn.init.kaiming_normal_, Tensor.zero_])
+@pytest.mark.parametrize("build", [lambda: AOLConv2d(2, 2, 3, padding=1), lambda: SLLBlock(2)])
+def test_the_weight_that_is_handed_out_is_a_copy(
+    write: Callable[[Tensor], object], build: Callable[[], ConstructedWeight]
+) -> None:
+    layer = build().eval()
+    expected = layer(X)
+    write(layer.weight)
+    assert torch.equal(layer(X), expected)
+
+
+@torch.no_grad()
+def test_an_assigned_attribute_drops_the_cache() -> None:
+    layer = SpectralConv2d(2, 2, 3, stride=3).eval()
+    layer(X)
+    layer.stride = (1, 1)
+    # Oracle: a layer that never had another stride.
+    fresh = SpectralConv2d(2, 2, 3)
+    fresh.load_state_dict(layer.state_dict())
+    assert torch.equal(layer.weight, fresh.weight)
+
+
+@pytest.mark.parametrize("kind", [torch.optim.SGD, torch.optim.Adam, torch.optim.Adagrad])
+def test_a_step_that_torch_does_not_record_follows_a_use_with_gradients(
+    layer: Counted, kind: Callable[..., torch.optim.Optimizer]
+) -> None:
+    with torch.no_grad():
+        layer(X)
+    layer(X).square().sum().backward()
+    kind(layer.parameters(), lr=0.5, fused=True).step()
+    with torch.no_grad():
+        assert torch.equal(layer.weight, _fresh(layer))
+
+
+def _by_data(raw: nn.Parameter) -> None:
+    raw.data.copy_(raw.roll(1, 0).detach() * torch.rand_like(raw))
+
+
+def _by_vector(raw: nn.Parameter) -> None:
+    vector = torch.nn.utils.parameters_to_vector([raw]).detach()
+    torch.nn.utils.vector_to_parameters(vector * torch.rand_like(vector), [raw])
+
+
+def _by_numpy(raw: nn.Parameter) -> None:
+    raw.detach().numpy()[:] = 0
+
+
+def _by_optimiser(raw: nn.Parameter) -> None:
+    raw.grad = torch.rand_like(raw)
+    torch.optim.SGD([raw], lr=1.0, fused=True).step()
+
+
+UNRECORDED = [_by_data, _by_vector, _by_numpy, _by_optimiser]
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("write", UNRECORDED)
+def test_a_bound_is_of_the_weight_that_then_runs(write: Callable[[nn.Parameter], None]) -> None:
+    torch.manual_seed(0)
+    layer = L2NormConv2d(2, 2, 1, bias=False).eval()
+    layer(X)
+    before = layer.weight
+    write(layer.raw)
+    assert torch.equal(layer.weight, before)
+    bound = lipschitz_bound(nn.Sequential(layer), (2, 4, 4))
+    # Oracle: SVD of the matrix that acts on each pixel of what the layer gives.
+    columns = layer(torch.eye(2)[:, :, None, None])[:, :, 0, 0].double()
+    norm = float(torch.linalg.matrix_norm(columns, 2))
+    assert bound == pytest.approx(norm, rel=1e-6)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("write", UNRECORDED)
+def test_stale_weights_are_found_by_the_values_of_parameters(
+    layer: Counted, write: Callable[[nn.Parameter], None]
+) -> None:
+    layer(X)
+    drop_stale_caches(layer)
+    layer(X)
+    assert Counted.built == 1
+    write(layer.raw)
+    drop_stale_caches(layer)
+    assert torch.equal(layer.weight, _fresh(layer))

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import functools
+import types
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.nn import functional
 from torch.nn.utils import parametrizations
 
 from lipdet.certificate import UnknownLipschitz, lipschitz_bound
@@ -27,6 +31,7 @@ from lipdet.layers import (
     SpaceToDepth,
     SpectralConv2d,
     ZeroPadChannels,
+    activations,
 )
 from lipdet.lipschitz import same_function
 from tests.certificate.detectors import small_detector
@@ -119,3 +124,114 @@ def test_a_softmax_over_the_batch_mixes_images(place: int) -> None:
     assert same_function._is_as_defined(network)
     with pytest.raises(UnknownLipschitz, match="other images"):
         lipschitz_bound(network, SHAPE)
+
+
+def _dirac() -> nn.Module:
+    conv = nn.Conv2d(4, 4, 1, bias=False)
+    nn.init.dirac_(conv.weight)
+    return nn.Sequential(conv, nn.ReLU(), MaxMin(), nn.BatchNorm2d(4, eps=0.0)).eval()
+
+
+def _louder_with_gradients(original: Callable[..., Any]) -> Callable[..., Any]:
+    """Wrap a function so that it names itself like the original."""
+
+    @functools.wraps(original)
+    def loud(*arguments: Any, **options: Any) -> Any:
+        y = original(*arguments, **options)
+        return 10 * y if torch.is_grad_enabled() and type(y) is Tensor else y
+
+    return loud
+
+
+METHODS: list[tuple[type, str]] = [
+    *((nn.ReLU, "forward"), (nn.Conv2d, "_conv_forward"), (nn.Sequential, "forward")),
+    *((nn.Module, "__call__"), (nn.Module, "_call_impl"), (nn.ReLU, "__call__")),
+    *((MaxMin, "forward"), (nn.Module, "__getattr__"), (nn.BatchNorm2d, "_check_input_dim")),
+]
+
+
+@pytest.mark.parametrize("wrap", [_louder_with_gradients, torch.no_grad()], ids=["wraps", "torch"])
+@pytest.mark.parametrize(("kind", "method"), METHODS)
+def test_a_replaced_method_of_a_class_is_seen(
+    monkeypatch: pytest.MonkeyPatch,
+    kind: type,
+    method: str,
+    wrap: Callable[[Callable[..., Any]], Callable[..., Any]],
+) -> None:
+    network = _dirac()
+    assert same_function._is_as_defined(network)
+    loud = _louder_with_gradients(getattr(kind, method))
+    # A decorator of torch's own hides the file of what it wraps.
+    monkeypatch.setattr(kind, method, wrap(loud), raising=False)
+    assert not same_function._is_as_defined(network)
+
+
+@pytest.mark.parametrize(("kind", "method"), METHODS[:-1])
+def test_a_replaced_method_that_depends_on_modes_is_refused(
+    monkeypatch: pytest.MonkeyPatch, kind: type, method: str
+) -> None:
+    network = _dirac()
+    monkeypatch.setattr(kind, method, _louder_with_gradients(getattr(kind, method)), raising=False)
+    with pytest.raises(UnknownLipschitz):
+        lipschitz_bound(network, SHAPE)
+
+
+def test_a_property_in_place_of_a_weight_is_seen(monkeypatch: pytest.MonkeyPatch) -> None:
+    network = _dirac()
+
+    def weight(conv: nn.Conv2d) -> Tensor | None:
+        found = conv._parameters["weight"]
+        return 10 * found if found is not None and torch.is_grad_enabled() else found
+
+    monkeypatch.setattr(nn.Conv2d, "weight", property(weight), raising=False)
+    with pytest.raises(UnknownLipschitz):
+        lipschitz_bound(network, SHAPE)
+
+
+@pytest.mark.parametrize(
+    ("home", "name", "replacement"),
+    [
+        *((one, "relu", None) for one in (functional, torch, Tensor)),
+        (functional, "conv2d", None),
+        (activations, "_halves", None),
+        (functional, "relu", functional.leaky_relu),
+        (torch, "relu", torch.neg),
+        (Tensor, "relu", Tensor.neg),
+        (activations, "torch", types.SimpleNamespace(relu=torch.neg, cat=torch.cat)),
+    ],
+)
+def test_nothing_is_proven_with_replaced_functions(
+    monkeypatch: pytest.MonkeyPatch, home: Any, name: str, replacement: object
+) -> None:
+    network = _dirac()
+    replacement = replacement or _louder_with_gradients(getattr(home, name))
+    monkeypatch.setattr(home, name, replacement)
+    with pytest.raises(UnknownLipschitz, match="is replaced"):
+        lipschitz_bound(network, SHAPE)
+
+
+def test_replaced_defaults_are_seen(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(functional.leaky_relu, "__defaults__", (9.0, False))
+    with pytest.raises(UnknownLipschitz, match=r"torch\.nn\.functional\.leaky_relu is replaced"):
+        lipschitz_bound(nn.ReLU(), SHAPE)
+
+
+class Parameters(dict[str, Any]):
+    def __getitem__(self, name: str) -> Any:
+        found = super().__getitem__(name)
+        return 10 * found if name == "weight" and torch.is_grad_enabled() else found
+
+
+class Modules(dict[str, Any]):
+    def values(self) -> Any:
+        found = list(super().values())
+        return found * 2 if torch.is_grad_enabled() else found
+
+
+def test_dictionaries_of_other_classes_are_seen() -> None:
+    for name, kind in (("_parameters", Parameters), ("_modules", Modules)):
+        network = nn.Sequential(nn.LeakyReLU(3.0), nn.Conv2d(4, 4, 1)).eval()
+        owner = network[1] if name == "_parameters" else network
+        vars(owner)[name] = kind(vars(owner)[name])
+        with pytest.raises(UnknownLipschitz):
+            lipschitz_bound(network, SHAPE)

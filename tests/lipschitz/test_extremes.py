@@ -188,3 +188,24 @@ def test_sums_of_more_terms_than_the_precision_holds_have_no_proven_rounding() -
     # 3602 roundings of half precision, of 2⁻¹¹ each, are more than 1.
     with pytest.raises(UnknownLipschitz, match="3602"):
         proven_rounding(detector, torch.float16)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32])
+@pytest.mark.parametrize("factor", [0.1, 0.229, 0.7, 1.1, 2.7, -1.7, 58.395])
+def test_numbers_are_taken_as_large_as_torch_may_round_them(
+    dtype: torch.dtype, factor: float
+) -> None:
+    # Oracle: exact fractions of the number as each type of an operand or an accumulator holds it.
+    held = [Fraction(factor)]
+    held += [Fraction(float(torch.tensor(factor, dtype=one))) for one in (dtype, torch.float32)]
+    slope, largest = abs(max(held, key=abs)), 1 / abs(min(held, key=abs))
+
+    def bound(network: nn.Module) -> Fraction:
+        identity = nn.Conv2d(1, 1, 1, bias=False, dtype=dtype)
+        nn.init.ones_(identity.weight)
+        return Fraction(lipschitz_bound(nn.Sequential(identity, network), (1, 2, 2)))
+
+    assert bound(nn.LeakyReLU(factor)) >= max(1, slope)
+    assert bound(Apply(lambda x: factor * x)) >= slope
+    assert bound(Apply(lambda x: x / factor)) >= largest
+    assert bound(Apply(lambda x: x / torch.tensor(factor, dtype=torch.float64))) >= largest

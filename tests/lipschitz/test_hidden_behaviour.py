@@ -14,8 +14,8 @@ from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
 from lipdet.certificate import lipschitz_bound
-from lipdet.errors import UnknownLipschitz
-from lipdet.layers import Householder
+from lipdet.errors import InputError, UnknownLipschitz
+from lipdet.layers import Householder, MaxMin, ScaledAvgPool2d
 
 SHAPE = (4, 6, 6)
 CALLS = {"number": 0}
@@ -90,6 +90,33 @@ def test_images_of_a_batch_do_not_mix(mix: Callable[[Tensor], Tensor]) -> None:
         lipschitz_bound(Mixing(mix), SHAPE)
 
 
+MIXED: dict[str, Callable[[], nn.Module]] = {
+    "flattened": lambda: nn.Sequential(nn.Conv2d(4, 4, 1), nn.Softmax(0), nn.Flatten(0)),
+    "flattened channels": lambda: nn.Sequential(
+        nn.Conv2d(4, 4, 1), nn.Softmax(0), nn.Flatten(0, 1)
+    ),
+    "as channels": lambda: nn.Sequential(nn.Flatten(0, 1), nn.Unflatten(0, (1, -1)), MaxMin()),
+    "as rows": lambda: nn.Sequential(
+        nn.Flatten(), nn.Unflatten(0, (1, -1)), nn.AvgPool2d((2, 1), 1, (1, 0))
+    ),
+}
+
+
+@pytest.mark.parametrize("build", MIXED.values(), ids=MIXED.keys())
+def test_images_do_not_mix_in_outputs_of_other_shapes(build: Callable[[], nn.Module]) -> None:
+    with pytest.raises(UnknownLipschitz, match="other images"):
+        lipschitz_bound(build(), SHAPE)
+
+
+@pytest.mark.parametrize(
+    "rearrange",
+    [lambda x: x.transpose(0, 1), lambda x: x.flatten(), lambda x: (x, torch.ones(3, 2))],
+    ids=["second axis", "flat", "constant"],
+)
+def test_images_may_lie_along_any_axis(rearrange: Callable[[Tensor], Any]) -> None:
+    assert lipschitz_bound(Mixing(rearrange), SHAPE) == pytest.approx(1)
+
+
 def counting(kept: Any, count: Callable[[Any], bool]) -> nn.Module:
     return hooked(lambda x, y: 10 * y if count(kept) else y)
 
@@ -161,6 +188,53 @@ def test_reflections_do_not_repeat_their_input() -> None:
         Householder(8)(torch.rand(1, 2, 6, 6))
 
 
+@pytest.mark.parametrize("shape", [(1, 5), (1, 1, 1, 7)])
+def test_angles_of_another_shape_do_not_repeat_channels(shape: tuple[int, ...]) -> None:
+    layer = Householder(2)
+    layer.theta = nn.Parameter(torch.full(shape, 0.3))
+    with pytest.raises(ValueError, match="was given 2"):
+        layer(torch.rand(1, 2, 6, 6))
+
+
+@pytest.mark.parametrize("window", [(2,), [2, 2]])
+def test_windows_that_are_no_pair_are_refused(window: Any) -> None:
+    pool = ScaledAvgPool2d(2)
+    pool.kernel_size = window
+    with pytest.raises(UnknownLipschitz, match="tuple of two numbers"):
+        lipschitz_bound(nn.Sequential(pool), SHAPE)
+
+
+class OtherSides(tuple[int, ...]):
+    """Tells Python something else than torch."""
+
+    def __iter__(self) -> Any:
+        return iter((9, 9))
+
+
+@pytest.mark.parametrize(
+    ("layer", "name", "value"),
+    [
+        (ScaledAvgPool2d(2), "kernel_size", OtherSides((2, 2))),
+        (nn.Conv2d(4, 4, 3), "stride", OtherSides((1, 1))),
+        (nn.MaxPool2d(2, 1), "stride", OtherSides((1, 1))),
+    ],
+)
+def test_numbers_that_python_and_torch_read_differently_are_refused(
+    layer: nn.Module, name: str, value: Any
+) -> None:
+    setattr(layer, name, value)
+    with pytest.raises(UnknownLipschitz, match="OtherSides"):
+        lipschitz_bound(nn.Sequential(layer), SHAPE)
+
+
+@pytest.mark.parametrize("sides", [[-3, 3, 0, 0], [3, -3, 0, 0], [-3, 3, -3, 3]])
+def test_convolutions_that_crop_by_circular_padding_are_refused(sides: list[int]) -> None:
+    layer = nn.Conv2d(4, 4, 1, padding_mode="circular")
+    layer._reversed_padding_repeated_twice = sides
+    with pytest.raises(UnknownLipschitz, match="cropping"):
+        lipschitz_bound(layer, SHAPE)
+
+
 def test_cropping_by_circular_padding_is_refused() -> None:
     # Torch returns uninitialised memory.
     with pytest.raises(UnknownLipschitz, match="cropping"):
@@ -179,3 +253,38 @@ def test_cropping_by_circular_padding_is_refused() -> None:
 def test_what_cannot_be_traced_is_one_sentence(build: Callable[[], nn.Module]) -> None:
     with pytest.raises(UnknownLipschitz):
         lipschitz_bound(build(), SHAPE)
+
+
+def _raising(error: Exception) -> Callable[[Tensor], Tensor]:
+    def function(x: Tensor) -> Tensor:
+        raise error
+
+    return function
+
+
+@pytest.mark.parametrize(
+    "error", [IndexError(), TypeError(), AttributeError(), ZeroDivisionError(), KeyError("x")]
+)
+def test_whatever_a_module_raises_is_bad_input(error: Exception) -> None:
+    with pytest.raises(InputError, match=r"does not accept inputs \(4, 6, 6\)"):
+        lipschitz_bound(Mixing(_raising(error)), SHAPE)
+
+
+def test_a_part_that_is_missing_is_bad_input() -> None:
+    network = nn.Sequential(nn.ReLU())
+    network._modules["1"] = None
+    with pytest.raises(InputError, match="does not accept inputs"):
+        lipschitz_bound(network, SHAPE)
+
+
+def test_a_counting_method_of_torch_s_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    calls, original = [0], nn.Conv2d._conv_forward
+
+    def counted(*arguments: Any) -> Tensor:
+        calls[0] += 1
+        y = original(*arguments)
+        return 10 * y if calls[0] > 10**6 else y
+
+    monkeypatch.setattr(nn.Conv2d, "_conv_forward", counted)
+    with pytest.raises(UnknownLipschitz, match="change as it runs"):
+        lipschitz_bound(nn.Sequential(nn.Conv2d(4, 4, 1)), SHAPE)

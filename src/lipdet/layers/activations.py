@@ -63,11 +63,10 @@ class Householder(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """Map (B, channels, ...) to the same shape."""
         first, second = _halves(x, "Householder")
-        if first.shape[1] != len(self.theta):
+        angles = self.theta.numel()
+        if first.shape[1] != angles:
             # Fewer pairs would be repeated, which is no reflection.
-            raise ValueError(
-                f"Householder for {2 * len(self.theta)} channels was given {x.shape[1]}."
-            )
+            raise ValueError(f"Householder for {2 * angles} channels was given {x.shape[1]}.")
         theta = self.theta.reshape(-1, *[1] * (x.ndim - 2))
         sin, cos = theta.sin(), theta.cos()
         stays = first * (theta / 2).sin() > second * (theta / 2).cos()

@@ -7,6 +7,8 @@ Notable choices:
 - Nothing here is a buffer, so DistributedDataParallel has nothing to broadcast.
 - A kept weight and what it was built from are one object, read once: threads that share a frozen
   model may build a weight twice, and never see half of another's work.
+- Comparing the values of parameters at every use would cost 6 % of a forward pass, so versions are
+  compared there. Bounds begin with fresh weights, and `Detector` compares values.
 """
 
 from __future__ import annotations
@@ -18,11 +20,27 @@ import torch
 from torch import Tensor, nn
 
 
+class _Source(NamedTuple):
+    """A raw parameter, with the version and the values that a weight was built from."""
+
+    parameter: nn.Parameter
+    version: int
+    values: Tensor
+
+    def has_version(self) -> bool:
+        """Whether torch has recorded no change since."""
+        return self.parameter._version == self.version
+
+    def has_values(self) -> bool:
+        """Whether nothing has changed since; a comparison of all values."""
+        return torch.equal(self.parameter, self.values)
+
+
 class _Kept(NamedTuple):
-    """A built weight, and the raw parameters with the versions that it was built from."""
+    """A built weight, and what it was built from."""
 
     weight: Tensor
-    sources: tuple[tuple[Tensor, int], ...]
+    sources: tuple[_Source, ...]
 
 
 class ConstructedWeight(nn.Module):
@@ -30,9 +48,12 @@ class ConstructedWeight(nn.Module):
 
     In training, and wherever a gradient to a raw parameter may be asked for, the weight is built
     anew at every access. In eval mode, with gradients disabled or all parameters frozen, it is
-    built once and kept until `train()`, `eval()`, `load_state_dict`, a move of device or dtype, or
-    an in-place change of a raw parameter. A write through `parameter.data` is the one change that
-    torch does not record: call `eval()` after it.
+    built once and kept until `train()`, `eval()`, `load_state_dict`, a move of device or dtype, an
+    assigned attribute, a use that a gradient may be asked for, or an in-place change of a raw
+    parameter. Not noticed until then is what torch does not record: writes through
+    `parameter.data`, `parameter.detach()`, numpy or `vector_to_parameters`, a step of an optimiser
+    with fused=True, and changes inside an attribute. Call `eval()` after these. Bounds and
+    certificates build weights anew before they look, so that what they bound is what then runs.
     """
 
     def __init__(self) -> None:
@@ -57,12 +78,19 @@ class ConstructedWeight(nn.Module):
 
     @property
     def weight(self) -> Tensor:
-        """The constructed weight, in the dtype of the raw parameters."""
-        if torch.compiler.is_compiling() or not self._may_cache():
+        """The constructed weight, in the dtype of the raw parameters: a copy, for reading."""
+        return self._ready_weight().clone()
+
+    def _ready_weight(self) -> Tensor:
+        """Return the weight that the layer runs with, a kept one where that is possible."""
+        if torch.compiler.is_compiling():
+            return self._build()
+        if not self._may_cache():
+            self.drop_cache()  # A step of an optimiser may follow.
             return self._build()
         kept = self._kept
         if kept is None or not self._is_current(kept):
-            sources = tuple((p, p._version) for p in self.parameters())
+            sources = tuple(_Source(p, p._version, p.detach().clone()) for p in self.parameters())
             # A tensor made in inference mode could not be used in a later attack's graph.
             with torch.inference_mode(False), torch.no_grad():
                 kept = self._kept = _Kept(self._build(), sources)
@@ -79,6 +107,12 @@ class ConstructedWeight(nn.Module):
     def drop_cache(self) -> None:
         """Forget the cached weight."""
         self._kept = None
+
+    def drop_stale(self) -> None:
+        """Forget the cached weight if raw parameters have other values than it was built from."""
+        kept = self._kept
+        if kept is not None and not all(source.has_values() for source in kept.sources):
+            self.drop_cache()
 
     def train(self, mode: bool = True) -> Self:
         """Switch the mode, and forget the cached weight."""
@@ -105,9 +139,15 @@ class ConstructedWeight(nn.Module):
     def _is_current(self, kept: _Kept) -> bool:
         now = list(self.parameters())
         return len(now) == len(kept.sources) and all(
-            parameter is source and parameter._version == version
-            for parameter, (source, version) in zip(now, kept.sources, strict=True)
+            parameter is source.parameter and source.has_version()
+            for parameter, source in zip(now, kept.sources, strict=True)
         )
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        """Set an attribute, from which the weight may be built."""
+        super().__setattr__(name, value)
+        if name != "_kept":
+            self.drop_cache()
 
     def _apply(self, *args: Any, **kwargs: Any) -> Self:
         self.drop_cache()
@@ -121,3 +161,17 @@ class ConstructedWeight(nn.Module):
     def __getstate__(self) -> dict[str, Any]:
         """Leave the cache out of copies and pickles."""
         return {**self.__dict__, "_kept": None}
+
+
+def drop_caches(module: nn.Module) -> None:
+    """Forget the cached weights of all layers of a module."""
+    for layer in module.modules():
+        if isinstance(layer, ConstructedWeight):
+            layer.drop_cache()
+
+
+def drop_stale_caches(module: nn.Module) -> None:
+    """Forget the cached weights that parameters no longer give; this compares all values."""
+    for layer in module.modules():
+        if isinstance(layer, ConstructedWeight):
+            layer.drop_stale()

@@ -76,16 +76,18 @@ class LipschitzConv2d(ConstructedWeight):
         down, across = self._pads(0), self._pads(1)
         if self.padding_mode == "zeros" and down[0] == down[1] and across[0] == across[1]:
             padding = (down[0], across[0])
-            return functional.conv2d(x, self.weight, self.bias, self.stride, padding)
+            return functional.conv2d(x, self._ready_weight(), self.bias, self.stride, padding)
         if self.padding_mode == "circular":
             self._check_wrapping(x.shape[-2:])
         mode = "constant" if self.padding_mode == "zeros" else "circular"
         padded = functional.pad(x, [*across, *down], mode=mode)
-        return functional.conv2d(padded, self.weight, self.bias, self.stride)
+        return functional.conv2d(padded, self._ready_weight(), self.bias, self.stride)
 
     def folded(self) -> nn.Conv2d:
         """Return the plain convolution with this layer's kernel."""
-        conv = plain_conv(self.weight, self.bias, self.stride, self.padding, self.padding_mode)
+        conv = plain_conv(
+            self._ready_weight(), self.bias, self.stride, self.padding, self.padding_mode
+        )
         return conv.train(self.training)
 
     def extra_repr(self) -> str:

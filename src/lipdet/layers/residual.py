@@ -80,7 +80,7 @@ class ResidualBlock(ConstructedWeight):
 
     def forward(self, x: Tensor) -> Tensor:
         """Map (B, channels, H, W) to the same shape."""
-        weight = self.weight
+        weight = self._ready_weight()
         padding = self.kernel_size // 2
         hidden = functional.conv2d(x, weight, self.bias, padding=padding).relu()
         return x - functional.conv2d(hidden, _twice_transposed(weight), padding=padding)
@@ -92,7 +92,7 @@ class ResidualBlock(ConstructedWeight):
     @torch.no_grad()
     def folded(self) -> FoldedResidual:
         """Return the block with two plain convolutions."""
-        weight = self.weight
+        weight = self._ready_weight()
         return FoldedResidual(weight, _twice_transposed(weight), self.bias).train(self.training)
 
     def extra_repr(self) -> str:

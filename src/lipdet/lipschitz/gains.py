@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from lipdet.errors import UnknownLipschitz
-from lipdet.layers import FoldedResidual
+from lipdet.layers import FoldedResidual, ScaledAvgPool2d
 from lipdet.norms import SLACK, TINY, circular_conv_norm, conv_norm, matrix_norm, real
 
 Size = int | Sequence[int]
@@ -35,9 +35,11 @@ def leaky_relu(x: Tensor, negative_slope: float = 0.01, inplace: bool = False) -
     Raises:
         UnknownLipschitz: the slope is not finite.
     """
-    if not math.isfinite(negative_slope):
+    slopes = _as_used(as_double(negative_slope), x.dtype)
+    largest = max(float(slope.abs()) for slope in slopes)
+    if not math.isfinite(largest):
         raise UnknownLipschitz("its slope is not finite")
-    return max(1.0, abs(negative_slope))
+    return max(1.0, largest)
 
 
 def clamp(x: Tensor, min: object = None, max: object = None) -> float:
@@ -82,9 +84,8 @@ def pad(x: Tensor, pad: Sequence[int], mode: str = "constant", value: float | No
     """
     if mode == "constant":
         return 1.0
-    if mode == "circular" and min(pad) < 0:
-        # Torch returns uninitialised memory then.
-        raise UnknownLipschitz(f'cropping by padding mode "{mode}" has no rule')
+    if mode == "circular":
+        _check_no_cropping(pad)
     if x.ndim != 4 or len(pad) != 4:
         raise UnknownLipschitz(f'padding mode "{mode}" has a rule for height and width only')
 
@@ -93,6 +94,12 @@ def pad(x: Tensor, pad: Sequence[int], mode: str = "constant", value: float | No
         return lambda lines: functional.pad(lines, sides, mode)
 
     return _separable_norm(x, along)
+
+
+def _check_no_cropping(sides: Sequence[int]) -> None:
+    """Refuse wrapping by negative amounts, for which torch returns uninitialised memory."""
+    if min(sides) < 0:
+        raise UnknownLipschitz('cropping by padding mode "circular" has no rule')
 
 
 def max_pool(
@@ -118,6 +125,18 @@ def max_pool(
     window = as_pair(kernel_size)
     steps = as_pair(stride) if stride else window
     return math.sqrt(math.prod(math.ceil(k / s) for k, s in zip(window, steps, strict=True)))
+
+
+def scaled_avg_pool(pool: ScaledAvgPool2d) -> float:
+    """Return the norm of averages of disjoint windows times √(k1 k2), which have orthonormal rows.
+
+    Raises:
+        UnknownLipschitz: the window is no tuple of two numbers, which its factor is computed from.
+    """
+    window = pool.kernel_size
+    if type(window) is not tuple or [type(side) for side in window] != [int, int]:
+        raise UnknownLipschitz("its kernel_size must be a tuple of two numbers")
+    return 1.0
 
 
 def avg_pool(
@@ -194,7 +213,7 @@ def conv_gain(conv: nn.Conv2d, x: Tensor, y: Tensor, factors: Tensor | None = No
     """Bound a convolution x ↦ y, its output channels multiplied by `factors` (c_out,) if given.
 
     Raises:
-        UnknownLipschitz: a weight is not finite.
+        UnknownLipschitz: a weight is not finite, or pixels are wrapped by a negative amount.
     """
     kernel = real(conv.weight.detach()).double()
     if factors is not None:
@@ -206,6 +225,7 @@ def conv_gain(conv: nn.Conv2d, x: Tensor, y: Tensor, factors: Tensor | None = No
     if conv.padding_mode == "zeros":
         return conv_norm(kernel, stride, dilation, conv.groups, size)
     if conv.padding_mode == "circular":
+        _check_no_cropping(conv._reversed_padding_repeated_twice)
         output = as_pair(y.shape[-2:])
         return circular_conv_norm(kernel, stride, dilation, conv.groups, size, output)
     # The amounts that nn.Conv2d itself hands to functional.pad.
@@ -277,9 +297,31 @@ def scale(factor: object, x: Tensor, y: Tensor) -> float:
         UnknownLipschitz: x is repeated to a larger shape, or a factor is complex or not finite.
     """
     check_same_shape(x, y)
-    exact = as_double(factor)
-    # Torch rounds a number to the type of the tensor, up or down.
-    largest = max(float(one.abs().max()) for one in (exact.to(x.dtype).double(), exact))
+    return _largest(_as_used(as_double(factor), x.dtype))
+
+
+def divide(divisor: object, x: Tensor, y: Tensor) -> float:
+    """Bound a quotient y of x, which has the full shape, and a constant number or tensor.
+
+    Raises:
+        UnknownLipschitz: as in `scale`, or the divisor is 0.
+    """
+    check_same_shape(x, y)
+    inverse = [1 / used for used in _as_used(as_double(divisor), x.dtype)]
+    return _largest([used for one in inverse for used in _as_used(one, x.dtype)])
+
+
+def _as_used(factor: Tensor, dtype: torch.dtype) -> list[Tensor]:
+    """Return a factor in all types that torch may round it to, up or down: those of operands.
+
+    Half precision is computed in float32.
+    """
+    computed = torch.float32 if dtype.itemsize < torch.float32.itemsize else dtype
+    return [factor, *(factor.to(one).double() for one in {dtype, computed})]
+
+
+def _largest(factors: list[Tensor]) -> float:
+    largest = max(float(one.abs().max()) for one in factors)
     if not math.isfinite(largest):
         raise UnknownLipschitz("a factor is not finite")
     return largest * SLACK

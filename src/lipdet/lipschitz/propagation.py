@@ -40,6 +40,7 @@ from lipdet.lipschitz.rules import (
     find_rule,
 )
 from lipdet.lipschitz.same_function import Meaning, prove_same
+from lipdet.lipschitz.state import is_plain
 from lipdet.norms import SLACK
 
 
@@ -133,11 +134,13 @@ def bound_graph(
 
     Arguments and errors are those of `propagate`.
     """
-    x = example(module, input_shape)
     try:
+        x = example(module, input_shape)
         # In a copy, since a module that is not in eval mode may change as it runs.
         copy.deepcopy(module)(x.clone())
-    except (RuntimeError, ValueError) as error:
+    except InputError:
+        raise
+    except Exception as error:  # Whatever the user's code raises.
         raise InputError(
             f"The network does not accept inputs {tuple(input_shape)}: {error}"
         ) from error
@@ -145,6 +148,9 @@ def bound_graph(
         module = _plain(fold(module))
     except ValueError as error:
         raise UnknownLipschitz(str(error)) from error
+    except Exception as error:
+        kind = type(module).__name__
+        raise UnknownLipschitz(f"{kind} cannot be folded: {error}") from error
     tracer = _Tracer()
     if tracer.is_leaf_module(module, ""):
         module = nn.Sequential(module)
@@ -241,6 +247,10 @@ class _Bounding(fx.Interpreter):
         rule = find_rule(module)
         if rule is None:
             raise UnknownLipschitz("it has no rule")
+        for name, value in vars(module).items():
+            if not is_plain(value):
+                kind = type(value).__name__
+                raise UnknownLipschitz(f"its {name} is of a class of its own, {kind}")
         x = arguments[0]
         if node in self.result.fused:
             return float(x.bound)

@@ -178,7 +178,7 @@ def _quotient(y: Tensor, a: Any, b: Any) -> float:
             "dividing by a map of the image has no constant",
             "no normalisation by the picture's own statistics",
         )
-    return gains.times(a.bound, gains.scale(1 / gains.as_double(b), a.value, y))
+    return gains.times(a.bound, gains.divide(b, a.value, y))
 
 
 def _larger_or_smaller(y: Tensor, a: Any, b: Any) -> float:
@@ -386,8 +386,9 @@ MODULES: dict[type[nn.Module], ModuleRule] = {
     # A difference, and two sums of it with what it was made of.
     MaxMin: _own(MaxMin, rounding=4),
     Householder: _own(Householder),
-    # Averages of disjoint windows times √(k1 k2) have orthonormal rows.
-    ScaledAvgPool2d: _own(ScaledAvgPool2d),
+    ScaledAvgPool2d: ModuleRule(
+        lambda pool, x, y: gains.scaled_avg_pool(pool), ScaledAvgPool2d.forward
+    ),
     **{kind: _own(kind, 0) for kind in (Abs, SpaceToDepth, ZeroPadChannels, DropChannels)},
     FoldedResidual: ModuleRule(
         lambda block, x, y: gains.residual_gain(block, x),

@@ -7,10 +7,13 @@ Notable choices:
 - Nothing may depend on whether gradients are wanted, on the number of images, nor on earlier runs:
   both must agree in every mode, with one to three images, and the module must be as it was.
 - What no recording sees (other threads, images that mix) is looked for by numbers, which prove
-  nothing: other values, batches and modes must give what the graph gives for each image alone.
+  nothing: other values, batches and modes must give what the graph gives for each image alone, up
+  to a thousandth of the largest. Of an output, images may take turns along any one axis.
 - A module of torch's and this package's classes alone, as they are defined, depends on no mode and
   keeps nothing; the tests run the whole proof on each of them. One mode is looked at then. Images
   may still mix (a softmax over the batch), so numbers are compared as for any module.
+- The graph is run by torch's functions and this package's layers, so nothing is proven while one of
+  these is replaced. Replaced methods of their classes only make the proof a whole one.
 """
 
 from __future__ import annotations
@@ -18,9 +21,7 @@ from __future__ import annotations
 import copy
 import inspect
 import itertools
-import pickle
 import random
-import sys
 import types
 from collections.abc import Callable, Hashable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
@@ -29,19 +30,18 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor, fx, nn
-from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
+from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.nn.modules import module as torch_module
 from torch.utils._pytree import tree_leaves
 
 from lipdet.errors import UnknownLipschitz
-from lipdet.layers.base import ConstructedWeight
+from lipdet.layers.base import drop_caches
 from lipdet.lipschitz.recording import Expressions, Recording, digest, record
 from lipdet.lipschitz.rules import find_rule
+from lipdet.lipschitz.state import is_own_class, kept_by, replaced
 
 Network = Callable[[Tensor], Any]
 Mode = Callable[[], AbstractContextManager[Any]]
-# Packages whose functions and classes keep nothing between runs.
-_TRUSTED = {"torch", "torchvision", "lipdet", "numpy", "builtins"}
 
 
 class Meaning(fx.Interpreter):
@@ -80,8 +80,13 @@ def prove_same(module: nn.Module, meaning: Network, x: Tensor, what: str) -> Non
         what: begins the message, with what does not compute as the module.
 
     Raises:
-        UnknownLipschitz: they differ, or what the module computes depends on more than its input.
+        UnknownLipschitz: they differ, what the module computes depends on more than its input, or a
+            function of torch's or this package's was replaced.
     """
+    drop_caches(module)
+    name = replaced()
+    if name is not None:
+        raise UnknownLipschitz(f"Nothing is known of networks while {name} is replaced.")
     try:
         in_copy = copy.deepcopy(module)
         if _parts(in_copy) != _parts(module):
@@ -104,27 +109,24 @@ def prove_same(module: nn.Module, meaning: Network, x: Tensor, what: str) -> Non
 def _is_as_defined(network: nn.Module) -> bool:
     """Whether a network consists of nothing but modules as torch and this package define them."""
     hooks_of_all = torch_module._global_forward_hooks or torch_module._global_forward_pre_hooks
-    return not hooks_of_all and all(
-        _is_own_class(type(module))
-        and not any(vars(module)[hooks] for hooks in vars(module) if hooks.endswith("_hooks"))
-        and not any(map(callable, _attributes(module)))
-        and all(type(one) in (Tensor, nn.Parameter) for one in _tensors_of(module))
-        for module in network.modules()
+    modules = list(network.modules())
+    return (
+        not hooks_of_all
+        and all(map(is_own_class, set(map(type, modules))))
+        and all(map(_has_usual_parts, modules))
     )
 
 
-def _is_own_class(kind: type) -> bool:
-    """Whether a class and its forward method are as torch's modules or this package define them."""
-    home = sys.modules.get(kind.__module__)
-    modules = (kind.__module__, str(kind.forward.__module__))  # type: ignore[attr-defined]
-    known = all(name.startswith(("torch.nn.modules.", "lipdet.")) for name in modules)
-    return known and getattr(home, kind.__qualname__, None) is kind
-
-
-def _attributes(module: nn.Module) -> list[Any]:
-    """Return what a module has besides its parameters, buffers, parts and hooks."""
+def _has_usual_parts(module: nn.Module) -> bool:
+    """Whether nothing of a module's own can take part in what it computes but as its class says."""
     usual = vars(nn.Module())
-    return [value for name, value in vars(module).items() if name not in usual]
+    own = vars(module)
+    return (
+        all(type(own.get(name)) is type(value) for name, value in usual.items())
+        and not any(own[hooks] for hooks in own if hooks.endswith("_hooks"))
+        and not any(callable(own[name]) for name in own if name not in usual)
+        and all(type(one) in (Tensor, nn.Parameter) for one in _tensors_of(module))
+    )
 
 
 def _tensors_of(module: nn.Module) -> list[Tensor]:
@@ -177,23 +179,32 @@ def _check_values(module: nn.Module, meaning: Network, x: Tensor, modes: Sequenc
                         continue  # It takes fewer images.
                     raise
             for place, index in enumerate(chosen):
-                if not _close(found, place, len(chosen), expected[index]):
-                    raise UnknownLipschitz(
-                        "its values depend on other images, on modes, or on what cannot be recorded"
-                    )
+                for leaf, wanted in zip(found, expected[index], strict=True):
+                    if isinstance(leaf, Tensor) and not _close(leaf, place, len(chosen), wanted):
+                        raise UnknownLipschitz(
+                            "its values depend on other images, on modes, or on what cannot be "
+                            "recorded"
+                        )
 
 
-def _close(found: list[Any], place: int, images: int, expected: list[Any]) -> bool:
-    """Whether outputs for one image of a batch are those for the image alone, up to rounding."""
-    for leaf, wanted in zip(found, expected, strict=True):
-        if isinstance(leaf, Tensor) and leaf.ndim and len(leaf) == images:
-            if not wanted.isfinite().all():
-                continue  # Beyond float32, the order of sums decides what comes out.
-            size = float(wanted.detach().abs().max()) if wanted.numel() else 0.0
-            one = leaf.detach()[place : place + 1]
-            if not torch.allclose(one, wanted, 1e-3, 1e-3 * size + 1e-6, equal_nan=True):
-                return False
-    return True
+def _close(leaf: Tensor, place: int, images: int, wanted: Tensor) -> bool:
+    """Whether an output for one image of a batch is that for the image alone, up to rounding.
+
+    Along one axis, images lie behind each other. An output that is as large for all images as for
+    one must be the same for each.
+    """
+    if not wanted.isfinite().all():
+        return True  # Beyond float32, the order of sums decides what comes out.
+    one = leaf.detach()
+    for axis, size in enumerate(wanted.shape):
+        joined = *wanted.shape[:axis], images * size, *wanted.shape[axis + 1 :]
+        if size and one.shape == joined:
+            one = one.narrow(axis, place * size, size)
+            break
+    largest = float(wanted.detach().abs().max()) if wanted.numel() else 0.0
+    return one.shape == wanted.shape and torch.allclose(
+        one, wanted, 1e-3, 1e-3 * largest + 1e-6, equal_nan=True
+    )
 
 
 @contextmanager
@@ -249,73 +260,3 @@ def _state(module: nn.Module) -> Hashable:
     """Return all that a module keeps, and the random numbers that Python code may draw."""
     drawn = torch.get_rng_state(), random.getstate(), np.random.get_state()  # noqa: NPY002
     return kept_by((drawn, module))
-
-
-def kept_by(value: Any) -> Hashable:
-    """Return something that differs whenever a module, or a part of it, has changed."""
-    return _kept(value, {})
-
-
-def _kept(value: Any, done: dict[int, Any]) -> Hashable:
-    """Return something that changes whenever a value, or a part of it, does."""
-    if isinstance(value, FakeTensor):
-        return id(value)
-    if isinstance(value, Tensor):
-        return digest(value) if value.layout == torch.strided else repr(value)
-    if isinstance(value, np.ndarray):
-        return value.tobytes()
-    if value is None or isinstance(value, bool | int | float | complex | str | bytes):
-        return type(value).__name__, repr(value)
-    if id(value) in done:
-        return None
-    done[id(value)] = value
-    parts: Any = None
-    if isinstance(value, dict):
-        parts = [part for pair in value.items() for part in pair]
-    elif isinstance(value, list | tuple):
-        parts = value
-    elif isinstance(value, types.FunctionType):
-        parts = _of_function(value)
-    elif isinstance(value, types.MethodType):
-        parts = [value.__self__, value.__func__]
-    elif isinstance(value, nn.Module):
-        # Weights that are built once and kept are dropped when what they are built from changes.
-        cached = {"_kept"} if isinstance(value, ConstructedWeight) else set()
-        own = [part for name, part in vars(value).items() if name not in cached]
-        parts = [*own, *_of_class(type(value))]
-    elif not isinstance(value, type | types.ModuleType):
-        try:
-            return type(value).__name__, pickle.dumps(value)
-        except Exception:
-            slots = (
-                name for kind in type(value).__mro__ for name in getattr(kind, "__slots__", ())
-            )
-            own = [getattr(value, name, None) for name in slots]
-            parts = [*own, *getattr(value, "__dict__", {}).values(), *_of_class(type(value))]
-    found = repr(value) if parts is None else tuple(_kept(part, done) for part in parts)
-    return type(value).__name__, found
-
-
-def _of_class(kind: type) -> list[Any]:
-    """Return what classes of the user's keep, their functions included."""
-    own = [one for one in kind.__mro__ if one.__module__.split(".")[0] not in _TRUSTED]
-    return [
-        getattr(part, "__func__", part)
-        for one in own
-        for name, part in vars(one).items()
-        if not name.startswith("__") or isinstance(part, types.FunctionType)
-    ]
-
-
-def _of_function(function: types.FunctionType) -> list[Any]:
-    """Return what a function keeps, and the data and functions of the user's that it names."""
-    if str(function.__module__).split(".")[0] in _TRUSTED:
-        return []
-    names = inspect.getclosurevars(function)
-    named = [
-        part
-        for part in names.globals.values()
-        if not isinstance(part, type | types.ModuleType | types.BuiltinFunctionType)
-    ]
-    kept = [function.__defaults__, function.__kwdefaults__, vars(function)]
-    return [*names.nonlocals.values(), *named, *kept]

@@ -177,12 +177,12 @@ def test_an_attack_leaves_the_detector_that_visitors_share_alone(
 ) -> None:
     shared = exhibits["certified-small"]
     layers = [one for one in shared.detector.modules() if isinstance(one, ConstructedWeight)]
-    before = [layer.weight for layer in layers]
+    before = [layer._ready_weight() for layer in layers]
     assert before
     attack(
         shared, session.views[1].view.image, attack_settings(0.1, "mislabel", 1), lambda *_: None
     )
-    assert all(layer.weight is kept for layer, kept in zip(layers, before, strict=True))
+    assert all(layer._ready_weight() is kept for layer, kept in zip(layers, before, strict=True))
 
 
 @pytest.mark.parametrize(

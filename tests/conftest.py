@@ -16,6 +16,8 @@ from torch import Tensor, nn
 from lipdet.certificate.constants import outputs, rounding
 from lipdet.images.pack import Pack
 from lipdet.images.prepare import pack_rendered
+from lipdet.lipschitz import profile
+from lipdet.report import inspection, page
 
 if TYPE_CHECKING:
     from playwright.sync_api import Browser
@@ -76,6 +78,16 @@ def proven_once() -> Iterator[None]:
             (rounding, "measured_rounding"),
         ):
             patch.setattr(module, name, once(getattr(module, name)))
+        yield
+
+
+@pytest.fixture(scope="module")
+def small_pages() -> Iterator[None]:
+    """Leave out of pages what has tests of its own: drawings of presets, power iteration."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(page, "draw_presets", lambda _: [])
+        patch.setattr(inspection, "OBSERVED", 1)
+        patch.setattr(profile, "_ITERATIONS", 1)
         yield
 
 

@@ -165,7 +165,9 @@ def test_print_config_and_help_are_those_of_the_preset(
     assert float(shown[1]) == margin
 
 
-@pytest.mark.parametrize("verb", ["detect", "attack", "certify"])
+@pytest.mark.parametrize(
+    "verb", ["detect", "attack", pytest.param("certify", marks=pytest.mark.slow)]
+)
 def test_pictures_are_not_written_over(
     verb: str, capsys: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:

@@ -12,13 +12,12 @@ import torch
 from lipdet import demo
 from lipdet.attack import AttackSettings
 from lipdet.attack.settings import DEFAULT_OBJECTIVE
-from lipdet.report import inspection
 from lipdet.report.table import finding
 from lipdet.types import Detections, Target
 
 
 @pytest.mark.slow
-@pytest.mark.usefixtures("proven_once")
+@pytest.mark.usefixtures("proven_once", "small_pages")
 def test_the_page_begins_with_what_was_found(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -28,7 +27,6 @@ def test_the_page_begins_with_what_was_found(
     monkeypatch.setattr(demo, "write_figures", lambda *_: [])
     monkeypatch.setattr(demo, "CERTIFIED", "certified-small")
     monkeypatch.setattr(demo, "EPSILONS", (0.05, 0.1))
-    monkeypatch.setattr(inspection, "OBSERVED", 1)
     monkeypatch.setattr(demo, "AttackSettings", functools.partial(AttackSettings, steps=5))
     demo.demo(tmp_path, seed=0)
     results = json.loads((tmp_path / "results.json").read_text())

@@ -45,7 +45,7 @@ def _holds_centre(box: np.ndarray, one: Detection) -> bool:
 def test_numbers_are_found_wherever_they_are() -> None:
     detector = load_detector("naive").detector
     found_digits = digits = read_numbers = 0
-    for index in range(8):
+    for index in range(4):
         picture, boxes, labels = photograph(index, left=20 + 40 * index, top=200 - 20 * index)
         found = read(detector, DIGITS, picture).detections
         number = read_out(found)
@@ -57,7 +57,7 @@ def test_numbers_are_found_wherever_they_are() -> None:
             )
     # The renderer knows the truth; some of its pictures are unreadable by design.
     assert found_digits >= 0.7 * digits
-    assert read_numbers >= 3
+    assert read_numbers >= 2
 
 
 def test_a_picture_without_a_number() -> None:

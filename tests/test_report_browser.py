@@ -13,7 +13,6 @@ from typing import TYPE_CHECKING
 import pytest
 
 from lipdet.cli import main
-from lipdet.report import inspection
 from lipdet.report.page import write_page
 from tests.report.made_up import EVIL, inspections, results
 from tests.report.test_page import Page as Parsed
@@ -67,7 +66,9 @@ def made_up(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def measured(tmp_path_factory: pytest.TempPathFactory, proven_once: None) -> Path:
+def measured(
+    tmp_path_factory: pytest.TempPathFactory, proven_once: None, small_pages: None
+) -> Path:
     """Folder with `report.html` and what `lipdet eval` wrote about the detector."""
     folder = tmp_path_factory.mktemp("measured")
     data = ["--data", "rendered:2", "--quiet"]
@@ -76,9 +77,7 @@ def measured(tmp_path_factory: pytest.TempPathFactory, proven_once: None) -> Pat
     for name, file in zip(PACKAGED, files, strict=True):
         main(["eval", name, *data, *attack, "--certify", "--json", file])
     report = ["report", *PACKAGED, *data, *attack, "--pictures", "1", "--results", *files]
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(inspection, "OBSERVED", 1)
-        main([*report, "--out", str(folder / "report.html")])
+    main([*report, "--out", str(folder / "report.html")])
     return folder
 
 

@@ -10,25 +10,24 @@ from typing import Any
 
 import pytest
 
+from lipdet import reproduce as reproduce_module
 from lipdet.checkpoint import weights_file
 from lipdet.commands.reproduce import run
 from lipdet.config import PRESETS
 from lipdet.errors import InputError
 from lipdet.evaluate import attacked as attacked_module
 from lipdet.evaluate import certified as certified_module
-from lipdet.report import inspection
 from lipdet.reproduce import QUICK_ROWS, ROWS, Effort, detector_of, reproduce
 
 TINY = Effort(("rendered:68",), epochs=1, pictures=2, steps=1, packaged=True, epsilons=(0.1,))
 
 
 @pytest.mark.slow
-@pytest.mark.usefixtures("proven_once")
+@pytest.mark.usefixtures("proven_once", "small_pages")
 def test_rows_are_trained_or_loaded_measured_and_kept(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     presets = ("certified-small", "certified-small-aol")
-    monkeypatch.setattr(inspection, "OBSERVED", 1)
     [loaded, trained] = reproduce(tmp_path, presets, "rendered:4", TINY, seed=0)
     assert loaded["weights"] == "certified-small"
     assert trained["weights"] == "certified-small-aol"
@@ -52,6 +51,8 @@ def test_rows_are_trained_or_loaded_measured_and_kept(
     def no_work(*_: object, **__: object) -> None:
         raise AssertionError("finished pictures are attacked or certified again")
 
+    for name in ("write_page", "write_figures"):
+        monkeypatch.setattr(reproduce_module, name, lambda *_: None)
     monkeypatch.setattr(attacked_module, "attack_and_detect", no_work)
     monkeypatch.setattr(certified_module, "verifier_of", no_work)
     again = reproduce(tmp_path, presets, "rendered:4", TINY, seed=0)

@@ -56,7 +56,7 @@ def stopped(run: Path, step: int, number: int) -> tuple[int, str]:
         while step_of(run) < step:
             assert process.poll() is None, "the training ended by itself"
             assert time.monotonic() < deadline, "the training is stuck"
-            time.sleep(0.01)
+            time.sleep(0.03)
         process.send_signal(number)
         _, printed = process.communicate(timeout=500)
         return process.returncode, printed

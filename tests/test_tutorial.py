@@ -20,9 +20,8 @@ import yaml
 
 from lipdet.cli import build_parser, main
 from lipdet.commands import export
-from lipdet.report import inspection
 
-pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("proven_once")]
+pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("proven_once", "small_pages")]
 
 ROOT = Path(__file__).resolve().parent.parent
 # Sizes in the text and in the test: the words and files stay, the minutes go.
@@ -57,8 +56,7 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     """An empty current folder, whose scripts are forgotten afterwards."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(sys, "path", list(sys.path))
-    # Fewer pictures for power iteration, and to compare exported files on.
-    monkeypatch.setattr(inspection, "OBSERVED", 1)
+    # Fewer pictures to compare exported files on.
     monkeypatch.setattr(export, "VERIFIED", "rendered:9")
     yield tmp_path
     for script in tmp_path.glob("*.py"):

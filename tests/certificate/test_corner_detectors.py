@@ -21,6 +21,9 @@ from lipdet.certificate.verifier import verifier_of
 from lipdet.config import DetectorConfig
 from lipdet.detector.ssd import SSD, Head
 
+# Each is proven first.
+pytestmark = pytest.mark.slow
+
 SIZE = 8
 SELECTION = Selection(0.2, 20)
 OBJECT = torch.tensor([[0.0, 0, 4, 4]])

@@ -7,9 +7,20 @@ import torch
 from torch import Tensor, nn
 
 from lipdet.certificate import UnknownLipschitz, lipschitz_bound, output_bounds
+from lipdet.certificate.constants.outputs import OutputBounds
 from lipdet.detector import SSD
 from lipdet.layers import fold
 from tests.certificate.detectors import small_detector
+
+
+@pytest.fixture(scope="module")
+def detector() -> SSD:
+    return small_detector()
+
+
+@pytest.fixture(scope="module")
+def bounds(detector: SSD) -> OutputBounds:
+    return output_bounds(detector)
 
 
 def _jacobians(detector: SSD) -> tuple[Tensor, Tensor]:
@@ -24,9 +35,7 @@ def _jacobians(detector: SSD) -> tuple[Tensor, Tensor]:
     return rows[:120].reshape(40, 3, -1), rows[120:].reshape(40, 4, -1)
 
 
-def test_every_output_is_within_its_constant() -> None:
-    detector = small_detector()
-    bounds = output_bounds(detector)
+def test_every_output_is_within_its_constant(detector: SSD, bounds: OutputBounds) -> None:
     assert bounds.logits.shape == (40, 3)
     assert bounds.offsets.shape == (40, 4)
     assert bounds.logits.dtype == bounds.offsets.dtype == torch.float64
@@ -44,41 +53,35 @@ def test_every_output_is_within_its_constant() -> None:
     assert highest > 0.2  # The constants are of the right size, not just large.
 
 
-def test_unit_norm_heads_have_the_constant_of_their_features() -> None:
-    bounds = output_bounds(small_detector())
+def test_unit_norm_heads_have_the_constant_of_their_features(bounds: OutputBounds) -> None:
     # Level 2 has 2 × 2 cells: 3 × 3 filters of unit norm see at most 2 × 2 of their taps.
     assert (bounds.logits[32:] < bounds.features[1]).all()
     assert bounds.features[1] == pytest.approx(bounds.features[0], rel=1e-6)  # orthogonal layer
 
 
-def test_constants_of_four_offsets_together() -> None:
-    detector = small_detector()
+def test_constants_of_four_offsets_together(detector: SSD, bounds: OutputBounds) -> None:
     head = detector.heads[1].localisation
     assert isinstance(head, nn.Conv2d)
     # Oracle: a 1 × 1 filter is a matrix, whose norm torch finds by SVD.
     filters = head.weight.detach().double().reshape(2, 4, 4)
     wanted = torch.linalg.svdvals(filters)[:, 0].repeat(4)
-    bounds = output_bounds(detector)
     found = bounds.offsets_joint[32:] / bounds.features[1]
     torch.testing.assert_close(found, wanted, rtol=1e-8, atol=0)
     assert (bounds.offsets_joint < bounds.offsets.norm(dim=1)).all()
 
 
-def test_constants_of_the_taps_inside_the_map() -> None:
-    detector = small_detector()
+def test_constants_of_the_taps_inside_the_map(detector: SSD, bounds: OutputBounds) -> None:
     head = detector.heads[1].localisation
     assert isinstance(head, nn.Conv2d)
     # Oracle: a 1 × 1 filter's constant is its norm times that of the features.
     wanted = head.weight.detach().double().flatten(1).norm(dim=1).reshape(2, 4)
-    bounds = output_bounds(detector)
     for cell in range(4):
         found = bounds.offsets[32 + 2 * cell : 34 + 2 * cell] / bounds.features[1]
         torch.testing.assert_close(found, wanted, rtol=1e-6, atol=0)
 
 
-def test_the_bound_of_a_detector_is_the_joint_one() -> None:
-    detector = small_detector()
-    assert lipschitz_bound(detector, (3, 8, 8)) == output_bounds(detector).joint
+def test_the_bound_of_a_detector_is_the_joint_one(detector: SSD, bounds: OutputBounds) -> None:
+    assert lipschitz_bound(detector, (3, 8, 8)) == bounds.joint
 
 
 @pytest.mark.parametrize(

@@ -83,6 +83,7 @@ def test_any_network_has_a_profile() -> None:
     assert observed[0].observed == pytest.approx(norms[0], rel=0.05)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("with_images", [True, False])
 def test_figure(tmp_path: Path, with_images: bool) -> None:
     images = torch.rand(1, 3, 8, 8) if with_images else None

@@ -181,6 +181,7 @@ def test_page_without_any_radius(tmp_path: Path) -> None:
     assert "Nothing was certified" in words
 
 
+@pytest.mark.slow
 def test_figures_are_files(tmp_path: Path) -> None:
     files = write_figures(tmp_path / "figures", results(), inspections())
     names = {file.name for file in files}

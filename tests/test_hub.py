@@ -14,6 +14,8 @@ from lipdet.checkpoint import read_tensors, save_detector
 from lipdet.config import DetectorConfig
 from lipdet.detector import build_detector
 
+pytestmark = pytest.mark.slow
+
 FILES = {"README.md", "config.json", "model.safetensors"}
 
 
@@ -56,7 +58,6 @@ def test_a_saved_detector_is_the_same_detector(detector: Detector, tmp_path: Pat
     assert json.loads((tmp_path / "mine" / "config.json").read_text()) == header
 
 
-@pytest.mark.slow
 def test_the_card_states_units_and_figures(detector: Detector, tmp_path: Path) -> None:
     detector.save_pretrained(tmp_path / "mine", [result_file(tmp_path)])
     card = (tmp_path / "mine" / "README.md").read_text()

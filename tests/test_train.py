@@ -134,9 +134,7 @@ def scripted(monkeypatch: pytest.MonkeyPatch, scores: list[float]) -> list[dict[
     return seen
 
 
-@pytest.mark.parametrize(
-    ("scores", "best"), [([0.2, 0.5, 0.4], 2), ([0.0, 0.0, 0.0], 1), ([0.1, 0.2, 0.3], 3)]
-)
+@pytest.mark.parametrize(("scores", "best"), [([0.2, 0.5, 0.4], 2), ([0.0, 0.0, 0.0], 1)])
 def test_the_best_validated_weights_are_kept(
     house_numbers: Pack,
     tmp_path: Path,
@@ -151,6 +149,7 @@ def test_the_best_validated_weights_are_kept(
     assert all(torch.equal(tensors[name], one) for name, one in seen[best - 1].items())
 
 
+@pytest.mark.slow
 def test_the_average_of_the_weights(
     house_numbers: Pack, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -192,6 +191,7 @@ def test_sgd_and_the_clipped_gradient(
     assert any(key.endswith("momentum_buffer") for key in tensors)
 
 
+@pytest.mark.slow
 def test_bf16(house_numbers: Pack, tmp_path: Path) -> None:
     job = job_on(house_numbers, precision="bf16", epochs=1)
     assert trainer_of(job, tmp_path).bf16

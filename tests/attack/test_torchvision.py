@@ -13,6 +13,8 @@ from lipdet.attack import AttackSettings, attack_torchvision
 from lipdet.errors import InputError
 from lipdet.types import Target
 
+pytestmark = pytest.mark.slow
+
 NO_WEIGHTS = {"weights": None, "weights_backbone": None, "num_classes": 3}
 SMALL = {"min_size": 64, "max_size": 64}
 

@@ -27,6 +27,8 @@ from lipdet.evaluate.certified import outputs
 from lipdet.types import Target
 from tests.certificate.detectors import small_detector
 
+pytestmark = pytest.mark.slow
+
 STEP = 2.0**-11  # between float32 numbers above 4096
 SIZE = 64
 ON_OBJECT, BESIDE = (10.0, 10.0, 30.0, 30.0), (18.0, 10.0, 38.0, 30.0)

@@ -30,6 +30,7 @@ def digest(stream: str, index: int, seed: int = 0) -> str:
     return hashlib.sha256(rendered(stream, index, seed)[0].tobytes()).hexdigest()
 
 
+@pytest.mark.slow
 def test_two_processes_render_the_same_bytes() -> None:
     command = [sys.executable, "-c", DIGEST + "print(digest.hexdigest())"]
     printed = subprocess.run(command, capture_output=True, text=True, check=True).stdout
@@ -98,6 +99,7 @@ def test_ink_stays_in_its_box_and_reaches_near_its_sides() -> None:
     assert np.mean(spans, axis=0) == pytest.approx([0.79, 0.85], abs=0.06)
 
 
+@pytest.mark.slow
 def test_boxes_lie_where_the_picture_shows_digits() -> None:
     pictures = [rendered("train", index) for index in range(75)]
 

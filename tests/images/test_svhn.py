@@ -133,6 +133,7 @@ def test_overwritten_bytes_never_escape_as_another_exception(tmp_path: Path) -> 
     assert outcomes == {"read", "refused"}  # some bytes are padding, most are not
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("split", "pictures"), [("train", 256), ("test", 128)])
 def test_agrees_with_the_official_annotations(split: str, pictures: int) -> None:
     if not (SHARED / split).is_dir():

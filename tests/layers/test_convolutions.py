@@ -100,6 +100,7 @@ def test_is_1_lipschitz_at_the_start_and_with_any_raw_weights(
         _check(layer, case)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("case", TRAINED, ids=str)
 @pytest.mark.parametrize("kind", KINDS)
 def test_stays_1_lipschitz_in_training(kind: type[LipschitzConv2d], case: Case) -> None:

@@ -34,6 +34,7 @@ def test_is_1_lipschitz(
         assert _largest(block, size) <= BOUND  # NaN fails too
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", KINDS)
 def test_stays_1_lipschitz_in_training(kind: type[ResidualBlock]) -> None:
     torch.manual_seed(0)

@@ -37,7 +37,6 @@ from lipdet.lipschitz import same_function
 from tests.certificate.detectors import small_detector
 
 SHAPE = (4, 6, 6)
-NAIVE = "tinier-ssd"
 
 OWN = {
     "aol": lambda: nn.Sequential(AOLConv2d(4, 4, 3, padding=1), MaxMin(), Abs()),
@@ -46,7 +45,6 @@ OWN = {
     "l2": lambda: nn.Sequential(L2NormConv2d(4, 4, 3), ZeroPadChannels(6), DropChannels(4)),
     "sll": lambda: nn.Sequential(SLLBlock(4, 3), SpaceToDepth(2), DisjointMaxPool2d(1)),
     "detector": small_detector,
-    "naive": lambda: build_detector(DetectorConfig(NAIVE)),
     "orthogonal": lambda: build_detector(DetectorConfig("orthogonal-ssd", image_size=32, width=48)),
     "sll-detector": lambda: build_detector(DetectorConfig("sll-l2", width=4)),
 }

@@ -20,7 +20,7 @@ from tests.certificate.networks import BUILDERS, FUNCTIONS, Functions, random_ne
 
 
 @pytest.mark.slow
-@settings(max_examples=200, deadline=None, derandomize=True)
+@settings(max_examples=150, deadline=None, derandomize=True)
 @given(
     kinds=st.lists(st.sampled_from(sorted(BUILDERS)), min_size=1, max_size=4),
     seed=st.integers(0, 2**32 - 1),
@@ -31,6 +31,7 @@ def test_random_networks_are_never_above_their_bound(kinds: list[str], seed: int
     assert jacobian_norm(network, shape, points=2) <= lipschitz_bound(network, shape)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", sorted(BUILDERS))
 def test_every_builder_gives_layers_that_are_bounded(kind: str) -> None:
     networks = [random_network([kind], seed) for seed in range(3)]

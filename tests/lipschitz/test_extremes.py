@@ -190,6 +190,7 @@ def test_sums_of_more_terms_than_the_precision_holds_have_no_proven_rounding() -
         proven_rounding(detector, torch.float16)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32])
 @pytest.mark.parametrize("factor", [0.1, 0.229, 0.7, 1.1, 2.7, -1.7, 58.395])
 def test_numbers_are_taken_as_large_as_torch_may_round_them(

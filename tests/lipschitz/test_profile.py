@@ -19,6 +19,7 @@ from lipdet.report.lipschitz import plot_profile
 from tests.certificate.detectors import small_detector
 
 
+@pytest.mark.slow
 def test_rows_follow_the_paths_to_the_heads() -> None:
     detector = small_detector()
     rows = detector_profile(propagate_detector(detector))
@@ -43,6 +44,7 @@ def test_rows_follow_the_paths_to_the_heads() -> None:
     assert math.hypot(*(row.cumulative for row in rows[5:])) == pytest.approx(bounds.joint)
 
 
+@pytest.mark.slow
 def test_observed_values_are_close_lower_bounds_of_the_jacobian_norm() -> None:
     detector = small_detector()
     images = torch.rand(2, 3, 8, 8)

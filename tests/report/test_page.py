@@ -14,6 +14,8 @@ from lipdet.report.architecture import draw_presets
 from lipdet.report.page import write_figures, write_page
 from tests.report.made_up import EVIL, EVIL_CLASS, inspections, results
 
+pytestmark = pytest.mark.slow
+
 
 class Page(html.parser.HTMLParser):
     """What the tests look at: cells with their paths, figures with their titles, addresses."""
@@ -181,7 +183,6 @@ def test_page_without_any_radius(tmp_path: Path) -> None:
     assert "Nothing was certified" in words
 
 
-@pytest.mark.slow
 def test_figures_are_files(tmp_path: Path) -> None:
     files = write_figures(tmp_path / "figures", results(), inspections())
     names = {file.name for file in files}

@@ -37,9 +37,10 @@ from lipdet.certificate.radius import certified_radii
 from lipdet.certificate.verifier import Verifier, verifier_of
 from lipdet.checkpoint import load_detector
 from lipdet.detector import SSD
+from lipdet.detector.forward import raw_output
 from lipdet.evaluate.attacked import Campaign, attacked_results, prepare
 from lipdet.evaluate.average_precision import matched_scores
-from lipdet.evaluate.certified import certified_results, outputs
+from lipdet.evaluate.certified import certified_results
 from lipdet.evaluate.run import detect_pack
 from lipdet.images.pack import Pack
 from lipdet.images.spec import open_data
@@ -205,7 +206,7 @@ def attack_promise(
     kept = matched_scores([target] * len(aims), found, names, IOU)
     lost = [aim for aim, one in zip(aims, kept, strict=True) if one[promise.place] == 0]
     before, after = (
-        outputs(detector, x).logits[:, promise.anchor, label] for x in (image, attacked)
+        raw_output(detector, x).logits[:, promise.anchor, label] for x in (image, attacked)
     )
     moved = float((after - before).abs().max()) / (epsilon * promise.constant)
     return Damage(lost, moved)
@@ -216,7 +217,7 @@ def attack_objects(detector: SSD, pack: Pack, shares: Sequence[float], steps: in
     images = pack.pixels(range(len(pack)))
     targets = [pack.target(index) for index in range(len(pack))]
     verifier = verifier_of(detector, AP_SELECTION, images)
-    found = promises(verifier, outputs(detector, images), targets)
+    found = promises(verifier, raw_output(detector, images), targets)
     radii = sorted(promise.radius for promise in found)
     print(
         f"{len(found)} of {len(pack.labels)} objects have a certified radius: median "

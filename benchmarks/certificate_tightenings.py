@@ -18,11 +18,10 @@ from lipdet.boxes import AP_SELECTION
 from lipdet.certificate.conditions.certify import ALL, Tightenings
 from lipdet.certificate.verifier import verifier_of
 from lipdet.checkpoint import load_detector
+from lipdet.detector.forward import BATCH_SIZE, raw_output
 from lipdet.evaluate.certified import (
-    BATCH_SIZE,
     certify_batch,
     join,
-    outputs,
     summary,
 )
 from lipdet.images.spec import open_data
@@ -39,7 +38,7 @@ def main() -> None:
     pack = open_data(options.data, "test", detector.config.image_size, 0)
     starts = range(0, len(pack), BATCH_SIZE)
     batches = [range(start, min(start + BATCH_SIZE, len(pack))) for start in starts]
-    raw = [outputs(detector, pack.pixels(indices)) for indices in batches]
+    raw = [raw_output(detector, pack.pixels(indices)) for indices in batches]
     targets = [[pack.target(index) for index in indices] for indices in batches]
     verifier = verifier_of(detector, AP_SELECTION, pack.pixels(batches[0]))
     names = [field.name for field in fields(Tightenings)]

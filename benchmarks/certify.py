@@ -41,7 +41,8 @@ from lipdet.boxes import AP_SELECTION, select_detections
 from lipdet.boxes.scores import logit
 from lipdet.certificate.verifier import Verifier, verifier_of
 from lipdet.checkpoint import load_detector
-from lipdet.evaluate.certified import BATCH_SIZE, certify_batch, outputs
+from lipdet.detector.forward import BATCH_SIZE, raw_output
+from lipdet.evaluate.certified import certify_batch
 from lipdet.hardware import keep_freed_memory
 from lipdet.images.spec import open_data
 from lipdet.layers import fold
@@ -193,7 +194,7 @@ def main() -> None:
     targets = [pack.target(index) for index in range(len(pack))]
     verifier = verifier_of(detector, AP_SELECTION, images)
     network = fold(detector).eval().to(memory_format=torch.channels_last)
-    raw = outputs(detector, images)
+    raw = raw_output(detector, images)
 
     def detect() -> None:
         with torch.inference_mode():

@@ -26,8 +26,9 @@ from torch import Tensor
 from lipdet.boxes import AP_SELECTION
 from lipdet.certificate.verifier import verifier_of
 from lipdet.checkpoint import load_detector, weights_file
+from lipdet.detector.forward import Network
 from lipdet.evaluate import attacked
-from lipdet.evaluate.run import Network, detect_pack
+from lipdet.evaluate.run import detect_pack
 from lipdet.export.certificates import EPSILON, certified_objects
 from lipdet.export.onnx_file import export_onnx
 from lipdet.export.runtime import OnnxNetwork

@@ -18,7 +18,7 @@ from torchvision.ops import box_iou
 
 from lipdet.checkpoint import load_detector
 from lipdet.detector import SSD
-from lipdet.evaluate.certified import outputs
+from lipdet.detector.forward import raw_output
 from lipdet.images.pack import Pack
 from lipdet.images.spec import open_data
 
@@ -45,7 +45,7 @@ def gaps(detector: SSD, pack: Pack) -> tuple[Tensor, Tensor]:
     """Logits of objects that a box matches, and the highest background of each picture."""
     objects, background = [], []
     for index in range(len(pack)):
-        raw, target = outputs(detector, pack.pixels([index])), pack.target(index)
+        raw, target = raw_output(detector, pack.pixels([index])), pack.target(index)
         overlap = box_iou(detector.decoder.boxes(raw.offsets)[0], target["boxes"])
         for place, label in enumerate(target["labels"].tolist()):
             matching = raw.logits[0, overlap[:, place] >= MATCH, label]

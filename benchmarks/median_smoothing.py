@@ -43,11 +43,11 @@ from lipdet.certificate.certified_ap import RECALLS
 from lipdet.certificate.verifier import verifier_of
 from lipdet.checkpoint import load_detector
 from lipdet.detector import SSD
+from lipdet.detector.forward import raw_output
 from lipdet.evaluate.certified import (
     RECALL_SCORE,
     certify_batch,
     join,
-    outputs,
     summary,
 )
 from lipdet.images.spec import open_data
@@ -260,7 +260,7 @@ def main() -> None:
     verifier = verifier_of(detector, AP_SELECTION, images)
     for epsilon in options.epsilon:
         started = time.process_time()
-        found = certify_batch(verifier, outputs(detector, images), targets, epsilon)
+        found = certify_batch(verifier, raw_output(detector, images), targets, epsilon)
         spent = (time.process_time() - started) / len(pack)
         entry = summary(epsilon, join([found]), pack.class_names, verifier.rounding_known)
         points = entry["recall"], entry["precision"] or 0.0

@@ -20,8 +20,9 @@ import torch
 from lipdet.boxes import AP_SELECTION, SigmoidScores, select_detections
 from lipdet.certificate.verifier import Verifier, verifier_of
 from lipdet.checkpoint import load_detector
+from lipdet.detector.forward import BATCH_SIZE, raw_output
 from lipdet.evaluate.average_precision import average_precision
-from lipdet.evaluate.certified import BATCH_SIZE, certify_batch, join, outputs, summary
+from lipdet.evaluate.certified import certify_batch, join, summary
 from lipdet.images.batches import split
 from lipdet.images.pack import open_pack
 from lipdet.types import RawOutput, Target
@@ -82,7 +83,7 @@ def main() -> None:
         _, part = split(pack, how["validation_share"], how["validation_limit"], how["seed"])
         for indices in np.array_split(part.indices, -(-len(part.indices) // BATCH_SIZE)):
             images = pack.pixels(indices.tolist())
-            raw.append(outputs(loaded.detector, images))
+            raw.append(raw_output(loaded.detector, images))
             targets.append([pack.target(index) for index in indices.tolist()])
     names = loaded.detector.config.class_names
     verifier = verifier_of(loaded.detector, AP_SELECTION, images)

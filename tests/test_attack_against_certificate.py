@@ -26,9 +26,10 @@ from lipdet.certificate.verifier import Verifier, verifier_of
 from lipdet.checkpoint import load_detector, packaged_names
 from lipdet.commands.eval import run
 from lipdet.detector import SSD
+from lipdet.detector.forward import raw_output
 from lipdet.errors import InputError
 from lipdet.evaluate.attacked import Campaign, attacked_results
-from lipdet.evaluate.certified import certified_results, outputs
+from lipdet.evaluate.certified import certified_results
 from lipdet.evaluate.run import detect_pack
 from lipdet.images.pack import Pack
 from lipdet.types import Target
@@ -69,7 +70,7 @@ def _certified(shown: Pictures, dtype: torch.dtype) -> Certified:
         pytest.skip(f"the packaged weights {NAME} are not here")
     detector = load_detector(NAME).detector.eval().to(dtype)
     verifier = verifier_of(detector, AP_SELECTION, shown.images)
-    found = promises(verifier, outputs(detector, shown.images), shown.targets)
+    found = promises(verifier, raw_output(detector, shown.images), shown.targets)
     found = [promise for promise in found if promise.radius > SMALLEST_RADIUS]
     return Certified(detector, gradient_source(detector), verifier, found)
 

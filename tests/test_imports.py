@@ -55,7 +55,7 @@ ALLOWED: dict[str, set[str]] = {
     "evaluate": BASE
     | {"attack", "boxes", "certificate", "checkpoint", "config", "detector", "images"}
     | {"distributed", "hardware", "progress", "results", "types", "versions"},
-    "reading": BASE | {"boxes", "certificate", "detector", "evaluate", "images", "types"},
+    "reading": BASE | {"boxes", "certificate", "detector", "images", "types"},
     "export": BASE
     | {"boxes", "certificate", "checkpoint", "config", "detector", "layers", "types", "versions"}
     | {"norms"},

@@ -15,7 +15,6 @@ from lipdet.checkpoint import LoadedDetector, load_detector, packaged_names
 from lipdet.detector import SSD
 from lipdet.images.crop import Region
 from lipdet.images.source import load_rgb
-from lipdet.layers.base import drop_stale_caches
 from lipdet.lipschitz.state import kept_by
 from lipdet.reading import Detection, Reading, certified_reading, read
 from lipdet.results import read_results
@@ -135,5 +134,4 @@ class Detector:
             image = picture.convert("RGB")
         else:
             image = load_rgb(Path(picture))
-        drop_stale_caches(self.network)
         return read(self.network, self.class_names, image, None if crop is None else Region(*crop))

@@ -18,14 +18,13 @@ from pathlib import Path
 
 from lipdet.attack import AttackSettings
 from lipdet.attack.settings import single_attacks
-from lipdet.boxes import AP_SELECTION
 from lipdet.checkpoint import LoadedDetector, load_detector, packaged_names
 from lipdet.config import PRESETS
 from lipdet.evaluate.attacked import Campaign, attack_pack, prepare, worst
 from lipdet.evaluate.bootstrap import ap50_interval
-from lipdet.evaluate.chunks import State
+from lipdet.evaluate.chunks import State, in_order
 from lipdet.evaluate.false_positives import false_positives_per_image
-from lipdet.evaluate.run import detect_pack, evaluate
+from lipdet.evaluate.run import clean_pass, evaluate
 from lipdet.images.pack import Pack
 from lipdet.images.spec import open_data
 from lipdet.job import Job
@@ -141,11 +140,11 @@ def measured(
     campaign = Campaign("worst", effort.epsilons, settings)
     kept = State.of(state, loaded.detector)
     result = evaluate(loaded, pack, seed, campaign, effort.epsilons, kept)
+    # All of it was computed before; this reads what the state folder holds.
+    found = {0.0: in_order(clean_pass(loaded.detector, pack, kept).results())}
     detector = prepare(loaded.detector)
-    found = {0.0: detect_pack(detector, pack, range(len(pack)), AP_SELECTION)}
     for epsilon in effort.epsilons:
         singles = single_attacks("worst", dataclasses.replace(settings, epsilon=epsilon))
-        # All of them were run before; this reads what the state folder holds.
         attacks = [attack_pack(detector, pack, single, kept) for single in singles]
         found[epsilon] = worst(attacks, pack)
     return {**result, "working_points": working_points(pack, found, seed)}

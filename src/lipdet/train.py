@@ -32,11 +32,12 @@ from lipdet.checkpoint import BEST, load_detector, save_detector
 from lipdet.config import TrainConfig
 from lipdet.detector import SSD, build_detector
 from lipdet.detector.calibration import calibrated
+from lipdet.detector.forward import BATCH_SIZE
 from lipdet.detector.matching import PaddedTargets, match, pad_targets
 from lipdet.detector.multibox import MultiboxLoss, multibox_loss, training_scores
 from lipdet.errors import InputError
 from lipdet.evaluate.average_precision import average_precision
-from lipdet.evaluate.run import BATCH_SIZE, detect_pack
+from lipdet.evaluate.run import detect_pack
 from lipdet.hardware import computes_in_bf16, keep_freed_memory, training_device
 from lipdet.images.augment import augment
 from lipdet.images.batches import Mixture, Part, split

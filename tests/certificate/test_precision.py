@@ -21,9 +21,9 @@ from lipdet.certificate.constants.rounding import measured_rounding, proven_roun
 from lipdet.certificate.verifier import Verifier, verifier_of
 from lipdet.config import DetectorConfig
 from lipdet.detector import SSD
+from lipdet.detector.forward import raw_output
 from lipdet.detector.ssd import Head
 from lipdet.evaluate.average_precision import matched_scores
-from lipdet.evaluate.certified import outputs
 from lipdet.types import Target
 from tests.certificate.detectors import small_detector
 
@@ -89,14 +89,14 @@ TARGET = Target(boxes=torch.tensor([ON_OBJECT]), labels=torch.tensor([0]))
 
 def _is_certified(verifier: Verifier, detector: SSD, image: Tensor) -> bool:
     radius = torch.zeros(1, dtype=torch.float64)
-    candidates = verifier.candidates(outputs(detector, image), radius)
+    candidates = verifier.candidates(raw_output(detector, image), radius)
     found = verifier.certifiers(candidates, ground_truth_of([TARGET]), radius, 0.5)
     return bool(certified_up_to(found, 1, [0.5]) > -torch.inf)
 
 
 def _is_found(detector: SSD, image: Tensor) -> bool:
     """The oracle: the detector itself, and the metric's own matcher."""
-    found = select_detections(outputs(detector, image), detector.decoder, AP_SELECTION)
+    found = select_detections(raw_output(detector, image), detector.decoder, AP_SELECTION)
     [scores] = matched_scores([TARGET], found, ("a",), 0.5)
     return bool(scores[0] > 0)
 

@@ -15,10 +15,11 @@ from lipdet.boxes import AP_SELECTION, BoxCoding, SoftmaxScores
 from lipdet.checkpoint import LoadedDetector, load_detector
 from lipdet.config import DetectorConfig
 from lipdet.detector import SSD, build_detector
+from lipdet.detector.forward import Network, detect_images
 from lipdet.errors import InputError
 from lipdet.evaluate.attacked import Campaign
 from lipdet.evaluate.average_precision import average_precision
-from lipdet.evaluate.run import Network, detect_batch, detect_pack, evaluate
+from lipdet.evaluate.run import detect_pack, evaluate
 from lipdet.images.pack import Pack, PackedPicture, write_pack
 from lipdet.results import AveragePrecision
 from lipdet.types import RawOutput
@@ -90,7 +91,7 @@ def test_detections_come_in_the_order_asked_for(pack: Pack) -> None:
 def test_detecting_uses_eval_mode_and_restores_the_mode(training: bool) -> None:
     detector = build_detector(CONFIG).train(training)
     before = {name: tensor.clone() for name, tensor in detector.state_dict().items()}
-    detect_batch(detector, torch.zeros(2, 74, 74, 3, dtype=torch.uint8), AP_SELECTION)
+    detect_images(detector, torch.zeros(2, 3, 74, 74), AP_SELECTION)
     assert all(module.training is training for module in detector.modules())
     # Batch statistics would have moved in training mode.
     assert all(torch.equal(before[name], now) for name, now in detector.state_dict().items())

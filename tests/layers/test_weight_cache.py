@@ -5,14 +5,18 @@ from __future__ import annotations
 import copy
 import io
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 
 import pytest
 import torch
 from torch import Tensor, nn
 
 from lipdet.certificate import lipschitz_bound
-from lipdet.layers import AOLConv2d, L2NormConv2d, SLLBlock, SpectralConv2d
-from lipdet.layers.base import ConstructedWeight, drop_stale_caches
+from lipdet.config import PRESETS
+from lipdet.detector import build_detector
+from lipdet.detector.forward import raw_output
+from lipdet.layers import AOLConv2d, L2NormConv2d, SLLBlock, SpectralConv2d, UnitNormConv2d
+from lipdet.layers.base import ConstructedWeight
 
 
 class Counted(AOLConv2d):
@@ -209,13 +213,17 @@ def test_a_bound_is_of_the_weight_that_then_runs(write: Callable[[nn.Parameter],
 
 @torch.no_grad()
 @pytest.mark.parametrize("write", UNRECORDED)
-def test_stale_weights_are_found_by_the_values_of_parameters(
-    layer: Counted, write: Callable[[nn.Parameter], None]
+def test_outputs_that_are_certified_are_of_fresh_weights(
+    write: Callable[[nn.Parameter], None],
 ) -> None:
-    layer(X)
-    drop_stale_caches(layer)
-    layer(X)
-    assert Counted.built == 1
+    config = replace(PRESETS["certified-small"].detector, image_size=34)
+    detector = build_detector(config).eval()
+    images = torch.rand(1, 3, 34, 34)
+    before = raw_output(detector, images)
+    layer = detector.heads[0].classification
+    assert isinstance(layer, UnitNormConv2d)
     write(layer.raw)
-    drop_stale_caches(layer)
-    assert torch.equal(layer.weight, _fresh(layer))
+    found = raw_output(detector, images)
+    assert not torch.equal(found.logits, before.logits)
+    # Oracle: a copy, which takes no kept weight along.
+    assert torch.equal(found.logits, copy.deepcopy(detector)(images).logits)

@@ -11,13 +11,14 @@ from dataclasses import dataclass
 from typing import Protocol
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from lipdet.attack.loop import Objective
 from lipdet.attack.objectives import OBJECTIVES
 from lipdet.attack.scene import scene_of
-from lipdet.boxes import Selection, select_detections
+from lipdet.boxes import Selection
 from lipdet.detector import SSD
+from lipdet.detector.forward import detect_images, frozen
 from lipdet.types import Detections, RawOutput, Target
 
 # Images whose activations are held at a time.
@@ -58,16 +59,7 @@ class Own:
 
     def detect(self, images: Tensor, selection: Selection) -> list[Detections]:
         """Detections on images (B, 3, S, S) in [0, 1], in the detector's precision."""
-        detector = self.detector
-        with frozen(detector), torch.no_grad():
-            raw = detector(images.to(detector.default_boxes))
-            found = select_detections(raw, detector.decoder, selection)
-        return [
-            Detections(
-                boxes=one["boxes"].cpu(), labels=one["labels"].cpu(), scores=one["scores"].cpu()
-            )
-            for one in found
-        ]
+        return detect_images(self.detector, images, selection)
 
     @contextmanager
     def raising(self, objective: str) -> Iterator[Callable[[Sequence[Target]], Objective]]:
@@ -91,26 +83,3 @@ def attackable(detector: SSD | Attackable) -> Attackable:
 def exact(raw: RawOutput) -> RawOutput:
     """Raw output in float32 at least: under autocast, networks return bf16."""
     return RawOutput(*(part.to(torch.promote_types(part.dtype, torch.float32)) for part in raw))
-
-
-@contextmanager
-def frozen(model: nn.Module) -> Iterator[None]:
-    """Eval mode and no gradients of parameters; the mode of every module is restored.
-
-    A model that is frozen already is not touched, so that threads can attack one together.
-    """
-    modes = [(module, module.training) for module in model.modules()]
-    asked = [parameter for parameter in model.parameters() if parameter.requires_grad]
-    try:
-        if any(mode for _, mode in modes):
-            model.eval()
-        for parameter in asked:
-            parameter.requires_grad_(False)
-        yield
-    finally:
-        # Parents come first, so that a child's own mode is the last word.
-        for module, mode in modes:
-            if module.training != mode:
-                module.train(mode)
-        for parameter in asked:
-            parameter.requires_grad_(True)

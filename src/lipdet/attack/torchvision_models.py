@@ -23,13 +23,13 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from lipdet.attack.attackable import frozen
 from lipdet.attack.gradient import attack_batch
 from lipdet.attack.loop import Objective, OnStep
 from lipdet.attack.objectives import GONE, ON_PREDICTIONS, PredictionObjective, Predictions
 from lipdet.attack.settings import AttackSettings
 from lipdet.boxes import AP_SELECTION, Selection
 from lipdet.config import IMAGE_SIZE
+from lipdet.detector.forward import frozen
 from lipdet.detector.matching import pad_targets
 from lipdet.errors import InputError
 from lipdet.types import Detections, Target

@@ -17,7 +17,7 @@ from lipdet.commands.options import (
     parse_region,
     verb_parser,
 )
-from lipdet.evaluate.run import Network
+from lipdet.detector.forward import Network
 from lipdet.export.runtime import load_onnx
 from lipdet.images.source import load_rgb
 from lipdet.progress import track

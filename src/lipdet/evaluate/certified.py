@@ -39,12 +39,12 @@ from lipdet.certificate.diagnosis import (
 )
 from lipdet.certificate.verifier import Verifier, verifier_of
 from lipdet.detector import SSD
+from lipdet.detector.forward import BATCH_SIZE, raw_output
 from lipdet.evaluate.chunks import Pass, State, Tensors
 from lipdet.images.pack import Pack
 from lipdet.results import CertifiedClass, CertifiedResult
 from lipdet.types import RawOutput, Target
 
-BATCH_SIZE = 64
 IOUS: tuple[float, ...] = tuple(np.linspace(0.5, 0.95, 10).tolist())
 RECALL_SCORE = DISPLAY_SELECTION.score_floor
 
@@ -134,7 +134,7 @@ def certificate_pass(
         return verifier_of(detector, AP_SELECTION, first)
 
     def compute(chunk: range) -> Chunk:
-        raw = outputs(detector, pack.pixels(chunk))
+        raw = raw_output(detector, pack.pixels(chunk))
         targets = [pack.target(index) for index in chunk]
         found = [certify_batch(verifier(), raw, targets, epsilon) for epsilon in epsilons]
         return Chunk(tuple(found), verifier().rounding_known == PROVEN)
@@ -184,13 +184,6 @@ def _from_tensors(tensors: Tensors, index: int) -> Certified:
             for label in range(classes)
         ),
     )
-
-
-@torch.no_grad()
-def outputs(detector: SSD, images: Tensor) -> RawOutput:
-    """Raw outputs on the CPU, in the precision of the detector."""
-    raw = detector(images.to(detector.default_boxes))
-    return RawOutput(raw.logits.cpu(), raw.offsets.cpu())
 
 
 def certify_batch(

@@ -4,20 +4,15 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
-from contextlib import nullcontext
 from dataclasses import replace
-from typing import Protocol
-
-import numpy as np
-import torch
-from torch import Tensor, nn
 
 from lipdet.attack import detect
-from lipdet.attack.attackable import Attackable, frozen
+from lipdet.attack.attackable import Attackable
 from lipdet.attack.torchvision_models import ForeignDetector
-from lipdet.boxes import AP_SELECTION, Decoder, Selection, select_detections
+from lipdet.boxes import AP_SELECTION, Selection
 from lipdet.checkpoint import AnyDetector, LoadedDetector, certifiable
 from lipdet.detector import SSD
+from lipdet.detector.forward import BATCH_SIZE, Network, detect_images
 from lipdet.errors import InputError
 from lipdet.evaluate.attacked import Campaign, attacked_results
 from lipdet.evaluate.average_precision import average_precision
@@ -26,21 +21,8 @@ from lipdet.evaluate.chunks import Pass, State, detecting_pass, in_order
 from lipdet.images.pack import Pack
 from lipdet.progress import track
 from lipdet.results import EvaluationResult
-from lipdet.types import Detections, RawOutput
+from lipdet.types import Detections
 from lipdet.versions import versions
-
-BATCH_SIZE = 64
-
-
-class Network(Protocol):
-    """All that detections need: `SSD` has it, and so has an exported model."""
-
-    @property
-    def decoder(self) -> Decoder:
-        """What turns the raw output into boxes; on the network's device."""
-
-    def __call__(self, images: Tensor, /) -> RawOutput:
-        """Images (B, 3, S, S) in [0, 1] to raw output."""
 
 
 def evaluate(
@@ -122,28 +104,10 @@ def detect_pack(
     detector: Network, pack: Pack, indices: Sequence[int], selection: Selection
 ) -> list[Detections]:
     """Return detections on pictures of a pack, in eval mode, on the detector's device."""
-    starts = range(0, len(indices), BATCH_SIZE)
     return [
         found
-        for start in track(starts, f"Detecting in {pack.name}")
-        for found in detect_batch(
-            detector,
-            torch.from_numpy(
-                np.stack([pack.images[index] for index in indices[start : start + BATCH_SIZE]])
-            ),
-            selection,
+        for start in track(range(0, len(indices), BATCH_SIZE), f"Detecting in {pack.name}")
+        for found in detect_images(
+            detector, pack.pixels(indices[start : start + BATCH_SIZE]), selection
         )
-    ]
-
-
-@torch.inference_mode()
-def detect_batch(detector: Network, images: Tensor, selection: Selection) -> list[Detections]:
-    """Detections on 8-bit images (B, S, S, 3), on the CPU; a module's mode is left as it was."""
-    pixels = images.to(detector.decoder.default_boxes.device).permute(0, 3, 1, 2).float() / 255
-    pixels = pixels.to(detector.decoder.default_boxes.dtype)
-    with frozen(detector) if isinstance(detector, nn.Module) else nullcontext():
-        found = select_detections(detector(pixels), detector.decoder, selection)
-    return [
-        Detections(boxes=one["boxes"].cpu(), labels=one["labels"].cpu(), scores=one["scores"].cpu())
-        for one in found
     ]

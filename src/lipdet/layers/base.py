@@ -7,8 +7,8 @@ Notable choices:
 - Nothing here is a buffer, so DistributedDataParallel has nothing to broadcast.
 - A kept weight and what it was built from are one object, read once: threads that share a frozen
   model may build a weight twice, and never see half of another's work.
-- Comparing the values of parameters at every use would cost 6 % of a forward pass, so versions are
-  compared there. Bounds begin with fresh weights, and `Detector` compares values.
+- Comparing the values of parameters at every use would take time, so versions are compared. Bounds
+  and outputs that are certified begin with fresh weights.
 """
 
 from __future__ import annotations
@@ -20,27 +20,11 @@ import torch
 from torch import Tensor, nn
 
 
-class _Source(NamedTuple):
-    """A raw parameter, with the version and the values that a weight was built from."""
-
-    parameter: nn.Parameter
-    version: int
-    values: Tensor
-
-    def has_version(self) -> bool:
-        """Whether torch has recorded no change since."""
-        return self.parameter._version == self.version
-
-    def has_values(self) -> bool:
-        """Whether nothing has changed since; a comparison of all values."""
-        return torch.equal(self.parameter, self.values)
-
-
 class _Kept(NamedTuple):
-    """A built weight, and what it was built from."""
+    """A built weight, and the raw parameters with the versions that it was built from."""
 
     weight: Tensor
-    sources: tuple[_Source, ...]
+    sources: tuple[tuple[nn.Parameter, int], ...]
 
 
 class ConstructedWeight(nn.Module):
@@ -90,7 +74,7 @@ class ConstructedWeight(nn.Module):
             return self._build()
         kept = self._kept
         if kept is None or not self._is_current(kept):
-            sources = tuple(_Source(p, p._version, p.detach().clone()) for p in self.parameters())
+            sources = tuple((p, p._version) for p in self.parameters())
             # A tensor made in inference mode could not be used in a later attack's graph.
             with torch.inference_mode(False), torch.no_grad():
                 kept = self._kept = _Kept(self._build(), sources)
@@ -107,12 +91,6 @@ class ConstructedWeight(nn.Module):
     def drop_cache(self) -> None:
         """Forget the cached weight."""
         self._kept = None
-
-    def drop_stale(self) -> None:
-        """Forget the cached weight if raw parameters have other values than it was built from."""
-        kept = self._kept
-        if kept is not None and not all(source.has_values() for source in kept.sources):
-            self.drop_cache()
 
     def train(self, mode: bool = True) -> Self:
         """Switch the mode, and forget the cached weight."""
@@ -139,8 +117,8 @@ class ConstructedWeight(nn.Module):
     def _is_current(self, kept: _Kept) -> bool:
         now = list(self.parameters())
         return len(now) == len(kept.sources) and all(
-            parameter is source.parameter and source.has_version()
-            for parameter, source in zip(now, kept.sources, strict=True)
+            parameter is source and parameter._version == version
+            for parameter, (source, version) in zip(now, kept.sources, strict=True)
         )
 
     def __setattr__(self, name: str, value: Any) -> None:
@@ -168,10 +146,3 @@ def drop_caches(module: nn.Module) -> None:
     for layer in module.modules():
         if isinstance(layer, ConstructedWeight):
             layer.drop_cache()
-
-
-def drop_stale_caches(module: nn.Module) -> None:
-    """Forget the cached weights that parameters no longer give; this compares all values."""
-    for layer in module.modules():
-        if isinstance(layer, ConstructedWeight):
-            layer.drop_stale()

@@ -19,8 +19,8 @@ from torch import Tensor
 
 from lipdet.certificate.radius import REMAINING_IOU, Remaining
 from lipdet.certificate.verifier import Verifier
+from lipdet.detector.forward import Network
 from lipdet.errors import InputError
-from lipdet.evaluate.run import Network
 from lipdet.images.crop import Region, out_of_region, picture_part
 from lipdet.reading.detections import Detection, as_rows, named
 from lipdet.reading.search import (

@@ -19,7 +19,7 @@ from PIL import Image
 from torch import Tensor
 
 from lipdet.boxes import Selection
-from lipdet.evaluate.run import Network
+from lipdet.detector.forward import Network
 from lipdet.images.crop import Region, full_region, out_of_region
 from lipdet.images.resize import resized
 from lipdet.reading.views import View, look

@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from PIL import Image
-from torch import Tensor, nn
+from torch import Tensor
 
 from lipdet.boxes import DISPLAY_SELECTION, Selection, select_detections
 from lipdet.boxes.scores import logit
@@ -29,7 +29,7 @@ from lipdet.certificate.radius import (
 )
 from lipdet.certificate.verifier import Verifier, verifier_of
 from lipdet.detector import SSD
-from lipdet.evaluate.run import BATCH_SIZE, Network
+from lipdet.detector.forward import BATCH_SIZE, Network, decoder_on_cpu, raw_output
 from lipdet.images.crop import Region, cut
 from lipdet.reading.detections import Box, Detection, as_rows, named
 from lipdet.types import Detections, RawOutput
@@ -113,11 +113,10 @@ def look_at_pixels(
     selection: Selection = DISPLAY_SELECTION,
 ) -> list[View]:
     """As `look`, at pixels (S, S, 3) that were cut out already."""
-    decoder = network.decoder
-    decoder = decoder._replace(default_boxes=decoder.default_boxes.cpu())
-    views = []
+    decoder, views = decoder_on_cpu(network), []
     for start in range(0, len(pixels), BATCH_SIZE):
-        raw = _raw_output(network, np.stack(pixels[start : start + BATCH_SIZE]))
+        batch = torch.from_numpy(np.stack(pixels[start : start + BATCH_SIZE]))
+        raw = raw_output(network, batch.permute(0, 3, 1, 2).float() / 255)
         for row, found in enumerate(select_detections(raw, decoder, selection)):
             place, own = start + row, RawOutput(*(part[row, None] for part in raw))
             views.append(View(regions[place], pixels[place], own, found, tuple(class_names)))
@@ -170,17 +169,3 @@ def known_verifier(network: Network) -> Verifier | None:
         return verifier_of(network, DISPLAY_SELECTION)
     except UnknownLipschitz:
         return None
-
-
-@torch.no_grad()
-def _raw_output(network: Network, pixels: NDArray[np.uint8]) -> RawOutput:
-    """Outputs on the CPU, in the network's precision and eval mode, for images (B, S, S, 3)."""
-    images = torch.from_numpy(pixels).to(network.decoder.default_boxes.device)
-    images = (images.permute(0, 3, 1, 2).float() / 255).to(network.decoder.default_boxes.dtype)
-    training = isinstance(network, nn.Module) and network.training
-    if isinstance(network, nn.Module):
-        network.eval()  # Even if it is in it: weights may have changed without a trace.
-    raw = network(images)
-    if training and isinstance(network, nn.Module):
-        network.train()
-    return RawOutput(*(part.cpu() for part in raw))

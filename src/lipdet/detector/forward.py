@@ -1,0 +1,83 @@
+"""One forward pass of a detector as it is used: in eval mode, frozen, in its own precision."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
+from typing import Protocol
+
+import torch
+from torch import Tensor, nn
+
+from lipdet.boxes import Decoder, Selection, select_detections
+from lipdet.layers.base import drop_caches
+from lipdet.types import Detections, RawOutput
+
+# Images that pass at a time.
+BATCH_SIZE = 64
+
+
+class Network(Protocol):
+    """All that detections need: `SSD` has it, and so has an exported model."""
+
+    @property
+    def decoder(self) -> Decoder:
+        """What turns the raw output into boxes; on the network's device."""
+
+    def __call__(self, images: Tensor, /) -> RawOutput:
+        """Images (B, 3, S, S) in [0, 1] to raw output."""
+
+
+def raw_output(network: Network, images: Tensor) -> RawOutput:
+    """Return the outputs that certificates speak of, on the CPU.
+
+    Weights are built anew: kept ones may have been left behind by a change without a trace.
+
+    Args:
+        network: its modes are as before afterwards.
+        images: (B, 3, S, S) in [0, 1].
+    """
+    if isinstance(network, nn.Module):
+        drop_caches(network)
+    return _forward(network, images)
+
+
+def detect_images(network: Network, images: Tensor, selection: Selection) -> list[Detections]:
+    """Return detections, on the CPU, on images (B, 3, S, S) in [0, 1]."""
+    return select_detections(_forward(network, images), decoder_on_cpu(network), selection)
+
+
+def decoder_on_cpu(network: Network) -> Decoder:
+    """Return what turns outputs of `raw_output` into boxes."""
+    decoder = network.decoder
+    return decoder._replace(default_boxes=decoder.default_boxes.cpu())
+
+
+@torch.no_grad()
+def _forward(network: Network, images: Tensor) -> RawOutput:
+    with frozen(network) if isinstance(network, nn.Module) else nullcontext():
+        raw = network(images.to(network.decoder.default_boxes))
+    return RawOutput(*(part.cpu() for part in raw))
+
+
+@contextmanager
+def frozen(model: nn.Module) -> Iterator[None]:
+    """Eval mode and no gradients of parameters; the mode of every module is restored.
+
+    A model that is frozen already is not touched, so that threads can attack one together.
+    """
+    modes = [(module, module.training) for module in model.modules()]
+    asked = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    try:
+        if any(mode for _, mode in modes):
+            model.eval()
+        for parameter in asked:
+            parameter.requires_grad_(False)
+        yield
+    finally:
+        # Parents come first, so that a child's own mode is the last word.
+        for module, mode in modes:
+            if module.training != mode:
+                module.train(mode)
+        for parameter in asked:
+            parameter.requires_grad_(True)

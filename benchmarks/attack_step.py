@@ -50,9 +50,9 @@ def main() -> None:
     steps = int(sys.argv[2]) if len(sys.argv) > 2 else 10
     frozen = prepare(load_detector(name).detector)
     trained = prepare(frozen).requires_grad_(True)
-    size = frozen.config.image_size
-    images = torch.rand(BATCH, 3, size, size).contiguous(memory_format=torch.channels_last)
-    box = torch.tensor([[0.2, 0.2, 0.5, 0.8], [0.5, 0.2, 0.8, 0.8]]) * size
+    canvas = frozen.config.canvas
+    images = torch.rand(BATCH, 3, *canvas).contiguous(memory_format=torch.channels_last)
+    box = torch.tensor([[0.2, 0.2, 0.5, 0.8], [0.5, 0.2, 0.8, 0.8]]) * torch.tensor(canvas.limits)
     targets = [Target(boxes=box, labels=torch.tensor([0, 1]))] * BATCH
     bare(trained, images, 1)
     print(f"{name}, {BATCH} images: processor time of an attack step over that of a bare pass")

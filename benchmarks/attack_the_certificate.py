@@ -277,7 +277,7 @@ def main() -> None:
     options = parser.parse_args()
     started = time.process_time()
     detector = load_detector(options.detector).detector.eval()
-    pack = open_data(options.data, "test", detector.config.image_size, 0).head(options.limit)
+    pack = open_data(options.data, "test", detector.framing, 0).head(options.limit)
     print(f"{options.detector} on {pack.name}: {len(pack)} pictures, {pack.hash[:12]}…")
     sound = attack_objects(detector, pack, options.share, options.steps)
     sound &= compare_ap(detector, pack, tuple(options.epsilon), options.steps)

@@ -35,7 +35,7 @@ def main() -> None:
     parser.add_argument("--epsilon", type=float, nargs="+", default=[0.05, 0.1])
     options = parser.parse_args()
     detector = load_detector(options.detector).detector
-    pack = open_data(options.data, "test", detector.config.image_size, 0)
+    pack = open_data(options.data, "test", detector.framing, 0)
     starts = range(0, len(pack), BATCH_SIZE)
     batches = [range(start, min(start + BATCH_SIZE, len(pack))) for start in starts]
     raw = [raw_output(detector, pack.pixels(indices)) for indices in batches]

@@ -188,8 +188,9 @@ def main() -> None:
     clock = time.perf_counter if options.wall else time.process_time
     torch.manual_seed(0)
     detector = load_detector(options.detector).detector
-    size = detector.config.image_size
-    pack = distributed.made_once(lambda: open_data(options.data, "test", size, 0)).head(BATCH_SIZE)
+    pack = distributed.made_once(lambda: open_data(options.data, "test", detector.framing, 0)).head(
+        BATCH_SIZE
+    )
     images = pack.pixels(range(len(pack)))
     targets = [pack.target(index) for index in range(len(pack))]
     verifier = verifier_of(detector, AP_SELECTION, images)

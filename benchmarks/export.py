@@ -85,9 +85,10 @@ def measure(name: str, count: int, runs: int, threads: int) -> None:
     """Print a table of one detector."""
     loaded = load_detector(name)
     detector = loaded.detector
-    size = detector.config.image_size
-    pack = open_data(f"rendered:{count}", "test", size)
-    calibration = pictures(open_data(f"rendered:{CALIBRATION}", "train", size), CALIBRATION)
+    pack = open_data(f"rendered:{count}", "test", detector.framing)
+    calibration = pictures(
+        open_data(f"rendered:{CALIBRATION}", "train", detector.framing), CALIBRATION
+    )
     images = pictures(pack, 100)
     with tempfile.TemporaryDirectory() as folder:
         plain, small = Path(folder) / "float32.onnx", Path(folder) / "int8.onnx"

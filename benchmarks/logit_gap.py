@@ -33,7 +33,7 @@ def main() -> None:
     parser.add_argument("--data", default="rendered:200")
     options = parser.parse_args()
     detector = load_detector(options.detector).detector
-    pack = open_data(options.data, "test", detector.config.image_size, 0)
+    pack = open_data(options.data, "test", detector.framing, 0)
     objects, background = gaps(detector, pack)
     difference = objects.median() - background.median()
     print(f"median logit of objects {objects.median():.2f}, highest background of a picture")

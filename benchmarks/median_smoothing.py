@@ -52,7 +52,7 @@ from lipdet.evaluate.certified import (
 )
 from lipdet.images.spec import open_data
 from lipdet.layers import fold
-from lipdet.types import Target
+from lipdet.types import Canvas, Target
 
 ALPHA = 1e-5
 SCORES = (0.1, RECALL_SCORE, 0.4, 0.6, 0.8)
@@ -100,14 +100,14 @@ def detect_noisy(detector: SSD, image: Tensor, sigma: float, samples: int, seed:
 
 
 def sort_into_slots(
-    found: Noisy, samples: int, size: int, score: float, cells: bool, by_place: bool
+    found: Noisy, samples: int, canvas: Canvas, score: float, cells: bool, by_place: bool
 ) -> tuple[Tensor, Tensor]:
     """Boxes (samples, slots, 4) of detections above a score, +∞ where none, and slots' classes."""
     # NMS keeps of these what it would keep at this score: lower boxes suppress no higher ones.
     chosen = found.score > score
     sample, label, box = found.sample[chosen], found.label[chosen], found.box[chosen]
     middle = (box[:, :2] + box[:, 2:]) / 2
-    cell = (middle * GRID / size).long().clamp(max=GRID - 1)
+    cell = (middle * GRID / middle.new_tensor(canvas.limits[:2])).long().clamp(max=GRID - 1)
     home = label * GRID**2 + (cell[:, 1] * GRID + cell[:, 0] if cells else 0)
     rank = (middle[:, 0] if by_place else -found.score[chosen]).argsort(stable=True)
     homes = int(home.max()) + 1 if len(home) else 0
@@ -189,7 +189,7 @@ def smoothed_rows(
     samples: int,
     sigma: float,
     epsilons: Sequence[float],
-    size: int,
+    canvas: Canvas,
     classes: int,
 ) -> None:
     """Print what median smoothing certifies at one σ, for every way to make slots."""
@@ -205,7 +205,7 @@ def smoothed_rows(
                 torch.stack(
                     [
                         certified_objects(
-                            *sort_into_slots(one, samples, size, score, cells, by_place),
+                            *sort_into_slots(one, samples, canvas, score, cells, by_place),
                             target, ends, classes,
                         )
                         for one, target in zip(found, targets, strict=True)
@@ -249,7 +249,7 @@ def main() -> None:
     )
     options = parser.parse_args()
     detector = load_detector(options.detector).detector
-    pack = open_data(options.data, "test", detector.config.image_size, 0).head(options.limit)
+    pack = open_data(options.data, "test", detector.framing, 0).head(options.limit)
     images = pack.pixels(range(len(pack)))
     targets = [pack.target(index) for index in range(len(pack))]
     objects = sum(len(target["labels"]) for target in targets)
@@ -277,8 +277,8 @@ def main() -> None:
                 one = detect_noisy(network, image, sigma, options.samples, index)
                 torch.save(tuple(one), file)
             noisy.append(Noisy(*torch.load(file)))
-        size, classes = detector.config.image_size, len(pack.class_names)
-        smoothed_rows(noisy, targets, options.samples, sigma, options.epsilon, size, classes)
+        canvas, classes = detector.config.canvas, len(pack.class_names)
+        smoothed_rows(noisy, targets, options.samples, sigma, options.epsilon, canvas, classes)
 
 
 if __name__ == "__main__":

@@ -190,8 +190,8 @@ def main() -> None:
     distributed.join()
     show("processes", str(distributed.size()))
     show("starting and importing, once per process, processor", f"{time.process_time():.2f} s")
-    size = load_detector(name).detector.config.image_size
-    pack = distributed.made_once(lambda: open_data(f"rendered:{PICTURES}", "test", size))
+    framing = load_detector(name).framing
+    pack = distributed.made_once(lambda: open_data(f"rendered:{PICTURES}", "test", framing))
     for preset in TRAINED:
         training(preset, pack)
     with tempfile.TemporaryDirectory() as own:

@@ -27,7 +27,7 @@ from lipdet.certificate.geometry.iou_bounds import min_iou_fixed
 from lipdet.certificate.verifier import verifier_of
 from lipdet.checkpoint import LoadedDetector, load_detector
 from lipdet.evaluate.certified import certified_results
-from lipdet.images.crop import full_region
+from lipdet.images.crop import Region
 from lipdet.images.pack import Pack
 from lipdet.images.spec import open_data
 from lipdet.reading import certified, look
@@ -46,7 +46,7 @@ def certificates(loaded: LoadedDetector, pack: Pack, chosen: Sequence[int]) -> I
     drawn = []
     for index in chosen:
         image = Image.fromarray(pack.images[index])
-        square = full_region(image.width, image.height)
+        square = Region(0, 0, *image.size)
         [found] = certified(look(detector, names, image, [square]), verifier)
         drawn.append(draw_certificates(image, found.detections))
     return contact_sheet(drawn, len(drawn))
@@ -144,7 +144,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=Path("docs"))
     options = parser.parse_args()
     loaded = [load_detector(name) for name in options.detectors]
-    pack = open_data(options.data, "test", loaded[0].detector.config.image_size)
+    pack = open_data(options.data, "test", loaded[0].framing)
     sheet = certificates(loaded[0], pack, options.pictures)
     sheet.save(options.out / "certified-boxes.png", optimize=True)
     results: list[dict[str, Any]] = [

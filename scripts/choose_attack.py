@@ -46,7 +46,7 @@ def main() -> None:
         print("|---" * (len(OBJECTIVES) + 5) + "|")
         for name in options.detectors:
             loaded = load_any(name)
-            pack = open_data(options.data, "test", loaded.image_size, options.seed)
+            pack = open_data(options.data, "test", loaded.framing, options.seed)
             settings = AttackSettings(epsilon, steps=options.steps)
             started = time.process_time()
             found = {

@@ -40,7 +40,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=Path("docs"))
     options = parser.parse_args()
     naive, certified = load_detector(options.naive), load_detector(options.certified)
-    pack = open_data(options.data, "test", naive.detector.config.image_size)
+    pack = open_data(options.data, "test", naive.framing)
     attacks = single_attacks("worst", AttackSettings(options.epsilon, steps=options.steps))
     readable = sorted(read_right(naive, pack) & read_right(certified, pack))
     for index, radius in provable(certified, pack, readable, options.epsilon):

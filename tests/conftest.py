@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from lipdet.certificate.constants import outputs, rounding
+from lipdet.config import DIGIT_CROP
 from lipdet.images.pack import Pack
 from lipdet.images.prepare import pack_rendered
 from lipdet.lipschitz import profile
@@ -46,7 +47,9 @@ def own_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
 @pytest.fixture(scope="session")
 def house_numbers(tmp_path_factory: pytest.TempPathFactory) -> Pack:
     """64 rendered house numbers."""
-    return pack_rendered(tmp_path_factory.mktemp("packs") / "rendered", "train", 64, 74, seed=3)
+    return pack_rendered(
+        tmp_path_factory.mktemp("packs") / "rendered", "train", 64, DIGIT_CROP, seed=3
+    )
 
 
 _PROVEN: dict[tuple[object, ...], Any] = {}

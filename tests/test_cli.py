@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -16,6 +17,7 @@ from lipdet.cli import main
 from lipdet.config import PRESETS, DetectorConfig
 from lipdet.detector import build_detector
 from lipdet.images.render import rendered
+from lipdet.types import Canvas
 
 
 def run(capsys: pytest.CaptureFixture[str], *words: str) -> tuple[int, str, str]:
@@ -88,7 +90,7 @@ def check_mistake(capsys: pytest.CaptureFixture[str], *words: str, names: str) -
         (["train", "--resume", "--data", "svhn:nowhere", "--out", "x"], "nowhere"),
         (["eval", "imaginary", "--data", "rendered:1"], "imaginary"),
         (["data", "info", "svhn:nowhere"], "nowhere"),
-        (["data", "info", "rendered:3", "--image_size", "0"], "--image_size"),
+        (["data", "info", "rendered:3", "--image_size", "0"], "image_size"),
         (["eval", "model.onnx", "--data", "rendered:1"], "only detect takes .onnx"),
         (["eval", "naive", "--data", "rendered:1", "--attack", "pgd", "--epsilon", "1e9"], "1e+09"),
         (["export", "naive", "--out", "naive.pt2"], "--format torch-export"),
@@ -186,7 +188,7 @@ def test_pictures_are_not_written_over(
 
 @pytest.mark.slow
 def test_lipschitz(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
-    config = DetectorConfig("orthogonal-ssd", image_size=32, width=48)
+    config = replace(PRESETS["certified-small"].detector, canvas=Canvas(32, 32))
     weights = tmp_path / "small.safetensors"
     save_detector(weights, build_detector(config), config, {})
     plot, json_file = tmp_path / "profile.svg", tmp_path / "profile.json"

@@ -2,17 +2,24 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
 from PIL import Image
+from torch import nn
 
+from lipdet.boxes import DISPLAY_SELECTION
 from lipdet.certificate.radius import Remaining
+from lipdet.certificate.verifier import verifier_of
 from lipdet.checkpoint import load_detector
+from lipdet.config import DIGIT_CROP, PRESETS
+from lipdet.detector import build_detector
 from lipdet.errors import InputError
-from lipdet.images.crop import Region
+from lipdet.images.crop import Region, around
 from lipdet.images.render import rendered
-from lipdet.reading import Detection, read
+from lipdet.reading import Detection, certified_reading, read
 from lipdet.reading.detections import read_out
 from lipdet.reading.read import remaining_alone
 from lipdet.reading.search import (
@@ -21,7 +28,7 @@ from lipdet.reading.search import (
     one_per_place,
     search_squares,
 )
-from lipdet.types import Detections
+from lipdet.types import Canvas, Detections
 
 SIDE = 148
 DIGITS = tuple("0123456789")
@@ -66,6 +73,30 @@ def test_a_picture_without_a_number() -> None:
     assert found.detections == found.views == ()
 
 
+def test_a_network_of_whole_pictures_looks_once() -> None:
+    canvas = Canvas(40, 72)
+    config = replace(PRESETS["certified-small"].detector, canvas=canvas, whole=True)
+    torch.manual_seed(0)
+    detector = build_detector(config).eval()
+    nn.init.constant_(detector.heads[0].classification.bias, 0.1)
+    noise = np.random.default_rng(0).integers(0, 256, (200, 300, 3), np.uint8)
+    picture = Image.fromarray(noise)
+    found = certified_reading(
+        read(detector, DIGITS, picture), verifier_of(detector, DISPLAY_SELECTION)
+    )
+    [view] = found.views
+    # By hand: 300 wide is 72, so that 200 high is 48 of 40: the height decides, 360 × 200.
+    assert view.region == (-30, 0, 330, 200)
+    assert view.pixels.shape == (40, 72, 3)
+    assert found.detections
+    assert any(one.radius for one in found.detections)
+    for one in found.detections:
+        assert 0 <= one.box[0] < one.box[2] <= 300
+        assert 0 <= one.box[1] < one.box[3] <= 200
+    [inside] = read(detector, DIGITS, picture, Region(10, 20, 30, 60)).views
+    assert inside.region == around(Region(10, 20, 30, 60), canvas)
+
+
 @pytest.mark.parametrize("size", [(1, 1), (3, 500), (500, 3), (40, 40)])
 def test_pictures_of_odd_sizes(size: tuple[int, int]) -> None:
     detector = load_detector("naive").detector
@@ -75,7 +106,7 @@ def test_pictures_of_odd_sizes(size: tuple[int, int]) -> None:
 
 @pytest.mark.parametrize("size", [(300, 200), (64, 512), (33, 90)])
 def test_squares_cover_the_picture_at_every_size(size: tuple[int, int]) -> None:
-    squares = search_squares(*size)[1:]
+    squares = search_squares(*size, DIGIT_CROP)[1:]
     sides = [round(square.right - square.left, 6) for square in squares]
     for side in set(sides):
         level = [square for square, own in zip(squares, sides, strict=True) if own == side]

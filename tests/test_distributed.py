@@ -33,6 +33,7 @@ from lipdet.images.pack import Pack, PackedPicture, write_pack
 from lipdet.job import load_job
 from lipdet.train import Trainer, open_packs, training_data
 from lipdet.train_state import STATE
+from lipdet.types import Canvas
 from tests.test_train import assert_same_files
 
 pytestmark = pytest.mark.slow
@@ -173,8 +174,8 @@ def one_has_other_data() -> None:
     """Process 1 finds another pack under the same name."""
     first = train_module.open_packs
 
-    def opened(job: Any) -> list[Pack]:
-        packs = first(job)
+    def opened(job: Any, specs: Sequence[str]) -> list[Pack]:
+        packs = first(job, specs)
         return [pack.head(11) for pack in packs] if distributed.rank() else packs
 
     train_module.open_packs = opened
@@ -191,7 +192,7 @@ def sparse(tmp_path_factory: pytest.TempPathFactory) -> Pack:
         image = random.integers(0, 256, (32, 32, 3), dtype=np.uint8)
         labels = random.integers(0, 2, count)
         pictures.append(PackedPicture(image, boxes[:count].astype(np.float32), labels, index))
-    return write_pack(folder, pictures, 12, 32, ("cat", "dog"), {"name": "by hand"})
+    return write_pack(folder, pictures, 12, Canvas(32, 32), ("cat", "dog"), {"name": "by hand"})
 
 
 def certified_training(pack: Pack, out: Path) -> list[object]:
@@ -226,7 +227,7 @@ def largest_difference(one: Path, other: Path) -> float:
 
 def test_a_certified_detector_trained_by_two(sparse: Pack, by_two: Path, tmp_path: Path) -> None:
     job = load_job(by_two)
-    mixture, _ = training_data(job.train, job.weights, open_packs(job))
+    mixture, _ = training_data(job.train, job.weights, open_packs(job, job.data))
     objects = [[len(one["labels"]) for one in mixture.batch(0, step).targets] for step in (0, 1, 2)]
     # What a mean of two losses would get wrong: parts with different numbers of objects.
     assert any(sum(own[:2]) != sum(own[2:]) for own in objects)

@@ -9,6 +9,7 @@ import json
 import re
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +22,7 @@ from lipdet.boxes import DISPLAY_SELECTION, select_detections
 from lipdet.certificate.constants.outputs import output_bounds
 from lipdet.checkpoint import LoadedDetector, load_detector
 from lipdet.cli import main
-from lipdet.config import DetectorConfig
+from lipdet.config import DIGIT_CROP, PRESETS, DetectorConfig
 from lipdet.detector import build_detector
 from lipdet.errors import InputError
 from lipdet.export.certificates import compare_certificates
@@ -30,7 +31,7 @@ from lipdet.export.torch_file import export_torch
 from lipdet.export.verify import check, compare
 from lipdet.images.pack import Pack
 from lipdet.images.prepare import pack_rendered
-from lipdet.types import RawOutput
+from lipdet.types import Canvas, RawOutput
 
 onnx = pytest.importorskip("onnx")
 pytest.importorskip("onnxscript")
@@ -45,7 +46,9 @@ pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("proven_once")]
 
 @pytest.fixture(scope="module")
 def pack(tmp_path_factory: pytest.TempPathFactory) -> Pack:
-    return pack_rendered(tmp_path_factory.mktemp("rendered") / "pack", "test", 40, 74, seed=0)
+    return pack_rendered(
+        tmp_path_factory.mktemp("rendered") / "pack", "test", 40, DIGIT_CROP, seed=0
+    )
 
 
 @pytest.fixture(scope="module")
@@ -62,7 +65,9 @@ def naive() -> LoadedDetector:
 def lipschitz() -> LoadedDetector:
     """A small 1-Lipschitz detector with random weights that finds something, and own classes."""
     torch.manual_seed(0)
-    config = DetectorConfig("orthogonal-ssd", ("gauge", "knob"), image_size=32, width=48)
+    config = replace(
+        PRESETS["certified-small"].detector, class_names=("gauge", "knob"), canvas=Canvas(32, 32)
+    )
     detector = build_detector(config).eval()
     with torch.no_grad():
         for head in detector.heads:

@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import sys
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -21,17 +22,19 @@ from lipdet.attack.torchvision_models import ForeignDetector
 from lipdet.boxes import AP_SELECTION
 from lipdet.checkpoint import load_any, save_detector
 from lipdet.cli import main
-from lipdet.config import DetectorConfig
+from lipdet.config import PRESETS
 from lipdet.detector import build_detector
 from lipdet.errors import InputError
 from lipdet.images.render import rendered
 from lipdet.pretrained import Detector
 from lipdet.report.audit import audit_module
+from lipdet.types import Canvas
 
 MINE = '''
 import torch
 from torch import nn
 from torchvision.models import detection
+from lipdet.types import Canvas
 
 from lipdet.attack.attackable import exact
 from lipdet.attack.objectives import classification, localisation
@@ -124,7 +127,7 @@ def mine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
 def own(mine: Path) -> Path:
     """A small 1-Lipschitz detector with random weights, and a picture of its size."""
     torch.manual_seed(0)
-    config = DetectorConfig("orthogonal-ssd", image_size=32, width=48)
+    config = replace(PRESETS["certified-small"].detector, canvas=Canvas(32, 32))
     save_detector(mine / "lipschitz.safetensors", build_detector(config), config, {})
     Image.fromarray(rendered("test", 1, size=32)[0]).save(mine / "door.png")
     return mine
@@ -252,7 +255,7 @@ def test_what_a_module_cannot_do_is_one_sentence(
 
 def test_an_ssd_of_ones_own_is_not_saved_without_its_code(own: Path) -> None:
     detector = Detector.from_pretrained("mine:same")
-    assert detector.image_size == 32
+    assert detector.framing.canvas == (32, 32)
     with pytest.raises(InputError, match="state_dict"):
         detector.save_pretrained("shared")
     assert not Path("shared").exists()
@@ -297,4 +300,4 @@ def test_what_breaks_the_protocol_is_one_sentence(mine: Path) -> None:
     assert one["labels"].tolist() == [1, 0]
     assert one["scores"].tolist() == [0.75, 0.25]
     with pytest.raises(InputError, match="does not accept inputs"):
-        audit_module(nn.Sequential(nn.Conv2d(4, 1, 1)), 8)
+        audit_module(nn.Sequential(nn.Conv2d(4, 1, 1)), Canvas(8, 8))

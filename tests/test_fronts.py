@@ -61,7 +61,9 @@ def test_all_fronts_say_the_same(
     assert {key(one["label"], one["box"]) for one in entry["clean"]} == certified.keys()
 
     detector = load_detector(NAME).detector.eval()
-    seen = look(Exhibit(NAME, detector), picture, full_region(*picture.size))
+    seen = look(
+        Exhibit(NAME, detector), picture, full_region(*picture.size, detector.config.canvas)
+    )
     assert {key(one.label, one.box): one.radius for one in seen.view.detections} == certified
     for one, row in zip(seen.view.detections, square["detections"], strict=True):
         assert one.reach == (row["reach"] and pytest.approx(row["reach"], abs=0.01))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -11,8 +12,9 @@ import torch
 
 from lipdet import Detector
 from lipdet.checkpoint import read_tensors, save_detector
-from lipdet.config import DetectorConfig
+from lipdet.config import PRESETS
 from lipdet.detector import build_detector
+from lipdet.types import Canvas
 
 pytestmark = pytest.mark.slow
 
@@ -23,7 +25,7 @@ FILES = {"README.md", "config.json", "model.safetensors"}
 def detector(tmp_path_factory: pytest.TempPathFactory) -> Detector:
     """Untrained, small and fully 1-Lipschitz."""
     torch.manual_seed(0)
-    config = DetectorConfig("orthogonal-ssd", image_size=32, width=48)
+    config = replace(PRESETS["certified-small"].detector, canvas=Canvas(32, 32))
     file = tmp_path_factory.mktemp("weights") / "small.safetensors"
     save_detector(file, build_detector(config), config, {"training": {"seed": 3}})
     return Detector.from_pretrained(file)

@@ -41,7 +41,7 @@ ALLOWED: dict[str, set[str]] = {
     "versions": set(),
     "results": BASE,
     "__init__": {"pretrained"},
-    "config": BASE,
+    "config": BASE | {"types"},
     "norms": BASE,
     "layers": {"norms"},
     "lipschitz": BASE | {"layers", "norms", "progress"},
@@ -49,7 +49,7 @@ ALLOWED: dict[str, set[str]] = {
     "boxes": {"types"},
     "detector": BASE | {"boxes", "config", "layers", "types"},
     "user_module": BASE,
-    "checkpoint": BASE | {"attack", "config", "detector", "user_module"},
+    "checkpoint": BASE | {"attack", "config", "detector", "types", "user_module"},
     "attack": BASE | {"boxes", "config", "detector", "progress", "types"},
     "certificate": BASE | {"boxes", "config", "detector", "layers", "lipschitz", "norms", "types"},
     "evaluate": BASE

@@ -14,10 +14,10 @@ from lipdet.certificate.verifier import Verifier
 from lipdet.images.crop import Region, picture_part
 from lipdet.reading import Detection, Reading, certified_reading, look
 from lipdet.reading.read import _shown
-from lipdet.types import RawOutput
+from lipdet.types import Canvas, Framing, RawOutput
 from tests.certificate.scenes import output_constants
 
-SIZE, IOU = 32, 0.5
+CANVAS, IOU = Canvas(32, 32), 0.5
 PICTURE = Image.new("RGB", (100, 80))
 SELECTION = Selection(0.2, 20)
 
@@ -28,6 +28,7 @@ class Fixed(nn.Module):
     def __init__(self, raw: RawOutput, decoder: Decoder) -> None:
         super().__init__()
         self.raw, self.decoder = raw, decoder
+        self.framing = Framing(decoder.canvas)
 
     def forward(self, images: Tensor) -> RawOutput:
         return self.raw
@@ -42,7 +43,7 @@ def _scene(seed: int) -> tuple[Verifier, RawOutput, Region]:
     if rng.random() < 0.5:
         left = PICTURE.width - left - side
     region = Region(left, top, left + side, top + side)
-    part = picture_part(region, *PICTURE.size, SIZE)
+    part = picture_part(region, *PICTURE.size, CANVAS)
     count = int(rng.integers(1, 4))
     sides = rng.uniform(5, 14, (count, 2))
     # Centres stand on a border of the picture, or up to half a side away from it.
@@ -54,7 +55,7 @@ def _scene(seed: int) -> tuple[Verifier, RawOutput, Region]:
     constants = output_constants(
         torch.full((count, 1), 0.1), torch.from_numpy(rng.uniform(0, 4, (count, 4)))
     )
-    decoder = Decoder(default, BoxCoding(), SigmoidScores(1.0), SIZE)
+    decoder = Decoder(default, BoxCoding(), SigmoidScores(1.0), CANVAS)
     return (
         Verifier(constants, decoder, SELECTION),
         RawOutput(logits, torch.zeros(1, count, 4)),
@@ -95,7 +96,7 @@ def test_what_is_shown_remains() -> None:
     promises = cut = 0
     for seed in range(40):
         verifier, raw, region = _scene(seed)
-        part = torch.from_numpy(picture_part(region, *PICTURE.size, SIZE))
+        part = torch.from_numpy(picture_part(region, *PICTURE.size, CANVAS))
         for one in _certified(verifier, raw, region):
             if not 0 < (one.radius or 0.0) < 30:
                 continue
@@ -122,7 +123,7 @@ def test_a_box_that_the_picture_does_not_show_has_no_radius() -> None:
     radii = []
     for center, side in ((11.5, 11.0), (16.0, 12.0), (24.0, 10.0)):
         default = torch.tensor([[center, 16.0, side, 10.0]])
-        decoder = Decoder(default, BoxCoding(), SigmoidScores(1.0), SIZE)
+        decoder = Decoder(default, BoxCoding(), SigmoidScores(1.0), CANVAS)
         verifier = Verifier(constants, decoder, SELECTION)
         raw = RawOutput(torch.full((1, 1, 1), 3.0), torch.zeros(1, 1, 4))
         radii += [one.radius for one in _certified(verifier, raw, region)]
@@ -140,5 +141,5 @@ def test_a_box_that_the_picture_does_not_show_has_no_radius() -> None:
     ],
 )
 def test_the_part_of_a_square_that_shows_the_picture(region: Region, part: list[float]) -> None:
-    found = picture_part(region, *PICTURE.size, SIZE)
+    found = picture_part(region, *PICTURE.size, CANVAS)
     assert found == pytest.approx(np.array(part))

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from lipdet import train as train_module
 from lipdet.checkpoint import BEST, load_detector, read_tensors
-from lipdet.config import DetectorConfig, TrainConfig, as_plain
+from lipdet.config import DIGIT_CHANGES, DIGIT_CROP, DetectorConfig, TrainConfig, as_plain
 from lipdet.detector import SSD, build_detector
 from lipdet.errors import InputError
 from lipdet.images.pack import Pack, PackedPicture, write_pack
@@ -45,7 +45,7 @@ def job_on(pack: Pack, **changes: Any) -> Job:
 
 
 def trainer_of(job: Job, run: Path) -> Trainer:
-    return Trainer(job, run, *training_data(job.train, job.weights, open_packs(job)))
+    return Trainer(job, run, *training_data(job.train, job.weights, open_packs(job, job.data)))
 
 
 def entries(run: Path) -> list[dict[str, Any]]:
@@ -72,9 +72,9 @@ def log_every_step(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.slow
 def test_it_learns_16_pictures(tmp_path: Path) -> None:
-    pack = pack_rendered(tmp_path / "pack", "train", 16, 74, seed=0)
-    settings = {"augment": False, "validation_share": 0.0, "learning_rate": 0.01}
-    job = job_on(pack, epochs=12, epoch_pictures=16, batch_size=8, **settings)
+    pack = pack_rendered(tmp_path / "pack", "train", 16, DIGIT_CROP, seed=0)
+    settings = {"augment": (), "validation_share": 0.0, "learning_rate": 0.01}
+    job = job_on(pack, epochs=12, epoch_pictures=16, batch_size=8, validate_every=1, **settings)
     train(job, tmp_path / "run")
     losses = [entry["loss"] for entry in entries(tmp_path / "run")]
     assert len(losses) == 24
@@ -85,7 +85,9 @@ def test_it_learns_16_pictures(tmp_path: Path) -> None:
 
 def test_what_a_run_leaves(house_numbers: Pack, tmp_path: Path) -> None:
     run = tmp_path / "run"
-    job = job_on(house_numbers, warmup=0.5, learning_rate=0.01)
+    job = job_on(
+        house_numbers, warmup=0.5, learning_rate=0.01, augment=DIGIT_CHANGES, validate_every=1
+    )
     assert train(job, run) == run / BEST
     assert {path.name for path in run.iterdir()} == {"run.json", LOG, STATE, BEST}
     assert load_job(run) == job
@@ -203,7 +205,7 @@ def test_bf16(house_numbers: Pack, tmp_path: Path) -> None:
 
 
 def test_what_the_network_is_given(house_numbers: Pack, tmp_path: Path) -> None:
-    job = job_on(house_numbers, augment=False)
+    job = job_on(house_numbers, augment=())
     trainer = trainer_of(job, tmp_path)
     images, targets = trainer.load(0, 0)
     assert images.is_contiguous(memory_format=torch.channels_last)
@@ -211,7 +213,7 @@ def test_what_the_network_is_given(house_numbers: Pack, tmp_path: Path) -> None:
     expected = trainer.training.batch(0, 0)
     assert torch.equal(images, expected.images.float() / 255)
     assert targets.valid.sum().item() == sum(len(one["labels"]) for one in expected.targets)
-    augmented = trainer_of(job_on(house_numbers), tmp_path)
+    augmented = trainer_of(job_on(house_numbers, augment=DIGIT_CHANGES), tmp_path)
     assert not torch.equal(augmented.load(0, 0)[0], images)
 
 
@@ -233,7 +235,7 @@ def test_an_existing_run_is_kept(house_numbers: Pack, tmp_path: Path) -> None:
 def pack_of_pets(folder: Path) -> Pack:
     image, box = np.zeros((74, 74, 3), np.uint8), np.array([[10, 10, 40, 40]], np.float32)
     pictures = [PackedPicture(image, box, np.array([index % 2]), index) for index in range(8)]
-    return write_pack(folder, pictures, 8, 74, ("cat", "dog"), {"name": "by hand"})
+    return write_pack(folder, pictures, 8, DIGIT_CROP, ("cat", "dog"), {"name": "by hand"})
 
 
 def test_the_detector_takes_the_classes_of_its_data(tmp_path: Path) -> None:
@@ -260,10 +262,10 @@ def test_unusable_data_leaves_no_run(house_numbers: Pack, tmp_path: Path) -> Non
 
 
 def test_data_sets_are_mixed_by_weight(house_numbers: Pack, tmp_path: Path) -> None:
-    other = pack_rendered(tmp_path / "pack", "train", 16, 74, seed=8)
+    other = pack_rendered(tmp_path / "pack", "train", 16, DIGIT_CROP, seed=8)
     folders = (str(house_numbers.folder), str(other.folder))
     config = dataclasses.replace(SHORT, epoch_pictures=0)
-    packs = open_packs(Job("naive", DetectorConfig(), config, folders, ()))
+    packs = open_packs(Job("naive", DetectorConfig(), config, folders, ()), folders)
     mixture, validation = training_data(config, (), packs)
     # By hand: of 64 pictures 3 are held out, of 16 none; all others once an epoch.
     assert mixture.counts.tolist() == [61, 16]
@@ -333,7 +335,7 @@ def test_resuming_with_other_settings_is_refused(finished: tuple[Job, Path]) -> 
 def test_resuming_with_other_data_is_refused(finished: tuple[Job, Path]) -> None:
     job, run = finished
     shutil.rmtree(job.data[0])
-    pack_rendered(Path(job.data[0]), "train", 64, 74, seed=77)
+    pack_rendered(Path(job.data[0]), "train", 64, DIGIT_CROP, seed=77)
     before = contents(run)
     with pytest.raises(InputError, match=r"other settings or data \(training_data differs\)"):
         train(job, run, resume=True)

@@ -21,9 +21,10 @@ from safetensors.torch import save
 from torch import Tensor, nn
 
 from lipdet.attack.torchvision_models import ForeignDetector
-from lipdet.config import DetectorConfig, as_plain
+from lipdet.config import DetectorConfig, as_plain, detector_config
 from lipdet.detector import ARCHITECTURES, SSD, build_detector
 from lipdet.errors import InputError
+from lipdet.types import Framing
 from lipdet.user_module import load_module, names_module
 
 PACKAGED = Path(__file__).parent / "weights"
@@ -47,9 +48,9 @@ class LoadedDetector:
     info: dict[str, Any]
 
     @property
-    def image_size(self) -> int:
-        """Side of its square pictures in pixels."""
-        return self.detector.config.image_size
+    def framing(self) -> Framing:
+        """How pictures get onto its canvas."""
+        return self.detector.config.framing
 
     @property
     def class_names(self) -> tuple[str, ...]:
@@ -149,8 +150,7 @@ def _load_weights(spec: str) -> LoadedDetector:
     path = weights_file(spec)
     tensors, info = read_tensors(path)
     try:
-        stored = info["detector"]
-        config = DetectorConfig(**{**stored, "class_names": tuple(stored["class_names"])})
+        config = detector_config(info["detector"])
     except (KeyError, TypeError) as error:
         raise InputError(f"{path} does not describe a lipdet detector ({error}).") from None
     if config.architecture not in ARCHITECTURES:

@@ -3,17 +3,25 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 import math
-from dataclasses import dataclass, field
-from typing import Literal, get_args
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from typing import Any, Literal, get_args
 
 from lipdet.errors import InputError
+from lipdet.types import Canvas, Framing
 
 DIGITS = tuple("0123456789")
-IMAGE_SIZE = 74
+DIGIT_CROP = Canvas(74, 74)
+# Wide enough for most photographs of house numbers; digits are as large as in crops.
+PHOTOGRAPH = Canvas(80, 160)
 
 Optimizer = Literal["adamw", "sgd"]
 Precision = Literal["auto", "bf16", "float32"]
+Change = Literal["scale", "flip", "light", "inversion", "channels"]
+# Digits come in every colour, dark on light and light on dark; only their shape names them.
+DIGIT_CHANGES: tuple[Change, ...] = ("light", "inversion", "channels")
 
 
 @dataclass(frozen=True)
@@ -23,19 +31,32 @@ class DetectorConfig:
     Attributes:
         architecture: name of the builder.
         class_names: the classes, background not counted.
-        image_size: side of the square input in pixels.
+        canvas: height and width of the input in pixels.
+        whole: as in `lipdet.types.Framing`.
         width: channels of the body; 0 where the architecture has its own.
+        stride: pixels between the cells of the map that the heads read, 4, 8 or 16; 0 where the
+            architecture has its own maps.
+        sides: width and height in pixels of the default boxes of a cell; none where the
+            architecture has its own.
         offset_unit: what an offset of 1 moves a centre by, in sides of the default box, and half of
             what it adds to the logarithm of a side; 0 where the architecture has its own. Where
             offsets are 1-Lipschitz it is a second dial: boxes move by less in smaller units, and
             are harder to find.
+        class_margin: see `lipdet.boxes.SigmoidScores`; None for the architecture's own.
+        nms_iou: overlap from which on a box suppresses others of its class; None for the
+            architecture's own.
     """
 
     architecture: str = "tinier-ssd"
     class_names: tuple[str, ...] = DIGITS
-    image_size: int = IMAGE_SIZE
+    canvas: Canvas = DIGIT_CROP
+    whole: bool = False
     width: int = 0
+    stride: int = 0
+    sides: tuple[tuple[float, float], ...] = ()
     offset_unit: float = 0.0
+    class_margin: float | None = None
+    nms_iou: float | None = None
 
     def __post_init__(self) -> None:
         if not 0 <= self.offset_unit < math.inf:
@@ -44,13 +65,18 @@ class DetectorConfig:
                 f"{self.offset_unit}."
             )
 
+    @property
+    def framing(self) -> Framing:
+        """How pictures get onto the canvas."""
+        return Framing(self.canvas, self.whole)
+
 
 @dataclass(frozen=True)
 class TrainConfig:
     """How a detector is trained; every field can be given in YAML or on the command line.
 
     Attributes:
-        epochs: passes over the training mixture.
+        epochs: passes over the training mixture; 0 means as many as see 100,000 pictures.
         epoch_pictures: pictures per epoch; 0 means as many as the packs hold together.
         batch_size: pictures per step.
         optimizer: adamw, or sgd with Nesterov momentum 0.9.
@@ -60,7 +86,11 @@ class TrainConfig:
         gradient_clip: largest L2 norm of the whole gradient.
         ema_decay: decay per step of the averaged weights, which are the ones evaluated and kept.
         precision: bf16 autocast, float32, or auto (bf16 where the processor or GPU computes in it).
-        augment: photometric changes (brightness, contrast, inversion, channel order).
+        augment: changes of pictures in training: scale (and place), flip, light, inversion,
+            channels (their order); which of them leave an object what it is depends on the objects.
+            None decides by the data: of whole pictures scale and light, of crops of digits light,
+            inversion and channels. Of these, photometric changes cost a network of 1-Lipschitz
+            layers what it needs, and are left out where there is a margin.
         margin: ε in [0, 1] pixel units whose worst case the classification loss counts, where
             logits are 1-Lipschitz: the dial between clean and certified AP.
         localisation_weight: of the loss of offsets; that of classes has weight 1.
@@ -74,14 +104,15 @@ class TrainConfig:
         start_from: a DETECTOR whose weights training starts from; none starts from random ones.
         validation_share: share of the pictures held out to choose the best checkpoint.
         validation_limit: at most this many held-out pictures of each data set.
-        validate_every: epochs between two validations; the last epoch is always validated.
+        validate_every: epochs between two validations; the last epoch is always validated. 0 means
+            20 validations.
         checkpoint_seconds: longest time between two resumable checkpoints.
         seed: of initial weights, order, augmentation and validation split.
         threads: CPU threads; 0 leaves the choice to PyTorch.
         tensorboard: also write TensorBoard events (needs the extra `tensorboard`).
     """
 
-    epochs: int = 10
+    epochs: int = 0
     epoch_pictures: int = 0
     batch_size: int = 64
     optimizer: Optimizer = "adamw"
@@ -91,7 +122,7 @@ class TrainConfig:
     gradient_clip: float = 10.0
     ema_decay: float = 0.998
     precision: Precision = "auto"
-    augment: bool = True
+    augment: tuple[Change, ...] | None = None
     margin: float = 0.0
     localisation_weight: float = 2.0
     near_iou: float = 0.5
@@ -101,7 +132,7 @@ class TrainConfig:
     start_from: str = ""
     validation_share: float = 0.05
     validation_limit: int = 256
-    validate_every: int = 1
+    validate_every: int = 0
     checkpoint_seconds: float = 60.0
     seed: int = 0
     threads: int = 0
@@ -110,11 +141,9 @@ class TrainConfig:
     def __post_init__(self) -> None:
         """Refuse settings that cannot work, before anything is written."""
         for name in (
-            "epochs",
             "batch_size",
             "learning_rate",
             "gradient_clip",
-            "validate_every",
             "start_temperature",
             "adversarial_steps",
             "localisation_weight",
@@ -123,6 +152,8 @@ class TrainConfig:
             if not getattr(self, name) > 0:
                 raise InputError(f"{name} must be positive, not {getattr(self, name)}.")
         for name in (
+            "epochs",
+            "validate_every",
             "epoch_pictures",
             "weight_decay",
             "margin",
@@ -152,6 +183,12 @@ class Preset:
 
 
 CERTIFIED_WIDTH, CERTIFIED_SMALL_WIDTH = 80, 48
+STRIDE = 8
+# Default boxes of digits in crops of 74 pixels; training fits others to other objects.
+DIGIT_SIDES = (
+    *((14.5, 27.0), (19.2, 33.8), (15.6, 51.5), (24.3, 39.4)),
+    *((20.5, 47.1), (23.8, 59.5), (29.2, 50.2), (34.3, 63.0)),
+)
 
 # About 7 million parameters as in the reference experiment, and a width for two CPU cores.
 SLL_WIDTH, SLL_SMALL_WIDTH = 240, 48
@@ -161,25 +198,39 @@ def _sll(architecture: str, width: int) -> Preset:
     return Preset(DetectorConfig(architecture, width=width), TrainConfig(learning_rate=1e-3))
 
 
+def _one_map(architecture: str, width: int) -> DetectorConfig:
+    return DetectorConfig(architecture, width=width, stride=STRIDE, sides=DIGIT_SIDES)
+
+
 def _certified(width: int, architecture: str = "orthogonal-ssd") -> Preset:
-    # Photometric changes and weight decay cost a network of such rigid layers what it needs. With
-    # its steep scores the loss of classes would drown that of boxes.
+    # Weight decay costs a network of such rigid layers what it needs. With its steep scores the
+    # loss of classes would drown that of boxes.
     settings = TrainConfig(
         learning_rate=2e-3,
         weight_decay=0.0,
         gradient_clip=100.0,
-        augment=False,
         margin=0.5,
         localisation_weight=20.0,
         near_iou=0.3,
     )
-    return Preset(DetectorConfig(architecture, width=width), settings)
+    return Preset(_one_map(architecture, width), settings)
 
+
+def _for_photographs(preset: Preset) -> Preset:
+    """Return the same for whole photographs of house numbers."""
+    return replace(preset, detector=replace(preset.detector, canvas=PHOTOGRAPH, whole=True))
+
+
+PLAIN = Preset(_one_map("plain-ssd", CERTIFIED_WIDTH), TrainConfig(near_iou=0.3))
+CERTIFIED = _certified(CERTIFIED_WIDTH)
 
 PRESETS = {
+    "plain": PLAIN,
+    "plain-photo": _for_photographs(PLAIN),
     "naive": Preset(),
     "naive-adversarial": Preset(train=TrainConfig(adversarial_epsilon=0.5)),
-    "certified": _certified(CERTIFIED_WIDTH),
+    "certified": CERTIFIED,
+    "certified-photo": _for_photographs(CERTIFIED),
     "certified-small": _certified(CERTIFIED_SMALL_WIDTH),
     "certified-small-aol": _certified(CERTIFIED_SMALL_WIDTH, "aol-ssd"),
     "certified-small-spectral": _certified(CERTIFIED_SMALL_WIDTH, "spectral-ssd"),
@@ -194,9 +245,23 @@ PRESETS = {
 }
 
 
-def as_plain(config: DetectorConfig | TrainConfig) -> dict[str, object]:
+def as_plain(config: DetectorConfig | TrainConfig) -> dict[str, Any]:
     """Return a dataclass as values that json and YAML can hold."""
-    return {
-        key: list(value) if isinstance(value, tuple) else value
-        for key, value in dataclasses.asdict(config).items()
-    }
+    plain: dict[str, Any] = json.loads(json.dumps(dataclasses.asdict(config)))
+    return plain
+
+
+def detector_config(plain: Mapping[str, Any]) -> DetectorConfig:
+    """Return what `as_plain` was given.
+
+    Raises:
+        KeyError, TypeError: it is something else.
+    """
+    return DetectorConfig(
+        **{
+            **plain,
+            "class_names": tuple(plain["class_names"]),
+            "canvas": Canvas(*plain["canvas"]),
+            "sides": tuple((width, height) for width, height in plain["sides"]),
+        }
+    )

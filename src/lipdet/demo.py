@@ -42,7 +42,7 @@ def demo(out: Path, seed: int) -> None:
     """
     console = Console()
     ordinary, robust = detectors = load_detector(ORDINARY), load_detector(CERTIFIED)
-    pack = open_data(DATA, "test", ordinary.detector.config.image_size)
+    pack = open_data(DATA, "test", ordinary.framing)
     out.mkdir(parents=True, exist_ok=True)
     settings = AttackSettings(EPSILONS[0], seed=seed)
     campaign, state = Campaign("pgd", EPSILONS, settings), out / "state"

@@ -118,14 +118,14 @@ def push(
 def model_card(loaded: LoadedDetector) -> str:
     """The card: what the detector sees, what its certificates speak of, figures, how to use it."""
     config = loaded.detector.config
-    size = config.image_size
+    height, width = config.canvas
     parameters = sum(one.numel() for one in loaded.detector.parameters())
     rows = {
         "architecture": f"`{config.architecture}`, {parameters:,} parameters",
         "classes": ", ".join(config.class_names),
-        "input": f"RGB, {size}×{size} pixels",
+        "input": f"RGB, {height}×{width} pixels (height × width)",
         "pixel range": "[0, 1]; any normalisation is part of the network",
-        "norm": f"L2, over all 3·{size}·{size} values",
+        "norm": f"L2, over all 3·{height}·{width} values",
         "ε": "in these units, at the network's input; resizing and 8-bit rounding count",
         **_bounds(loaded),
     }

@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from lipdet.config import DetectorConfig, TrainConfig, as_plain
+from lipdet.config import DetectorConfig, TrainConfig, as_plain, detector_config
 from lipdet.errors import InputError
 
 JOB = "run.json"
@@ -19,21 +19,23 @@ class Job:
 
     Attributes:
         preset: name of the preset it came from.
-        detector: what to build; its classes become those of the data.
+        detector: what to build; its classes, framing and default boxes become those of the data.
         train: how to train it.
         data: SPECs of the training data.
         weights: relative share of each SPEC in an epoch.
+        validation: SPECs of the held-out data; none cuts them from the training data.
     """
 
     preset: str
     detector: DetectorConfig
     train: TrainConfig
     data: tuple[str, ...]
-    weights: tuple[float, ...]
+    weights: tuple[float, ...] = ()
+    validation: tuple[str, ...] = ()
 
-    def with_classes(self, class_names: tuple[str, ...]) -> Job:
-        """Return the same job for the classes that its data turn out to have."""
-        return replace(self, detector=replace(self.detector, class_names=class_names))
+    def with_detector(self, **changes: Any) -> Job:
+        """Return the same job with what its data decide of the detector."""
+        return replace(self, detector=replace(self.detector, **changes))
 
     def as_dict(self) -> dict[str, Any]:
         """Plain values for json."""
@@ -43,6 +45,7 @@ class Job:
             "train": as_plain(self.train),
             "data": list(self.data),
             "weights": list(self.weights),
+            "validation": list(self.validation),
         }
 
 
@@ -61,16 +64,21 @@ def load_job(run: Path) -> Job:
     """
     try:
         stored = json.loads((run / JOB).read_text())
-        detector = stored["detector"]
         return Job(
             stored["preset"],
-            DetectorConfig(**{**detector, "class_names": tuple(detector["class_names"])}),
-            TrainConfig(**stored["train"]),
+            detector_config(stored["detector"]),
+            _train_config(stored["train"]),
             tuple(stored["data"]),
             tuple(stored["weights"]),
+            tuple(stored["validation"]),
         )
     except (OSError, ValueError, KeyError, TypeError):
         raise InputError(
             f"{run} holds no run to resume (its {JOB} is missing or damaged); start it without "
             "--resume."
         ) from None
+
+
+def _train_config(plain: dict[str, Any]) -> TrainConfig:
+    changes = plain["augment"]
+    return TrainConfig(**{**plain, "augment": None if changes is None else tuple(changes)})

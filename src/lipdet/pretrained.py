@@ -18,6 +18,7 @@ from lipdet.images.source import load_rgb
 from lipdet.lipschitz.state import kept_by
 from lipdet.reading import Detection, Reading, certified_reading, read
 from lipdet.results import read_results
+from lipdet.types import Framing
 
 Picture = Image.Image | Path | str
 
@@ -55,7 +56,7 @@ class Detector:
 
     @property
     def network(self) -> SSD:
-        """The network: images (B, 3, S, S) in [0, 1] to raw output."""
+        """The network: images (B, 3, H, W) in [0, 1] to raw output."""
         return self.loaded.detector
 
     @property
@@ -64,17 +65,18 @@ class Detector:
         return self.network.config.class_names
 
     @property
-    def image_size(self) -> int:
-        """Side of the square that the network sees, in pixels."""
-        return self.network.config.image_size
+    def framing(self) -> Framing:
+        """Height and width of what the network sees, and whether that is a whole picture."""
+        return self.loaded.framing
 
     def detect(self, picture: Picture, crop: Sequence[float] | None = None) -> list[Detection]:
         """Find objects in a picture, best first.
 
         Args:
             picture: of any size, or its file.
-            crop: left, top, right, bottom in pixels: look only there, in one pass. Without it the
-                picture is searched for rows of small objects, as house numbers are.
+            crop: left, top, right, bottom in pixels: look only there, in one pass. Without it a
+                detector of crops searches the picture for rows of small objects, as house
+                numbers are.
 
         Raises:
             InputError: the file is no picture, or the crop reaches outside it.

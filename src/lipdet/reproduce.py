@@ -34,7 +34,7 @@ from lipdet.report.page import write_figures, write_page
 from lipdet.report.table import comparison_markdown
 from lipdet.results import EvaluationResult, WorkingPoint
 from lipdet.train import train
-from lipdet.types import Detections
+from lipdet.types import Detections, Framing
 
 EPSILONS = (0.1, 0.25, 0.5, 1.0)
 RECALLS = (0.25, 0.5, 0.75)
@@ -89,13 +89,13 @@ def reproduce(
     """
     first = AttackSettings(effort.epsilons[0], steps=effort.steps, seed=seed)
     # Data that cannot be used are refused before hours of training.
-    packs = {size: open_data(data, "test", size, seed) for size in set(map(image_size_of, rows))}
+    packs = {kind: open_data(data, "test", kind, seed) for kind in set(map(framing_of, rows))}
     (out / "rows").mkdir(parents=True, exist_ok=True)
     results, inspections = [], []
     for number, row in enumerate(rows, start=1):
         console.log(f"{row} ({number} of {len(rows)})")
         loaded = detector_of(row, out, effort, seed)
-        pack = packs[loaded.detector.config.image_size]
+        pack = packs[loaded.framing]
         pack = pack.head(effort.pictures or len(pack))
         results.append(measured(loaded, pack, out / "state", effort, seed))
         # A row can be read before the last one is done.
@@ -114,10 +114,10 @@ def row_name(row: str) -> str:
     return Path(row).name.removesuffix(".safetensors")
 
 
-def image_size_of(row: str) -> int:
-    """Side of the pictures that a preset or DETECTOR takes."""
+def framing_of(row: str) -> Framing:
+    """Return how pictures get onto the canvas of a preset or DETECTOR."""
     config = PRESETS[row].detector if row in PRESETS else load_detector(row).detector.config
-    return config.image_size
+    return config.framing
 
 
 def detector_of(row: str, out: Path, effort: Effort, seed: int) -> LoadedDetector:

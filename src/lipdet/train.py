@@ -19,9 +19,11 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 
 from lipdet import distributed
 from lipdet.attack import AttackSettings, attack_batch
@@ -29,9 +31,10 @@ from lipdet.batch_norm import share_batch_statistics
 from lipdet.boxes import AP_SELECTION, Decoder
 from lipdet.boxes.coding import corners
 from lipdet.checkpoint import BEST, load_detector, save_detector
-from lipdet.config import TrainConfig
+from lipdet.config import DIGIT_CHANGES, TrainConfig
 from lipdet.detector import SSD, build_detector
 from lipdet.detector.calibration import calibrated
+from lipdet.detector.fitting import LEAST_COVERED, described, fit_default_boxes, warning_of
 from lipdet.detector.forward import BATCH_SIZE
 from lipdet.detector.matching import PaddedTargets, match, pad_targets
 from lipdet.detector.multibox import MultiboxLoss, multibox_loss, training_scores
@@ -52,6 +55,10 @@ from lipdet.types import Target
 from lipdet.versions import versions
 
 LOG_EVERY = 20
+# Where no number of epochs is given: pictures that are seen, and validations.
+PICTURES_SEEN, VALIDATIONS = 100_000, 20
+# Objects by which a checkpoint can be chosen.
+LEAST_HELD_OUT = 100
 
 
 class NonFiniteLossError(Exception):
@@ -75,6 +82,8 @@ def train(job: Job, run: Path, resume: bool = False) -> Path:
         KeyboardInterrupt: interrupted; the state is kept.
     """
     leads = distributed.rank() == 0
+    # Refused before anything is read.
+    distributed.own_part(job.train.batch_size)
     if leads and run.exists() and not resume:
         raise InputError(f"{run} exists already; choose another --out, or add --resume.")
     if job.train.tensorboard:
@@ -82,10 +91,16 @@ def train(job: Job, run: Path, resume: bool = False) -> Path:
     keep_freed_memory()
     if job.train.threads:
         torch.set_num_threads(job.train.threads)
-    packs = distributed.made_once(lambda: open_packs(job))
-    distributed.check_same("The training data", [pack.hash for pack in packs])
-    job = job.with_classes(packs[0].class_names)
-    training, validation = training_data(job.train, job.weights, packs)
+    packs, held_out = distributed.made_once(
+        lambda: (open_packs(job, job.data), open_packs(job, job.validation))
+    )
+    distributed.check_same("The training data", [pack.hash for pack in (*packs, *held_out)])
+    job = job.with_detector(class_names=packs[0].class_names, whole=framed_whole(job, packs))
+    training, validation = training_data(job.train, job.weights, packs, held_out)
+    job = job.with_detector(**default_boxes_of(job, training.parts))
+    job = replace(job, train=decided(job, training))
+    if leads:
+        console.log(summary_of(job, training, validation))
     trainer = Trainer(job, run, training, validation)
     if leads:
         run.mkdir(parents=True, exist_ok=True)
@@ -102,9 +117,9 @@ def train(job: Job, run: Path, resume: bool = False) -> Path:
     return run / BEST
 
 
-def open_packs(job: Job) -> list[Pack]:
-    """Return the packs of a job; all must have the same classes."""
-    packs = [open_data(spec, "train", job.detector.image_size, job.train.seed) for spec in job.data]
+def open_packs(job: Job, specs: Sequence[str]) -> list[Pack]:
+    """Return packs for a job; all must have the same classes."""
+    packs = [open_data(spec, "train", job.detector.framing, job.train.seed) for spec in specs]
     for pack in packs[1:]:
         if pack.class_names != packs[0].class_names:
             raise InputError(
@@ -114,13 +129,97 @@ def open_packs(job: Job) -> list[Pack]:
     return packs
 
 
+def framed_whole(job: Job, packs: Sequence[Pack]) -> bool:
+    """Whether the detector looks at whole pictures: where all that it learns from are.
+
+    Raises:
+        InputError: some are whole and others are crops.
+    """
+    kinds = {pack.whole for pack in packs}
+    if len(kinds) > 1:
+        raise InputError(
+            f"Of {', '.join(job.data)} some are whole pictures and others crops around objects; a "
+            "detector learns from one kind."
+        )
+    return kinds.pop()
+
+
+def default_boxes_of(job: Job, parts: Sequence[Part]) -> dict[str, Any]:
+    """Return stride and sides of default boxes: of the weights to start from, or fitted.
+
+    Raises:
+        InputError: there is no object.
+    """
+    boxes, labels = _objects(parts)
+    if not len(labels):
+        raise InputError(f"{', '.join(job.data)}: there is no object, so nothing to learn.")
+    if not job.detector.sides:
+        return {}
+    if job.train.start_from:
+        start = load_detector(job.train.start_from).detector.config
+        if start.sides and start.class_names == job.detector.class_names:
+            return {"stride": start.stride, "sides": start.sides}
+    names = job.detector.class_names
+    fit = fit_default_boxes(boxes, labels, len(names), job.train.seed)
+    console.log(described(fit))
+    if fit.share < LEAST_COVERED:
+        console.log(warning_of(fit, names))
+    return {"stride": fit.stride, "sides": fit.sides}
+
+
+def decided(job: Job, training: Mixture) -> TrainConfig:
+    """Return settings in which nothing is left to be decided by the data."""
+    config = job.train
+    pictures = training.batches_per_epoch * config.batch_size
+    epochs = config.epochs or math.ceil(PICTURES_SEEN / pictures)
+    every = config.validate_every or math.ceil(epochs / VALIDATIONS)
+    changes = config.augment
+    if changes is None and job.detector.whole:
+        changes = ("scale",) if config.margin else ("scale", "light")
+    elif changes is None:
+        changes = () if config.margin else DIGIT_CHANGES
+    return replace(config, epochs=epochs, validate_every=every, augment=changes)
+
+
+def summary_of(job: Job, training: Mixture, validation: Sequence[Part]) -> str:
+    """Say what is trained on what, and for how long."""
+    pictures = sum(len(part.indices) for part in training.parts)
+    objects, held_out = len(_objects(training.parts)[1]), len(_objects(validation)[1])
+    steps = job.train.epochs * training.batches_per_epoch
+    text = (
+        f"{job.preset} on {pictures:,} pictures of {job.detector.canvas} pixels with "
+        f"{objects:,} objects of {len(job.detector.class_names)} classes; {steps:,} steps of "
+        f"{job.train.batch_size} pictures in {job.train.epochs} epochs. Held out: "
+        f"{sum(len(part.indices) for part in validation):,} pictures with {held_out:,} objects"
+    )
+    if held_out < LEAST_HELD_OUT:
+        return text + ", too few to choose a checkpoint by; give more with --validation."
+    return text + "."
+
+
+def _objects(parts: Sequence[Part]) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
+    """Return boxes (N, 4) and labels (N,) of all objects in some parts of packs."""
+    every = [part.objects() for part in parts]
+    boxes = np.concatenate([np.zeros((0, 4), np.float32), *(one for one, _ in every)])
+    return boxes, np.concatenate([np.zeros(0, np.int64), *(labels for _, labels in every)])
+
+
 def training_data(
-    config: TrainConfig, weights: Sequence[float], packs: Sequence[Pack]
+    config: TrainConfig,
+    weights: Sequence[float],
+    packs: Sequence[Pack],
+    held_out: Sequence[Pack] = (),
 ) -> tuple[Mixture, list[Part]]:
-    """Cut packs into a training mixture and validation parts."""
-    halves = [
-        split(pack, config.validation_share, config.validation_limit, config.seed) for pack in packs
-    ]
+    """Return a training mixture and validation parts: other packs, or cut from the same.
+
+    Raises:
+        InputError: other data have other classes, or an epoch is smaller than a batch.
+    """
+    for pack in held_out:
+        if pack.class_names != packs[0].class_names:
+            raise InputError(f"{pack.name} has other classes than {packs[0].name}.")
+    share = 0.0 if held_out else config.validation_share
+    halves = [split(pack, share, config.validation_limit, config.seed) for pack in packs]
     training = [part for part, _ in halves]
     sizes = [len(part.indices) for part in training]
     pictures = config.epoch_pictures or sum(sizes)
@@ -130,26 +229,34 @@ def training_data(
             "give more data or a smaller --batch_size."
         )
     mixture = Mixture(training, weights or sizes, pictures, config.batch_size, config.seed)
+    if held_out:
+        return mixture, [Part(pack, np.arange(len(pack))) for pack in held_out]
     return mixture, [part for _, part in halves]
 
 
 def first_detector(job: Job) -> SSD:
     """Return the detector before the first step: random, or that of `start_from`.
 
+    For other classes or default boxes the body is taken over, and the heads are new.
+
     Raises:
-        InputError: the weights to start from are of another detector than the job's.
+        InputError: the weights to start from have another body than the job's detector.
     """
-    if not job.train.start_from:
-        return build_detector(job.detector)
-    start = load_detector(job.train.start_from).detector
-    # What offsets mean may change: training goes on.
-    if replace(start.config, offset_unit=job.detector.offset_unit) != job.detector:
-        raise InputError(
-            f"{job.train.start_from} is {start.config}, but {job.detector} is to be trained; "
-            "start from weights of the same preset and classes."
-        )
     detector = build_detector(job.detector)
-    detector.load_state_dict(start.state_dict())
+    if not job.train.start_from:
+        return detector
+    start = load_detector(job.train.start_from).detector
+    own, other = job.detector, start.config
+    if (own.architecture, own.width, own.stride) != (other.architecture, other.width, other.stride):
+        raise InputError(
+            f"{job.train.start_from} is {other.architecture} of width {other.width} and stride "
+            f"{other.stride}, but {own.architecture} of width {own.width} and stride {own.stride} "
+            "is to be trained; start from weights of the same preset."
+        )
+    if (own.class_names, own.sides) == (other.class_names, other.sides):
+        detector.load_state_dict(start.state_dict())
+    else:
+        detector.backbone.load_state_dict(start.backbone.state_dict())
     return detector
 
 
@@ -275,19 +382,17 @@ class Trainer:
         )
 
     def load(self, epoch: int, index: int) -> tuple[torch.Tensor, PaddedTargets]:
-        """This process's images (B, 3, S, S) in [0, 1], channels last, and targets, on the device.
+        """This process's images (B, 3, H, W) in [0, 1], channels last, and targets, on the device.
 
         The random choices are those of the whole batch, whoever takes which part.
         """
         batch = self.training.batch(epoch, index)
         images = batch.images.to(self.device).float() / 255
-        if self.config.augment:
-            generator = torch.Generator().manual_seed(
-                self.config.seed * 1_000_003 + self.state.step
-            )
-            images = augment(images, generator)
+        generator = torch.Generator().manual_seed(self.config.seed * 1_000_003 + self.state.step)
+        changes = self.config.augment or ()
+        images, targets = augment(images, batch.targets, changes, generator)
         images = images[self.own_part].contiguous(memory_format=torch.channels_last)
-        wanted = batch.targets[self.own_part]
+        wanted = targets[self.own_part]
         if self.config.adversarial_epsilon:
             images = self.attacked(images, wanted)
         return images, pad_targets(wanted).to(self.device)
@@ -322,6 +427,9 @@ class Trainer:
         """Write the last step's figures and the loop's speed since the last entry."""
         steps = self.state.step - self.watched_from
         seconds, shares = self.restart_watch()
+        if self.state.step == LOG_EVERY:
+            left = (self.total_steps - self.state.step) * seconds / steps
+            console.log(f"About {max(1, round(left / 60))} minutes are left.")
         log.write(
             self.state.step,
             epoch=epoch,
@@ -368,7 +476,7 @@ class Trainer:
         return calibrated(averaged, self.held_out(parts), self.config.near_iou)
 
     def held_out(self, parts: Sequence[Part]) -> Iterator[tuple[torch.Tensor, PaddedTargets]]:
-        """Batches of held-out pictures (B, 3, S, S) in [0, 1] and their objects."""
+        """Batches of held-out pictures (B, 3, H, W) in [0, 1] and their objects."""
         for part in parts:
             for indices in np.array_split(part.indices, math.ceil(len(part.indices) / BATCH_SIZE)):
                 images = part.pack.pixels(indices.tolist()).to(self.device)

@@ -15,6 +15,39 @@ from typing import NamedTuple, TypedDict
 from torch import Tensor
 
 
+class Canvas(NamedTuple):
+    """Height and width in pixels of the pictures that a network takes."""
+
+    height: int
+    width: int
+
+    def __str__(self) -> str:
+        """Return `74x74`, as `--image_size` takes it."""
+        return f"{self.height}x{self.width}"
+
+    @property
+    def limits(self) -> tuple[int, int, int, int]:
+        """The largest x, y, x, y of a box inside."""
+        return self.width, self.height, self.width, self.height
+
+
+class Framing(NamedTuple):
+    """How a picture gets onto the canvas of a network, in training and ever after.
+
+    Attributes:
+        canvas: what the network takes.
+        whole: the whole picture, letter-boxed; else squares around objects, which have to be
+            searched for where nobody says where they are.
+    """
+
+    canvas: Canvas
+    whole: bool = False
+
+    def __str__(self) -> str:
+        """Return `whole pictures of 240x320 pixels`, or crops."""
+        return f"{'whole pictures' if self.whole else 'crops'} of {self.canvas} pixels"
+
+
 class Target(TypedDict):
     """The objects of one image: `boxes` (N, 4) float32 xyxy pixels, `labels` (N,) int64."""
 

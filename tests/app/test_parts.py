@@ -21,7 +21,7 @@ from PIL import Image
 
 from lipdet.app.exhibits import Attacked, Exhibit, Shown, attack, load_exhibits, look
 from lipdet.app.markup import proven, show, status
-from lipdet.app.pictures import LONGEST_SIDE, read_picture, samples, square_of
+from lipdet.app.pictures import LONGEST_SIDE, read_picture, region_of, samples
 from lipdet.app.session import (
     Session,
     as_dict,
@@ -30,6 +30,7 @@ from lipdet.app.session import (
 )
 from lipdet.app.stops import Stops
 from lipdet.cli import main
+from lipdet.config import DIGIT_CROP
 from lipdet.errors import InputError
 from lipdet.images.crop import Region
 from lipdet.layers.base import ConstructedWeight
@@ -56,7 +57,7 @@ def exhibits() -> dict[str, Exhibit]:
 @pytest.fixture(scope="module")
 def sample(tmp_path_factory: pytest.TempPathFactory) -> Path:
     file = tmp_path_factory.mktemp("sample") / "<b>photo.png"
-    samples(SIDE_OF_INPUT)[2].save(file)
+    samples(DIGIT_CROP)[2].save(file)
     return file
 
 
@@ -116,17 +117,17 @@ def test_photographs_are_shrunk_and_turned_upright(tmp_path: Path) -> None:
 
 
 def test_square_goes_around_a_number_in_a_wall(exhibits: dict[str, Exhibit]) -> None:
-    number = samples(SIDE_OF_INPUT)[2]
+    number = samples(DIGIT_CROP)[2]
     wall = Image.new("RGB", (240, 160), tuple(np.asarray(number).mean((0, 1)).astype(int).tolist()))
     wall.paste(number, (130, 60))
     detector = exhibits["naive"]
     # What was pasted lies at 130…204, 60…134: by construction.
-    found = square_of(detector, wall, search=True)
+    found = region_of(detector, wall, search=True)
     assert found.left < 167 < found.right
     assert found.top < 97 < found.bottom
     assert found.right - found.left < 160
     # The whole picture, letter-boxed into its longer side.
-    assert square_of(detector, wall, search=False) == Region(0, -40, 240, 200)
+    assert region_of(detector, wall, search=False) == Region(0, -40, 240, 200)
 
 
 def test_the_naive_detector_has_no_certificate(session: Session) -> None:
@@ -165,7 +166,7 @@ def test_a_detector_without_bounds_says_which_layer(
 
     monkeypatch.setattr("lipdet.app.exhibits.verifier_of", unknown)
     fresh = Exhibit("mine", exhibits["naive"].detector)
-    view = look(fresh, samples(SIDE_OF_INPUT)[2], Region(0, 0, 74, 74))
+    view = look(fresh, samples(DIGIT_CROP)[2], Region(0, 0, 74, 74))
     assert "backbone.3" in view.reason
     assert view.largest_constant is None
     for epsilon in (0.0, 0.5):

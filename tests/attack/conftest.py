@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import pytest
 
+from lipdet.config import DIGIT_CROP
 from lipdet.images.pack import Pack
 from lipdet.images.prepare import pack_rendered
 
@@ -9,4 +10,4 @@ from lipdet.images.prepare import pack_rendered
 @pytest.fixture(scope="package")
 def doors(tmp_path_factory: pytest.TempPathFactory) -> Pack:
     """Four rendered pictures on which the naive detector finds everything."""
-    return pack_rendered(tmp_path_factory.mktemp("packs") / "doors", "test", 4, 74, seed=0)
+    return pack_rendered(tmp_path_factory.mktemp("packs") / "doors", "test", 4, DIGIT_CROP, seed=0)

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from lipdet.boxes import NMS_IOU, BoxCoding, Scores
 from lipdet.config import DetectorConfig
 from lipdet.detector import SSD
-from lipdet.types import RawOutput, Target
+from lipdet.types import Canvas, RawOutput, Target
 
 SIZE = 8
 VALUES = 3 * SIZE * SIZE
@@ -31,7 +31,7 @@ class LinearDetector(SSD):
         offset_biases: Tensor,
     ) -> None:
         nn.Module.__init__(self)
-        self.config = DetectorConfig(image_size=SIZE)
+        self.config = DetectorConfig(canvas=Canvas(SIZE, SIZE))
         self.coding = BoxCoding()
         self.scores, self.nms_iou = scores, NMS_IOU
         self.register_buffer("default_boxes", default_boxes)

@@ -19,14 +19,14 @@ from lipdet.boxes import (
     SoftmaxScores,
     select_detections,
 )
-from lipdet.types import Detections, RawOutput
+from lipdet.types import Canvas, Detections, RawOutput
 
 SIZE = 74
 SOFTMAX = SoftmaxScores()
 
 
 def decoder(boxes: Tensor, nms_iou: float = NMS_IOU) -> Decoder:
-    return Decoder(boxes, BoxCoding(), SOFTMAX, SIZE, nms_iou)
+    return Decoder(boxes, BoxCoding(), SOFTMAX, Canvas(SIZE, SIZE), nms_iou)
 
 
 def select(

@@ -13,7 +13,7 @@ from torchvision.ops import box_iou
 from lipdet.boxes.scores import SigmoidScores, SoftmaxScores, logit
 from lipdet.types import Target
 from tests.certificate.promises import certificates
-from tests.certificate.scenes import SIZE, Scene, detect, random_scene
+from tests.certificate.scenes import CANVAS, Scene, detect, random_scene
 
 
 def census(numbers: Iterable[int]) -> Counter[str]:
@@ -70,7 +70,7 @@ def _same_class_overlap(target: Target) -> Tensor:
 
 
 def _at_border(boxes: Tensor) -> bool:
-    return bool(((boxes <= 0) | (boxes >= SIZE)).any())
+    return bool(((boxes <= 0) | (boxes >= boxes.new_tensor(CANVAS.limits))).any())
 
 
 def _full(scene: Scene) -> bool:

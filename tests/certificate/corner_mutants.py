@@ -20,6 +20,7 @@ from lipdet.certificate.conditions.five_conditions import SUPPRESS_SLACK
 from lipdet.certificate.geometry import box_range, iou_bounds
 from lipdet.certificate.geometry.box_range import BoxRange
 from lipdet.certificate.geometry.iou_bounds import max_iou_fixed, max_iou_pair
+from lipdet.types import Canvas
 from tests.certificate.mutants import Mutant
 
 
@@ -46,8 +47,8 @@ def _may_vote(
     return _MAY_VOTE(self, place, label, margin) & numbers[place]
 
 
-def _overlaps(certifier: Any, rival: Any, nms_iou: float, size: int) -> Tensor:
-    return max_iou_pair(certifier, rival, size) > nms_iou - SUPPRESS_SLACK
+def _overlaps(certifier: Any, rival: Any, nms_iou: float, canvas: Canvas) -> Tensor:
+    return max_iou_pair(certifier, rival, canvas) > nms_iou - SUPPRESS_SLACK
 
 
 def _limits(known: Tensor, low: Tensor, high: Tensor) -> tuple[Tensor, Tensor]:
@@ -90,9 +91,11 @@ def _tied_members(
     return _CLAIM(truth, clique, high, heads, sure | tied, uncounted)
 
 
-def _any_match(boxes: BoxRange, other: Tensor, own: Tensor, size: int, relaxed: bool) -> Tensor:
+def _any_match(
+    boxes: BoxRange, other: Tensor, own: Tensor, canvas: Canvas, relaxed: bool
+) -> Tensor:
     """The relaxation of condition 5 where the own object is matched no less, instead of more."""
-    reached = max_iou_fixed(boxes, other, size)
+    reached = max_iou_fixed(boxes, other, canvas)
     return torch.where(reached <= own + 2e-4, -1.0, reached)
 
 

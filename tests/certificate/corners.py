@@ -18,7 +18,7 @@ from lipdet.types import RawOutput, Target
 from tests.certificate.adversaries import perturbed
 from tests.certificate.directed import Attacked, _scene
 from tests.certificate.promises import broken_promises, certificates
-from tests.certificate.scenes import SIZE, PairwiseTable, Scene, random_scene
+from tests.certificate.scenes import CANVAS, PairwiseTable, Scene, random_scene
 
 CONSTANTS = (0.0, 1e-310, 1e-170, 1e-45, 1e20, 1e38, 5e40, 1e300, np.inf, np.nan)
 OUTPUTS = (1e-45, 1e10, 1e30, 3e38)
@@ -148,7 +148,7 @@ def crowded_scene(seed: int) -> Scene:
         copies = int(rng.integers(1, 4))
         shift = rng.choice([0.0, 0.5, 1.5, 3.0], (copies, len(boxes), 2))
         moved = boxes + torch.from_numpy(np.tile(shift, 2)).float()
-        inside = (moved <= SIZE).all(dim=2)
+        inside = (moved <= moved.new_tensor(CANVAS.limits)).all(dim=2)
         targets.append(
             Target(
                 boxes=torch.cat([boxes, moved[inside]]),

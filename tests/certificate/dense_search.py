@@ -12,8 +12,9 @@ import torch
 from torch import Tensor
 
 from lipdet.certificate.geometry.box_range import BoxRange
+from lipdet.types import Canvas
 
-SIZE = 74.0
+CANVAS = Canvas(50, 74)
 KINDS = ("anywhere", "border", "degenerate", "containing", "disjoint", "certain", "enormous")
 _ROUNDS = 25
 
@@ -35,6 +36,7 @@ def random_ranges(
     middles = torch.cat([uniform(5, 69, 2), uniform(3, 40, 2)], dim=1)
     if kind == "border":
         middles[:, :2] = torch.where(uniform(0, 1, 2) < 0.5, uniform(-5, 12, 2), uniform(62, 79, 2))
+        middles[:, 1] *= CANVAS.height / CANVAS.width
     elif kind == "enormous":
         middles[:, 2:] = uniform(60, 300, 2)
     elif near is not None and kind == "containing":

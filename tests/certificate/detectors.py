@@ -9,6 +9,7 @@ from lipdet.boxes import BoxCoding, SoftmaxScores
 from lipdet.config import DetectorConfig
 from lipdet.detector.ssd import SSD, Head
 from lipdet.layers import BCOPConv2d, MaxMin, UnitNormConv2d
+from lipdet.types import Canvas
 from tests.certificate.helpers import randomised
 
 CLASSES = 2
@@ -42,7 +43,7 @@ def small_detector() -> SSD:
         Head(conv_bn(logits), conv_bn(offsets), CLASSES + 1),
         Head(UnitNormConv2d(4, logits, 3, padding=1), nn.Conv2d(4, offsets, 1), CLASSES + 1),
     ]
-    config = DetectorConfig(class_names=("a", "b"), image_size=8)
+    config = DetectorConfig(class_names=("a", "b"), canvas=Canvas(8, 8))
     detector = SSD(config, TwoLevels(), heads, torch.rand(40, 4), BoxCoding(), SoftmaxScores())
     changed = randomised(detector)
     assert isinstance(changed, SSD)

@@ -16,8 +16,8 @@ from lipdet.boxes import Selection
 from lipdet.boxes.scores import SigmoidScores
 from lipdet.boxes.select import Decoder
 from lipdet.certificate.verifier import Verifier
-from lipdet.types import RawOutput, Target
-from tests.certificate.scenes import CODING, SIZE, PairwiseTable, Scene, output_constants
+from lipdet.types import Canvas, RawOutput, Target
+from tests.certificate.scenes import CODING, PairwiseTable, Scene, output_constants
 
 Box = tuple[float, float, float, float]
 
@@ -69,7 +69,7 @@ def _scene(
         of_offsets[:, 0] = torch.tensor(moves)
     verifier = Verifier(
         output_constants(torch.tensor(constants or [1.0] * count)[:, None], of_offsets),
-        Decoder(default, CODING, SigmoidScores(1.0), SIZE, nms_iou),
+        Decoder(default, CODING, SigmoidScores(1.0), Canvas(32, 32), nms_iou),
         Selection(0.01, top_k),
         collective=together and torch.tensor([together]).double(),  # type: ignore[arg-type]
         pairwise=difference and _differences(count, difference, push),  # type: ignore[arg-type]

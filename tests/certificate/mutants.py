@@ -26,7 +26,7 @@ from lipdet.certificate.constants.outputs import OutputBounds
 from lipdet.certificate.geometry.box_range import BoxRange
 from lipdet.certificate.geometry.iou_bounds import max_iou_fixed, max_iou_pair, min_iou_fixed
 from lipdet.certificate.geometry.offset_ball import OffsetBalls, min_iou_in_ball
-from lipdet.types import RawOutput
+from lipdet.types import Canvas, RawOutput
 from tests.certificate import promises, scenes
 
 
@@ -39,11 +39,11 @@ def _standing_still(boxes: BoxRange, truth: Tensor, balls: object = None) -> Ten
     return min_iou_fixed(BoxRange(middle, middle), truth) - five_conditions.MATCH_SLACK
 
 
-def _no_suppressor(certifier: BoxRange, rival: BoxRange, nms_iou: float, size: int) -> Tensor:
+def _no_suppressor(certifier: BoxRange, rival: BoxRange, nms_iou: float, canvas: Canvas) -> Tensor:
     return torch.zeros(len(certifier.low), dtype=torch.bool)
 
 
-def _no_other(boxes: BoxRange, other: Tensor, own: Tensor, size: int, relaxed: bool) -> Tensor:
+def _no_other(boxes: BoxRange, other: Tensor, own: Tensor, canvas: Canvas, relaxed: bool) -> Tensor:
     return torch.full((len(boxes.low),), -1.0, dtype=torch.float64)
 
 
@@ -61,13 +61,13 @@ def _vertices(boxes: BoxRange) -> list[BoxRange]:
     return found
 
 
-def _pair_at_vertices(a: BoxRange, b: BoxRange, size: float) -> Tensor:
+def _pair_at_vertices(a: BoxRange, b: BoxRange, canvas: Canvas | None) -> Tensor:
     pairs = itertools.product(_vertices(a), _vertices(b))
-    return torch.stack([max_iou_pair(x, y, size) for x, y in pairs]).amax(dim=0)
+    return torch.stack([max_iou_pair(x, y, canvas) for x, y in pairs]).amax(dim=0)
 
 
-def _fixed_at_vertices(boxes: BoxRange, fixed: Tensor, size: float) -> Tensor:
-    found = [max_iou_fixed(vertex, fixed, size) for vertex in _vertices(boxes)]
+def _fixed_at_vertices(boxes: BoxRange, fixed: Tensor, canvas: Canvas | None) -> Tensor:
+    found = [max_iou_fixed(vertex, fixed, canvas) for vertex in _vertices(boxes)]
     return torch.stack(found).amax(dim=0)
 
 
@@ -227,7 +227,7 @@ IN_RANDOM_SCENES: dict[str, Mutant] = {
     "condition 4 removed": [(certify, "few_ahead", _always)],
     "condition 4 by cliques removed": [(certify, "few_kept", _always)],
     "unclipped highest IoU of pairs": [
-        (five_conditions, "max_iou_pair", lambda a, b, size: max_iou_pair(a, b, None))
+        (five_conditions, "max_iou_pair", lambda a, b, canvas: max_iou_pair(a, b, None))
     ],
     "half the constants of outputs": [(verifier, "find_candidates", _half_of_outputs)],
     "votes that may be lost": [(scores_and_votes.ClassVotes, "surely_votes", _every_vote)],
@@ -260,7 +260,7 @@ IN_DIRECTED_SCENES: dict[str, Mutant] = {
         (
             five_conditions,
             "max_iou_fixed",
-            lambda boxes, fixed, size: max_iou_fixed(boxes, fixed, None),
+            lambda boxes, fixed, canvas: max_iou_fixed(boxes, fixed, None),
         )
     ],
     "stars for cliques": [(clique_cover, "first_fit", _stars)],

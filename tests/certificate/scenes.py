@@ -19,9 +19,16 @@ from lipdet.boxes.select import Decoder
 from lipdet.certificate.constants.joint_outputs import Lift
 from lipdet.certificate.constants.outputs import OutputBounds
 from lipdet.certificate.verifier import Verifier
-from lipdet.types import Detections, RawOutput, Target
+from lipdet.types import Canvas, Detections, RawOutput, Target
 
-SIZE = 32
+CANVAS = Canvas(28, 34)
+
+
+def clipped(boxes: Tensor, canvas: Canvas = CANVAS) -> Tensor:
+    """Boxes (..., 4) xyxy inside an image."""
+    return boxes.clamp(min=0).minimum(boxes.new_tensor(canvas.limits))
+
+
 CODING = BoxCoding()
 # What a certificate may stumble over; a good third of the scenes has one of them.
 ODDITIES = (
@@ -123,7 +130,7 @@ def random_scene(seed: int) -> Scene:
     scores: Scores = SoftmaxScores() if softmax else SigmoidScores(1.0, margin)
     floor, nms_iou = float(rng.choice([0.01, 0.2])), float(rng.choice([0.3, 0.5]))
     selection = Selection(floor, top_k=int(rng.choice([1, 2, 3, 100, 100])))
-    decoder = Decoder(torch.from_numpy(default).float(), CODING, scores, SIZE, nms_iou)
+    decoder = Decoder(torch.from_numpy(default).float(), CODING, scores, CANVAS, nms_iou)
     raw = RawOutput(torch.from_numpy(logits).float(), torch.from_numpy(offsets).float())
     epsilon = float(rng.choice([0, 0.5, 1.0, 1.0]))
     if rng.random() < 0.4 and not softmax:
@@ -156,7 +163,7 @@ def _make_odd(
     elif oddity == "twin objects":
         _add_object(target, first)
     elif oddity == "object beyond the border":
-        _add_object(target, first + torch.tensor([-8.0, 0, 0, 0]))
+        _add_object(target, first.where(torch.arange(4) > 0, -3.0))
     elif oddity == "flat boxes":  # Clipping leaves a line of them.
         default[some, 0] = -20.0
     elif oddity == "thin boxes":
@@ -249,12 +256,13 @@ def _close_behind(
 def _objects(rng: np.random.Generator, count: int) -> NDArray[np.float64]:
     """Boxes inside the image, often beside each other, overlapping, or at the border."""
     sides = rng.choice([4.0, 6, 9, 14], (count, 2))
-    corner = rng.integers(0, SIZE - 14, (1, 2)) + rng.choice([0.0, 2, 5, 12]) * rng.random(
+    size = np.array([CANVAS.width, CANVAS.height])
+    corner = rng.integers(0, size - 14, (1, 2)) + rng.choice([0.0, 2, 5, 12]) * rng.random(
         (count, 2)
     )
     corner = np.where(rng.random((count, 2)) < 0.15, 0.0, corner)
-    corner = np.where(rng.random((count, 2)) < 0.15, SIZE - sides, corner)
-    corner = corner.round(1).clip(0, SIZE - sides)
+    corner = np.where(rng.random((count, 2)) < 0.15, size - sides, corner)
+    corner = corner.round(1).clip(0, size - sides)
     return np.concatenate([corner, corner + sides], axis=1)
 
 

@@ -20,6 +20,7 @@ from lipdet.certificate.constants.outputs import (
 from lipdet.certificate.verifier import verifier_of
 from lipdet.config import DetectorConfig
 from lipdet.detector.ssd import SSD, Head
+from lipdet.types import Canvas
 
 # Each is proven first.
 pytestmark = pytest.mark.slow
@@ -58,7 +59,7 @@ def _detector(
         nn.init.zeros_(head.localisation.bias)
         head.classification.bias.data = values.flatten()
         heads.append(head)
-    config = DetectorConfig(class_names=("a",), image_size=SIZE)
+    config = DetectorConfig(class_names=("a",), canvas=Canvas(SIZE, SIZE))
     detector = SSD(
         config, Levels(scales), heads, BOXES.clone(), BoxCoding(), scores, nn.Identity()
     ).eval()

@@ -22,7 +22,9 @@ from lipdet.certificate.geometry.iou_bounds import (
     min_iou_of_pairs,
 )
 from lipdet.certificate.ragged import take
-from tests.certificate.dense_search import KINDS, SIZE, random_ranges, search
+from lipdet.types import Canvas
+from tests.certificate.dense_search import CANVAS, KINDS, random_ranges, search
+from tests.certificate.scenes import clipped
 
 # Over all kinds, clipped and not, one and two uncertain boxes. All of them take ten minutes.
 CASES = int(os.environ.get("LIPDET_IOU_CASES", "560"))
@@ -38,11 +40,11 @@ def xyxy(boxes: Tensor) -> Tensor:
     return torch.cat([boxes[..., :2] - half_sides, boxes[..., :2] + half_sides], dim=-1)
 
 
-def iou(a: Tensor, b: Tensor, size: float | None) -> Tensor:
+def iou(a: Tensor, b: Tensor, canvas: Canvas | None) -> Tensor:
     """IoU of boxes cx, cy, w, h; 0 where torchvision has 0/0."""
     a, b = xyxy(a), xyxy(b)
-    if size is not None:
-        a, b = a.clamp(0, size), b.clamp(0, size)
+    if canvas is not None:
+        a, b = clipped(a, canvas), clipped(b, canvas)
     overlap = torch.minimum(a[..., 2:], b[..., 2:]) - torch.maximum(a[..., :2], b[..., :2])
     both = overlap.clamp_min(0).prod(dim=-1)
     union = (a[..., 2:] - a[..., :2]).prod(dim=-1) + (b[..., 2:] - b[..., :2]).prod(dim=-1) - both
@@ -56,58 +58,58 @@ def point(boxes: Tensor) -> BoxRange:
     return BoxRange(centered, centered)
 
 
-def min_iou_pair(a: BoxRange, b: BoxRange, size: float | None) -> Tensor:
+def min_iou_pair(a: BoxRange, b: BoxRange, canvas: Canvas | None) -> Tensor:
     """The bound of pairs for two lists of boxes; those far from any border are not clipped."""
-    moved = torch.tensor([0.0 if size else 1000.0] * 2 + [0.0, 0.0], dtype=torch.float64)
+    moved = torch.tensor([0.0 if canvas else 1000.0] * 2 + [0.0, 0.0], dtype=torch.float64)
     boxes = BoxRange(*(torch.cat(ends) + moved for ends in zip(a, b, strict=True)))
     first = torch.arange(len(a.low))
-    return min_iou_of_pairs(boxes, first, first + len(first), size or 2000.0)
+    return min_iou_of_pairs(boxes, first, first + len(first), canvas or Canvas(2000, 2000))
 
 
-@pytest.mark.parametrize("size", [None, SIZE])
+@pytest.mark.parametrize("canvas", [None, CANVAS])
 @pytest.mark.parametrize("kind", KINDS)
-def test_bounds_with_a_known_box(kind: str, size: float | None) -> None:
+def test_bounds_with_a_known_box(kind: str, canvas: Canvas | None) -> None:
     generator = torch.Generator().manual_seed(KINDS.index(kind))
     for _ in range(ROUNDS):
-        known = xyxy(random_ranges("anywhere", AT_ONCE, generator).low).clamp(0, SIZE)
+        known = clipped(xyxy(random_ranges("anywhere", AT_ONCE, generator).low), CANVAS)
         ranges = random_ranges(kind, AT_ONCE, generator, near=point(known))
         lowest, highest = search(
-            lambda a, b: iou(a, b, size), [ranges, point(known)], SAMPLES, generator
+            lambda a, b: iou(a, b, canvas), [ranges, point(known)], SAMPLES, generator
         )
-        found = min_iou_pair(ranges, point(known), size)
+        found = min_iou_pair(ranges, point(known), canvas)
         assert (found <= lowest + ROUNDING).all()
         assert (lowest - found).max() < 1e-3
         # The known box lies in the image, where a box that is not clipped has the lower IoU.
         assert (min_iou_fixed(ranges, known) <= lowest + ROUNDING).all()
-        assert (max_iou_fixed(ranges, known, size) >= highest - ROUNDING).all()
-        assert (max_iou_fixed(ranges, known, size) <= 1 + ROUNDING).all()
+        assert (max_iou_fixed(ranges, known, canvas) >= highest - ROUNDING).all()
+        assert (max_iou_fixed(ranges, known, canvas) <= 1 + ROUNDING).all()
 
 
-@pytest.mark.parametrize("size", [None, SIZE])
+@pytest.mark.parametrize("canvas", [None, CANVAS])
 @pytest.mark.parametrize("kind", KINDS)
-def test_bounds_of_two_uncertain_boxes(kind: str, size: float | None) -> None:
+def test_bounds_of_two_uncertain_boxes(kind: str, canvas: Canvas | None) -> None:
     generator = torch.Generator().manual_seed(100 + KINDS.index(kind))
     for first in range(ROUNDS):
         a = random_ranges(KINDS[first % 3], AT_ONCE, generator)
         b = random_ranges(kind, AT_ONCE, generator, near=a)
-        lowest, highest = search(lambda x, y: iou(x, y, size), [a, b], SAMPLES, generator)
-        found = min_iou_pair(a, b, size)
+        lowest, highest = search(lambda x, y: iou(x, y, canvas), [a, b], SAMPLES, generator)
+        found = min_iou_pair(a, b, canvas)
         assert (found <= lowest + ROUNDING).all()
         assert (lowest - found).max() < 1e-3
-        assert (max_iou_pair(a, b, size) >= highest - ROUNDING).all()
-        assert (max_iou_pair(a, b, size) <= 1 + ROUNDING).all()
+        assert (max_iou_pair(a, b, canvas) >= highest - ROUNDING).all()
+        assert (max_iou_pair(a, b, canvas) <= 1 + ROUNDING).all()
 
 
 def test_known_boxes_have_their_iou() -> None:
     generator = torch.Generator().manual_seed(0)
     a, b = (random_ranges("certain", 300, generator).low for _ in range(2))
     first, second = BoxRange(a, a), BoxRange(b, b)
-    for size in (None, SIZE):
-        wanted = iou(a, b, size)
+    for canvas in (None, CANVAS):
+        wanted = iou(a, b, canvas)
         for bound in (min_iou_pair, max_iou_pair):
-            torch.testing.assert_close(bound(first, second, size), wanted)
+            torch.testing.assert_close(bound(first, second, canvas), wanted)
         torch.testing.assert_close(
-            max_iou_fixed(first, xyxy(b).clamp(0, SIZE), SIZE), iou(a, b, SIZE)
+            max_iou_fixed(first, clipped(xyxy(b), CANVAS), CANVAS), iou(a, b, CANVAS)
         )
 
 
@@ -116,8 +118,8 @@ def test_in_float32_bounds_of_pairs_are_no_higher(kind: str) -> None:
     generator = torch.Generator().manual_seed(0)
     boxes = random_ranges(kind, 400, generator, near=random_ranges(kind, 400, generator))
     first, second = torch.arange(400), torch.randperm(400, generator=generator)
-    exact = min_iou_of_pairs(boxes, first, second, SIZE)
-    rounded = min_iou_of_pairs(in_float32(boxes, int(SIZE)), first, second, SIZE).double()
+    exact = min_iou_of_pairs(boxes, first, second, CANVAS)
+    rounded = min_iou_of_pairs(in_float32(boxes, CANVAS), first, second, CANVAS).double()
     assert (rounded <= exact + 1e-6).all()
     # Boxes are widened by 2⁻¹⁹ of their largest coordinate: little, but for the tiniest.
     large = (boxes.low[:, 2:] > 1).all(dim=1)
@@ -133,10 +135,10 @@ def test_boxes_that_surely_overlap() -> None:
     members = (torch.rand(120, 3, generator=generator) < 0.5).float()
     nms_iou, images = 0.2, [torch.arange(0, 50), torch.arange(50, 120)]
     of_images = [take(members, index) for index in images]
-    found = surely_overlap(boxes, images, of_images, nms_iou, int(SIZE))
+    found = surely_overlap(boxes, images, of_images, nms_iou, CANVAS)
     for index, of_image, overlaps in zip(images, of_images, found, strict=True):
         first, second = torch.cartesian_prod(index, index).T
-        lowest = min_iou_of_pairs(boxes, first, second, SIZE).reshape(len(index), -1)
+        lowest = min_iou_of_pairs(boxes, first, second, CANVAS).reshape(len(index), -1)
         in_common = (of_image @ of_image.T > 0).fill_diagonal_(False)
         sure = torch.from_numpy(overlaps)
         assert (lowest > nms_iou)[sure].all()
@@ -153,13 +155,13 @@ def test_clipping_breaks_the_vertex_rule() -> None:
     known = torch.tensor([[0.3, 0.0, 0.7, 1.0]], dtype=torch.float64)
     low = torch.tensor([[0.25, 0.5, 0.9, 1.0]], dtype=torch.float64)
     high = torch.tensor([[0.75, 0.5, 0.9, 1.0]], dtype=torch.float64)
-    at_vertices = torch.stack([iou(x, point(known).low, 1.0) for x in (low, high)])
+    at_vertices = torch.stack([iou(x, point(known).low, Canvas(1, 1)) for x in (low, high)])
     torch.testing.assert_close(at_vertices, torch.full_like(at_vertices, 4 / 7))
-    at_center = iou((low + high) / 2, point(known).low, 1.0)
+    at_center = iou((low + high) / 2, point(known).low, Canvas(1, 1))
     assert at_center == pytest.approx(4 / 9)
     ranges = BoxRange(low, high)
     # Oracle: w = .9 covers the known .4 wherever it is clipped by less than it sticks out.
-    assert min_iou_pair(ranges, point(known), 1.0) == pytest.approx(4 / 9)
+    assert min_iou_pair(ranges, point(known), Canvas(1, 1)) == pytest.approx(4 / 9)
     # Not clipped, the box at a vertex reaches from −.2 to .7.
     assert min_iou_fixed(ranges, known) == pytest.approx(4 / 9)
 
@@ -171,14 +173,14 @@ def test_boxes_without_area_overlap_nothing() -> None:
     for a, b in ((outside, outside), (line, line), (line, box), (outside, box)):
         first, second = BoxRange(a, a), BoxRange(b, b)
         for bound in (min_iou_pair, max_iou_pair):
-            assert bound(first, second, SIZE) == pytest.approx(0, abs=1e-50)
+            assert bound(first, second, CANVAS) == pytest.approx(0, abs=1e-50)
         # Oracle: torchvision keeps both.
-        boxes = xyxy(torch.cat([a, b])).clamp(0, SIZE)
+        boxes = clipped(xyxy(torch.cat([a, b])), CANVAS)
         assert len(nms(boxes, torch.tensor([1.0, 0.5], dtype=torch.float64), 0.0)) == 2
     # A box that may have no area surely overlaps nothing, not even itself.
     thin = BoxRange(line, torch.tensor([[30.0, 30, 5, 10]], dtype=torch.float64))
-    assert min_iou_pair(thin, thin, SIZE) < 1e-50
-    assert max_iou_pair(thin, thin, SIZE) == pytest.approx(1)
+    assert min_iou_pair(thin, thin, CANVAS) < 1e-50
+    assert max_iou_pair(thin, thin, CANVAS) == pytest.approx(1)
 
 
 def test_ranges_hold_what_float32_decodes() -> None:

@@ -22,11 +22,11 @@ from lipdet.certificate.constants.outputs import OutputBounds
 from lipdet.certificate.constants.rounding import MEASURED
 from lipdet.certificate.verifier import Verifier
 from lipdet.evaluate.certified import certify_batch, join, summary
-from lipdet.types import RawOutput, Target
+from lipdet.types import Canvas, RawOutput, Target
 
 
 def verifier(boxes: list[list[float]], scores: Scores, top_k: int, logits: int = 2) -> Verifier:
-    count, size = len(boxes), 400
+    count = len(boxes)
     bounds = OutputBounds(
         (1.0,),
         (slice(0, count),),
@@ -35,7 +35,7 @@ def verifier(boxes: list[list[float]], scores: Scores, top_k: int, logits: int =
         torch.zeros(count, dtype=torch.float64),
         1.0,
     )
-    decoder = Decoder(torch.tensor(boxes), BoxCoding(), scores, size)
+    decoder = Decoder(torch.tensor(boxes), BoxCoding(), scores, Canvas(400, 400))
     return Verifier(bounds, decoder, Selection(0.01, top_k))
 
 

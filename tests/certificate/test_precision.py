@@ -24,7 +24,7 @@ from lipdet.detector import SSD
 from lipdet.detector.forward import raw_output
 from lipdet.detector.ssd import Head
 from lipdet.evaluate.average_precision import matched_scores
-from lipdet.types import Target
+from lipdet.types import Canvas, Target
 from tests.certificate.detectors import small_detector
 
 pytestmark = pytest.mark.slow
@@ -57,7 +57,7 @@ def _detector() -> SSD:
     offsets = _conv(8, torch.zeros(8, 3), torch.zeros(8))
     corners = torch.tensor([ON_OBJECT, BESIDE])
     boxes = torch.cat([(corners[:, :2] + corners[:, 2:]) / 2, corners[:, 2:] - corners[:, :2]], 1)
-    config = DetectorConfig(class_names=("a",), image_size=SIZE)
+    config = DetectorConfig(class_names=("a",), canvas=Canvas(SIZE, SIZE))
     heads = [Head(logits, offsets, 1)]
     scores = SigmoidScores(1.0)
     return SSD(config, Rounds(), heads, boxes, BoxCoding(), scores, nn.Identity()).eval()

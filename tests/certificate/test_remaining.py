@@ -21,7 +21,7 @@ from lipdet.certificate.verifier import Verifier
 from lipdet.reading.search import MOST_COVERED, covered_share, one_per_place
 from lipdet.types import Detections
 from tests.certificate.adversaries import perturbed
-from tests.certificate.scenes import SIZE, Scene, detect, random_scene
+from tests.certificate.scenes import CANVAS, Scene, clipped, detect, random_scene
 
 IOU = 0.5
 SCENES = range(4000, 4012)
@@ -101,15 +101,15 @@ def test_what_is_shown_stays_shown() -> None:
 
 def test_most_that_boxes_can_cover() -> None:
     rng = np.random.default_rng(0)
-    low = rng.uniform([-4, -4, 0, 0], [SIZE, SIZE, 12, 12], (40, 4))
+    low = rng.uniform([-4, -4, 0, 0], [CANVAS.width, CANVAS.height, 12, 12], (40, 4))
     boxes = BoxRange(*map(torch.from_numpy, (low, low + rng.uniform(0, 6, (40, 4)))))
-    bound = largest_covered_share(boxes, boxes, SIZE)
+    bound = largest_covered_share(boxes, boxes, CANVAS)
     seen = torch.zeros_like(bound)
     for _ in range(400):
         share = torch.from_numpy(rng.choice([0, 1, rng.random()], (40, 4)))
         place = boxes.low + share * (boxes.high - boxes.low)
         corners = torch.cat([place[:, :2] - place[:, 2:] / 2, place[:, :2] + place[:, 2:] / 2], 1)
-        seen = torch.maximum(seen, covered_share(corners.clamp(0, SIZE)))
+        seen = torch.maximum(seen, covered_share(clipped(corners)))
     # A box and itself move alike, which the bound does not know.
     assert (seen <= bound + 1e-9).all()
     assert (bound - seen).median() < 0.1

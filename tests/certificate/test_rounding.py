@@ -13,7 +13,7 @@ from lipdet.config import DetectorConfig
 from lipdet.detector import SSD
 from lipdet.detector.ssd import Head
 from lipdet.layers import BCOPConv2d, MaxMin, SpaceToDepth, UnitNormConv2d, fold
-from lipdet.types import RawOutput
+from lipdet.types import Canvas, RawOutput
 from tests.certificate.detectors import small_detector
 
 
@@ -34,7 +34,7 @@ class OneLevel(nn.Module):
 def detector() -> SSD:
     torch.manual_seed(0)
     head = Head(UnitNormConv2d(48, 6, 3, padding=1), UnitNormConv2d(48, 8, 3, padding=1), logits=3)
-    config = DetectorConfig(class_names=("a", "b", "c"), image_size=16)
+    config = DetectorConfig(class_names=("a", "b", "c"), canvas=Canvas(16, 16))
     boxes = torch.rand(32, 4)
     return SSD(config, OneLevel(), [head], boxes, BoxCoding(), SigmoidScores(1.0)).eval()
 
@@ -110,7 +110,7 @@ def test_the_proven_bound_covers_float32(detector: SSD) -> None:
 
 
 def test_the_proven_bound_of_one_convolution() -> None:
-    config = DetectorConfig(class_names=("a",), image_size=8)
+    config = DetectorConfig(class_names=("a",), canvas=Canvas(8, 8))
     layer = nn.Conv2d(3, 4, 1)
     nn.init.constant_(layer.weight, -0.5)
     nn.init.constant_(layer.bias, 2.0)  # type: ignore[arg-type]

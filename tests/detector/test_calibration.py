@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
 
 from lipdet.boxes.coding import corners
-from lipdet.config import DetectorConfig
+from lipdet.config import PRESETS
 from lipdet.detector import build_detector
 from lipdet.detector.calibration import calibrated, calibration_shift
 from lipdet.detector.matching import match, pad_targets
@@ -31,7 +33,9 @@ def test_the_shift_is_the_most_likely_one() -> None:
 
 def test_scores_of_held_out_pictures_add_up() -> None:
     torch.manual_seed(0)
-    detector = build_detector(DetectorConfig("orthogonal-ssd", ("a", "b", "c"), 74, 48)).eval()
+    detector = build_detector(
+        replace(PRESETS["certified-small"].detector, class_names=("a", "b", "c"))
+    ).eval()
     images, targets = torch.rand(4, 3, 74, 74), pad_targets(random_targets(0))
     shifted = calibrated(detector, [(images, targets)])
     with torch.no_grad():
@@ -47,7 +51,9 @@ def test_scores_of_held_out_pictures_add_up() -> None:
 
 def test_boxes_near_an_object_do_not_count_for_its_class() -> None:
     torch.manual_seed(0)
-    detector = build_detector(DetectorConfig("orthogonal-ssd", ("a", "b", "c"), 74, 48)).eval()
+    detector = build_detector(
+        replace(PRESETS["certified-small"].detector, class_names=("a", "b", "c"))
+    ).eval()
     target = Target(boxes=torch.tensor([[20.0, 10, 45, 60]]), labels=torch.tensor([1]))
     images, targets = torch.rand(1, 3, 74, 74), pad_targets([target])
     shifted = calibrated(detector, [(images, targets)], near_iou=0.3)

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from lipdet.boxes import BoxCoding, Decoder, Scores, SigmoidScores, SoftmaxScores
 from lipdet.boxes.coding import corners
-from lipdet.config import DetectorConfig
+from lipdet.config import DIGIT_CROP, DetectorConfig
 from lipdet.detector import build_detector
 from lipdet.detector.matching import pad_targets
 from lipdet.detector.multibox import (
@@ -29,7 +29,7 @@ DEFAULTS = build_detector(DetectorConfig()).default_boxes
 
 
 def decoder(boxes: Tensor, scores: Scores = SOFTMAX) -> Decoder:
-    return Decoder(boxes, CODING, scores, 74)
+    return Decoder(boxes, CODING, scores, DIGIT_CROP)
 
 
 def random_raw(seed: int, images: int, spread: float = 2.0) -> RawOutput:

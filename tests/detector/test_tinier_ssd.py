@@ -74,7 +74,7 @@ def test_feature_maps(detector: SSD) -> None:
         (2, 32, 4, 4),
         (2, 16, 2, 2),
     ]
-    assert [level.cells for level in LEVELS] == [18, 9, 4, 2]
+    assert [level.rows for level in LEVELS] == [18, 9, 4, 2]
 
 
 def test_raw_output(detector: SSD) -> None:
@@ -134,11 +134,11 @@ def test_outputs_stand_in_the_order_of_default_boxes(level: int, part: str) -> N
     """One cell and one box of one level fire; the default box at that place is theirs."""
     torch.manual_seed(1)
     detector = build_detector(DetectorConfig()).eval()
-    cells, values = LEVELS[level].cells, 11 if part == "classification" else 4
+    cells, values = LEVELS[level].rows, 11 if part == "classification" else 4
     row, column, ratio, value = cells - 1, cells // 2, 2, 3
     # The head sees features that are nought but in one cell, and passes that cell's to one output.
     features = [
-        torch.zeros(1, 16 if one.cells == 2 else 32, one.cells, one.cells) for one in LEVELS
+        torch.zeros(1, 16 if one.rows == 2 else 32, one.rows, one.columns) for one in LEVELS
     ]
     features[level][0, 0, row, column] = 1
     with torch.no_grad():

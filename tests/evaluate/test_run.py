@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from lipdet.attack import AttackSettings
 from lipdet.boxes import AP_SELECTION, BoxCoding, SoftmaxScores
 from lipdet.checkpoint import LoadedDetector, load_detector
-from lipdet.config import DetectorConfig
+from lipdet.config import DIGIT_CROP, DetectorConfig
 from lipdet.detector import SSD, build_detector
 from lipdet.detector.forward import Network, detect_images
 from lipdet.errors import InputError
@@ -54,7 +54,7 @@ def pack_of(folder: Path, shown: list[int], true: list[int | None], **other: Any
         for index, (pixel, label) in enumerate(zip(shown, true, strict=True))
     ]
     settings = {"class_names": CONFIG.class_names, "provenance": {"name": "by hand"}, **other}
-    return write_pack(folder, pictures, len(pictures), 74, **settings)
+    return write_pack(folder, pictures, len(pictures), DIGIT_CROP, **settings)
 
 
 @pytest.fixture

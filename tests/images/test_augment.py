@@ -2,14 +2,23 @@
 
 from __future__ import annotations
 
+import pytest
 import torch
 from torch import Tensor
 
+from lipdet.config import Change
 from lipdet.images.augment import augment
+from lipdet.types import Target
+
+PHOTOMETRIC = ("light", "inversion", "channels")
 
 
 def run(images: Tensor, seed: int = 0) -> Tensor:
-    return augment(images, torch.Generator().manual_seed(seed))
+    generator = torch.Generator().manual_seed(seed)
+    nothing = Target(boxes=torch.zeros(0, 4), labels=torch.zeros(0, dtype=torch.int64))
+    changed, targets = augment(images, [nothing] * len(images), PHOTOMETRIC, generator)
+    assert len(targets) == len(images)
+    return changed
 
 
 def pictures(count: int, side: int = 8) -> Tensor:
@@ -60,3 +69,37 @@ def test_each_change_occurs_as_often_as_stated() -> None:
     moved = (order != torch.arange(3)).any(dim=1)
     assert 0.2 < moved.float().mean() < 0.3
     assert len({tuple(one) for one in order.tolist()}) == 6
+
+
+def marked(count: int) -> tuple[Tensor, Target]:
+    """Black pictures with one white rectangle, which is their object."""
+    images = torch.zeros(count, 3, 40, 60)
+    images[:, :, 10:20, 30:45] = 1
+    return images, Target(boxes=torch.tensor([[30.0, 10, 45, 20]]), labels=torch.tensor([3]))
+
+
+@pytest.mark.parametrize("changes", [("scale",), ("flip",), ("scale", "flip")])
+def test_boxes_go_where_their_objects_go(changes: tuple[Change, ...]) -> None:
+    images, target = marked(64)
+    generator = torch.Generator().manual_seed(0)
+    changed, targets = augment(images, [target] * 64, changes, generator)
+    places = set()
+    for picture, found in zip(changed, targets, strict=True):
+        if not len(found["labels"]):
+            # Less than half of it is left inside.
+            assert (picture[0] > 0.5).sum() < 1.6**2 * 150 / 2 + 40
+            continue
+        rows, columns = torch.nonzero(picture[0] > 0.5, as_tuple=True)
+        seen = [columns.min(), rows.min(), columns.max() + 1, rows.max() + 1]
+        # Oracle: the white pixels; of those at an edge that is blurred, half are counted.
+        assert found["boxes"][0].tolist() == pytest.approx([float(end) for end in seen], abs=1.3)
+        assert found["labels"].tolist() == [3]
+        places.add(tuple(found["boxes"][0].round().tolist()))
+    assert len(places) == 2 if changes == ("flip",) else len(places) > 20
+
+
+def test_without_changes_nothing_changes() -> None:
+    images, target = marked(8)
+    changed, targets = augment(images, [target] * 8, (), torch.Generator().manual_seed(0))
+    assert torch.equal(changed, images)
+    assert all(torch.equal(one["boxes"], target["boxes"]) for one in targets)

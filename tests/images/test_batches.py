@@ -12,6 +12,7 @@ import torch
 
 from lipdet.images.batches import Mixture, Part, split
 from lipdet.images.pack import Pack, PackedPicture, write_pack
+from lipdet.types import Canvas
 
 
 def numbered_pack(folder: Path, count: int, mark: int, crops: int = 1) -> Pack:
@@ -24,7 +25,12 @@ def numbered_pack(folder: Path, count: int, mark: int, crops: int = 1) -> Pack:
         boxes = np.tile(np.array([[0, 0, 1 + index, 4]], np.float32), (n, 1))
         pictures.append(PackedPicture(image, boxes, np.full(n, index), index // crops))
     return write_pack(
-        folder, pictures, count, 4, tuple(map(str, range(count))), {"name": f"pack {mark}"}
+        folder,
+        pictures,
+        count,
+        Canvas(4, 4),
+        tuple(map(str, range(count))),
+        {"name": f"pack {mark}"},
     )
 
 

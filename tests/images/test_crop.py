@@ -9,8 +9,10 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 from PIL import Image
 
+from lipdet.config import DIGIT_CROP
 from lipdet.images.crop import (
     Region,
+    around,
     cut,
     full_region,
     into_region,
@@ -18,6 +20,7 @@ from lipdet.images.crop import (
     out_of_region,
     reference_region,
 )
+from lipdet.types import Canvas
 
 Boxes = NDArray[np.float32]
 seeds = st.integers(0, 10**6)
@@ -120,9 +123,13 @@ def test_jittered_region(picture: tuple[Boxes, int, int], seed: int) -> None:
 
 
 def test_full_region_by_hand() -> None:
-    assert full_region(100, 40) == (0, -30, 100, 70)
-    assert full_region(40, 100) == (-30, 0, 70, 100)
-    assert full_region(50, 50) == (0, 0, 50, 50)
+    assert full_region(100, 40, DIGIT_CROP) == (0, -30, 100, 70)
+    assert full_region(40, 100, DIGIT_CROP) == (-30, 0, 70, 100)
+    assert full_region(50, 50, DIGIT_CROP) == (0, 0, 50, 50)
+    # Twice as wide as high.
+    assert full_region(100, 40, Canvas(80, 160)) == (0, -5, 100, 45)
+    assert full_region(40, 100, Canvas(80, 160)) == (-80, 0, 120, 100)
+    assert around(Region(10, 20, 30, 60), Canvas(80, 160)) == (-20, 20, 60, 60)
 
 
 @pytest.fixture(scope="module")
@@ -139,7 +146,7 @@ def test_cut_inside_the_picture_equals_pil(
     whole = tuple(map(int, region))
     expected = photograph.crop(whole).resize((74, 74), Image.Resampling.BILINEAR)  # type: ignore[arg-type]
     # Filtering may look beyond a crop's edge, where the plain crop ends: the inside is equal.
-    found = cut(photograph, Region(*region), 74)
+    found = cut(photograph, Region(*region), DIGIT_CROP)
     assert found.shape == (74, 74, 3)
     assert found.dtype == np.uint8
     difference = np.abs(found.astype(int) - np.asarray(expected))
@@ -149,7 +156,7 @@ def test_cut_inside_the_picture_equals_pil(
 def test_cut_repeats_the_edge_beyond_the_border(photograph: Image.Image) -> None:
     pixels = np.asarray(photograph)
     # By hand: at scale 1, twenty columns and ten rows beyond the upper left corner.
-    found = cut(photograph, Region(-20, -10, 54, 64), 74)
+    found = cut(photograph, Region(-20, -10, 54, 64), DIGIT_CROP)
     np.testing.assert_array_equal(found[10:70, 20:], pixels[:, :54])
     np.testing.assert_array_equal(found[10:70, :20], np.repeat(pixels[:, :1], 20, axis=1))
     np.testing.assert_array_equal(found[:10, 20:], np.repeat(pixels[:1, :54], 10, axis=0))
@@ -162,17 +169,18 @@ def test_cut_repeats_the_edge_beyond_the_border(photograph: Image.Image) -> None
 @given(annotated(), seeds)
 def test_boxes_go_into_a_region_and_back(picture: tuple[Boxes, int, int], seed: int) -> None:
     boxes, *_ = picture
+    canvas = Canvas(74, 91)
     region = jittered_region(boxes, np.random.default_rng(seed))
-    inside, has_area = into_region(boxes, region, 74)
+    inside, has_area = into_region(boxes, region, canvas)
     assert has_area.all()
     assert inside.min() >= 0
-    assert inside.max() <= 74
-    np.testing.assert_allclose(out_of_region(inside, region, 74), boxes, atol=2e-3)
+    assert (inside <= canvas.limits).all()
+    np.testing.assert_allclose(out_of_region(inside, region, canvas), boxes, atol=2e-3)
 
 
 def test_boxes_in_a_region_by_hand() -> None:
     boxes = np.array([[10, 20, 20, 30], [0, 0, 15, 60], [0, 0, 10, 10]], np.float32)
-    inside, has_area = into_region(boxes, Region(10, 10, 30, 50), 40)
+    inside, has_area = into_region(boxes, Region(10, 10, 30, 50), Canvas(40, 40))
     # Twice as large in x, the same in y; the second is clipped, the third is outside.
     np.testing.assert_allclose(inside[:2], [[0, 10, 20, 20], [0, 0, 10, 40]])
     assert has_area.tolist() == [True, True, False]

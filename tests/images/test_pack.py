@@ -12,6 +12,7 @@ import pytest
 from lipdet.errors import InputError
 from lipdet.images.pack import ARRAYS, Pack, PackedPicture, open_pack, write_pack
 from lipdet.images.source import Skipped
+from lipdet.types import Canvas
 
 SIZE = 16
 CLASSES = ("cat", "dog")
@@ -37,7 +38,9 @@ def some_pictures(count: int = 6, most_boxes: int = 3) -> list[PackedPicture]:
 def write(folder: Path, pictures: list[PackedPicture]) -> Pack:
     skipped = [Skipped("9.png", "no reason")]
     provenance = {"name": "six", "seed": 4}
-    return write_pack(folder, pictures, len(pictures), SIZE, CLASSES, provenance, skipped)
+    return write_pack(
+        folder, pictures, len(pictures), Canvas(SIZE, SIZE), CLASSES, provenance, skipped
+    )
 
 
 def check_contents(pack: Pack, pictures: list[PackedPicture]) -> None:
@@ -163,7 +166,7 @@ def test_nothing_is_left_when_writing_fails(tmp_path: Path, error: type[BaseExce
         raise error("the third picture")
 
     with pytest.raises(error, match="the third picture"):
-        write_pack(tmp_path / "pack", broken(), 6, SIZE, CLASSES, {"name": "x"})
+        write_pack(tmp_path / "pack", broken(), 6, Canvas(SIZE, SIZE), CLASSES, {"name": "x"})
     assert os.listdir(tmp_path) == []
 
 
@@ -172,4 +175,4 @@ def test_labels_without_a_class_name_are_refused(tmp_path: Path) -> None:
     boxes = np.array([[0, 0, 2, 2]], np.float32)
     picture = PackedPicture(image, boxes, np.array([1]), 0)
     with pytest.raises(InputError, match="labels without a class name"):
-        write_pack(tmp_path / "pack", [picture], 1, 4, ("only",), {"name": "x"})
+        write_pack(tmp_path / "pack", [picture], 1, Canvas(4, 4), ("only",), {"name": "x"})

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from lipdet.config import DIGIT_CROP
 from lipdet.errors import InputError
 from lipdet.images.crop import Region, cut, into_region, reference_region
 from lipdet.images.pack import Pack
@@ -15,6 +16,7 @@ from lipdet.images.prepare import Crop, pack_rendered, pack_source
 from lipdet.images.render import rendered
 from lipdet.images.source import AnnotatedPicture, Skipped, Source, load_rgb
 from lipdet.images.svhn import read_svhn
+from lipdet.types import Canvas
 
 
 @pytest.fixture
@@ -41,7 +43,7 @@ def source(tmp_path: Path) -> Source:
 
 
 def packed(source: Source, folder: Path, crop: Crop, seed: int = 0, crops: int = 1) -> Pack:
-    return pack_source(source, folder / crop, crop, 74, seed, crops)
+    return pack_source(source, folder / crop, crop, DIGIT_CROP, seed, crops)
 
 
 def test_reference_crops(source: Source, tmp_path: Path) -> None:
@@ -55,9 +57,9 @@ def test_reference_crops(source: Source, tmp_path: Path) -> None:
         rng = np.random.default_rng([0, position])
         region = reference_region(picture.boxes, 90, 60, rng)
         assert region is not None
-        expected = cut(load_rgb(picture.path), region, 74)
+        expected = cut(load_rgb(picture.path), region, DIGIT_CROP)
         np.testing.assert_array_equal(pack.images[position], expected)
-        boxes, _ = into_region(picture.boxes, region, 74)
+        boxes, _ = into_region(picture.boxes, region, DIGIT_CROP)
         np.testing.assert_array_equal(pack.target(position)["boxes"].numpy(), boxes)
         assert pack.target(position)["labels"].tolist() == picture.labels.tolist()
 
@@ -82,7 +84,7 @@ def test_full_pictures(source: Source, tmp_path: Path) -> None:
     np.testing.assert_allclose(pack.target(1)["boxes"].numpy(), expected, rtol=1e-5)
     region = Region(0, -15, 90, 75)
     picture = load_rgb(source.pictures[1].path)
-    np.testing.assert_array_equal(pack.images[1], cut(picture, region, 74))
+    np.testing.assert_array_equal(pack.images[1], cut(picture, region, DIGIT_CROP))
 
 
 @pytest.mark.parametrize("crop", ["reference", "jitter"])
@@ -108,7 +110,7 @@ def test_an_unreadable_picture_is_named(source: Source, tmp_path: Path, damage: 
 
 
 def test_rendered_packs(tmp_path: Path) -> None:
-    pack = pack_rendered(tmp_path / "pack", "test", 5, 74, seed=2)
+    pack = pack_rendered(tmp_path / "pack", "test", 5, DIGIT_CROP, seed=2)
     assert len(pack) == 5
     # Oracle: the renderer itself.
     image, boxes, labels = rendered("test", 3, 2, 74)
@@ -116,6 +118,17 @@ def test_rendered_packs(tmp_path: Path) -> None:
     np.testing.assert_array_equal(pack.target(3)["boxes"].numpy(), boxes)
     assert pack.target(3)["labels"].tolist() == labels.tolist()
     assert pack.pictures.tolist() == [0, 1, 2, 3, 4]
+
+
+def test_rendered_packs_on_a_wide_canvas(tmp_path: Path) -> None:
+    pack = pack_rendered(tmp_path / "pack", "test", 2, Canvas(40, 100), seed=2)
+    image, boxes, _ = rendered("test", 1, 2, 40)
+    # By hand: 30 pixels on either side, in which the edge is repeated.
+    np.testing.assert_array_equal(pack.images[1][:, 30:70], image)
+    np.testing.assert_array_equal(pack.images[1][:, 0], image[:, 0])
+    np.testing.assert_allclose(
+        pack.target(1)["boxes"].numpy(), boxes + np.array([30, 0, 30, 0]), atol=1e-4
+    )
 
 
 def test_real_photographs(svhn: Path, tmp_path: Path) -> None:

@@ -9,11 +9,15 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from lipdet.config import DIGIT_CROP
 from lipdet.errors import InputError
 from lipdet.images import spec
 from lipdet.images.prepare import pack_rendered
 from lipdet.images.spec import cache_folder, open_data
+from lipdet.types import Canvas, Framing
 from tests.images.svhn_format import write_digit_struct
+
+CROP = Framing(DIGIT_CROP)
 
 
 @pytest.fixture(autouse=True)
@@ -52,38 +56,38 @@ def coco_file(tmp_path: Path) -> Path:
 
 def test_rendered() -> None:
     test, train, other = (
-        open_data("rendered:3", "test", 74),
-        open_data("rendered:3", "train", 74),
-        open_data("rendered:3", "test", 74, seed=1),
+        open_data("rendered:3", "test", CROP),
+        open_data("rendered:3", "train", CROP),
+        open_data("rendered:3", "test", CROP, seed=1),
     )
     assert [len(pack) for pack in (test, train, other)] == [3, 3, 3]
     assert len({test.hash, train.hash, other.hash}) == 3
-    assert open_data("rendered:5", "test", 74).head(3).labels.tolist() == test.labels.tolist()
-    assert open_data("rendered:3", "test", 32).images.shape == (3, 32, 32, 3)
+    assert open_data("rendered:5", "test", CROP).head(3).labels.tolist() == test.labels.tolist()
+    assert open_data("rendered:3", "test", Framing(Canvas(32, 32))).images.shape == (3, 32, 32, 3)
 
 
 def test_svhn(svhn_folder: Path) -> None:
-    test = open_data(f"svhn:{svhn_folder}", "test", 74)
+    test = open_data(f"svhn:{svhn_folder}", "test", CROP)
     # One reference crop of each picture for testing, eight jittered ones for training.
     assert test.pictures.tolist() == [0, 1, 2]
     assert test.meta["crop"] == "reference"
     assert test.target(2)["labels"].tolist() == [3, 0]
-    train = open_data(f"svhn:{svhn_folder}", "train", 74)
+    train = open_data(f"svhn:{svhn_folder}", "train", CROP)
     assert train.pictures.tolist() == [0] * 8 + [1] * 8 + [2] * 8
     assert train.meta["crop"] == "jitter"
 
 
 @pytest.mark.parametrize("purpose", ["train", "test"])
 def test_coco(coco_file: Path, purpose: spec.Purpose) -> None:
-    pack = open_data(f"coco:{coco_file}", purpose, 60)
+    pack = open_data(f"coco:{coco_file}", purpose, Framing(Canvas(60, 60)))
     assert pack.class_names == ("meter",)
     # By hand: 30 × 20 in a square of 30 that begins 5 above, twice as large.
     assert pack.target(0)["boxes"].tolist() == [[6, 18, 16, 30]]
 
 
 def test_a_pack(tmp_path: Path) -> None:
-    pack = pack_rendered(tmp_path / "own", "test", 3, 74, seed=9)
-    assert open_data(str(tmp_path / "own"), "train", 74).hash == pack.hash
+    pack = pack_rendered(tmp_path / "own", "test", 3, DIGIT_CROP, seed=9)
+    assert open_data(str(tmp_path / "own"), "train", CROP).hash == pack.hash
 
 
 @pytest.mark.parametrize("form", ["rendered:2", "svhn", "coco"])
@@ -95,31 +99,31 @@ def test_the_second_call_reads_the_cache(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     data = {"svhn": f"svhn:{svhn_folder}", "coco": f"coco:{coco_file}"}.get(form, form)
-    first = open_data(data, "test", 74)
+    first = open_data(data, "test", CROP)
     assert first.folder.parent == cache
     monkeypatch.delattr(spec, "pack_rendered")
     monkeypatch.delattr(spec, "pack_source")
-    again = open_data(data, "test", 74)
+    again = open_data(data, "test", CROP)
     assert (again.folder, again.hash) == (first.folder, first.hash)
-    for other in ((data, "test", 37, 0), (data, "test", 74, 1)):
+    for other in ((data, "test", Framing(Canvas(37, 37)), 0), (data, "test", CROP, 1)):
         with pytest.raises(NameError):
             open_data(*other)  # type: ignore[arg-type]
 
 
 def test_a_change_of_a_picture_makes_a_new_pack(svhn_folder: Path) -> None:
-    before = open_data(f"svhn:{svhn_folder}", "test", 74)
+    before = open_data(f"svhn:{svhn_folder}", "test", CROP)
     Image.new("RGB", (60, 40), (0, 255, 0)).save(svhn_folder / "2.png")
-    after = open_data(f"svhn:{svhn_folder}", "test", 74)
+    after = open_data(f"svhn:{svhn_folder}", "test", CROP)
     assert after.folder != before.folder
     assert (after.images[1] == (0, 255, 0)).all()
 
 
 def test_a_damaged_pack_in_the_cache_is_named() -> None:
-    pack = open_data("rendered:2", "test", 74)
+    pack = open_data("rendered:2", "test", CROP)
     file = pack.folder / "labels.npy"
     file.write_bytes(file.read_bytes()[:-3])
     with pytest.raises(InputError, match=f"{pack.folder} is a damaged pack .* remove it"):
-        open_data("rendered:2", "test", 74)
+        open_data("rendered:2", "test", CROP)
 
 
 def test_where_the_cache_is(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
@@ -150,11 +154,11 @@ def test_where_the_cache_is(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> 
 )
 def test_bad_specs(bad: str, words: str, cache: Path) -> None:
     with pytest.raises(InputError, match=words):
-        open_data(bad, "test", 74)
+        open_data(bad, "test", CROP)
     assert not cache.exists()
 
 
 def test_a_pack_of_another_size_is_refused(tmp_path: Path) -> None:
-    pack_rendered(tmp_path / "own", "test", 2, 32, seed=0)
-    with pytest.raises(InputError, match="holds pictures of 32 pixels, the detector takes 74"):
-        open_data(str(tmp_path / "own"), "test", 74)
+    pack_rendered(tmp_path / "own", "test", 2, Canvas(32, 32), seed=0)
+    with pytest.raises(InputError, match="32x32 pixels, the detector takes 74x74"):
+        open_data(str(tmp_path / "own"), "test", CROP)

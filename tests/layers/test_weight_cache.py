@@ -17,6 +17,7 @@ from lipdet.detector import build_detector
 from lipdet.detector.forward import raw_output
 from lipdet.layers import AOLConv2d, L2NormConv2d, SLLBlock, SpectralConv2d, UnitNormConv2d
 from lipdet.layers.base import ConstructedWeight
+from lipdet.types import Canvas
 
 
 class Counted(AOLConv2d):
@@ -216,7 +217,7 @@ def test_a_bound_is_of_the_weight_that_then_runs(write: Callable[[nn.Parameter],
 def test_outputs_that_are_certified_are_of_fresh_weights(
     write: Callable[[nn.Parameter], None],
 ) -> None:
-    config = replace(PRESETS["certified-small"].detector, image_size=34)
+    config = replace(PRESETS["certified-small"].detector, canvas=Canvas(34, 34))
     detector = build_detector(config).eval()
     images = torch.rand(1, 3, 34, 34)
     before = raw_output(detector, images)

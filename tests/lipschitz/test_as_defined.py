@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import types
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -14,7 +15,7 @@ from torch.nn import functional
 from torch.nn.utils import parametrizations
 
 from lipdet.certificate import UnknownLipschitz, lipschitz_bound
-from lipdet.config import DetectorConfig
+from lipdet.config import PRESETS, DetectorConfig
 from lipdet.detector import build_detector
 from lipdet.detector.ssd import SSD
 from lipdet.layers import (
@@ -34,6 +35,7 @@ from lipdet.layers import (
     activations,
 )
 from lipdet.lipschitz import same_function
+from lipdet.types import Canvas
 from tests.certificate.detectors import small_detector
 
 SHAPE = (4, 6, 6)
@@ -45,7 +47,9 @@ OWN = {
     "l2": lambda: nn.Sequential(L2NormConv2d(4, 4, 3), ZeroPadChannels(6), DropChannels(4)),
     "sll": lambda: nn.Sequential(SLLBlock(4, 3), SpaceToDepth(2), DisjointMaxPool2d(1)),
     "detector": small_detector,
-    "orthogonal": lambda: build_detector(DetectorConfig("orthogonal-ssd", image_size=32, width=48)),
+    "orthogonal": lambda: build_detector(
+        replace(PRESETS["certified-small"].detector, canvas=Canvas(32, 32))
+    ),
     "sll-detector": lambda: build_detector(DetectorConfig("sll-l2", width=4)),
 }
 
@@ -58,7 +62,7 @@ def test_what_this_package_defines_passes_the_whole_proof(
     module = build().eval()
     shape = SHAPE
     if isinstance(module, SSD):
-        shape = (3, module.config.image_size, module.config.image_size)
+        shape = (3, *module.config.canvas)
     found = lipschitz_bound(module, shape)
     monkeypatch.setattr(same_function, "_is_as_defined", lambda _: False)
     assert lipschitz_bound(module, shape) == found

@@ -16,6 +16,7 @@ from lipdet.reading import Detection
 from lipdet.report.architecture import Architecture, HeadShape, Stage
 from lipdet.report.inspection import Inspection
 from lipdet.report.scenes import Scene
+from lipdet.types import Canvas
 
 EVIL = '</script><img src="http://evil.example/x" onerror="alert(1)"> & "$x$'
 EVIL_CLASS = "<u>7/8</u>~"
@@ -74,8 +75,13 @@ def scene(weights: str) -> Scene:
 
 def inspection(weights: str, bounded: bool) -> Inspection:
     detector = build_detector(PRESETS["naive"].detector)
-    stages = (Stage(74, 8, {"Conv2d": 2}, 10, False), Stage(18, 8, {"ReLU": 1}, 0, True))
-    architecture = Architecture(74, stages, (HeadShape(18, 8, 4, 11, 40),), 1296, 50)
+    stages = (
+        Stage(Canvas(74, 74), 8, {"Conv2d": 2}, 10, False),
+        Stage(Canvas(18, 18), 8, {"ReLU": 1}, 0, True),
+    )
+    architecture = Architecture(
+        Canvas(74, 74), stages, (HeadShape(Canvas(18, 18), 8, 4, 11, 40),), 1296, 50
+    )
     constants: dict[str, Any] = {
         "largest_logit": 12.3456,
         "largest_offset": 1e9,

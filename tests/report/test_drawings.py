@@ -146,9 +146,10 @@ def test_architecture_is_read_off_the_network() -> None:
     found = describe_architecture(detector)
     # Maps of `TinierBackbone`: 32×18×18, 32×9×9, 32×4×4 and 16×2×2; 337,968 parameters and 1,700
     # default boxes as published.
-    tapped = [(stage.channels, stage.cells) for stage in found.stages if stage.tapped]
+    tapped = [(stage.channels, stage.cells.width) for stage in found.stages if stage.tapped]
     assert tapped == [(32, 18), (32, 9), (32, 4), (16, 2)]
-    assert [(head.cells, head.boxes) for head in found.heads] == [(18, 4), (9, 4), (4, 4), (2, 4)]
+    heads = [(head.cells, head.boxes) for head in found.heads]
+    assert heads == [((side, side), 4) for side in (18, 9, 4, 2)]
     assert found.default_boxes == 1700
     parts = sum(part.parameters for part in (*found.stages, *found.heads))
     assert parts == found.parameters == 337_968

@@ -1,4 +1,4 @@
-"""Detectors that are ready for the page, and what each sees in one square: clean and attacked.
+"""Detectors that are ready for the page, and what each sees: clean and attacked.
 
 Notable choices:
 - A detector is frozen once and shared by all visitors; nothing that they do changes it.
@@ -39,19 +39,17 @@ class Exhibit:
         name: as it was asked for.
         detector: frozen, in eval mode.
         class_names: in the order of the labels.
-        size: side of its square input in pixels.
     """
 
     def __init__(self, name: str, detector: SSD) -> None:
         self.name = name
         self.detector = prepare(detector)
         self.class_names = detector.config.class_names
-        self.size = detector.config.image_size
         self._lock = threading.Lock()
         self._bounded: Verifier | UnknownLipschitz | None = None
         # Constructed weights are made in the first pass; later ones only read them.
         with torch.no_grad():
-            self.detector(torch.zeros(1, 3, self.size, self.size))
+            self.detector(torch.zeros(1, 3, *detector.config.canvas))
 
     def verifier(self) -> Verifier:
         """Return what certificates of shown detections need.
@@ -104,7 +102,7 @@ def bounding(exhibits: dict[str, Exhibit]) -> Iterator[None]:
 
 
 class Shown(NamedTuple):
-    """One square through the eyes of one detector, whatever ε.
+    """One part of a picture through the eyes of one detector, whatever ε.
 
     Attributes:
         name: of the detector.
@@ -129,7 +127,7 @@ class Shown(NamedTuple):
 
 
 class Attacked(NamedTuple):
-    """What an attack made of a square.
+    """What an attack made of a picture.
 
     Attributes:
         settings: of each attack tried; the worst result is shown.
@@ -148,12 +146,12 @@ class Attacked(NamedTuple):
 
 
 def look(exhibit: Exhibit, picture: Image.Image, region: Region) -> Shown:
-    """Detect in a square of a picture and certify what is found.
+    """Detect in a part of a picture and certify what is found.
 
     Args:
         exhibit: the detector.
         picture: RGB.
-        region: the square.
+        region: the part.
     """
     [view] = reading.look(exhibit.detector, exhibit.class_names, picture, [region])
     try:
@@ -178,7 +176,7 @@ def attack(
     settings: tuple[AttackSettings, ...],
     on_progress: Callable[[int, int], None],
 ) -> Attacked:
-    """Change a square by at most ε so that the detector errs.
+    """Change pixels by at most ε so that the detector errs.
 
     Args:
         exhibit: the detector.

@@ -29,8 +29,8 @@ from lipdet.reading.detections import read_out
 
 HEADING = "# lipdet\nWhat small detectors see, what is proven about it, and what an attack can do."
 MEANING = """
-A network sees a small **square** of the picture, at its own input size. **ε** is the L2 norm of a
-change of those values, each in [0, 1]; it says nothing about changes of the whole photograph.
+A network sees the picture, or a small **square** of it, at its own input size. **ε** is the L2 norm
+of a change of those values, each in [0, 1]; it says nothing about changes of the whole photograph.
 
 **Certified** (blue, solid) means: whatever the change of at most ε, a detection of the same class
 stays, with a score above 0.2 and an IoU of at least 0.5 with this box. `ε≤` is the largest ε for

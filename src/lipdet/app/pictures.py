@@ -1,4 +1,4 @@
-"""Pictures that visitors bring: read with limits, and cut to the square that networks see."""
+"""Pictures that visitors bring: read with limits, and cut to what networks see."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from lipdet.images.crop import Region, full_region
 from lipdet.images.render import rendered
 from lipdet.reading import View, look
 from lipdet.reading.search import searched_regions
+from lipdet.types import Canvas
 
 FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF")
 LARGEST_FILE = 20 * 2**20
@@ -54,26 +55,29 @@ def _check_size(name: str, width: int, height: int) -> None:
         )
 
 
-def samples(size: int) -> list[Image.Image]:
+def samples(canvas: Canvas) -> list[Image.Image]:
     """Rendered house numbers, as networks of this input size see them."""
-    return [Image.fromarray(rendered("test", index, size=size)[0]) for index in SAMPLES]
+    side = min(canvas)
+    return [Image.fromarray(rendered("test", index, size=side)[0]) for index in SAMPLES]
 
 
-def square_of(exhibit: Exhibit, image: Image.Image, search: bool) -> Region:
-    """Return the square of a picture that networks are shown.
+def region_of(exhibit: Exhibit, image: Image.Image, search: bool) -> Region:
+    """Return the part of a picture that networks are shown.
 
     Args:
         exhibit: looks for numbers.
         image: RGB.
-        search: whether to look for numbers and take the square with the best detection. A picture
-            of the network's size is taken as it is, and so is one in which nothing is found.
+        search: whether to look for numbers and take the square with the best detection, if the
+            detector is one of crops. A picture of the network's size is taken as it is, and so is
+            one in which nothing is found.
     """
-    if search and image.size != (exhibit.size, exhibit.size):
+    canvas, whole = exhibit.detector.framing
+    if search and not whole and image.size != (canvas.width, canvas.height):
         squares = searched_regions(exhibit.detector, image)
         views = look(exhibit.detector, exhibit.class_names, image, squares)
         if views:
             return max(views, key=_best_score).region
-    return full_region(image.width, image.height)
+    return full_region(*image.size, canvas)
 
 
 def _best_score(view: View) -> float:

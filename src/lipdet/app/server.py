@@ -109,9 +109,9 @@ def _middleware() -> list[Any]:
 
 
 def _write_samples(exhibits: Mapping[str, Exhibit], folder: Path) -> list[Path]:
-    size = next(iter(exhibits.values())).size
+    canvas = next(iter(exhibits.values())).detector.config.canvas
     files = []
-    for index, picture in enumerate(samples(size), start=1):
+    for index, picture in enumerate(samples(canvas), start=1):
         files.append(folder / f"sample-{index}.png")
         picture.save(files[-1])
     return files

@@ -1,4 +1,4 @@
-"""What one visitor sees: one square of one picture, several detectors, and their attacks."""
+"""What one visitor sees: one part of one picture, several detectors, and their attacks."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 from PIL import Image
 
 from lipdet.app.exhibits import Attacked, Exhibit, Shown, look
-from lipdet.app.pictures import read_picture, square_of
+from lipdet.app.pictures import read_picture, region_of
 from lipdet.attack import AttackSettings
 from lipdet.attack.settings import DEFAULT_OBJECTIVE, AttackName, single_attacks
 from lipdet.errors import InputError
@@ -24,6 +24,7 @@ from lipdet.reading.marks import (
     magnified,
     to_picture,
 )
+from lipdet.types import Framing
 from lipdet.versions import versions
 
 MOST_STEPS = 100
@@ -38,14 +39,12 @@ class Session(NamedTuple):
     Attributes:
         picture: name of the file.
         size: width and height of the picture.
-        region: the square that networks see.
         views: one for each detector.
         attacked: by name of the detector.
     """
 
     picture: str
     size: tuple[int, int]
-    region: Region
     views: tuple[Shown, ...]
     attacked: Mapping[str, Attacked]
 
@@ -61,7 +60,7 @@ def open_session(
 
     Args:
         path: the picture file.
-        names: which detectors; the first looks for the number.
+        names: which detectors; of each framing the first looks for the number.
         search: whether to look for a number and take the square around it.
         exhibits: all detectors.
 
@@ -74,9 +73,14 @@ def open_session(
         raise InputError("Choose at least one detector.")
     picture = read_picture(path)
     chosen = [exhibits[name] for name in names]
-    region = square_of(chosen[0], picture, search)
-    views = tuple(look(exhibit, picture, region) for exhibit in chosen)
-    return Session(path.name, picture.size, region, views, {})
+    # Detectors of one framing look at the same part, so that they can be compared.
+    regions: dict[Framing, Region] = {}
+    for exhibit in chosen:
+        framing = exhibit.detector.framing
+        if framing not in regions:
+            regions[framing] = region_of(exhibit, picture, search)
+    views = tuple(look(exhibit, picture, regions[exhibit.detector.framing]) for exhibit in chosen)
+    return Session(path.name, picture.size, views, {})
 
 
 def attack_settings(epsilon: float, objective: str, steps: float) -> tuple[AttackSettings, ...]:
@@ -113,10 +117,10 @@ def panels(session: Session, epsilon: float) -> list[tuple[Shown, list[Panel]]]:
 
 
 class Panel(NamedTuple):
-    """A square picture with what it shows in words.
+    """A picture with what it shows in words.
 
     Attributes:
-        picture: SIDE × SIDE.
+        picture: SIDE wide.
         caption: one line.
         alternative: for those who cannot see it.
     """
@@ -127,7 +131,7 @@ class Panel(NamedTuple):
 
 
 def clean_panel(shown: Shown, epsilon: float) -> Panel:
-    """Return the square as it is, with boxes, radii, and where boxes can be at ε."""
+    """Return what the network sees as it is, with boxes, radii, and where boxes can be at ε."""
     found = shown.at(epsilon)
     caption = f"clean: {read_out(found)}"
     count = f"{count_certified(found)} of {len(found)} certified at ε = {epsilon:g}."
@@ -138,7 +142,7 @@ def clean_panel(shown: Shown, epsilon: float) -> Panel:
 
 
 def attacked_panel(shown: Shown, attacked: Attacked) -> Panel:
-    """Return the attacked square with its boxes; about this square nothing is proven."""
+    """Return what is left after an attack, with boxes; about that nothing is proven."""
     caption = f"attacked, ε = {attacked.epsilon:g}: {read_out(attacked.found)}"
     marks = certificate_marks(attacked.found)
     return _panel(to_picture(attacked.image), marks, caption, f"{shown.name}, {caption}")
@@ -174,7 +178,6 @@ def as_dict(session: Session, epsilon: float) -> dict[str, Any]:
         "picture": session.picture,
         "width": session.size[0],
         "height": session.size[1],
-        "square": list(session.region),
         "epsilon": epsilon,
         "versions": versions(),
         "detectors": [_detector(one, attacked.get(one.name), epsilon) for one in session.views],
@@ -184,7 +187,8 @@ def as_dict(session: Session, epsilon: float) -> dict[str, Any]:
 def _detector(shown: Shown, attacked: Attacked | None, epsilon: float) -> dict[str, Any]:
     entry: dict[str, Any] = {
         "weights": shown.name,
-        "image_size": len(shown.view.pixels),
+        "canvas": list(shown.view.canvas),
+        "region": list(shown.view.region),
         "largest_constant": shown.largest_constant,
         "uncertified_because": shown.reason or None,
         "clean": as_rows(shown.at(epsilon), radius="radius", region="reach"),

@@ -28,11 +28,11 @@ from lipdet.attack.loop import Objective, OnStep
 from lipdet.attack.objectives import GONE, ON_PREDICTIONS, PredictionObjective, Predictions
 from lipdet.attack.settings import AttackSettings
 from lipdet.boxes import AP_SELECTION, Selection
-from lipdet.config import IMAGE_SIZE
+from lipdet.config import DIGIT_CROP
 from lipdet.detector.forward import frozen
 from lipdet.detector.matching import pad_targets
 from lipdet.errors import InputError
-from lipdet.types import Detections, Target
+from lipdet.types import Canvas, Detections, Framing, Target
 
 # Words in the names of torchvision's losses; `multibox` is the sum of all.
 LOSSES = {
@@ -53,22 +53,23 @@ class ForeignDetector:
     Attributes:
         name: as the user gave it.
         module: in eval mode.
-        image_size: side of its square pictures in pixels.
+        framing: how pictures get onto its canvas.
         class_names: in the order of its labels; None if it does not say.
     """
 
     name: str
     module: nn.Module
-    image_size: int
+    framing: Framing
     class_names: tuple[str, ...] | None
     at_once = 1
 
     @classmethod
     def of(cls, name: str, module: nn.Module) -> ForeignDetector:
         """Take a module with what it says about itself."""
-        size = int(getattr(module, "image_size", IMAGE_SIZE))
+        size = getattr(module, "image_size", DIGIT_CROP)
+        canvas = Canvas(size, size) if isinstance(size, int) else Canvas(*size)
         names = getattr(module, "class_names", None)
-        return cls(name, module, size, None if names is None else tuple(names))
+        return cls(name, module, Framing(canvas), None if names is None else tuple(names))
 
     @property
     def detector(self) -> ForeignDetector:
@@ -82,7 +83,7 @@ class ForeignDetector:
         return torch.device("cpu") if parameter is None else parameter.device
 
     def detect(self, images: Tensor, selection: Selection) -> list[Detections]:
-        """Detections on images (B, 3, S, S) in [0, 1], best first, on the CPU.
+        """Detections on images (B, 3, H, W) in [0, 1], best first, on the CPU.
 
         For AP all that the module returns counts; of that, other selections take a part.
 

@@ -17,7 +17,7 @@ from torchvision.ops import nms
 
 from lipdet.boxes.coding import BoxCoding
 from lipdet.boxes.scores import Scores
-from lipdet.types import Detections, RawOutput
+from lipdet.types import Canvas, Detections, RawOutput
 
 # Of the reference experiment.
 NMS_IOU = 0.3
@@ -30,20 +30,20 @@ class Decoder(NamedTuple):
         default_boxes: (A, 4) cx, cy, w, h in pixels, in the order of the raw output.
         coding: how offsets relate to default boxes.
         scores: how logits become scores.
-        image_size: side of the square input in pixels; boxes are clipped to it.
+        canvas: the input's height and width in pixels; boxes are clipped to it.
         nms_iou: a kept box suppresses lower ones of its class that overlap it by more.
     """
 
     default_boxes: Tensor
     coding: BoxCoding
     scores: Scores
-    image_size: int
+    canvas: Canvas
     nms_iou: float = NMS_IOU
 
     def boxes(self, offsets: Tensor) -> Tensor:
         """Offsets (..., A, 4) to boxes (..., A, 4), xyxy pixels inside the image, in float32."""
         decoded = self.coding.decode(offsets.float(), self.default_boxes.float())
-        return decoded.clamp(0, self.image_size)
+        return decoded.clamp(min=0).minimum(decoded.new_tensor(self.canvas.limits))
 
 
 @dataclass(frozen=True)

@@ -41,9 +41,9 @@ def clean_matches(candidates: Candidates, truths: GroundTruth, iou: float) -> Cl
 
 def _clean_iou(candidates: Candidates, truths: GroundTruth, truth: Tensor, own: Tensor) -> Tensor:
     """Return the IoU of pairs (P,) of an object and a candidate without perturbation."""
-    boxes = take(
-        candidates.clean_boxes.clamp(0, candidates.size), take(candidates.boxes.place, own)
-    )
+    limits = candidates.clean_boxes.new_tensor(candidates.canvas.limits)
+    clipped = candidates.clean_boxes.clamp(min=0).minimum(limits)
+    boxes = take(clipped, take(candidates.boxes.place, own))
     return iou_of_corners(boxes, take(truths.box, truth))
 
 

@@ -27,7 +27,7 @@ from lipdet.certificate.conditions.ground_truth import NO_MATCH, GroundTruth, in
 from lipdet.certificate.geometry.box_range import BoxRange, corner_range
 from lipdet.certificate.ragged import flatnonzero
 from lipdet.certificate.verifier import Verifier
-from lipdet.types import Detections, RawOutput
+from lipdet.types import Canvas, Detections, RawOutput
 
 TOLERANCE = 1e-3
 # Of a share: it is computed in float32 from boxes whose decode is rounded.
@@ -269,7 +269,7 @@ def remaining_regions(
     Returns:
         (G, 4) float64 xyxy pixels.
     """
-    size = verifier.decoder.image_size
+    canvas = verifier.decoder.canvas
     hulls = []
     for image, label, box, radius in zip(
         truths.image.tolist(), truths.label.tolist(), truths.box, radii, strict=True
@@ -280,7 +280,7 @@ def remaining_regions(
         boxes, balls = candidates.boxes.at(mine), candidates.balls.at(mine)
         stay = matches_up_to(boxes, box.expand(len(mine), 4), balls) >= iou
         matched = flatnonzero(stay)
-        low, high = corner_range(boxes.at(matched), size)
+        low, high = corner_range(boxes.at(matched), canvas)
         near = torch.cat([low[:, :2], box[None, :2]]).amin(dim=0)
         far = torch.cat([high[:, 2:], box[None, 2:]]).amax(dim=0)
         hulls.append(torch.cat([near, far]))
@@ -320,7 +320,7 @@ def shown_alone(
         others = others[candidates.high[others] >= candidates.low[own].min()]
         others = others[~torch.isin(others, matched)]
         shares = largest_covered_share(
-            candidates.boxes.at(others), candidates.boxes.at(matched), candidates.size
+            candidates.boxes.at(others), candidates.boxes.at(matched), candidates.canvas
         )
         others = others[~(shares <= most_covered - SHARE_SLACK).all(dim=1)]
         beaten = _classes_can_outscore(verifier, candidates, others, own, float(epsilon[image]))
@@ -328,19 +328,19 @@ def shown_alone(
     return passed
 
 
-def largest_covered_share(a: BoxRange, b: BoxRange, size: int) -> Tensor:
+def largest_covered_share(a: BoxRange, b: BoxRange, canvas: Canvas) -> Tensor:
     """Return the largest share of one box that another can cover, of all pairs (theory §11.2).
 
     Args:
         a: (N, 4), clipped to the image.
         b: (M, 4), clipped to the image.
-        size: side of the image.
+        canvas: the image.
 
     Returns:
         (N, M) float64, the larger of the shares of both.
     """
-    one = [end[:, None] for end in corner_range(a, size)]
-    other = [end[None] for end in corner_range(b, size)]
+    one = [end[:, None] for end in corner_range(a, canvas)]
+    other = [end[None] for end in corner_range(b, canvas)]
     return torch.maximum(_covered(one, other), _covered(other, one))
 
 

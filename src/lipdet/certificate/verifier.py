@@ -33,7 +33,7 @@ from lipdet.certificate.constants.outputs import OutputBounds, bounds_of_outputs
 from lipdet.certificate.constants.rounding import MEASURED, rounding_of
 from lipdet.detector.ssd import SSD
 from lipdet.errors import UnknownLipschitz
-from lipdet.types import RawOutput
+from lipdet.types import Canvas, RawOutput
 
 # Products with a factor in between lose no more digits in float32 than the certificate allows for.
 _LEAST, _MOST = 1e-10, 1e10
@@ -58,7 +58,8 @@ def check_parts(decoder: Decoder, selection: Selection) -> None:
     for name in ("center_variance", "size_variance"):
         _check(_is_factor(getattr(coding, name)), name, getattr(coding, name))
     _check(0 <= decoder.nms_iou <= 1, "nms_iou", decoder.nms_iou)
-    _check(0 < decoder.image_size <= _MOST, "image_size", decoder.image_size)
+    _check_class(decoder.canvas, "canvas", Canvas)
+    _check(all(0 < side <= _MOST for side in decoder.canvas), "canvas", decoder.canvas)
     _check(0 < selection.score_floor < 1, "score_floor", selection.score_floor)
     _check(0 <= selection.top_k <= _MOST_TOP_K, "top_k", selection.top_k)
     _check(isinstance(selection.top_k, int), "top_k", selection.top_k)
@@ -102,7 +103,7 @@ def _is_factor(value: float) -> bool:
     return isinstance(value, int | float) and _LEAST <= value <= _MOST
 
 
-def _check(holds: bool, name: str, value: float) -> None:
+def _check(holds: bool, name: str, value: object) -> None:
     # What is not a number fails every comparison.
     if not holds or value != value:
         raise UnknownLipschitz(f"Nothing can be certified with {name} = {value}.")
@@ -231,8 +232,7 @@ def verifier_of(detector: SSD, selection: Selection, images: Tensor | None = Non
         raise UnknownLipschitz('Nothing can be certified with another "decoder" than that of SSD.')
     check_parts(detector.decoder, selection)
     if images is None:
-        size = detector.config.image_size
-        images = _examples(size)
+        images = _examples(detector.config.canvas)
     propagation = propagate_detector(detector)
     bounds = bounds_of_outputs(detector, propagation)
     one_vs_all = isinstance(detector.scores, SigmoidScores)
@@ -258,8 +258,8 @@ def verifier_of(detector: SSD, selection: Selection, images: Tensor | None = Non
     )
 
 
-def _examples(size: int) -> Tensor:
+def _examples(canvas: Canvas) -> Tensor:
     """Make images of areas of a few colours, since rounding grows with what is in an image."""
     generator = torch.Generator().manual_seed(0)
     cells = torch.rand((EXAMPLES, 3, 6, 6), generator=generator)
-    return functional.interpolate(cells, (size, size))
+    return functional.interpolate(cells, tuple(canvas))

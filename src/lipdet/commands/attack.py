@@ -84,9 +84,9 @@ def run(
     check_no_input((out / f"{stem}.png" for stem in stems), images)
     loaded = load_any(detector)
     photographs = [load_rgb(path) for path in images]
-    regions = [full_region(photograph.width, photograph.height) for photograph in photographs]
-    size = loaded.image_size
-    cuts = [cut(one, region, size) for one, region in zip(photographs, regions, strict=True)]
+    canvas = loaded.framing.canvas
+    regions = [full_region(*photograph.size, canvas) for photograph in photographs]
+    cuts = [cut(one, region, canvas) for one, region in zip(photographs, regions, strict=True)]
     clean = torch.from_numpy(np.stack(cuts)).permute(0, 3, 1, 2).float() / 255
     singles = single_attacks(attack, settings)
     before, after, names = _attack(loaded, clean, singles)
@@ -99,7 +99,7 @@ def run(
         images_of = (before.images[index], after.images[index])
         _panel(*images_of, found, names).save(out / f"{stem}.png")
         clean_there, attacked_there = (
-            as_rows(named(in_picture(one, region, size, photograph.size), names)) for one in both
+            as_rows(named(in_picture(one, region, canvas, photograph.size), names)) for one in both
         )
         entries.append(
             {

@@ -81,13 +81,12 @@ def run(
     settings = AttackSettings(0.0, objective, attack, steps=steps, restarts=restarts, seed=seed)
     loaded = load_detector(detector)
     other = load_detector(transfer).detector if transfer else None
-    size = loaded.detector.config.image_size
-    if other is not None and other.config.image_size != size:
+    if other is not None and other.framing != loaded.framing:
         raise InputError(
-            f"{transfer} takes pictures of {other.config.image_size} pixels and {detector} of "
-            f"{size}; an attack can only be transferred at one size."
+            f"{transfer} takes {other.framing} and {detector} {loaded.framing}; an attack can only "
+            "be transferred at one size."
         )
-    pack = open_data(data, "test", size, seed).head(limit)
+    pack = open_data(data, "test", loaded.framing, seed).head(limit)
     report = judge(measure_attack(loaded.detector, pack, settings, other))
     if plot is not None:
         plot_checks(report, plot)

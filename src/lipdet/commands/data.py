@@ -7,23 +7,30 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+from rich.console import Console
+
 from lipdet.commands.options import (
     COMMON,
     SPEC_HELP,
     Parser,
     Verb,
-    check_image_size,
     check_positive,
+    check_writable,
     verb_parser,
 )
-from lipdet.config import IMAGE_SIZE
+from lipdet.config import DIGIT_CROP
+from lipdet.detector.fitting import LEAST_COVERED, described, fit_default_boxes, warning_of
 from lipdet.errors import InputError
 from lipdet.images.download import OFFICIAL, download_svhn
-from lipdet.images.pack import open_pack
+from lipdet.images.pack import Pack, open_pack
 from lipdet.images.prepare import Crop, pack_rendered, pack_source
 from lipdet.images.render import STREAMS
-from lipdet.images.spec import SOURCES, default_crop, open_data, read_source
+from lipdet.images.spec import SOURCES, Purpose, default_crop, open_data, read_source
+from lipdet.report.default_boxes import coverage_table, plot_default_boxes
 from lipdet.results import DataSummary
+from lipdet.types import Canvas, Framing
+
+WHOLE_HELP = "of svhn:, whole pictures instead of crops"
 
 
 def parser() -> Parser:
@@ -43,7 +50,7 @@ def add_actions(data: Parser) -> None:
     actions.add_subcommand("render", action, help="render house numbers into a pack")
 
     action = verb_parser(
-        "Cut annotated pictures into squares and pack them.",
+        "Cut annotated pictures and pack what was cut.",
         "lipdet data prepare svhn:SVHN/train --crop jitter --crops 8 --out packs/train",
     )
     action.add_argument("spec", help=f"one of {SOURCES}")
@@ -58,9 +65,19 @@ def add_actions(data: Parser) -> None:
     action.add_function_arguments(download, skip={"splits"})
     actions.add_subcommand("download", action, help="fetch the official SVHN archives")
 
+    action = verb_parser(
+        "Fit default boxes to the objects of a data set, and show what they cover.",
+        "lipdet data boxes voc:CELLS/train.txt --image_size 240x320 --plot boxes.png",
+    )
+    action.add_argument("spec", help=SPEC_HELP)
+    action.add_argument("--whole", action="store_true", help=WHOLE_HELP)
+    action.add_function_arguments(boxes, skip={"spec", "whole"})
+    actions.add_subcommand("boxes", action, help="fit default boxes to a data set")
+
     action = verb_parser("Say what a data set holds.", "lipdet data info rendered:100")
     action.add_argument("spec", help=SPEC_HELP)
-    action.add_function_arguments(info, skip={"spec"})
+    action.add_argument("--whole", action="store_true", help=WHOLE_HELP)
+    action.add_function_arguments(info, skip={"spec", "whole"})
     actions.add_subcommand("info", action, help="say what a data set holds")
 
 
@@ -71,6 +88,7 @@ def run(action: str, **options: Any) -> None:
         "render": render,
         "prepare": prepare,
         "download": download,
+        "boxes": boxes,
         "info": info,
     }
     actions[action](**chosen)
@@ -81,7 +99,7 @@ def render(
     count: int = 10_000,
     stream: str = "train",
     seed: int = 0,
-    image_size: int = IMAGE_SIZE,
+    image_size: Canvas = DIGIT_CROP,
 ) -> None:
     """Render house numbers into a pack.
 
@@ -90,10 +108,9 @@ def render(
         count: number of pictures.
         stream: train or test; the two never share a picture.
         seed: of everything that is drawn.
-        image_size: side of the pictures in pixels.
+        image_size: HEIGHTxWIDTH of the pictures in pixels, or one side.
     """
     check_positive("--count", count)
-    check_image_size(image_size)
     if stream not in STREAMS:
         raise InputError(f"--stream {stream!r} is unknown; choose one of: {', '.join(STREAMS)}.")
     _print_pack(pack_rendered(out, stream, count, image_size, seed).describe(), out)
@@ -105,9 +122,9 @@ def prepare(
     crop: Crop | None = None,
     crops: int = 1,
     seed: int = 0,
-    image_size: int = IMAGE_SIZE,
+    image_size: Canvas = DIGIT_CROP,
 ) -> None:
-    """Cut annotated pictures into squares and pack them.
+    """Cut annotated pictures and pack what was cut.
 
     Args:
         spec: annotated pictures, as FORMAT:PATH.
@@ -115,14 +132,13 @@ def prepare(
         crop: reference (the published experiment's, for evaluation), jitter (for training) or
             full (whole pictures, letter-boxed); by default reference for svhn: and full for the
             other formats.
-        crops: squares per picture.
+        crops: of each picture.
         seed: of the random choices.
-        image_size: side of the squares in pixels.
+        image_size: HEIGHTxWIDTH of what is cut in pixels, or one side.
     """
     check_positive("--crops", crops)
-    check_image_size(image_size)
     source = read_source(spec)
-    chosen = crop or default_crop(spec.partition(":")[0], "test")[0]
+    chosen = crop or default_crop(spec.partition(":")[0], "test", whole=False)[0]
     pack = pack_source(source, out, chosen, image_size, seed, crops)
     _print_pack(pack.describe(), out)
     for entry in pack.meta["skipped"]:
@@ -141,22 +157,57 @@ def download(splits: Sequence[str], out: Path, base_url: str = OFFICIAL) -> None
         print(f"{download_svhn(split, out, base_url)} is complete; use it as svhn:{out / split}")
 
 
-def info(spec: str, image_size: int = IMAGE_SIZE) -> None:
+def boxes(
+    spec: str,
+    image_size: Canvas = DIGIT_CROP,
+    whole: bool = False,
+    seed: int = 0,
+    plot: Path | None = None,
+) -> None:
+    """Fit default boxes, as a training from random weights does.
+
+    Args:
+        spec: any SPEC, as it would be trained on.
+        image_size: HEIGHTxWIDTH of the network's input in pixels, or one side.
+        whole: of svhn:, whole pictures instead of crops.
+        seed: of crops, rendered pictures and the clustering.
+        plot: file for a figure of objects and default boxes; its ending chooses the format.
+    """
+    check_writable(plot)
+    pack = _opened(spec, "train", image_size, whole, seed)
+    if not len(pack.labels):
+        raise InputError(f"{pack.name} has no objects, so no default box fits.")
+    fit = fit_default_boxes(pack.boxes[:], pack.labels[:], len(pack.class_names), seed)
+    print(described(fit))
+    Console().print(coverage_table(pack, fit))
+    if fit.share < LEAST_COVERED:
+        print(warning_of(fit, pack.class_names))
+    if plot is not None:
+        plot_default_boxes(pack, fit, plot)
+
+
+def info(spec: str, image_size: Canvas = DIGIT_CROP, whole: bool = False) -> None:
     """Say what a data set holds.
 
     Args:
         spec: any SPEC, as it would be evaluated.
-        image_size: side of the pictures in pixels.
+        image_size: HEIGHTxWIDTH of the pictures in pixels, or one side.
+        whole: of svhn:, whole pictures instead of crops.
     """
-    check_image_size(image_size)
-    folder = Path(spec)
-    pack = open_pack(folder) if folder.is_dir() else open_data(spec, "test", image_size)
+    pack = _opened(spec, "test", image_size, whole)
     counts = {
         name: int((pack.labels == label).sum()) for label, name in enumerate(pack.class_names)
     }
     print(
         json.dumps({**pack.describe(), "folder": str(pack.folder), "per_class": counts}, indent=1)
     )
+
+
+def _opened(spec: str, purpose: Purpose, canvas: Canvas, whole: bool, seed: int = 0) -> Pack:
+    """Open data; a pack has a size of its own."""
+    folder = Path(spec)
+    framing = Framing(canvas, whole)
+    return open_pack(folder) if folder.is_dir() else open_data(spec, purpose, framing, seed)
 
 
 def _print_pack(description: DataSummary, out: Path) -> None:

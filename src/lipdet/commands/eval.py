@@ -111,7 +111,7 @@ def run(
         network = certifiable(loaded)
         if float64:
             network.double()
-    pack = distributed.made_once(lambda: open_data(data, "test", loaded.image_size, seed))
+    pack = distributed.made_once(lambda: open_data(data, "test", loaded.framing, seed))
     if limit is not None:
         pack = pack.head(limit)
     result = evaluate_together(loaded, pack, seed, campaign, epsilons if certify else (), state)

@@ -13,6 +13,7 @@ from lipdet.commands.options import DETECTOR_HELP, Parser, Verb, check_writable,
 from lipdet.errors import InputError
 from lipdet.export.torch_file import export_torch
 from lipdet.images.spec import Purpose, open_data
+from lipdet.types import Framing
 
 # On which the exported network must equal the detector.
 VERIFIED = "rendered:100"
@@ -64,21 +65,20 @@ def run(
     if format == "onnx" and out.suffix == ".pt2":
         raise InputError(f"{out}: write .pt2 files with --format torch-export.")
     loaded = load_detector(detector)
-    size = loaded.detector.config.image_size
-    images = _pictures(VERIFIED, "test", size)
+    images = _pictures(VERIFIED, "test", loaded.framing)
     if format == "torch-export":
         metadata = export_torch(loaded, out, images)
     else:
-        calibration = _pictures(int8, "train", size) if int8 else None
+        calibration = _pictures(int8, "train", loaded.framing) if int8 else None
         if calibration is not None and len(calibration) < FEWEST:
             raise InputError(f"--int8 {int8}: {len(calibration)} pictures; give {FEWEST} or more.")
         metadata = _onnx_exporter()(loaded, out, images, detections, calibration)
     _print(out, metadata)
 
 
-def _pictures(spec: str, purpose: Purpose, size: int) -> Tensor:
+def _pictures(spec: str, purpose: Purpose, framing: Framing) -> Tensor:
     """At most `CALIBRATED` pictures of a SPEC, (B, 3, S, S) in [0, 1]."""
-    pack = open_data(spec, purpose, size).head(CALIBRATED)
+    pack = open_data(spec, purpose, framing).head(CALIBRATED)
     return pack.pixels(range(len(pack)))
 
 

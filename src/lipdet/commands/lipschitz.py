@@ -24,6 +24,7 @@ from lipdet.errors import InputError
 from lipdet.images.spec import open_data
 from lipdet.report.audit import audit_json, audit_module, audit_sentence, audit_table
 from lipdet.report.lipschitz import bounds_table, plot_profile, profile_json, profile_table
+from lipdet.types import Canvas
 
 # Power iteration takes one pass per layer and iteration for each picture.
 MOST_OBSERVED = 16
@@ -50,7 +51,7 @@ def parser() -> Parser:
 def run(
     detector: str | None = None,
     audit: str | None = None,
-    image_size: int | None = None,
+    image_size: Canvas | None = None,
     data: str = "rendered:4",
     plot: Path | None = None,
     json: Path | None = None,  # the option is called --json
@@ -60,7 +61,8 @@ def run(
     Args:
         detector: DETECTOR.
         audit: MODULE.
-        image_size: side of the pictures that a MODULE of yours takes; 74 if it does not say.
+        image_size: HEIGHTxWIDTH of the pictures that a MODULE of yours takes, or one side;
+            74 if it does not say.
         data: SPEC of a few pictures at which the constants are also observed, from below.
         plot: file for the figure; its ending chooses the format.
         json: file for the result; `-` prints it instead of the tables.
@@ -78,7 +80,7 @@ def run(
         raise InputError("Give a DETECTOR, or --audit MODULE.")
     loaded = load_detector(detector)
     model = loaded.detector
-    pack = open_data(data, "test", model.config.image_size).head(MOST_OBSERVED)
+    pack = open_data(data, "test", loaded.framing).head(MOST_OBSERVED)
     images = pack.pixels(range(len(pack)))
     propagation = propagate_detector(model)
     rows = detector_profile(propagation, images)
@@ -95,13 +97,15 @@ def run(
     console.print(bounds_table(bounds))
 
 
-def _audit(spec: str, image_size: int | None, file: Path | None) -> None:
+def _audit(spec: str, image_size: Canvas | None, file: Path | None) -> None:
     loaded = load_any(spec)
-    if isinstance(loaded, LoadedDetector) and image_size not in (None, loaded.image_size):
-        raise InputError(f"{spec} takes pictures of {loaded.image_size} pixels, not {image_size}.")
-    size = image_size or loaded.image_size
-    found = audit_module(loaded.module, size)
-    text = as_json(audit_json(spec, size, found))
+    if isinstance(loaded, LoadedDetector) and image_size not in (None, loaded.framing.canvas):
+        raise InputError(
+            f"{spec} takes pictures of {loaded.framing.canvas} pixels, not {image_size}."
+        )
+    canvas = image_size or loaded.framing.canvas
+    found = audit_module(loaded.module, canvas)
+    text = as_json(audit_json(spec, canvas, found))
     if file == Path("-"):
         print(text)
         return

@@ -9,12 +9,13 @@ from pathlib import Path
 from typing import NamedTuple, NoReturn
 
 from jsonargparse import ArgumentParser
-from jsonargparse.typing import PositiveInt
+from jsonargparse.typing import PositiveInt, register_type
 
 from lipdet import distributed
 from lipdet.errors import InputError
 from lipdet.images.crop import Region
 from lipdet.images.spec import FORMS
+from lipdet.types import Canvas
 from lipdet.user_module import names_module
 
 PROGRAM = "lipdet"
@@ -126,10 +127,19 @@ def check_folder(out: Path) -> None:
         raise InputError(f"{out} is a file; --out needs a folder.")
 
 
-def check_image_size(pixels: int) -> None:
-    """Refuse a side that no picture has."""
-    if not 0 < pixels <= LARGEST_IMAGE:
-        raise InputError(f"--image_size must lie between 1 and {LARGEST_IMAGE}, not {pixels}.")
+def parse_canvas(text: object) -> Canvas:
+    """Return the size that `--image_size` names: `240x320`, height first, or one side."""
+    sides = text if isinstance(text, Canvas) else str(text).lower().split("x")
+    try:
+        canvas = Canvas(*(int(side) for side in (sides if len(sides) == 2 else [*sides, *sides])))
+    except (TypeError, ValueError):
+        raise ValueError(f"give HEIGHTxWIDTH in pixels, or one side, not {text!r}") from None
+    if not 0 < min(canvas) <= max(canvas) <= LARGEST_IMAGE:
+        raise ValueError(f"sides must lie between 1 and {LARGEST_IMAGE}, not {text}")
+    return canvas
+
+
+register_type(Canvas, str, parse_canvas)
 
 
 def check_positive(option: str, value: int) -> None:

@@ -109,7 +109,7 @@ def run(
             f"{foreign[0].name} is no lipdet.detector.SSD and has a page of its own: give it "
             "alone, without --results and --figures."
         )
-    pack = open_data(data, "test", given[0].image_size, seed)
+    pack = open_data(data, "test", given[0].framing, seed)
     if limit is not None:
         pack = pack.head(limit)
     if foreign:

@@ -14,6 +14,7 @@ from lipdet.detector import build_detector
 from lipdet.errors import InputError
 from lipdet.job import JOB, Job, load_job
 from lipdet.train import train
+from lipdet.types import Canvas
 
 
 def parser(preset_name: str = "naive") -> Parser:
@@ -34,9 +35,17 @@ def parser(preset_name: str = "naive") -> Parser:
         help="relative share of each SPEC in an epoch (default: by their number of pictures)",
     )
     parser.add_argument(
+        "--validation",
+        nargs="+",
+        default=[],
+        metavar="SPEC",
+        help="data to choose the best weights by (default: a part of --data is held out)",
+    )
+    parser.add_argument(
         "--image_size",
-        type=int,
-        help="side of the network's input in pixels (default: the preset's)",
+        type=Canvas,
+        metavar="HEIGHTxWIDTH",
+        help="the network's input in pixels, or one side of a square (default: the preset's)",
     )
     parser.add_argument(
         "--offset_unit",
@@ -59,9 +68,10 @@ def run(
     preset: str,
     data: Sequence[str],
     weights: Sequence[float],
+    validation: Sequence[str],
     out: Path,
     resume: bool,
-    image_size: int | None = None,
+    image_size: Canvas | None = None,
     offset_unit: float | None = None,
     **settings: Any,
 ) -> None:
@@ -73,12 +83,13 @@ def run(
         )
     detector = PRESETS[preset].detector
     if image_size is not None:
-        detector = replace(detector, image_size=image_size)
+        detector = replace(detector, canvas=image_size)
     if offset_unit is not None:
         detector = replace(detector, offset_unit=offset_unit)
     # Refused before any data are prepared.
     build_detector(detector)
-    job = Job(preset, detector, TrainConfig(**settings), tuple(data), tuple(weights))
+    specs = tuple(data), tuple(weights), tuple(validation)
+    job = Job(preset, detector, TrainConfig(**settings), *specs)
     if distributed.rank() == 0 and resume and (out / JOB).exists():
         job = _resumed(job, load_job(out), out)
     best = train(distributed.of_first(job), out, resume)
@@ -87,10 +98,20 @@ def run(
 
 def _resumed(asked: Job, stored: Job, out: Path) -> Job:
     """Return the stored job, unless other options than its own were given."""
-    asked = asked.with_classes(stored.detector.class_names)
+    found = {
+        name: getattr(stored.detector, name) for name in ("class_names", "whole", "stride", "sides")
+    }
+    decided = {
+        name: getattr(stored.train, name) for name in ("epochs", "validate_every", "augment")
+    }
+    given = {
+        name: one if getattr(asked.train, name) in (0, None) else getattr(asked.train, name)
+        for name, one in decided.items()
+    }
     naive = PRESETS["naive"]
-    nothing_asked = Job("naive", naive.detector, naive.train, ("rendered",), ())
-    if asked not in (stored, nothing_asked.with_classes(stored.detector.class_names)):
+    nothing_asked = Job("naive", naive.detector, naive.train, ("rendered",))
+    asked_for = replace(asked.with_detector(**found), train=replace(asked.train, **given))
+    if asked_for != stored and asked != nothing_asked:
         raise InputError(
             f"{out} was started with other options; leave them out (its {JOB} holds them), or "
             "choose another --out."

@@ -10,24 +10,30 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from lipdet.types import Canvas
+
 
 @dataclass(frozen=True)
 class DefaultBoxLevel:
-    """The default boxes of one square feature map.
+    """The default boxes of one feature map.
 
     Attributes:
-        cells: side of the feature map.
-        sides: width and height of each box, as fractions of the image.
-        stride: pixels from one centre to the next, for a map that covers more than the image and
-            is centred on it; None for a map that covers exactly the image.
+        rows: of cells.
+        columns: of cells.
+        sides: width and height of each box, as fractions of the image's.
+        stride: pixels from one centre to the next, for a map that covers more than the image; None
+            for a map that covers exactly the image.
+        shift: pixels (right, down) from the image's centre to that of the map.
     """
 
-    cells: int
+    rows: int
+    columns: int
     sides: tuple[tuple[float, float], ...]
     stride: int | None = None
+    shift: tuple[float, float] = (0.0, 0.0)
 
 
-def default_boxes(levels: Sequence[DefaultBoxLevel], image_size: int) -> Tensor:
+def default_boxes(levels: Sequence[DefaultBoxLevel], canvas: Canvas) -> Tensor:
     """Return all default boxes, level by level, row by row, cell by cell, ratio by ratio.
 
     Centres lie at cell centres.
@@ -36,18 +42,23 @@ def default_boxes(levels: Sequence[DefaultBoxLevel], image_size: int) -> Tensor:
         (A, 4) float32 cx, cy, w, h in pixels.
     """
     boxes = [
-        (_centre(level, column, image_size), _centre(level, row, image_size), width, height)
+        (
+            _centre(column, level.columns, level.stride, canvas.width, level.shift[0]),
+            _centre(row, level.rows, level.stride, canvas.height, level.shift[1]),
+            *sides,
+        )
         for level in levels
-        for row, column in itertools.product(range(level.cells), repeat=2)
-        for width, height in level.sides
+        for row, column in itertools.product(range(level.rows), range(level.columns))
+        for sides in level.sides
     ]
-    return torch.tensor(boxes, dtype=torch.float32) * image_size
+    width, height = canvas.width, canvas.height
+    return torch.tensor(boxes, dtype=torch.float32) * torch.tensor([width, height, width, height])
 
 
-def _centre(level: DefaultBoxLevel, cell: int, image_size: int) -> float:
-    """Return a cell's centre as a fraction of the image; 0.5 for the middle of the map."""
-    step = 1 / level.cells if level.stride is None else level.stride / image_size
-    return 0.5 + (cell + 0.5 - level.cells / 2) * step
+def _centre(cell: int, cells: int, stride: int | None, pixels: int, shift: float) -> float:
+    """Return a cell's centre as a fraction of the image."""
+    step = 1 / cells if stride is None else stride / pixels
+    return 0.5 + shift / pixels + (cell + 0.5 - cells / 2) * step
 
 
 def sides(scale: float, ratios: Sequence[float]) -> tuple[tuple[float, float], ...]:

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from lipdet.boxes import Decoder, Selection, select_detections
 from lipdet.layers.base import drop_caches
-from lipdet.types import Detections, RawOutput
+from lipdet.types import Detections, Framing, RawOutput
 
 # Images that pass at a time.
 BATCH_SIZE = 64
@@ -21,11 +21,15 @@ class Network(Protocol):
     """All that detections need: `SSD` has it, and so has an exported model."""
 
     @property
+    def framing(self) -> Framing:
+        """How pictures get onto its canvas."""
+
+    @property
     def decoder(self) -> Decoder:
         """What turns the raw output into boxes; on the network's device."""
 
     def __call__(self, images: Tensor, /) -> RawOutput:
-        """Images (B, 3, S, S) in [0, 1] to raw output."""
+        """Images (B, 3, H, W) in [0, 1] to raw output."""
 
 
 def raw_output(network: Network, images: Tensor) -> RawOutput:
@@ -35,7 +39,7 @@ def raw_output(network: Network, images: Tensor) -> RawOutput:
 
     Args:
         network: its modes are as before afterwards.
-        images: (B, 3, S, S) in [0, 1].
+        images: (B, 3, H, W) in [0, 1].
     """
     if isinstance(network, nn.Module):
         drop_caches(network)
@@ -43,7 +47,7 @@ def raw_output(network: Network, images: Tensor) -> RawOutput:
 
 
 def detect_images(network: Network, images: Tensor, selection: Selection) -> list[Detections]:
-    """Return detections, on the CPU, on images (B, 3, S, S) in [0, 1]."""
+    """Return detections, on the CPU, on images (B, 3, H, W) in [0, 1]."""
     return select_detections(_forward(network, images), decoder_on_cpu(network), selection)
 
 

@@ -27,14 +27,14 @@ from lipdet.detector.tinier_ssd import (
     LEVELS,
     OFFSET_UNIT,
     RATIOS,
-    check_image_size,
+    check_canvas,
 )
 from lipdet.layers import DisjointMaxPool2d, L2NormConv2d, SLLBlock, SpectralConv2d
 
 # Blocks before each pooling to the maps of 37 (no head), 18, 9, 4 and 2 cells.
 BLOCKS = (1, 4, 3, 2, 2)
 # The sides that halving, rounded down, turns into those maps.
-IMAGE_SIZES = range(72, 76)
+SIDES = range(72, 76)
 EDGES: dict[str, Callable[..., nn.Module]] = {
     "sll-spectral": SpectralConv2d,
     "sll-conv": nn.Conv2d,
@@ -48,7 +48,7 @@ def sll_ssd(config: DetectorConfig) -> SSD:
     Raises:
         InputError: its stages do not accept the image size.
     """
-    check_image_size(config, IMAGE_SIZES)
+    check_canvas(config, SIDES)
     edge = EDGES[config.architecture]
     logits = len(config.class_names) + 1
     heads = [
@@ -63,7 +63,7 @@ def sll_ssd(config: DetectorConfig) -> SSD:
         config,
         backbone=SLLBackbone(edge(3, config.width, 3, padding=1), config.width),
         heads=heads,
-        default_boxes=default_boxes(LEVELS, config.image_size),
+        default_boxes=default_boxes(LEVELS, config.canvas),
         coding=BoxCoding.of_unit(config.offset_unit or OFFSET_UNIT),
         scores=SoftmaxScores(),
     )

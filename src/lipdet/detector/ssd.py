@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from lipdet.boxes import NMS_IOU, BoxCoding, Decoder, Scores
 from lipdet.config import DetectorConfig
-from lipdet.types import RawOutput
+from lipdet.types import Framing, RawOutput
 
 
 class Normalize(nn.Module):
@@ -77,10 +77,16 @@ class SSD(nn.Module):
         self.register_buffer("default_boxes", default_boxes, persistent=False)
 
     @property
+    def framing(self) -> Framing:
+        """How pictures get onto its canvas."""
+        return self.config.framing
+
+    @property
     def decoder(self) -> Decoder:
         """What turns this detector's raw output into boxes, on its device."""
-        size = self.config.image_size
-        return Decoder(self.default_boxes, self.coding, self.scores, size, self.nms_iou)
+        return Decoder(
+            self.default_boxes, self.coding, self.scores, self.config.canvas, self.nms_iou
+        )
 
     def forward(self, images: Tensor) -> RawOutput:
         """Images (B, 3, H, W) in [0, 1] to logits (B, A, K) and offsets (B, A, 4)."""

@@ -19,14 +19,14 @@ from lipdet.errors import InputError
 
 RATIOS = (0.85, 0.6, 0.4, 0.25)
 LEVELS = (
-    DefaultBoxLevel(18, sides(0.15, RATIOS)),
-    DefaultBoxLevel(9, sides(0.35, RATIOS)),
-    DefaultBoxLevel(4, sides(0.55, RATIOS)),
-    DefaultBoxLevel(2, sides(0.725, RATIOS)),
+    DefaultBoxLevel(18, 18, sides(0.15, RATIOS)),
+    DefaultBoxLevel(9, 9, sides(0.35, RATIOS)),
+    DefaultBoxLevel(4, 4, sides(0.55, RATIOS)),
+    DefaultBoxLevel(2, 2, sides(0.725, RATIOS)),
 )
 TAP_CHANNELS = (32, 32, 32, 16)
 # The sides that pooling turns into maps of the cells above.
-IMAGE_SIZES = range(74, 78)
+SIDES = range(74, 78)
 BACKGROUND_LOGIT = 5.0
 # As in SSD.
 OFFSET_UNIT = 0.1
@@ -38,7 +38,7 @@ def tinier_ssd(config: DetectorConfig) -> SSD:
     Raises:
         InputError: its stages do not accept the image size.
     """
-    check_image_size(config, IMAGE_SIZES)
+    check_canvas(config, SIDES)
     logits = len(config.class_names) + 1
     heads = [
         Head(
@@ -52,7 +52,7 @@ def tinier_ssd(config: DetectorConfig) -> SSD:
         config,
         backbone=TinierBackbone(),
         heads=heads,
-        default_boxes=default_boxes(LEVELS, config.image_size),
+        default_boxes=default_boxes(LEVELS, config.canvas),
         coding=BoxCoding.of_unit(config.offset_unit or OFFSET_UNIT),
         scores=SoftmaxScores(),
     )
@@ -60,17 +60,16 @@ def tinier_ssd(config: DetectorConfig) -> SSD:
     return detector
 
 
-def check_image_size(config: DetectorConfig, accepted: range) -> None:
+def check_canvas(config: DetectorConfig, accepted: range) -> None:
     """Refuse images for which the maps would not have the cells of LEVELS.
 
     Raises:
-        InputError: the image size is not one of those accepted.
+        InputError: height or width is not one of those accepted.
     """
-    if config.image_size not in accepted:
+    if not set(config.canvas) <= set(accepted):
         raise InputError(
             f"{config.architecture} takes an image_size of {accepted[0]} to {accepted[-1]}, not "
-            f"{config.image_size}; the presets certified and certified-small take every even one "
-            "from 32."
+            f"{config.canvas}; the presets plain and certified take every size from 32 by 32."
         )
 
 

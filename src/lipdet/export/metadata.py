@@ -22,6 +22,7 @@ from lipdet.checkpoint import LoadedDetector
 from lipdet.config import as_plain
 from lipdet.detector import SSD
 from lipdet.errors import UnknownLipschitz
+from lipdet.types import Canvas
 from lipdet.versions import versions
 
 KEY = "lipdet"
@@ -36,14 +37,13 @@ def describe(loaded: LoadedDetector, selection: Selection | None) -> dict[str, A
         selection: of the detections inside the model, if it has any.
     """
     detector = loaded.detector
-    size = detector.config.image_size
     return {
         "weights": loaded.name,
         "detector": as_plain(detector.config),
         "figures": loaded.info.get("figures", {}),
         "input": {
             "name": "images",
-            "shape": ["batch", 3, size, size],
+            "shape": ["batch", 3, *detector.config.canvas],
             "channels": "RGB",
             "range": [0, 1],
         },
@@ -72,7 +72,7 @@ def read_decoder(metadata: dict[str, Any]) -> Decoder:
         torch.from_numpy(numbers.astype(np.float32)),
         BoxCoding(float(stored["center_variance"]), float(stored["size_variance"])),
         scores,
-        int(stored["image_size"]),
+        Canvas(*stored["canvas"]),
         float(stored["nms_iou"]),
     )
 
@@ -82,7 +82,7 @@ def _decoder_as_dict(decoder: Decoder) -> dict[str, Any]:
     scores = decoder.scores
     margin = scores.class_margin if isinstance(scores, SigmoidScores) else math.inf
     return {
-        "image_size": decoder.image_size,
+        "canvas": list(decoder.canvas),
         "anchors": len(numbers),
         "default_boxes": base64.b64encode(numbers.tobytes()).decode(),
         "default_boxes_form": "cx, cy, w, h in pixels; float32, little-endian, base64",

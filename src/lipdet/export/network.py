@@ -30,7 +30,7 @@ class Outputs(nn.Module):
         """Images to logits, offsets, boxes and log-odds.
 
         Args:
-            images: (B, 3, S, S) in [0, 1].
+            images: (B, 3, H, W) in [0, 1].
 
         Returns:
             logits (B, A, K) and offsets (B, A, 4); then, if scored, boxes (B, A, 4) xyxy pixels
@@ -57,7 +57,6 @@ def traced(detector: SSD, scored: bool = False) -> ExportedProgram:
         scored: whether boxes and log-odds follow the raw outputs.
     """
     network = Outputs(detector, scored).cpu().float().eval().requires_grad_(False)
-    size = detector.config.image_size
     # A batch of one would be taken for a constant.
-    example = torch.zeros(2, 3, size, size)
+    example = torch.zeros(2, 3, *detector.config.canvas)
     return torch.export.export(network, (example,), dynamic_shapes=({0: Dim("batch")},))

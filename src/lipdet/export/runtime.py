@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from lipdet.boxes import Decoder
+from lipdet.config import detector_config
 from lipdet.errors import InputError
 from lipdet.export.metadata import KEY, read_decoder
 from lipdet.export.network import RAW
@@ -22,6 +23,7 @@ class OnnxNetwork:
 
     Attributes:
         decoder: what turns the raw output into boxes.
+        framing: how pictures get onto its canvas.
         metadata: what the model says about itself.
     """
 
@@ -49,9 +51,10 @@ class OnnxNetwork:
         stored = self._session.get_modelmeta().custom_metadata_map
         self.metadata: dict[str, Any] = json.loads(stored[KEY])
         self.decoder: Decoder = read_decoder(self.metadata)
+        self.framing = detector_config(self.metadata["detector"]).framing
 
     def __call__(self, images: Tensor) -> RawOutput:
-        """Images (B, 3, S, S) in [0, 1] to logits (B, A, K) and offsets (B, A, 4)."""
+        """Images (B, 3, H, W) in [0, 1] to logits (B, A, K) and offsets (B, A, 4)."""
         logits, offsets = self.run(images, RAW)
         return RawOutput(logits, offsets)
 

@@ -34,6 +34,12 @@ class Part:
     pack: Pack
     indices: NDArray[np.int64]
 
+    def objects(self) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
+        """Return boxes (N, 4) and labels (N,) of all objects in these pictures."""
+        counts = np.diff(self.pack.starts)
+        own = np.repeat(np.isin(np.arange(len(self.pack)), self.indices), counts)
+        return self.pack.boxes[own], self.pack.labels[own]
+
 
 def split(pack: Pack, share: float, limit: int, seed: int) -> tuple[Part, Part]:
     """Training and validation part of a pack, cut by photograph.

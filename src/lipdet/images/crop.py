@@ -1,4 +1,4 @@
-"""From a photograph to the square that the network sees.
+"""From a photograph to the rectangle that the network sees.
 
 Three ways, all seeded:
 - `reference_region`: the crop of the reference experiment (ADI's SVHN_74), for evaluation;
@@ -17,6 +17,7 @@ from PIL import Image
 
 from lipdet.images.resize import resized
 from lipdet.images.source import clip_boxes
+from lipdet.types import Canvas
 
 EXPANSION = 0.3
 JITTER_ENLARGEMENT = 1.4
@@ -88,15 +89,24 @@ def jittered_region(boxes: NDArray[np.float32], rng: np.random.Generator) -> Reg
     return Region(region_left, region_top, region_left + width, region_top + height)
 
 
-def full_region(width: int, height: int) -> Region:
-    """Return the square around the whole picture, the picture in its centre."""
-    side = max(width, height)
-    left, top = (width - side) / 2, (height - side) / 2
-    return Region(left, top, left + side, top + side)
+def full_region(width: int, height: int, canvas: Canvas) -> Region:
+    """Return the rectangle of a canvas's shape around the whole picture, which is in its centre."""
+    return around(Region(0, 0, width, height), canvas)
 
 
-def cut(image: Image.Image, region: Region, size: int) -> NDArray[np.uint8]:
-    """Return the region, resized to (size, size, 3); what lies beyond the border repeats its edge.
+def around(region: Region, canvas: Canvas) -> Region:
+    """Return the smallest rectangle of a canvas's shape around a region, which is in its centre."""
+    width, height = region.right - region.left, region.bottom - region.top
+    if width * canvas.height >= height * canvas.width:
+        across, down = float(width), width * canvas.height / canvas.width
+    else:
+        across, down = height * canvas.width / canvas.height, float(height)
+    left, top = region.left + (width - across) / 2, region.top + (height - down) / 2
+    return Region(left, top, left + across, top + down)
+
+
+def cut(image: Image.Image, region: Region, canvas: Canvas) -> NDArray[np.uint8]:
+    """Return the region at the size of a canvas (H, W, 3); beyond the border its edge is repeated.
 
     The region must share at least one pixel with the picture.
     """
@@ -107,31 +117,34 @@ def cut(image: Image.Image, region: Region, size: int) -> NDArray[np.uint8]:
     pixels = np.pad(np.asarray(image.crop(inside)), margins, mode="edge")
     box = (region.left - left, region.top - top, region.right - left, region.bottom - top)
     picture = Image.fromarray(pixels)
-    return np.asarray(resized(picture, (size, size), Image.Resampling.BILINEAR, box))
+    size = canvas.width, canvas.height
+    return np.asarray(resized(picture, size, Image.Resampling.BILINEAR, box))
 
 
 def into_region(
-    boxes: NDArray[np.float32], region: Region, size: int
+    boxes: NDArray[np.float32], region: Region, canvas: Canvas
 ) -> tuple[NDArray[np.float32], NDArray[np.bool_]]:
     """Boxes (N, 4) in pixels of the cut picture, clipped to it; and which have area left (N,)."""
     origin = np.array([region.left, region.top] * 2, np.float32)
-    return clip_boxes((boxes - origin) * _scale(region, size), size, size)
+    return clip_boxes((boxes - origin) * _scale(region, canvas), canvas.width, canvas.height)
 
 
-def picture_part(region: Region, width: int, height: int, size: int) -> NDArray[np.float32]:
+def picture_part(region: Region, width: int, height: int, canvas: Canvas) -> NDArray[np.float32]:
     """The part of the cut picture that shows the picture, and not its repeated edge, (4,) xyxy."""
-    parts, _ = into_region(np.array([[0, 0, width, height]], np.float32), region, size)
+    parts, _ = into_region(np.array([[0, 0, width, height]], np.float32), region, canvas)
     part: NDArray[np.float32] = parts[0]
     return part
 
 
-def out_of_region(boxes: NDArray[np.float32], region: Region, size: int) -> NDArray[np.float32]:
+def out_of_region(
+    boxes: NDArray[np.float32], region: Region, canvas: Canvas
+) -> NDArray[np.float32]:
     """Return boxes (N, 4) in pixels of a cut picture as boxes in the photograph; the way back."""
     origin = np.array([region.left, region.top] * 2, np.float32)
-    return boxes / _scale(region, size) + origin
+    return boxes / _scale(region, canvas) + origin
 
 
-def _scale(region: Region, size: int) -> NDArray[np.float32]:
-    return np.array(
-        [size / (region.right - region.left), size / (region.bottom - region.top)] * 2, np.float32
-    )
+def _scale(region: Region, canvas: Canvas) -> NDArray[np.float32]:
+    across = canvas.width / (region.right - region.left)
+    down = canvas.height / (region.bottom - region.top)
+    return np.array([across, down] * 2, np.float32)

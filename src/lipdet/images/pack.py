@@ -1,7 +1,7 @@
 """The packed format: pictures of one size with their boxes, in a folder of memory-mapped arrays.
 
 A pack is a folder with
-    images.npy    (N, S, S, 3) uint8
+    images.npy    (N, H, W, 3) uint8
     boxes.npy     (M, 4) float32 xyxy pixels, those of all pictures one after the other
     labels.npy    (M,) int64
     starts.npy    (N + 1,) int64: picture i owns boxes starts[i] to starts[i + 1]
@@ -30,7 +30,7 @@ from torch import Tensor
 from lipdet.errors import InputError
 from lipdet.images.source import Skipped
 from lipdet.results import DataSummary
-from lipdet.types import Target
+from lipdet.types import Canvas, Target
 
 ARRAYS = ("images", "boxes", "labels", "starts", "pictures")
 
@@ -39,7 +39,7 @@ class PackedPicture(NamedTuple):
     """One picture on its way into a pack.
 
     Attributes:
-        image: (S, S, 3) uint8.
+        image: (H, W, 3) uint8.
         boxes: (n, 4) float32 xyxy pixels of `image`.
         labels: (n,) int64.
         picture: number of the photograph it was cut from.
@@ -80,6 +80,16 @@ class Pack:
     def hash(self) -> str:
         """SHA-256 of all arrays."""
         return str(self.meta["hash"])
+
+    @property
+    def canvas(self) -> Canvas:
+        """Height and width of the pictures in pixels."""
+        return Canvas(*self.images.shape[1:3])
+
+    @property
+    def whole(self) -> bool:
+        """Whether the pictures are whole ones, letter-boxed, and not crops around objects."""
+        return self.meta.get("crop") == "full"
 
     def target(self, index: int) -> Target:
         """Return the objects of one picture."""
@@ -124,7 +134,7 @@ def write_pack(
     folder: Path,
     pictures: Iterable[PackedPicture],
     count: int,
-    size: int,
+    canvas: Canvas,
     class_names: tuple[str, ...],
     provenance: dict[str, Any],
     skipped: Iterable[Skipped] = (),
@@ -135,7 +145,7 @@ def write_pack(
         folder: where; must not exist yet.
         pictures: exactly `count` pictures, taken one by one.
         count: how many there will be.
-        size: side of the pictures in pixels.
+        canvas: height and width of the pictures in pixels.
         class_names: names in the order of the labels.
         provenance: `name` and whatever else says how the pictures were made.
         skipped: what could not be used; may still be growing while `pictures` is consumed.
@@ -150,7 +160,7 @@ def write_pack(
     folder.parent.mkdir(parents=True, exist_ok=True)
     unfinished = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", dir=folder.parent))
     try:
-        _fill(unfinished, pictures, count, size)
+        _fill(unfinished, pictures, count, canvas)
         arrays = {name: _array(unfinished, name) for name in ARRAYS}
         meta = {
             **provenance,
@@ -175,9 +185,9 @@ def _move(unfinished: Path, folder: Path) -> None:
             raise
 
 
-def _fill(folder: Path, pictures: Iterable[PackedPicture], count: int, size: int) -> None:
+def _fill(folder: Path, pictures: Iterable[PackedPicture], count: int, canvas: Canvas) -> None:
     images = np.lib.format.open_memmap(
-        folder / "images.npy", mode="w+", dtype=np.uint8, shape=(count, size, size, 3)
+        folder / "images.npy", mode="w+", dtype=np.uint8, shape=(count, *canvas, 3)
     )
     boxes: list[NDArray[np.float32]] = []
     labels: list[NDArray[np.int64]] = []

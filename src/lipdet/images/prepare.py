@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Literal
 
 import numpy as np
+from PIL import Image
 
 from lipdet.config import DIGITS
 from lipdet.images.crop import (
@@ -21,22 +22,23 @@ from lipdet.images.pack import Pack, PackedPicture, write_pack
 from lipdet.images.render import rendered
 from lipdet.images.source import AnnotatedPicture, Skipped, Source, load_rgb, picture_size
 from lipdet.progress import track
+from lipdet.types import Canvas
 
 Crop = Literal["reference", "jitter", "full"]
 
 
 def pack_source(
-    source: Source, folder: Path, crop: Crop, size: int, seed: int, crops: int = 1
+    source: Source, folder: Path, crop: Crop, canvas: Canvas, seed: int, crops: int = 1
 ) -> Pack:
-    """Cut every picture of a source into squares and pack them.
+    """Cut every picture of a source and pack what was cut.
 
     Args:
         source: annotated pictures.
         folder: the pack to write.
         crop: how to cut; see `lipdet.images.crop`.
-        size: side of the squares in pixels.
+        canvas: height and width of what is cut in pixels.
         seed: the random choices of picture i depend on it, on i and on nothing else.
-        crops: squares per picture; more than one is useful with `jitter` only.
+        crops: of each picture; more than one is useful with `jitter` only.
 
     Raises:
         InputError: the folder exists, a picture cannot be read, or none is usable.
@@ -45,16 +47,16 @@ def pack_source(
     chosen: list[tuple[int, list[Region]]] = []
     for index, picture in enumerate(track(source.pictures, f"Measuring {source.name}")):
         rng = np.random.default_rng([seed, index])
-        regions = _regions(picture, crop, crops, rng)
+        regions = _regions(picture, crop, crops, canvas, rng)
         if regions:
             chosen.append((index, regions))
         else:
             skipped.append(Skipped(picture.path.name, "no square around its objects fits"))
     return write_pack(
         folder,
-        _cut_all(source, chosen, size),
+        _cut_all(source, chosen, canvas),
         count=sum(len(regions) for _, regions in chosen),
-        size=size,
+        canvas=canvas,
         class_names=source.class_names,
         provenance={
             "name": f"{source.name}, {crop} crops",
@@ -67,42 +69,53 @@ def pack_source(
 
 
 def _regions(
-    picture: AnnotatedPicture, crop: Crop, crops: int, rng: np.random.Generator
+    picture: AnnotatedPicture, crop: Crop, crops: int, canvas: Canvas, rng: np.random.Generator
 ) -> list[Region]:
     width, height = picture_size(picture.path)
     draw: dict[Crop, Callable[[], Region | None]] = {
         "reference": lambda: reference_region(picture.boxes, width, height, rng),
         "jitter": lambda: jittered_region(picture.boxes, rng) if len(picture.boxes) else None,
-        "full": lambda: full_region(width, height),
+        "full": lambda: full_region(width, height, canvas),
     }
     drawn = [draw[crop]() for _ in range(crops)]
     return [region for region in drawn if region is not None]
 
 
 def _cut_all(
-    source: Source, chosen: list[tuple[int, list[Region]]], size: int
+    source: Source, chosen: list[tuple[int, list[Region]]], canvas: Canvas
 ) -> Iterator[PackedPicture]:
     for index, regions in track(chosen, f"Packing {source.name}"):
         picture = source.pictures[index]
         image = load_rgb(picture.path)
         for region in regions:
-            boxes, has_area = into_region(picture.boxes, region, size)
+            boxes, has_area = into_region(picture.boxes, region, canvas)
             yield PackedPicture(
-                cut(image, region, size), boxes[has_area], picture.labels[has_area], index
+                cut(image, region, canvas), boxes[has_area], picture.labels[has_area], index
             )
 
 
-def pack_rendered(folder: Path, stream: str, count: int, size: int, seed: int) -> Pack:
-    """Render the first `count` pictures of a stream and pack them."""
+def pack_rendered(folder: Path, stream: str, count: int, canvas: Canvas, seed: int) -> Pack:
+    """Render the first `count` pictures of a stream and pack them.
+
+    They are squares; on another canvas they are letter-boxed.
+    """
     pictures = (
-        PackedPicture(*rendered(stream, index, seed, size), index)
+        _rendered_on(canvas, stream, index, seed)
         for index in track(range(count), f"Rendering {count} house numbers")
     )
     return write_pack(
         folder,
         pictures,
         count=count,
-        size=size,
+        canvas=canvas,
         class_names=DIGITS,
         provenance={"name": f"rendered:{count} ({stream} stream)", "crop": "none", "seed": seed},
     )
+
+
+def _rendered_on(canvas: Canvas, stream: str, index: int, seed: int) -> PackedPicture:
+    side = min(canvas)
+    image, boxes, labels = rendered(stream, index, seed, side)
+    region = full_region(side, side, canvas)
+    placed, _ = into_region(boxes, region, canvas)
+    return PackedPicture(cut(Image.fromarray(image), region, canvas), placed, labels, index)

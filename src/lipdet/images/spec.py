@@ -21,6 +21,7 @@ from lipdet.images.source import Source
 from lipdet.images.svhn import read_svhn
 from lipdet.images.voc import read_voc
 from lipdet.images.yolo import read_yolo
+from lipdet.types import Framing
 
 Purpose = Literal["train", "test"]
 RENDERED_DEFAULT = {"train": 10_000, "test": 1_000}
@@ -36,17 +37,18 @@ SOURCES = "svhn:FOLDER, coco:FILE.json, yolo:FOLDER, voc:FOLDER"
 FORMS = f"rendered, rendered:N, {SOURCES}, or the folder of a pack"
 
 
-def open_data(spec: str, purpose: Purpose, size: int, seed: int = 0) -> Pack:
+def open_data(spec: str, purpose: Purpose, framing: Framing, seed: int = 0) -> Pack:
     """Return the pack that a SPEC means.
 
-    For training, `svhn:` yields eight jittered crops of each picture and `rendered` the train
-    stream; for testing, one reference crop of each and the test stream. The other formats keep
-    whole pictures, letter-boxed. `lipdet data prepare` makes packs with other choices.
+    Of `svhn:` a detector of crops gets, for training, eight jittered crops of each picture and,
+    for testing, one reference crop; a detector of whole pictures gets these, letter-boxed, as all
+    do of the other formats. `rendered` is the train or the test stream. `lipdet data prepare` makes
+    packs with other choices.
 
     Args:
         spec: see the module's first line.
         purpose: train or test.
-        size: side of the network's input in pixels.
+        framing: how pictures get onto the network's canvas.
         seed: of crops and rendered pictures.
 
     Raises:
@@ -55,33 +57,34 @@ def open_data(spec: str, purpose: Purpose, size: int, seed: int = 0) -> Pack:
     if seed < 0:
         raise InputError(f"seed must not be negative, but is {seed}.")
     kind, _, rest = spec.partition(":")
+    canvas = framing.canvas
     if kind == "rendered":
         count = _count(spec, rest, RENDERED_DEFAULT[purpose])
         return _cached(
             f"rendered-{purpose}-{count}",
-            {"count": count, "stream": purpose, "size": size, "seed": seed},
-            lambda folder: pack_rendered(folder, purpose, count, size, seed),
+            {"count": count, "stream": purpose, "canvas": canvas, "seed": seed},
+            lambda folder: pack_rendered(folder, purpose, count, canvas, seed),
         )
     if kind in READERS and rest:
         source = read_source(spec)
-        crop, crops = default_crop(kind, purpose)
+        crop, crops = default_crop(kind, purpose, framing.whole)
         return _cached(
             f"{kind}-{purpose}",
             {
                 "crop": crop,
                 "crops": crops,
-                "size": size,
+                "canvas": canvas,
                 "seed": seed,
                 "source": fingerprint(source),
             },
-            lambda folder: pack_source(source, folder, crop, size, seed, crops),
+            lambda folder: pack_source(source, folder, crop, canvas, seed, crops),
         )
     if spec and Path(spec).is_dir():
         pack = open_pack(Path(spec))
-        if pack.images.shape[1] != size:
+        if pack.canvas != canvas:
             raise InputError(
-                f"{spec} holds pictures of {pack.images.shape[1]} pixels, the detector takes "
-                f"{size}; prepare them with --image_size {size}."
+                f"{spec} holds pictures of {pack.canvas} pixels, the detector takes {canvas}; "
+                f"prepare them with --image_size {canvas}."
             )
         return pack
     raise InputError(f"--data {spec!r} is not understood or does not exist; give {FORMS}.")
@@ -95,9 +98,9 @@ def read_source(spec: str) -> Source:
     raise InputError(f"{spec!r} names no annotated pictures; give one of: {SOURCES}.")
 
 
-def default_crop(kind: str, purpose: Purpose) -> tuple[Crop, int]:
+def default_crop(kind: str, purpose: Purpose, whole: bool) -> tuple[Crop, int]:
     """Return how a kind of source is cut, and how often, when nothing else is asked for."""
-    if kind == "svhn":
+    if kind == "svhn" and not whole:
         return ("jitter", TRAINING_CROPS) if purpose == "train" else ("reference", 1)
     return "full", 1
 

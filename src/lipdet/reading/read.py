@@ -1,7 +1,8 @@
 """What is read in a picture: its views put together, each place once, and what of that remains.
 
 Notable choices:
-- A given crop is one region and one pass; so is a whole picture. A photograph is searched first.
+- A given crop is one region and one pass; so is a whole picture. For a network of crops, a
+  photograph is searched first.
 - A radius is about the region that a detection was found in; the regions stay where they are, and
   what was found in other ones as it was. Where that comes near, nothing is promised.
 """
@@ -21,7 +22,7 @@ from lipdet.certificate.radius import REMAINING_IOU, Remaining
 from lipdet.certificate.verifier import Verifier
 from lipdet.detector.forward import Network
 from lipdet.errors import InputError
-from lipdet.images.crop import Region, out_of_region, picture_part
+from lipdet.images.crop import Region, around, full_region, out_of_region, picture_part
 from lipdet.reading.detections import Detection, as_rows, named
 from lipdet.reading.search import (
     MOST_COVERED,
@@ -59,13 +60,17 @@ class Reading:
 
 
 def regions_of(network: Network, image: Image.Image, crop: Region | None) -> list[Region]:
-    """Return the crop, or where a search finds something to look at.
+    """Return where a network looks in a picture.
+
+    A network of whole pictures looks at all of it, or at the smallest rectangle of its canvas's
+    shape around the crop; one of crops looks at the crop, or where a search finds something.
 
     Raises:
         InputError: the crop has no area or reaches outside the picture.
     """
+    canvas, whole = network.framing
     if crop is None:
-        return searched_regions(network, image)
+        return [full_region(*image.size, canvas)] if whole else searched_regions(network, image)
     text = ",".join(f"{value:g}" for value in crop)
     if crop.left >= crop.right or crop.top >= crop.bottom:
         raise InputError(f"The crop {text} has no area; give LEFT,TOP,RIGHT,BOTTOM.")
@@ -75,7 +80,7 @@ def regions_of(network: Network, image: Image.Image, crop: Region | None) -> lis
         raise InputError(
             f"The crop {text} reaches outside the picture of {image.width}×{image.height} pixels."
         )
-    return [crop]
+    return [around(crop, canvas) if whole else crop]
 
 
 def read(
@@ -87,7 +92,7 @@ def read(
         network: its mode is left as it was.
         class_names: of its labels.
         image: RGB.
-        crop: look only there; without it the picture is searched.
+        crop: look only there.
 
     Raises:
         InputError: the crop has no area or reaches outside the picture.
@@ -150,12 +155,12 @@ def remaining_alone(boxes: Tensor, square: Tensor, remaining: Remaining) -> Rema
 
 def _shown_part(found: Detections, view: View, size: tuple[int, int]) -> Detections:
     """Return boxes in pixels of the network's input, without what lies beyond the picture."""
-    left, top, right, bottom = picture_part(view.region, *size, len(view.pixels)).tolist()
+    left, top, right, bottom = picture_part(view.region, *size, view.canvas).tolist()
     low, high = torch.tensor([left, top] * 2), torch.tensor([right, bottom] * 2)
     boxes = torch.minimum(torch.maximum(found["boxes"], low), high)
     return Detections(boxes=boxes, labels=found["labels"], scores=found["scores"])
 
 
 def _reach_in_picture(reach: Tensor, view: View, size: tuple[int, int]) -> Tensor:
-    boxes = out_of_region(reach.numpy(), view.region, len(view.pixels))
+    boxes = out_of_region(reach.numpy(), view.region, view.canvas)
     return torch.from_numpy(boxes.clip(0, np.array([*size, *size])))

@@ -23,7 +23,7 @@ from lipdet.detector.forward import Network
 from lipdet.images.crop import Region, full_region, out_of_region
 from lipdet.images.resize import resized
 from lipdet.reading.views import View, look
-from lipdet.types import Detections
+from lipdet.types import Canvas, Detections
 
 # The coarse pass accepts only what is surely a digit; those who look at its squares decide.
 COARSE = Selection(score_floor=0.5, top_k=20)
@@ -41,14 +41,14 @@ def searched_regions(network: Network, image: Image.Image) -> list[Region]:
     shrink = max(1.0, max(image.size) / SEARCHED_SIDE)
     size = (max(1, round(image.width / shrink)), max(1, round(image.height / shrink)))
     small = resized(image, size, Image.Resampling.BICUBIC)
-    views = look(network, (), small, search_squares(*size), COARSE)
+    views = look(network, (), small, search_squares(*size, network.framing.canvas), COARSE)
     boxes = one_per_place(*put_together(views, size))["boxes"] * shrink
     return [_around(group) for group in _numbers(boxes.numpy())]
 
 
-def search_squares(width: int, height: int) -> list[Region]:
+def search_squares(width: int, height: int, canvas: Canvas) -> list[Region]:
     """Overlapping squares of falling size that cover a picture, the whole picture first."""
-    squares = [full_region(width, height)]
+    squares = [full_region(width, height, canvas)]
     side = float(min(width, height))
     while side >= SMALLEST_SQUARE:
         squares += [
@@ -60,16 +60,18 @@ def search_squares(width: int, height: int) -> list[Region]:
     return squares
 
 
-def in_picture(found: Detections, region: Region, side: int, size: tuple[int, int]) -> Detections:
+def in_picture(
+    found: Detections, region: Region, canvas: Canvas, size: tuple[int, int]
+) -> Detections:
     """Return detections in a region with boxes in pixels of the picture, inside it.
 
     Args:
         found: boxes in pixels of the network's input.
         region: the one that they are in.
-        side: of the network's input.
+        canvas: of the network.
         size: width and height of the picture.
     """
-    boxes = out_of_region(found["boxes"].numpy(), region, side)
+    boxes = out_of_region(found["boxes"].numpy(), region, canvas)
     inside = torch.from_numpy(boxes.clip(0, np.array([*size, *size], np.float32)))
     return Detections(boxes=inside, labels=found["labels"], scores=found["scores"])
 
@@ -77,7 +79,7 @@ def in_picture(found: Detections, region: Region, side: int, size: tuple[int, in
 def put_together(views: Sequence[View], size: tuple[int, int]) -> tuple[Detections, Tensor]:
     """Return what all views have of a picture of this size, in its pixels, and the view of each."""
     parts = [
-        in_picture(one_per_place(view.found), view.region, len(view.pixels), size) for view in views
+        in_picture(one_per_place(view.found), view.region, view.canvas, size) for view in views
     ]
     counts = torch.tensor([len(part["labels"]) for part in parts])
     return joined(parts), torch.repeat_interleave(counts)

@@ -32,7 +32,7 @@ from lipdet.detector import SSD
 from lipdet.detector.forward import BATCH_SIZE, Network, decoder_on_cpu, raw_output
 from lipdet.images.crop import Region, cut
 from lipdet.reading.detections import Box, Detection, as_rows, named
-from lipdet.types import Detections, RawOutput
+from lipdet.types import Canvas, Detections, RawOutput
 
 
 @dataclass(frozen=True, eq=False)
@@ -41,7 +41,7 @@ class View:
 
     Attributes:
         region: in pixels of the picture.
-        pixels: (S, S, 3) uint8, what the network sees of it; radii are about these values.
+        pixels: (H, W, 3) uint8, what the network sees of it; radii are about these values.
         raw: the outputs, on the CPU, B = 1.
         found: what NMS leaves of them.
         class_names: names in the order of the labels.
@@ -56,8 +56,13 @@ class View:
     remaining: Remaining | None = None
 
     @property
+    def canvas(self) -> Canvas:
+        """Height and width of the pixels."""
+        return Canvas(*self.pixels.shape[:2])
+
+    @property
     def image(self) -> Tensor:
-        """The pixels as (3, S, S) in [0, 1]."""
+        """The pixels as (3, H, W) in [0, 1]."""
         return torch.tensor(self.pixels).permute(2, 0, 1).float() / 255
 
     @property
@@ -101,7 +106,7 @@ def look(
         regions: of the picture, each with at least one pixel of it.
         selection: which boxes become detections.
     """
-    cuts = [cut(image, region, network.decoder.image_size) for region in regions]
+    cuts = [cut(image, region, network.framing.canvas) for region in regions]
     return look_at_pixels(network, class_names, cuts, regions, selection)
 
 
@@ -112,7 +117,7 @@ def look_at_pixels(
     regions: Sequence[Region],
     selection: Selection = DISPLAY_SELECTION,
 ) -> list[View]:
-    """As `look`, at pixels (S, S, 3) that were cut out already."""
+    """As `look`, at pixels (H, W, 3) that were cut out already."""
     decoder, views = decoder_on_cpu(network), []
     for start in range(0, len(pixels), BATCH_SIZE):
         batch = torch.from_numpy(np.stack(pixels[start : start + BATCH_SIZE]))

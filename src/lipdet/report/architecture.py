@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from lipdet.config import PRESETS, DetectorConfig
 from lipdet.detector import SSD, build_detector
 from lipdet.report.style import COLOURS, INK, Drawing, new_figure, styled
+from lipdet.types import Canvas
 
 # Upper end of the axes; a picture has the side 1.
 _TOP = 1.35
@@ -34,14 +35,14 @@ class Stage:
     """Consecutive layers of the body on maps of one size, up to a map that a head looks at.
 
     Attributes:
-        cells: side of the map.
+        cells: rows and columns of the map.
         channels: at the end of the stage.
         layers: how often each kind of layer runs, in the order of first use.
         parameters: of these layers.
         tapped: whether a head looks at its last map.
     """
 
-    cells: int
+    cells: Canvas
     channels: int
     layers: dict[str, int]
     parameters: int
@@ -53,14 +54,14 @@ class HeadShape:
     """One head.
 
     Attributes:
-        cells: side of its feature map.
+        cells: rows and columns of its feature map.
         channels: of its feature map.
         boxes: default boxes per cell.
         logits: per default box.
         parameters: of the head.
     """
 
-    cells: int
+    cells: Canvas
     channels: int
     boxes: int
     logits: int
@@ -71,7 +72,7 @@ class HeadShape:
 class Architecture:
     """What a detector is made of, from image to outputs."""
 
-    image_size: int
+    canvas: Canvas
     stages: tuple[Stage, ...]
     heads: tuple[HeadShape, ...]
     default_boxes: int
@@ -92,16 +93,16 @@ def describe_architecture(detector: SSD) -> Architecture:
     hooks += [
         head.register_forward_hook(lambda _, x, __: maps.append(x[0])) for head in detector.heads
     ]
-    size, was_training = detector.config.image_size, detector.training
+    canvas, was_training = detector.config.canvas, detector.training
     try:
-        detector.eval()(detector.default_boxes.new_zeros(1, 3, size, size))
+        detector.eval()(detector.default_boxes.new_zeros(1, 3, *canvas))
     finally:
         detector.train(was_training)
         for hook in hooks:
             hook.remove()
     heads = tuple(
         HeadShape(
-            cells=features.shape[-1],
+            cells=_cells(features),
             channels=features.shape[1],
             boxes=_outputs(head, features) // head.logits,
             logits=head.logits,
@@ -111,7 +112,7 @@ def describe_architecture(detector: SSD) -> Architecture:
         if isinstance(head.logits, int)
     )
     return Architecture(
-        size, tuple(_stages(seen, maps)), heads, len(detector.default_boxes), _size(detector)
+        canvas, tuple(_stages(seen, maps)), heads, len(detector.default_boxes), _size(detector)
     )
 
 
@@ -132,13 +133,13 @@ def draw_architecture(name: str, architecture: Architecture, place: int = 1) -> 
     axes.set_axis_off()
     left = 0.0
     _block(axes, left, 1.0, COLOURS[6])
-    _text(axes, left, 1.06, f"{architecture.image_size}²\n3")
+    _text(axes, left, 1.06, f"{_short_size(architecture.canvas)}\n3")
     heads = list(architecture.heads)
     for index, stage in enumerate(stages):
         left = index + 1.0
-        side = (stage.cells / architecture.image_size) ** 0.5
+        side = (stage.cells.height / architecture.canvas.height) ** 0.5
         _block(axes, left, side, COLOURS[0])
-        _text(axes, left, side + 0.06, f"{stage.cells}²\n{stage.channels}")
+        _text(axes, left, side + 0.06, f"{_short_size(stage.cells)}\n{stage.channels}")
         _arrow(axes, (left - 0.62, 0.08), (left - 0.38, 0.08))
         words = "\n".join(_times(count, _short(kind)) for kind, count in stage.layers.items())
         axes.text(left - 0.35, -0.42, words, fontsize=6.5, va="top", linespacing=1.3)
@@ -152,7 +153,7 @@ def draw_architecture(name: str, architecture: Architecture, place: int = 1) -> 
     axes.set(xlim=(-0.5, len(stages) + 0.5), ylim=(bottom, _TOP))
     caption = (
         f"{name}: {architecture.parameters:,} parameters, {architecture.default_boxes:,} default "
-        "boxes. Above each block the side of its maps and their channels; below it the heads and "
+        "boxes. Above each block the size of its maps and their channels; below it the heads and "
         "the layers that run."
     )
     return Drawing(f"architecture-{place}", figure, caption, _described(name, architecture))
@@ -172,16 +173,25 @@ def _stages(seen: list[tuple[nn.Module, Tensor]], maps: list[Tensor]) -> list[St
     for index, (module, features) in enumerate(seen):
         kinds[type(module).__name__] += 1
         parameters += _size(module)
-        cells = features.shape[-1]
+        cells = _cells(features)
         tapped = any(features is tap for tap in maps)
-        if tapped or index + 1 == len(seen) or seen[index + 1][1].shape[-1] != cells:
+        if tapped or index + 1 == len(seen) or _cells(seen[index + 1][1]) != cells:
             stages.append(Stage(cells, features.shape[1], dict(kinds), parameters, tapped))
             kinds, parameters = Counter(), 0
     return stages
 
 
 def _outputs(head: nn.Module, features: Tensor) -> int:
-    return int(head(features).logits.numel() // features.shape[-1] ** 2)
+    return int(head(features).logits.numel() // features.shape[-2:].numel())
+
+
+def _cells(features: Tensor) -> Canvas:
+    return Canvas(*features.shape[-2:])
+
+
+def _short_size(cells: Canvas) -> str:
+    height, width = cells
+    return f"{height}²" if height == width else f"{height}×{width}"
 
 
 def _size(module: nn.Module) -> int:
@@ -206,10 +216,10 @@ def _arrow(axes: Axes, start: tuple[float, float], end: tuple[float, float]) -> 
 
 def _described(name: str, architecture: Architecture) -> str:
     stages = "; ".join(
-        f"{stage.cells}×{stage.cells} maps of {stage.channels} channels"
+        f"{stage.cells.height}×{stage.cells.width} maps of {stage.channels} channels"
         for stage in architecture.stages
     )
-    heads = ", ".join(str(head.cells) for head in architecture.heads)
+    heads = ", ".join(_short_size(head.cells) for head in architecture.heads)
     return f"{name}: {stages}. Heads on the maps of {heads} cells."
 
 

@@ -16,14 +16,15 @@ from lipdet.lipschitz.audit import Audit, Finding, audit
 from lipdet.lipschitz.propagation import propagate
 from lipdet.lipschitz.torchvision_heads import PixelsToHeads, is_torchvision
 from lipdet.report.markup import Cell, Document, Section, constant, number, paragraph, table
+from lipdet.types import Canvas
 from lipdet.versions import versions
 
 COLUMNS = ("layer", "kind", "what enlarges the bound", "factor", "instead")
 NO_BOUND = "no bound"
 
 
-def audit_module(module: nn.Module, image_size: int) -> Audit:
-    """Audit a module for square RGB pictures, from the pixels.
+def audit_module(module: nn.Module, canvas: Canvas) -> Audit:
+    """Audit a module for RGB pictures of one size, from the pixels.
 
     Of torchvision's detectors up to the maps of the heads; of a module with an attribute `network`,
     that part.
@@ -32,7 +33,7 @@ def audit_module(module: nn.Module, image_size: int) -> Audit:
         UnknownLipschitz: it cannot be seen as a graph.
         InputError: it does not accept this size.
     """
-    shape = (3, image_size, image_size)
+    shape = (3, *canvas)
     if isinstance(module, SSD):
         return audit(propagate_detector(module, shape, past_obstacles=True))
     if is_torchvision(module):
@@ -54,7 +55,7 @@ def audit_foreign(detector: ForeignDetector) -> Audit | str:
             "and so was not audited."
         )
     try:
-        return audit_module(module, detector.image_size)
+        return audit_module(module, detector.framing.canvas)
     except UnknownLipschitz as error:
         return str(error)
 
@@ -89,11 +90,11 @@ def audit_table(found: Audit) -> Table:
     return result
 
 
-def audit_json(name: str, image_size: int, found: Audit) -> dict[str, Any]:
+def audit_json(name: str, canvas: Canvas, found: Audit) -> dict[str, Any]:
     """Return what `lipdet lipschitz --audit --json` writes; docs/json.md describes it."""
     return {
         "module": name,
-        "input_shape": [3, image_size, image_size],
+        "input_shape": [3, *canvas],
         "bound": found.bound,
         "shrinking": found.shrinking,
         "findings": [asdict(one) for one in found.findings],

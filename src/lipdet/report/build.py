@@ -67,13 +67,12 @@ def _check(detectors: Sequence[LoadedDetector], known: Sequence[EvaluationResult
             )
         if given.count(name) > 1:
             raise InputError(f"There are several results of {name}; give one file of each.")
-    first = detectors[0].detector.config.image_size
+    first = detectors[0].framing
     for loaded in detectors:
-        size = loaded.detector.config.image_size
-        if size != first:
+        if loaded.framing != first:
             raise InputError(
-                f"{loaded.name} takes pictures of {size} pixels and {names[0]} of {first}; a "
-                "report needs detectors of one size."
+                f"{loaded.name} takes {loaded.framing} and {names[0]} {first}; a report needs "
+                "detectors of one framing."
             )
 
 

@@ -103,12 +103,12 @@ def write_module_page(
     Raises:
         InputError: the place cannot be written.
     """
-    name, size, found = detector.name, detector.image_size, audit_foreign(detector)
+    name, canvas, found = detector.name, detector.framing.canvas, audit_foreign(detector)
     facts = {"weights": name, "speed": None, "file": None}
     document: Document = {
         "results": [result],
         "detectors": [{**facts, "pictures": [one.as_dict() for one in scenes]}],
-        "audit": found if isinstance(found, str) else audit_json(name, size, found),
+        "audit": found if isinstance(found, str) else audit_json(name, canvas, found),
     }
     drawn = (plot_curves([result]), plot_consistency([result]))
     drawings = {drawing.name: drawing for drawing in drawn if drawing}

@@ -22,7 +22,7 @@ from lipdet.attack.attackable import Attackable, attackable
 from lipdet.boxes import DISPLAY_SELECTION
 from lipdet.detector import SSD
 from lipdet.evaluate.attacked import prepare
-from lipdet.images.crop import full_region
+from lipdet.images.crop import Region
 from lipdet.images.pack import Pack
 from lipdet.reading import Detection, certified, known_verifier, named
 from lipdet.reading.detections import as_rows, count_certified, radii_told, read_out
@@ -125,7 +125,7 @@ def certified_detections(
     epsilon: float,
     class_names: Sequence[str],
 ) -> list[tuple[Detection, ...]]:
-    """Return what is shown on pictures (B, S, S, 3), with radii, and reach at ε.
+    """Return what is shown on pictures (B, H, W, 3), with radii, and reach at ε.
 
     Without both where a layer has no Lipschitz bound, or the detector is no `SSD`.
     """
@@ -133,7 +133,8 @@ def certified_detections(
         images = torch.from_numpy(pixels).permute(0, 3, 1, 2).float() / 255
         found = detect(detector, images, DISPLAY_SELECTION)
         return [named(one, class_names) for one in found]
-    whole = full_region(pixels.shape[2], pixels.shape[1])
+    height, width = pixels.shape[1:3]
+    whole = Region(0, 0, width, height)
     views = look_at_pixels(detector, class_names, list(pixels), [whole] * len(pixels))
     verifier = known_verifier(detector)
     if verifier is not None:

@@ -32,7 +32,7 @@ from lipdet.certificate.geometry.box_range import BoxRange, box_range
 from lipdet.certificate.geometry.offset_ball import OffsetBalls
 from lipdet.certificate.ragged import count_reaching, flatnonzero, ranges_of, take
 from lipdet.errors import InputError
-from lipdet.types import RawOutput
+from lipdet.types import Canvas, RawOutput
 
 # Log-odds are computed and compared in float32. One is off by at most K + 8 roundings of 2⁻²⁴ plus
 # two of the largest logit of its anchor.
@@ -70,7 +70,7 @@ class Candidates(NamedTuple):
     Attributes:
         classes: number of classes C.
         nms_iou: above which a kept box suppresses others of its class (η).
-        size: side of the image in pixels, to which boxes are clipped.
+        canvas: the image, to which boxes are clipped.
         group: (N,) image · C + class, ascending.
         anchor: (N,) index of the default box.
         low: (N,) lowest log-odds, float64, −∞ where the default box may not vote for the class.
@@ -83,7 +83,7 @@ class Candidates(NamedTuple):
 
     classes: int
     nms_iou: float
-    size: int
+    canvas: Canvas
     group: Tensor
     anchor: Tensor
     low: Tensor
@@ -177,7 +177,7 @@ def find_candidates(
     return Candidates(
         classes=classes,
         nms_iou=decoder.nms_iou,
-        size=decoder.image_size,
+        canvas=decoder.canvas,
         group=take(image, place) * classes + label,
         anchor=take(anchor, place),
         low=low,

@@ -199,7 +199,7 @@ def other_matches(
     """
     objects = truth[vouching]
     pair, other = expand_ranges(truths.other_starts[objects], truths.other_counts[objects])
-    placed, size = candidates.boxes.at(boxes[pair]), candidates.size
-    reached = other_match_up_to(placed, truths.others[other], own[pair], size, relaxed)
+    placed, canvas = candidates.boxes.at(boxes[pair]), candidates.canvas
+    reached = other_match_up_to(placed, truths.others[other], own[pair], canvas, relaxed)
     none = torch.full((len(truth),), -1.0, dtype=torch.float64)
     return none.scatter_reduce(0, vouching[pair], reached, "amax")

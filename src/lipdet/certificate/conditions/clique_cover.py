@@ -30,6 +30,7 @@ from lipdet.certificate.conditions.candidates import Candidates
 from lipdet.certificate.geometry.box_range import BoxRange
 from lipdet.certificate.geometry.iou_bounds import min_iou_of_pairs
 from lipdet.certificate.ragged import count_reaching, flatnonzero, ranges_of, take
+from lipdet.types import Canvas
 
 # NMS computes IoU in float32: overlap is sure only from this much above its threshold.
 OVERLAP_SLACK = 1e-3
@@ -46,7 +47,7 @@ def surely_overlap(
     images: Sequence[Tensor],
     members: Sequence[Tensor],
     nms_iou: float,
-    size: int,
+    canvas: Canvas,
 ) -> list[NDArray[np.bool_]]:
     """Return which boxes of an image overlap by more than η under every perturbation.
 
@@ -56,7 +57,7 @@ def surely_overlap(
         members: of each image (U, C), 1 for the classes of which a box is a candidate, else 0; only
             boxes with a class in common are compared.
         nms_iou: η.
-        size: of the images.
+        canvas: of the images.
 
     Returns:
         For each image (U, U), symmetric, false on the diagonal and where nothing was compared.
@@ -64,18 +65,18 @@ def surely_overlap(
     if not images:
         return []
     needed = nms_iou + OVERLAP_SLACK
-    boxes = in_float32(boxes, size)
+    boxes = in_float32(boxes, canvas)
     likely = [
-        _may_overlap(boxes.at(index), of_class, steady, needed, size)
+        _may_overlap(boxes.at(index), of_class, steady, needed, canvas)
         for index, of_class, steady in zip(
-            images, members, _steady(boxes, images, needed, size), strict=True
+            images, members, _steady(boxes, images, needed, canvas), strict=True
         )
     ]
     one, other = (
         torch.cat([take(index, pairs[end]) for index, pairs in zip(images, likely, strict=True)])
         for end in (0, 1)
     )
-    sure = min_iou_of_pairs(boxes, one, other, size) > needed
+    sure = min_iou_of_pairs(boxes, one, other, canvas) > needed
     result = []
     parts = torch.split(sure, [len(a) for a, _ in likely])
     for index, (a, b), kept in zip(images, likely, parts, strict=True):
@@ -85,35 +86,35 @@ def surely_overlap(
     return result
 
 
-def in_float32(boxes: BoxRange, size: int) -> BoxRange:
+def in_float32(boxes: BoxRange, canvas: Canvas) -> BoxRange:
     """Widen boxes so much in float32 that rounding cannot make an overlap too large.
 
-    What is computed of a pair are sums and differences of at most five of their coordinates and the
+    What is computed of a pair are sums and differences of at most five of their coordinates and a
     side of the image: off by less than 8 roundings of 2⁻²⁴ of the largest. Centres and sides are
     widened by more than that. Products that follow are off by less than OVERLAP_SLACK / 100.
     """
     largest = torch.maximum(boxes.low.abs(), boxes.high.abs()).amax(dim=1, keepdim=True)
-    slack = (largest + size) * 2.0**-19
+    slack = (largest + max(canvas)) * 2.0**-19
     low, high = boxes.low - slack, boxes.high + slack
     low[:, 2:].clamp_min_(0)
     return BoxRange(*(end.T.float().contiguous().T for end in (low, high)))
 
 
 def _steady(
-    boxes: BoxRange, images: Sequence[Tensor], needed: float, size: int
+    boxes: BoxRange, images: Sequence[Tensor], needed: float, canvas: Canvas
 ) -> Sequence[Tensor]:
     """Find the boxes of each image that would surely overlap a box that can move alike.
 
     At large ε others hardly ever overlap anything for sure, and are most of all boxes.
     """
     every = torch.cat(list(images))
-    alike = min_iou_of_pairs(boxes, every, every, size) > needed
+    alike = min_iou_of_pairs(boxes, every, every, canvas) > needed
     of_images = torch.split(alike, [len(index) for index in images])
     return [flatnonzero(of_image) for of_image in of_images]
 
 
 def _may_overlap(
-    boxes: BoxRange, members: Tensor, steady: Tensor, needed: float, size: int
+    boxes: BoxRange, members: Tensor, steady: Tensor, needed: float, canvas: Canvas
 ) -> tuple[Tensor, Tensor]:
     """Find pairs of an image's boxes (U, 4) that a test in float32 does not rule out, in order.
 
@@ -123,7 +124,7 @@ def _may_overlap(
     rounding or as not steady, adds cliques, which is safe.
     """
     boxes, members = boxes.at(steady), take(members, steady)
-    (_, ends), (starts, _) = placed = _first_and_last(boxes, size)
+    (_, ends), (starts, _) = placed = _first_and_last(boxes, canvas)
     sides = torch.minimum(*(end - start for start, end in placed))
     x, y = (
         torch.minimum(ends[axis, :, None] - starts[axis], ends[axis] - starts[axis, :, None])
@@ -141,15 +142,20 @@ def _may_overlap(
     return take(steady, one), take(steady, other)
 
 
-def _first_and_last(boxes: BoxRange, size: int) -> list[tuple[Tensor, Tensor]]:
+def _first_and_last(boxes: BoxRange, canvas: Canvas) -> list[tuple[Tensor, Tensor]]:
     """Return boxes (U, 4) with their shortest sides, at their first and at their last centres.
 
     Returns:
         Starts and ends of both, (2, U).
     """
     half = boxes.low[:, 2:].T / 2
+    limits = half.new_tensor(canvas.limits[:2])[:, None]
+
+    def clipped(end: Tensor) -> Tensor:
+        return torch.minimum(end.clamp_min(0), limits)
+
     return [
-        ((center - half).clamp(0, size), (center + half).clamp(0, size))
+        (clipped(center - half), clipped(center + half))
         for center in (boxes.low[:, :2].T, boxes.high[:, :2].T)
     ]
 
@@ -338,8 +344,8 @@ def _clique_numbers(candidates: Candidates, limit: int) -> tuple[Tensor, Tensor]
     of_group = torch.zeros(len(boxes), classes)
     of_group[places, group % classes] = 1
     of_images = torch.split(of_group, [len(index) for index in images])
-    nms_iou, size = candidates.nms_iou, candidates.size
-    overlaps = surely_overlap(candidates.boxes.boxes, images, of_images, nms_iou, size)
+    nms_iou, canvas = candidates.nms_iou, candidates.canvas
+    overlaps = surely_overlap(candidates.boxes.boxes, images, of_images, nms_iou, canvas)
     members, masks = [], []
     for rows, start, sure in zip(runs, first, overlaps, strict=True):
         sizes = torch.unique_consecutive(group[rows], return_counts=True)[1].numpy()

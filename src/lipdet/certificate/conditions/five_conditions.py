@@ -19,6 +19,7 @@ from torch import Tensor
 from lipdet.certificate.geometry.box_range import BoxRange
 from lipdet.certificate.geometry.iou_bounds import max_iou_fixed, max_iou_pair, min_iou_fixed
 from lipdet.certificate.geometry.offset_ball import OffsetBalls, min_iou_in_ball
+from lipdet.types import Canvas
 
 MATCH_SLACK = 1e-4
 SUPPRESS_SLACK = 1e-3
@@ -69,12 +70,12 @@ def can_outscore(
     return can if difference is None or reach is None else can & ~(difference + reach < 0)
 
 
-def can_suppress(certifier: BoxRange, rival: BoxRange, nms_iou: float, size: int) -> Tensor:
+def can_suppress(certifier: BoxRange, rival: BoxRange, nms_iou: float, canvas: Canvas) -> Tensor:
     """Return whether two boxes, as clipped, can overlap by more than η (3, second half).
 
     Those that can, and can outscore, must satisfy condition 2 themselves.
     """
-    return ~(max_iou_pair(certifier, rival, size) <= nms_iou - SUPPRESS_SLACK)
+    return ~(max_iou_pair(certifier, rival, canvas) <= nms_iou - SUPPRESS_SLACK)
 
 
 def few_ahead(ahead: Tensor, ahead_in_class: Tensor, top_k: int, per_class: int) -> Tensor:
@@ -102,7 +103,7 @@ def few_kept(kept: Tensor, kept_in_class: Tensor, top_k: int, per_class: int) ->
 
 
 def other_match_up_to(
-    boxes: BoxRange, other: Tensor, own: Tensor, size: int, relaxed: bool
+    boxes: BoxRange, other: Tensor, own: Tensor, canvas: Canvas, relaxed: bool
 ) -> Tensor:
     """Return the IoU threshold above which a box can match no other object than its own (5).
 
@@ -110,12 +111,12 @@ def other_match_up_to(
         boxes: (P, 4) the certifier or one of its suppressors.
         other: (P, 4) xyxy of another object of the class.
         own: (P,) threshold of condition 2 for the box and its own object.
-        size: of the image.
+        canvas: of the image.
         relaxed: whether a box that always overlaps its own object by more is let pass (theory
             §6.5).
 
     Returns:
         (P,) thresholds; −1 where there is no danger at any.
     """
-    reached = max_iou_fixed(boxes, other, size) + MATCH_SLACK
+    reached = max_iou_fixed(boxes, other, canvas) + MATCH_SLACK
     return torch.where(reached < own, -1.0, reached) if relaxed else reached

@@ -14,7 +14,7 @@ from lipdet.certificate.conditions.five_conditions import matches_up_to
 from lipdet.certificate.geometry.iou_bounds import iou_of_corners
 from lipdet.certificate.ragged import expand_ranges, take
 from lipdet.errors import InputError
-from lipdet.types import Target
+from lipdet.types import Canvas, Target
 
 NO_MATCH = -1.0
 
@@ -130,7 +130,7 @@ def sure_matches(
     lowest = torch.full((len(group),), torch.inf, dtype=torch.float64)
     lowest = lowest.scatter_reduce(0, truth, low, "amin")
     counts = torch.maximum(candidates.reaching(group, lowest), members.clamp(max=BLOCK))
-    counts = torch.where(can_be_certified(truths.box, candidates.size), counts, 0)
+    counts = torch.where(can_be_certified(truths.box, candidates.canvas), counts, 0)
     truth, own = expand_ranges(starts, counts)
     found = torch.full((len(own),), NO_MATCH, dtype=torch.float64)
     objects, place = take(truths.box, truth), take(candidates.boxes.place, own)
@@ -160,7 +160,8 @@ def _some_places(candidates: Candidates) -> Iterator[Tensor]:
             yield torch.cat([middle - half, middle + half], dim=1)
 
 
-def can_be_certified(boxes: Tensor, size: int) -> Tensor:
+def can_be_certified(boxes: Tensor, canvas: Canvas) -> Tensor:
     """Return whether objects (G, 4) have an area and lie inside the image."""
     has_area = (boxes[:, 2:] > boxes[:, :2]).all(dim=1)
-    return has_area & (boxes >= 0).all(dim=1) & (boxes <= size).all(dim=1)
+    limits = boxes.new_tensor(canvas.limits)
+    return has_area & (boxes >= 0).all(dim=1) & (boxes <= limits).all(dim=1)

@@ -126,7 +126,7 @@ def spoiling_suppressors(
         row, rival, rival_iou = (take(x, passed) for x in (row, rival, rival_iou))
         mine = take(own, row)
         pair = candidates.boxes.at(mine), candidates.boxes.at(rival)
-        passed = flatnonzero(can_suppress(*pair, candidates.nms_iou, candidates.size))
+        passed = flatnonzero(can_suppress(*pair, candidates.nms_iou, candidates.canvas))
         row, rival, rival_iou, mine = (take(x, passed) for x in (row, rival, rival_iou, mine))
         passed = flatnonzero(_rival_can_outscore(candidates, rival, mine, joint_motion))
         parts.append(tuple(take(x, passed) for x in (row, rival, rival_iou)))

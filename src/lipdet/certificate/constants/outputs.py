@@ -241,15 +241,15 @@ def propagate_detector(
         UnknownLipschitz: a layer has no rule, or the detector or a head computes something else
             than `SSD` and `Head` do.
     """
-    size = detector.config.image_size
-    if input_shape is not None and tuple(input_shape) != (3, size, size):
+    shape = (3, *detector.config.canvas)
+    if input_shape is not None and tuple(input_shape) != shape:
         raise InputError(
-            f"The detector does not accept inputs {tuple(input_shape)}: it takes {(3, size, size)}."
+            f"The detector does not accept inputs {tuple(input_shape)}: it takes {shape}."
         )
     _check_plain(detector, SSD, "the detector")
     for index, head in enumerate(detector.heads):
         _check_plain(head, Head, f"heads.{index}")
-    propagation = bound_graph(FeaturesAndHeads(detector), (3, size, size), past_obstacles)
+    propagation = bound_graph(FeaturesAndHeads(detector), shape, past_obstacles)
     for index, maps in enumerate(propagation.outputs):
         if any(part not in propagation.bounds for part in maps):
             raise UnknownLipschitz(f"What heads.{index} reads does not depend on the image.")
@@ -274,9 +274,8 @@ def _prove(detector: SSD, propagation: Propagation) -> None:
         offsets = [_per_box(maps, 4) for _, (_, _, maps) in pairs]
         return torch.cat(logits, dim=1), torch.cat(offsets, dim=1)
 
-    size = detector.config.image_size
     what = "The detector computes something else than its parts show"
-    prove_same(detector, assembled, example(detector, (3, size, size)), what)
+    prove_same(detector, assembled, example(detector, (3, *detector.config.canvas)), what)
 
 
 def bounds_of_outputs(detector: SSD, propagation: Propagation) -> OutputBounds:

@@ -117,8 +117,7 @@ def proven_rounding(detector: SSD, dtype: torch.dtype) -> float:
         UnknownLipschitz: there is no such bound for one of its layers.
     """
     propagation = propagate_detector(detector)
-    size = detector.config.image_size
-    grey = torch.full((1, 3, size, size), 0.5, dtype=torch.float64)
+    grey = torch.full((1, 3, *detector.config.canvas), 0.5, dtype=torch.float64)
     sizes = _Sizes(propagation, grey).found
     unit = torch.finfo(dtype).eps / 2
     errors: dict[fx.Node, float] = {}

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from lipdet.boxes.coding import BoxCoding
+from lipdet.types import Canvas
 
 # A corner of a box that is decoded in float32 from given offsets lies within these many roundings
 # u = 2⁻²⁴ of the real one: the centre t·v·d + c costs 3u|t·v·d| + u|centre|, half a side
@@ -76,18 +77,20 @@ def _or_anywhere(known: Tensor, low: Tensor, high: Tensor) -> tuple[Tensor, Tens
     return torch.where(known, low, -torch.inf), torch.where(known, high, torch.inf)
 
 
-def corner_range(boxes: BoxRange, size: float | None = None) -> tuple[Tensor, Tensor]:
+def corner_range(boxes: BoxRange, canvas: Canvas | None = None) -> tuple[Tensor, Tensor]:
     """Return the intervals of x1, y1, x2, y2: two tensors (N, 4), smallest and largest.
 
     Args:
         boxes: intervals of centres and sides.
-        size: if given, of the corners after clipping to [0, size].
+        canvas: if given, of the corners after clipping to it.
     """
     low, high = (end.T for end in boxes)
     smallest = torch.cat([low[:2] - high[2:] / 2, low[:2] + low[2:] / 2])
     largest = torch.cat([high[:2] - low[2:] / 2, high[:2] + high[2:] / 2])
-    if size is not None:
-        smallest, largest = smallest.clamp_(0, size), largest.clamp_(0, size)
+    if canvas is not None:
+        limits = smallest.new_tensor(canvas.limits)[:, None]
+        smallest = torch.minimum(smallest.clamp_min_(0), limits)
+        largest = torch.minimum(largest.clamp_min_(0), limits)
     return smallest.T, largest.T
 
 

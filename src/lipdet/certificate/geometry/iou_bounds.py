@@ -20,6 +20,7 @@ from torch import Tensor
 
 from lipdet.certificate.geometry.box_range import BoxRange, corner_range
 from lipdet.certificate.ragged import flatnonzero, take
+from lipdet.types import Canvas
 
 # Lengths below any of interest. Their products of reciprocals may overflow in float32: an IoU of 0.
 _LEAST_OVERLAP = {torch.float64: 1e-100, torch.float32: 1e-18}
@@ -135,19 +136,19 @@ def min_iou_fixed(boxes: BoxRange, fixed: Tensor) -> Tensor:
     return _lowest_iou(*(_unclipped_ratios(boxes, known, axis) for axis in (0, 1)))
 
 
-def min_iou_of_pairs(boxes: BoxRange, a: Tensor, b: Tensor, size: float) -> Tensor:
+def min_iou_of_pairs(boxes: BoxRange, a: Tensor, b: Tensor, canvas: Canvas) -> Tensor:
     """Return the lowest IoU of pairs of uncertain boxes, clipped to an image.
 
     Args:
         boxes: (N, 4), float64 or float32.
         a: (P,) indices of boxes.
         b: (P,) indices of boxes.
-        size: side of the image.
+        canvas: the image.
 
     Returns:
         (P,), as exact as the boxes.
     """
-    reaches = [_reaches_border(boxes, axis, size) for axis in (0, 1)]
+    reaches = [_reaches_border(boxes, axis, canvas.limits[axis]) for axis in (0, 1)]
     x, y = (take(border, a) | take(border, b) for border in reaches)
     kinds = x + 2 * y.byte()
     lowest = boxes.low.new_empty(len(a))
@@ -156,7 +157,7 @@ def min_iou_of_pairs(boxes: BoxRange, a: Tensor, b: Tensor, size: float) -> Tens
         for here in torch.split(flatnonzero(kinds == kind), PAIRS_AT_ONCE):
             one, other = (boxes.at(take(index, here)) for index in (a, b))
             axes = [
-                _clipped_ratios(one, other, axis, size)
+                _clipped_ratios(one, other, axis, canvas.limits[axis])
                 if clipped[axis]
                 else _unclipped_ratios(one, other, axis)
                 for axis in (0, 1)
@@ -165,32 +166,32 @@ def min_iou_of_pairs(boxes: BoxRange, a: Tensor, b: Tensor, size: float) -> Tens
     return lowest
 
 
-def max_iou_fixed(boxes: BoxRange, fixed: Tensor, size: float | None) -> Tensor:
+def max_iou_fixed(boxes: BoxRange, fixed: Tensor, canvas: Canvas | None) -> Tensor:
     """Return an upper bound of the IoU of an uncertain box with a known one.
 
     Args:
         boxes: (P, 4).
         fixed: (P, 4) xyxy pixels.
-        size: side of the image to which the uncertain box is clipped; None if it is not.
+        canvas: the image to which the uncertain box is clipped; None if it is not.
 
     Returns:
         (P,) float64.
     """
-    return _max_iou_of_corners(corner_range(boxes, size), (fixed.double(), fixed.double()))
+    return _max_iou_of_corners(corner_range(boxes, canvas), (fixed.double(), fixed.double()))
 
 
-def max_iou_pair(a: BoxRange, b: BoxRange, size: float | None) -> Tensor:
+def max_iou_pair(a: BoxRange, b: BoxRange, canvas: Canvas | None) -> Tensor:
     """Return an upper bound of the IoU of two uncertain boxes.
 
     Args:
         a: (P, 4).
         b: (P, 4).
-        size: side of the image to which both are clipped; None for boxes that are not.
+        canvas: the image to which both are clipped; None for boxes that are not.
 
     Returns:
         (P,) float64.
     """
-    return _max_iou_of_corners(corner_range(a, size), corner_range(b, size))
+    return _max_iou_of_corners(corner_range(a, canvas), corner_range(b, canvas))
 
 
 def _max_iou_of_corners(a: tuple[Tensor, Tensor], b: tuple[Tensor, Tensor]) -> Tensor:

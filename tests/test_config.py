@@ -9,7 +9,14 @@ from typing import Any
 import pytest
 
 from lipdet.cli import build_parser
-from lipdet.config import PRESETS, DetectorConfig, TrainConfig, as_plain, detector_config
+from lipdet.config import (
+    PRESETS,
+    DetectorConfig,
+    TrainConfig,
+    as_plain,
+    detector_config,
+    train_config,
+)
 from lipdet.errors import InputError
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -48,7 +55,7 @@ def test_offset_units_that_cannot_work(unit: float) -> None:
 def test_settings_survive_json(preset: Any) -> None:
     detector = json.loads(json.dumps(as_plain(preset.detector)))
     assert detector_config(detector) == preset.detector
-    assert TrainConfig(**json.loads(json.dumps(as_plain(preset.train)))) == preset.train
+    assert train_config(json.loads(json.dumps(as_plain(preset.train)))) == preset.train
 
 
 @pytest.mark.parametrize("path", sorted((ROOT / "configs").rglob("*.yaml")), ids=lambda p: p.stem)

@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from lipdet.config import DetectorConfig, TrainConfig, as_plain, detector_config
+from lipdet.config import DetectorConfig, TrainConfig, as_plain, detector_config, train_config
 from lipdet.errors import InputError
 
 JOB = "run.json"
@@ -67,7 +67,7 @@ def load_job(run: Path) -> Job:
         return Job(
             stored["preset"],
             detector_config(stored["detector"]),
-            _train_config(stored["train"]),
+            train_config(stored["train"]),
             tuple(stored["data"]),
             tuple(stored["weights"]),
             tuple(stored["validation"]),
@@ -77,8 +77,3 @@ def load_job(run: Path) -> Job:
             f"{run} holds no run to resume (its {JOB} is missing or damaged); start it without "
             "--resume."
         ) from None
-
-
-def _train_config(plain: dict[str, Any]) -> TrainConfig:
-    changes = plain["augment"]
-    return TrainConfig(**{**plain, "augment": None if changes is None else tuple(changes)})

@@ -97,8 +97,8 @@ def train(job: Job, run: Path, resume: bool = False) -> Path:
     distributed.check_same("The training data", [pack.hash for pack in (*packs, *held_out)])
     job = job.with_detector(class_names=packs[0].class_names, whole=framed_whole(job, packs))
     training, validation = training_data(job.train, job.weights, packs, held_out)
-    job = job.with_detector(**default_boxes_of(job, training.parts))
     job = replace(job, train=decided(job, training))
+    job = job.with_detector(**default_boxes_of(job, training.parts))
     if leads:
         console.log(summary_of(job, training, validation))
     trainer = Trainer(job, run, training, validation)
@@ -159,6 +159,8 @@ def default_boxes_of(job: Job, parts: Sequence[Part]) -> dict[str, Any]:
         start = load_detector(job.train.start_from).detector.config
         if start.sides and start.class_names == job.detector.class_names:
             return {"stride": start.stride, "sides": start.sides}
+    if "scale" in (job.train.augment or ()):
+        boxes = boxes * random_scales(len(boxes), job.train.scales, job.train.seed)
     names = job.detector.class_names
     fit = fit_default_boxes(boxes, labels, len(names), job.train.seed)
     console.log(described(fit))
@@ -195,6 +197,13 @@ def summary_of(job: Job, training: Mixture, validation: Sequence[Part]) -> str:
     if held_out < LEAST_HELD_OUT:
         return text + ", too few to choose a checkpoint by; give more with --validation."
     return text + "."
+
+
+def random_scales(count: int, scales: tuple[float, float], seed: int) -> NDArray[np.float32]:
+    """Return factors (count, 1) as augmentation draws them."""
+    low, high = np.log(scales)
+    drawn = np.random.default_rng(seed).uniform(low, high, (count, 1))
+    return np.exp(drawn).astype(np.float32)
 
 
 def _objects(parts: Sequence[Part]) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
@@ -390,7 +399,7 @@ class Trainer:
         images = batch.images.to(self.device).float() / 255
         generator = torch.Generator().manual_seed(self.config.seed * 1_000_003 + self.state.step)
         changes = self.config.augment or ()
-        images, targets = augment(images, batch.targets, changes, generator)
+        images, targets = augment(images, batch.targets, changes, generator, self.config.scales)
         images = images[self.own_part].contiguous(memory_format=torch.channels_last)
         wanted = targets[self.own_part]
         if self.config.adversarial_epsilon:

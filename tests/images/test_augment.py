@@ -10,13 +10,14 @@ from lipdet.config import Change
 from lipdet.images.augment import augment
 from lipdet.types import Target
 
+SCALES = (0.625, 1.6)
 PHOTOMETRIC = ("light", "inversion", "channels")
 
 
 def run(images: Tensor, seed: int = 0) -> Tensor:
     generator = torch.Generator().manual_seed(seed)
     nothing = Target(boxes=torch.zeros(0, 4), labels=torch.zeros(0, dtype=torch.int64))
-    changed, targets = augment(images, [nothing] * len(images), PHOTOMETRIC, generator)
+    changed, targets = augment(images, [nothing] * len(images), PHOTOMETRIC, generator, SCALES)
     assert len(targets) == len(images)
     return changed
 
@@ -82,7 +83,7 @@ def marked(count: int) -> tuple[Tensor, Target]:
 def test_boxes_go_where_their_objects_go(changes: tuple[Change, ...]) -> None:
     images, target = marked(64)
     generator = torch.Generator().manual_seed(0)
-    changed, targets = augment(images, [target] * 64, changes, generator)
+    changed, targets = augment(images, [target] * 64, changes, generator, SCALES)
     places = set()
     for picture, found in zip(changed, targets, strict=True):
         if not len(found["labels"]):
@@ -100,6 +101,17 @@ def test_boxes_go_where_their_objects_go(changes: tuple[Change, ...]) -> None:
 
 def test_without_changes_nothing_changes() -> None:
     images, target = marked(8)
-    changed, targets = augment(images, [target] * 8, (), torch.Generator().manual_seed(0))
+    changed, targets = augment(images, [target] * 8, (), torch.Generator().manual_seed(0), SCALES)
     assert torch.equal(changed, images)
     assert all(torch.equal(one["boxes"], target["boxes"]) for one in targets)
+
+
+def test_scales_lie_in_their_range() -> None:
+    images, target = marked(200)
+    generator = torch.Generator().manual_seed(0)
+    _, targets = augment(images, [target] * 200, ("scale",), generator, (0.25, 0.5))
+    heights = torch.cat([one["boxes"][:, 3] - one["boxes"][:, 1] for one in targets])
+    # By hand: ten pixels high; a reduced picture lies inside whole.
+    assert len(heights) == 200
+    assert 2.5 <= heights.min() < 2.6
+    assert 4.9 < heights.max() <= 5

@@ -8,6 +8,7 @@ Notable choices:
 
 from __future__ import annotations
 
+import math
 from collections.abc import Collection, Sequence
 
 import torch
@@ -21,8 +22,6 @@ BRIGHTNESS = 0.2
 CONTRAST = (0.6, 1.4)
 INVERTED = 0.3
 PERMUTED = 0.3
-# The largest factor of a side; its inverse is the smallest.
-LARGEST_SCALE = 1.6
 # Objects of which less than this share is left inside are no longer objects.
 LEAST_LEFT = 0.5
 
@@ -32,6 +31,7 @@ def augment(
     targets: Sequence[Target],
     changes: Collection[Change],
     generator: torch.Generator,
+    scales: tuple[float, float],
 ) -> tuple[Tensor, list[Target]]:
     """Change pictures and their objects, each picture independently.
 
@@ -40,12 +40,13 @@ def augment(
         targets: the objects of the B images, in pixels.
         changes: which changes may be made.
         generator: of the random choices, on the CPU.
+        scales: smallest and largest factor of a side for `scale`.
 
     Returns:
         New images of the same shape in [0, 1], and their objects.
     """
     images = _recoloured(images, changes, generator)
-    return _moved(images, targets, changes, generator)
+    return _moved(images, targets, changes, generator, scales)
 
 
 def _recoloured(images: Tensor, changes: Collection[Change], generator: torch.Generator) -> Tensor:
@@ -72,10 +73,12 @@ def _moved(
     targets: Sequence[Target],
     changes: Collection[Change],
     generator: torch.Generator,
+    scales: tuple[float, float],
 ) -> tuple[Tensor, list[Target]]:
     """Enlarge, reduce, place and mirror; beyond the border the edge is repeated."""
     count, (height, width) = len(images), images.shape[-2:]
-    scale = LARGEST_SCALE ** (2 * torch.rand(count, generator=generator) - 1)
+    low, high = (math.log(factor) for factor in scales)
+    scale = torch.exp(low + (high - low) * torch.rand(count, generator=generator))
     place = 2 * torch.rand(count, 2, generator=generator) - 1
     mirror = 1 - 2 * (torch.rand(count, generator=generator) < 0.5).float()
     if "scale" not in changes:

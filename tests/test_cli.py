@@ -202,3 +202,13 @@ def test_lipschitz(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
     for layer in result["layers"]:
         assert 0 < layer["observed"] <= layer["cumulative"]
     assert result["joint"] >= max(result["largest_logit"], result["largest_offset"])
+
+
+def test_default_boxes_are_shown(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    figure = tmp_path / "boxes.png"
+    main(["data", "boxes", "rendered:20", "--image_size", "48x96", "--plot", str(figure)])
+    told = capsys.readouterr().out
+    assert "Default boxes:" in told
+    assert "covered" in told
+    with Image.open(figure) as drawn:
+        assert min(drawn.size) > 300

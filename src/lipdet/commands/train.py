@@ -9,7 +9,7 @@ from typing import Any
 
 from lipdet import distributed
 from lipdet.commands.options import SPEC_HELP, Parser, Verb, add_processes, verb_parser
-from lipdet.config import PRESETS, TrainConfig, as_plain
+from lipdet.config import PRESETS, TrainConfig, as_plain, train_config
 from lipdet.detector import build_detector
 from lipdet.errors import InputError
 from lipdet.job import JOB, Job, load_job
@@ -89,7 +89,7 @@ def run(
     # Refused before any data are prepared.
     build_detector(detector)
     specs = tuple(data), tuple(weights), tuple(validation)
-    job = Job(preset, detector, TrainConfig(**settings), *specs)
+    job = Job(preset, detector, train_config(settings), *specs)
     if distributed.rank() == 0 and resume and (out / JOB).exists():
         job = _resumed(job, load_job(out), out)
     best = train(distributed.of_first(job), out, resume)

@@ -300,7 +300,7 @@ def test_the_json_is_that_of_one_process_whoever_is_lost(
     words = [*evaluation(by_two / BEST, sparse, tmp_path / "lost.json"), "--state", tmp_path / "s"]
     changes.append(telling_what_is_computed)
     lost = lipdet(tmp_path, *words, changes=[*changes, killed_in_its_second_attack])
-    assert lost.statuses == [1, -signal.SIGKILL]
+    assert lost.statuses == [1, -signal.SIGKILL], lost.err
     assert lost.err.count("lipdet: ") == 1
     assert not (tmp_path / "lost.json").exists()
     again = lipdet(tmp_path, *words, changes=changes)

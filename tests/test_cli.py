@@ -212,3 +212,22 @@ def test_default_boxes_are_shown(tmp_path: Path, capsys: pytest.CaptureFixture[s
     assert "covered" in told
     with Image.open(figure) as drawn:
         assert min(drawn.size) > 300
+
+
+def test_folders_stand_for_their_pictures(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = tmp_path / "doors"
+    folder.mkdir()
+    for index in (2, 1):
+        Image.fromarray(rendered("test", index, size=74)[0]).save(folder / f"{index}.png")
+    (folder / "notes.txt").write_text("none of them")
+    whole = ["--crop", "0,0,74,74", "--out", str(tmp_path / "out")]
+    main(["detect", "naive", str(folder), *whole])
+    found = json.loads((tmp_path / "out" / "detections.json").read_text())["pictures"]
+    assert [Path(one["image"]).name for one in found] == ["1.png", "2.png"]
+    (tmp_path / "empty").mkdir()
+    capsys.readouterr()
+    with pytest.raises(SystemExit):
+        main(["detect", "naive", str(tmp_path / "empty"), *whole])
+    assert "empty holds no picture" in capsys.readouterr().err

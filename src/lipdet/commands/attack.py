@@ -23,6 +23,7 @@ from lipdet.commands.options import (
     check_folder,
     check_no_input,
     distinct_stems,
+    picture_files,
     verb_parser,
 )
 from lipdet.images.crop import cut, full_region
@@ -42,7 +43,7 @@ def parser() -> Parser:
         "lipdet attack naive door.jpg --epsilon 0.5 --out attacked",
     )
     parser.add_argument("detector", help=ANY_DETECTOR_HELP)
-    parser.add_argument("images", nargs="+", type=Path, help="picture files")
+    parser.add_argument("images", nargs="+", type=Path, help="picture files, or folders of them")
     parser.add_argument("--epsilon", nargs=1, default=[], metavar="E", help=EPSILON_HELP)
     parser.add_function_arguments(run, skip={"detector", "images", "epsilon"})
     return parser
@@ -64,7 +65,7 @@ def run(
 
     Args:
         detector: DETECTOR.
-        images: picture files.
+        images: picture files, or folders of them.
         epsilon: radius.
         out: folder for a panel NAME.png of each picture and one attack.json for all.
         attack: pgd or apgd with one objective, or worst: PGD with several.
@@ -80,6 +81,7 @@ def run(
         radius, objective, norm=norm, steps=steps, restarts=restarts, seed=seed
     )
     check_folder(out)
+    images = picture_files(images)
     stems = distinct_stems(images)
     check_no_input((out / f"{stem}.png" for stem in stems), images)
     loaded = load_any(detector)

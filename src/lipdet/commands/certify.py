@@ -21,6 +21,7 @@ from lipdet.commands.options import (
     check_no_input,
     distinct_stems,
     parse_region,
+    picture_files,
     verb_parser,
 )
 from lipdet.errors import InputError
@@ -37,7 +38,7 @@ def parser() -> Parser:
         "lipdet certify certified door.jpg --out found",
     )
     parser.add_argument("detector", help=DETECTOR_HELP)
-    parser.add_argument("images", nargs="+", type=Path, help="picture files")
+    parser.add_argument("images", nargs="+", type=Path, help="picture files, or folders of them")
     parser.add_argument("--float64", action="store_true", help=FLOAT64_HELP)
     parser.add_function_arguments(run, skip={"detector", "images", "float64"})
     return parser
@@ -55,7 +56,7 @@ def run(
 
     Args:
         detector: DETECTOR.
-        images: picture files.
+        images: picture files, or folders of them.
         out: folder for NAME-N.png, one for each square looked at, and certificates.json.
         crop: LEFT,TOP,RIGHT,BOTTOM in pixels: look only there, and do not search.
         iou: how much of a box must remain.
@@ -64,6 +65,7 @@ def run(
     if not 0 < iou < 1:
         raise InputError(f"--iou must lie between 0 and 1, not {iou:g}.")
     check_folder(out)
+    images = picture_files(images)
     loaded = load_detector(detector)
     model = loaded.detector.double() if float64 else loaded.detector
     names = model.config.class_names

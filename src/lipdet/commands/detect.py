@@ -15,6 +15,7 @@ from lipdet.commands.options import (
     check_no_input,
     distinct_stems,
     parse_region,
+    picture_files,
     verb_parser,
 )
 from lipdet.detector.forward import Network
@@ -32,7 +33,7 @@ def parser() -> Parser:
         "Find digits in pictures of any size.", "lipdet detect naive door.jpg --out found"
     )
     parser.add_argument("detector", help=f"{DETECTOR_HELP}, or an exported .onnx file")
-    parser.add_argument("images", nargs="+", type=Path, help="picture files")
+    parser.add_argument("images", nargs="+", type=Path, help="picture files, or folders of them")
     parser.add_function_arguments(run, skip={"detector", "images"})
     return parser
 
@@ -42,11 +43,12 @@ def run(detector: str, images: Sequence[Path], out: Path, crop: str | None = Non
 
     Args:
         detector: DETECTOR.
-        images: picture files.
+        images: picture files, or folders of them.
         out: folder for NAME.png and detections.json.
         crop: LEFT,TOP,RIGHT,BOTTOM in pixels: look only there, and do not search.
     """
     check_folder(out)
+    images = picture_files(images)
     stems = distinct_stems(images)
     check_no_input((out / f"{stem}.png" for stem in stems), images)
     model, names = _load(detector)

@@ -14,6 +14,7 @@ from jsonargparse.typing import PositiveInt, register_type
 from lipdet import distributed
 from lipdet.errors import InputError
 from lipdet.images.crop import Region
+from lipdet.images.source import PICTURES, pictures_in
 from lipdet.images.spec import FORMS
 from lipdet.types import Canvas
 from lipdet.user_module import names_module
@@ -81,6 +82,21 @@ def fail(sentence: str, status: int) -> NoReturn:
 def as_json(value: object) -> str:
     """Return the text of a json file."""
     return json.dumps(value, indent=1)
+
+
+def picture_files(paths: Sequence[Path]) -> list[Path]:
+    """Return files as they are, and of folders the pictures in them, by name.
+
+    Raises:
+        InputError: a folder holds no picture.
+    """
+    files = []
+    for path in paths:
+        inside = pictures_in(path)
+        if path.is_dir() and not inside:
+            raise InputError(f"{path} holds no picture ({', '.join(sorted(PICTURES))}).")
+        files += inside if path.is_dir() else [path]
+    return files
 
 
 def distinct_stems(paths: Sequence[Path]) -> list[str]:

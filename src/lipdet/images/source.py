@@ -13,6 +13,8 @@ from PIL import ExifTags, Image, ImageOps
 
 from lipdet.errors import InputError
 
+PICTURES = frozenset({".bmp", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp"})
+
 
 @dataclass(frozen=True)
 class AnnotatedPicture:
@@ -137,3 +139,8 @@ def check_names(file: Path, names: tuple[str, ...]) -> tuple[str, ...]:
     if not names or "" in names or len(set(names)) < len(names):
         raise InputError(f"{file}: needs at least one class, and a name of its own for each.")
     return names
+
+
+def pictures_in(folder: Path) -> list[Path]:
+    """Return picture files of a folder, by name; none if there is no such folder."""
+    return sorted(path for path in folder.glob("*") if path.suffix.lower() in PICTURES)

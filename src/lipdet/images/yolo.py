@@ -30,11 +30,11 @@ from lipdet.images.source import (
     box_inside,
     check_names,
     picture_size,
+    pictures_in,
     read_names,
     read_text,
 )
 
-PICTURES = frozenset({".bmp", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp"})
 YAML_NAMES = ("data.yaml", "dataset.yaml")
 TEXT_NAMES = "classes.txt"
 # Labels are rounded when written, so that a box at the border may end a little beyond it.
@@ -58,7 +58,7 @@ def read_yolo(folder: Path) -> Source:
     pictures = _picture_folder(folder)
     labels = _label_folder(pictures)
     names = _class_names([folder, labels, *folder.resolve().parents[:2]])
-    found = [_picture(path, labels / f"{path.stem}.txt", names) for path in _pictures(pictures)]
+    found = [_picture(path, labels / f"{path.stem}.txt", names) for path in pictures_in(pictures)]
     stems = {picture.path.stem for picture in found}
     orphans = [
         Skipped(file.name, "labels without a picture")
@@ -72,21 +72,16 @@ def _picture_folder(folder: Path) -> Path:
     if not folder.is_dir():
         raise InputError(f"{folder}: no such folder; name one that holds images/ and labels/.")
     for place in (folder / "images", folder):
-        if any(_pictures(place)):
+        if any(pictures_in(place)):
             return place
     splits = [*folder.glob("images/*"), *folder.glob("*/images")]
     named = [
         str(place.parent if place.name == "images" else place)
         for place in sorted(splits)
-        if any(_pictures(place))
+        if any(pictures_in(place))
     ]
     advice = f"name one split: {' or '.join(named)}" if named else "it needs images/ and labels/"
     raise InputError(f"{folder}: holds no pictures; {advice}.")
-
-
-def _pictures(folder: Path) -> list[Path]:
-    """Return picture files of a folder, by name; none if there is no such folder."""
-    return sorted(path for path in folder.glob("*") if path.suffix.lower() in PICTURES)
 
 
 def _label_folder(pictures: Path) -> Path:

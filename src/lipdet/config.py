@@ -15,7 +15,7 @@ from lipdet.types import Canvas, Framing
 DIGITS = tuple("0123456789")
 DIGIT_CROP = Canvas(74, 74)
 # Nine tenths of the digits in SVHN's official annotations are then between 18 and 93 pixels high
-# (test: median 45, train: 68), about as large as in crops.
+# (scripts/photograph_heights.py), about as large as in crops.
 PHOTOGRAPH = Canvas(120, 240)
 # Of those training photographs, whose numbers are larger than those of others.
 PHOTOGRAPH_SCALES = (0.25, 1.2)

@@ -78,24 +78,22 @@ def match(
     overlap = overlap.masked_fill(~targets.valid.unsqueeze(1), -1.0)
     best_overlap, objects = overlap.max(dim=2)
     positive = best_overlap >= POSITIVE_IOU
-    best_anchor = overlap.argmax(dim=1)
-    anchors = torch.arange(len(default_corners), device=overlap.device)
-    # One pass per object, not one scatter: duplicate indices in a scatter have no defined winner.
-    for index in range(best_anchor.shape[1]):
-        claimed = (anchors == best_anchor[:, index, None]) & targets.valid[:, index, None]
-        objects = objects.masked_fill(claimed, index)
-        positive = positive | claimed
+    # The highest index wins: later objects take the default box that earlier ones claim, too.
+    claims = torch.arange(overlap.shape[2], device=overlap.device).where(targets.valid, -1)
+    unclaimed = torch.full_like(objects, -1)
+    claimed = unclaimed.scatter_reduce(1, overlap.argmax(dim=1), claims, "amax")
+    objects = claimed.where(claimed >= 0, objects)
+    positive = positive | (claimed >= 0)
     return Matches(positive, objects, (best_overlap >= near_iou) & ~positive)
 
 
 def pairwise_iou(default_corners: Tensor, boxes: Tensor) -> Tensor:
     """IoU (B, A, M) of boxes (A, 4) with boxes (B, M, 4), all xyxy."""
-    anchors = default_corners[None, :, None]
-    others = boxes[:, None]
-    sides = torch.minimum(anchors[..., 2:], others[..., 2:]) - torch.maximum(
-        anchors[..., :2], others[..., :2]
-    )
-    intersection = sides.clamp(min=0).prod(dim=-1)
-    areas = (anchors[..., 2:] - anchors[..., :2]).prod(-1)
-    other_areas = (others[..., 2:] - others[..., :2]).prod(-1)
-    return intersection / (areas + other_areas - intersection)
+    # One coordinate at a time: a last axis of two would be copied slowly.
+    left, top, right, bottom = (one[None, :, None] for one in default_corners.unbind(-1))
+    x1, y1, x2, y2 = (one[:, None] for one in boxes.unbind(-1))
+    width = torch.minimum(right, x2).sub_(torch.maximum(left, x1)).clamp_(min=0)
+    height = torch.minimum(bottom, y2).sub_(torch.maximum(top, y1)).clamp_(min=0)
+    intersection = width.mul_(height)
+    union = (right - left) * (bottom - top) + (x2 - x1) * (y2 - y1) - intersection
+    return intersection.div_(union)

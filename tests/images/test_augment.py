@@ -79,24 +79,61 @@ def marked(count: int) -> tuple[Tensor, Target]:
     return images, Target(boxes=torch.tensor([[30.0, 10, 45, 20]]), labels=torch.tensor([3]))
 
 
-@pytest.mark.parametrize("changes", [("scale",), ("flip",), ("scale", "flip")])
-def test_boxes_go_where_their_objects_go(changes: tuple[Change, ...]) -> None:
+def test_mirrored_boxes_go_where_their_objects_go() -> None:
+    images, target = marked(64)
+    generator = torch.Generator().manual_seed(0)
+    changed, targets = augment(images, [target] * 64, ("flip",), generator, SCALES)
+    places = set()
+    for picture, found in zip(changed, targets, strict=True):
+        # Oracle: the white pixels.
+        rows, columns = torch.nonzero(picture[0] > 0.5, as_tuple=True)
+        seen = [columns.min(), rows.min(), columns.max() + 1, rows.max() + 1]
+        assert found["boxes"][0].tolist() == [float(end) for end in seen]
+        assert found["labels"].tolist() == [3]
+        places.add(tuple(found["boxes"][0].tolist()))
+    assert len(places) == 2
+
+
+@pytest.mark.parametrize("changes", [("scale",), ("scale", "flip")])
+def test_scaled_boxes_go_where_their_objects_go(changes: tuple[Change, ...]) -> None:
     images, target = marked(64)
     generator = torch.Generator().manual_seed(0)
     changed, targets = augment(images, [target] * 64, changes, generator, SCALES)
-    places = set()
+    places, left_out = set(), 0.0
     for picture, found in zip(changed, targets, strict=True):
-        if not len(found["labels"]):
-            # Less than half of it is left inside.
-            assert (picture[0] > 0.5).sum() < 1.6**2 * 150 / 2 + 40
-            continue
-        rows, columns = torch.nonzero(picture[0] > 0.5, as_tuple=True)
-        seen = [columns.min(), rows.min(), columns.max() + 1, rows.max() + 1]
-        # Oracle: the white pixels; of those at an edge that is blurred, half are counted.
-        assert found["boxes"][0].tolist() == pytest.approx([float(end) for end in seen], abs=1.3)
-        assert found["labels"].tolist() == [3]
-        places.add(tuple(found["boxes"][0].round().tolist()))
-    assert len(places) == 2 if changes == ("flip",) else len(places) > 20
+        mask = torch.zeros(40, 60)
+        for x1, y1, x2, y2 in found["boxes"].round().int().tolist():
+            mask[y1:y2, x1:x2] = 1
+            # Oracle: white pixels fill a box, up to its blurred edges.
+            assert picture[0, y1 + 1 : y2 - 1, x1 + 1 : x2 - 1].min() > 0.5
+        assert found["labels"].tolist() == [3] * len(found["boxes"])
+        # What is white outside of them is their blurred edges, or less than half of an object.
+        edges = (2 * (found["boxes"][:, 2:] - found["boxes"][:, :2]).sum(dim=1)).sum()
+        left_out = max(left_out, float((picture[0] * (1 - mask)).sum() - edges))
+        places.update(tuple(box) for box in found["boxes"].round().tolist())
+    assert left_out < 3 * 1.6**2 * 150 / 2
+    assert len(places) > 40
+
+
+def test_a_reduced_picture_has_others_around_it() -> None:
+    """Pictures of one grey each, numbered by it, with one object of that number each."""
+    count, side = 12, 40
+    greys = torch.arange(1, count + 1) / 16
+    images = greys.view(-1, 1, 1, 1).expand(count, 3, side, side)
+    targets = [
+        Target(boxes=torch.tensor([[0.0, 0, side, side]]), labels=torch.tensor([number]))
+        for number in range(1, count + 1)
+    ]
+    generator = torch.Generator().manual_seed(0)
+    changed, found = augment(images, targets, ("scale",), generator, (0.5, 0.5))
+    for own, (picture, target) in enumerate(zip(changed, found, strict=True), start=1):
+        assert own in target["labels"].tolist()
+        # Oracle: the grey at the middle of each box; tiles of 20×20 pixels, at least half of them.
+        for (x1, y1, x2, y2), label in zip(target["boxes"], target["labels"], strict=True):
+            middle = picture[0, int((y1 + y2) / 2), int((x1 + x2) / 2)]
+            assert float(middle) == pytest.approx(int(label) / 16)
+            assert (x2 - x1) * (y2 - y1) >= 200
+        assert len(set((16 * picture).round().unique().int().tolist())) >= 4
 
 
 def test_without_changes_nothing_changes() -> None:
@@ -111,7 +148,7 @@ def test_scales_lie_in_their_range() -> None:
     generator = torch.Generator().manual_seed(0)
     _, targets = augment(images, [target] * 200, ("scale",), generator, (0.25, 0.5))
     heights = torch.cat([one["boxes"][:, 3] - one["boxes"][:, 1] for one in targets])
-    # By hand: ten pixels high; a reduced picture lies inside whole.
-    assert len(heights) == 200
-    assert 2.5 <= heights.min() < 2.6
-    assert 4.9 < heights.max() <= 5
+    # By hand: ten pixels high, at the borders cut by half at most.
+    assert len(heights) > 4 * 200
+    assert 1.25 <= heights.min() < 2.5
+    assert 4.7 < heights.max() <= 5

@@ -4,6 +4,8 @@ Notable choices:
 - What leaves an object what it is depends on the objects: a mirrored 7 is none, an inverted cell is
   none. So each change has a name and is asked for.
 - Every change draws its random numbers whether it is asked for or not: none alters another's.
+- A reduced picture has others of the batch around it, so that what is not an object is learnt from
+  real surroundings, and a step sees more objects.
 """
 
 from __future__ import annotations
@@ -75,39 +77,92 @@ def _moved(
     generator: torch.Generator,
     scales: tuple[float, float],
 ) -> tuple[Tensor, list[Target]]:
-    """Enlarge, reduce, place and mirror; beyond the border the edge is repeated."""
-    count, (height, width) = len(images), images.shape[-2:]
+    """Enlarge, reduce, place and mirror."""
+    count = len(images)
     low, high = (math.log(factor) for factor in scales)
     scale = torch.exp(low + (high - low) * torch.rand(count, generator=generator))
-    place = 2 * torch.rand(count, 2, generator=generator) - 1
-    mirror = 1 - 2 * (torch.rand(count, generator=generator) < 0.5).float()
+    place = torch.rand(count, 2, generator=generator)
+    mirrored = torch.rand(count, generator=generator) < 0.5
+    objects = list(targets)
+    if "flip" in changes:
+        images = torch.where(mirrored.to(images.device).view(-1, 1, 1, 1), images.flip(3), images)
+        width = images.shape[3]
+        objects = [
+            _mirrored(target, width) if flip else target
+            for target, flip in zip(objects, mirrored.tolist(), strict=True)
+        ]
     if "scale" not in changes:
-        scale = torch.ones(count)
-    if "flip" not in changes:
-        mirror = torch.ones(count)
-    if not {"scale", "flip"} & set(changes):
-        return images, list(targets)
-    # An enlarged picture fills the view, a reduced one lies inside it; in units of half a side.
-    shift = place * (scale - 1).abs().unsqueeze(1)
-    across, down = mirror * scale, scale
-    inverse = torch.zeros(count, 2, 3)
-    inverse[:, 0, 0], inverse[:, 0, 2] = 1 / across, -shift[:, 0] / across
-    inverse[:, 1, 1], inverse[:, 1, 2] = 1 / down, -shift[:, 1] / down
-    grid = functional.affine_grid(inverse.to(images), list(images.shape), align_corners=False)
-    moved = functional.grid_sample(images, grid, padding_mode="border", align_corners=False)
-    half = torch.tensor([width, height]) / 2
-    factors = torch.stack([across, down], dim=1)
-    return moved, [
-        _moved_target(target, factors[index], shift[index], half)
-        for index, target in enumerate(targets)
+        return images, objects
+    moved = []
+    for index, (factor, (x, y)) in enumerate(zip(scale.tolist(), place.tolist(), strict=True)):
+        if factor < 1:
+            moved.append(_reduced(images, objects, index, factor, (x, y)))
+        else:
+            moved.append(_enlarged(images[index], objects[index], factor, (x, y)))
+    return torch.stack([image for image, _ in moved]) if moved else images, [
+        target for _, target in moved
     ]
 
 
-def _moved_target(target: Target, factors: Tensor, shift: Tensor, half: Tensor) -> Target:
-    """Return objects multiplied by factors (x, y) about the centre, shifted in half sides."""
-    corners = (target["boxes"].view(-1, 2, 2) - half) * factors + half * (1 + shift)
-    boxes = torch.cat([corners.amin(dim=1), corners.amax(dim=1)], dim=1)
-    inside = boxes.clamp(min=0).minimum((2 * half).repeat(2))
-    left = (inside[:, 2:] - inside[:, :2]).prod(dim=1)
+def _enlarged(
+    image: Tensor, target: Target, scale: float, place: tuple[float, float]
+) -> tuple[Tensor, Target]:
+    """Return a part of a picture at the size of the whole."""
+    height, width = image.shape[1:]
+    rows, columns = round(height / scale), round(width / scale)
+    left, top = round(place[0] * (width - columns)), round(place[1] * (height - rows))
+    part = image[:, top : top + rows, left : left + columns]
+    sides = torch.tensor([width / columns, height / rows] * 2)
+    boxes = (target["boxes"] - torch.tensor([left, top] * 2)) * sides
+    return _resized(part[None], height, width)[0], _inside(boxes, target["labels"], height, width)
+
+
+def _reduced(
+    images: Tensor,
+    targets: Sequence[Target],
+    index: int,
+    scale: float,
+    place: tuple[float, float],
+) -> tuple[Tensor, Target]:
+    """Return a picture within others of its batch, all reduced alike.
+
+    What is left of the canvas would otherwise be empty, and nothing in it could be mistaken for an
+    object.
+    """
+    height, width = images.shape[2:]
+    rows, columns = max(1, round(scale * height)), max(1, round(scale * width))
+    left, top = round(place[0] * (width - columns)), round(place[1] * (height - rows))
+    corners = [
+        (x, y)
+        for y in range(top - math.ceil(top / rows) * rows, height, rows)
+        for x in range(left - math.ceil(left / columns) * columns, width, columns)
+    ]
+    own = corners.index((left, top))
+    chosen = [(index + number - own) % len(images) for number in range(len(corners))]
+    small = _resized(images[chosen], rows, columns)
+    canvas = images.new_empty(images.shape[1:])
+    boxes, sides = [], torch.tensor([columns / width, rows / height] * 2)
+    for (x, y), source, tile in zip(corners, chosen, small, strict=True):
+        part = tile[:, max(-y, 0) : height - y, max(-x, 0) : width - x]
+        canvas[:, max(y, 0) : y + rows, max(x, 0) : x + columns] = part
+        boxes.append(targets[source]["boxes"] * sides + torch.tensor([x, y] * 2))
+    labels = torch.cat([targets[source]["labels"] for source in chosen])
+    return canvas, _inside(torch.cat(boxes), labels, height, width)
+
+
+def _resized(images: Tensor, height: int, width: int) -> Tensor:
+    return functional.interpolate(images, (height, width), mode="bilinear", antialias=True)
+
+
+def _mirrored(target: Target, width: int) -> Target:
+    left, top, right, bottom = target["boxes"].unbind(1)
+    boxes = torch.stack([width - right, top, width - left, bottom], dim=1)
+    return Target(boxes=boxes, labels=target["labels"])
+
+
+def _inside(boxes: Tensor, labels: Tensor, height: int, width: int) -> Target:
+    """Return objects of which enough lies inside, clipped."""
+    inside = boxes.clamp(min=0).minimum(boxes.new_tensor([width, height] * 2))
+    left = (inside[:, 2:] - inside[:, :2]).clamp(min=0).prod(dim=1)
     kept = left >= LEAST_LEFT * (boxes[:, 2:] - boxes[:, :2]).prod(dim=1)
-    return Target(boxes=inside[kept], labels=target["labels"][kept])
+    return Target(boxes=inside[kept], labels=labels[kept])

@@ -12,7 +12,11 @@ from lipdet.certificate import lipschitz_bound
 from lipdet.certificate.constants.outputs import bounds_of_outputs, propagate_detector
 from lipdet.checkpoint import load_detector
 from lipdet.lipschitz import audit, propagate
-from lipdet.lipschitz.audit import product
+from lipdet.lipschitz.audit import Audit
+
+
+def product(found: Audit) -> float:
+    return found.shrinking * math.prod(one.factor or 1.0 for one in found.findings)
 
 
 def scaled_identity(factor: float) -> nn.Conv2d:

@@ -1,13 +1,18 @@
 """1-Lipschitz building blocks on torch alone, each a drop-in for the torch layer it replaces."""
 
 from lipdet.layers.activations import Abs, Householder, MaxMin
-from lipdet.layers.aol import AOLConv2d
 from lipdet.layers.base import ConstructedWeight
 from lipdet.layers.conv import LipschitzConv2d
 from lipdet.layers.fold import fold
 from lipdet.layers.gain import GainProfile, LayerGain, gain_profile
 from lipdet.layers.init import dirac_, orthogonal_
-from lipdet.layers.normalised import L2NormConv2d, OrthonormalConv2d, UnitNormConv2d
+from lipdet.layers.normalised import (
+    AOLConv2d,
+    L2NormConv2d,
+    OrthonormalConv2d,
+    SpectralConv2d,
+    UnitNormConv2d,
+)
 from lipdet.layers.orthogonal import BCOPConv2d, OrthogonalConv1x1
 from lipdet.layers.residual import CPLBlock, FoldedResidual, ResidualBlock, SLLBlock
 from lipdet.layers.resizing import (
@@ -17,7 +22,6 @@ from lipdet.layers.resizing import (
     SpaceToDepth,
     ZeroPadChannels,
 )
-from lipdet.layers.spectral import SpectralConv2d
 from lipdet.norms import conv_norm_bound, matrix_norm_bound, reshaped_norm_bound
 
 __all__ = [

@@ -66,10 +66,7 @@ class LipschitzConv2d(ConstructedWeight):
         if groups != 1 or as_pair(dilation) != (1, 1):
             raise ValueError(f"{name} supports groups=1 and dilation=1 only.")
         self.padding = self._checked_padding(padding)
-        if bias:
-            self.bias = nn.Parameter(torch.zeros(out_channels))
-        else:
-            self.register_parameter("bias", None)
+        self.register_parameter("bias", nn.Parameter(torch.zeros(out_channels)) if bias else None)
 
     def forward(self, x: Tensor) -> Tensor:
         """Map (B, in_channels, H, W) to (B, out_channels, H', W')."""

@@ -18,6 +18,7 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
+from torch.utils._pytree import tree_leaves
 
 
 @dataclass(frozen=True)
@@ -151,21 +152,11 @@ def _record(model: nn.Module, x: Tensor) -> tuple[list[_Call], list[Tensor]]:
             handles += [module.register_forward_pre_hook(before)]
             handles += [module.register_forward_hook(after)]
     try:
-        outputs = [y for y in _tensors(model(x.clone())) if y.requires_grad]
+        found = tree_leaves(model(x.clone()))
     finally:
         for handle in handles:
             handle.remove()
-    return calls, outputs
-
-
-def _tensors(value: object) -> Iterator[Tensor]:
-    if isinstance(value, Tensor):
-        yield value
-    elif isinstance(value, dict):
-        yield from _tensors(list(value.values()))
-    elif isinstance(value, list | tuple):
-        for item in value:
-            yield from _tensors(item)
+    return calls, [y for y in found if isinstance(y, Tensor) and y.requires_grad]
 
 
 @contextmanager

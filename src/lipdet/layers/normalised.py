@@ -1,9 +1,9 @@
-"""Convolutions whose filters have unit norm: per-output constants are known, the joint one is not.
+"""Convolutions whose raw parameter is a kernel of the usual shape that is then normalised.
 
-The first two layers share their weights and differ in what they promise. `L2NormConv2d` feeds other
-layers, so its norm as a map counts, and that exceeds 1. `UnitNormConv2d` is a head: each scalar
-output is bounded by the norm of its own filter. `OrthonormalConv2d` is a head whose outputs at one
-position are jointly bounded as well.
+`AOLConv2d` and `SpectralConv2d` are 1-Lipschitz maps. The others have filters of unit norm, which
+bounds each output alone. `L2NormConv2d` feeds other layers, so its norm as a map counts, and that
+exceeds 1; `UnitNormConv2d` shares its weights and is a head, whose outputs count one by one. Those
+of the head `OrthonormalConv2d` are jointly bounded at each position.
 """
 
 from __future__ import annotations
@@ -13,12 +13,67 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from lipdet.layers.aol import inverse_root
-from lipdet.layers.kernel import KernelConv2d
+from lipdet.layers.conv import LipschitzConv2d
+from lipdet.layers.init import centred_orthogonal_, tiled_dirac_
 from lipdet.layers.orthogonal import cayley
 from lipdet.norms import conv_norm_bound, reshaped_norm_bound
 
-_SLACK = 1.0 + 1e-9
+
+class KernelConv2d(LipschitzConv2d):
+    """A convolution with a raw kernel `raw` (out_channels, in_channels, k1, k2)."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.raw = nn.Parameter(torch.empty(self.out_channels, self.in_channels, *self.kernel_size))
+        self.reset_parameters()
+
+    def reset_parameters(self) -> None:
+        """Start as an identity: it has gain 1 in every one of these layers that can have it."""
+        self.dirac_()
+
+    def dirac_(self) -> None:
+        """Start as an identity, with copied or merged channels where the numbers differ."""
+        tiled_dirac_(self.raw)
+
+    def orthogonal_(self) -> None:
+        """Start as a random semi-orthogonal matrix at the central tap."""
+        centred_orthogonal_(self.raw)
+
+
+class AOLConv2d(KernelConv2d):
+    """Almost-orthogonal Lipschitz convolution (Prach & Lampert 2022, theorem 2 and eq. 9).
+
+    Each input channel j of the kernel is divided by the square root of
+    d_j = Σ_i Σ_lags |W ⋆ Wᵀ|_ji. The Gram operator JᵀJ of the convolution J has these entries, so
+    diag(d) − JᵀJ is diagonally dominant and J diag(d)^(-1/2) has norm at most 1: for zero and
+    circular padding, every image size, and every stride (a subset of the outputs). Starts as an
+    identity, which this normalisation leaves as it is.
+    """
+
+    def construct(self) -> Tensor:
+        """Return the kernel with its input channels rescaled, in float64."""
+        kernel = self.raw.double()
+        return kernel * inverse_root(gram_row_sums(kernel))[:, None, None]
+
+
+class SpectralConv2d(KernelConv2d):
+    """Convolution divided by a certified bound of its norm (after Miyato et al. 2018).
+
+    The bound is the norm of the reshaped kernel times √(⌈k1/s1⌉⌈k2/s2⌉) (Tsuzuku et al. 2018), the
+    norm by Gram iteration in float64: a power iteration on the reshaped kernel, which is what
+    `torch.nn.utils.spectral_norm` does, bounds neither the matrix nor the convolution. Sound but
+    far from norm preserving: a stride-1 3×3 layer starts with a gain near 1/3, so ten of them pass
+    on next to nothing. Kept as the baseline that shows this.
+    """
+
+    def reset_parameters(self) -> None:
+        """Start with an orthogonal reshaped kernel."""
+        nn.init.orthogonal_(self.raw)
+
+    def construct(self) -> Tensor:
+        """Return the kernel divided by its bound, in float64."""
+        kernel = self.raw.double()
+        return kernel / reshaped_norm_bound(kernel, self.stride)
 
 
 class L2NormConv2d(KernelConv2d):
@@ -100,3 +155,34 @@ class OrthonormalConv2d(UnitNormConv2d):
         """Return the kernel with orthonormal filters, in float64."""
         rows = cayley(self.raw.double().flatten(1).T).T
         return rows.reshape(self.raw.shape)
+
+
+def gram_row_sums(kernel: Tensor, q: Tensor | None = None) -> Tensor:
+    """Sum |W ⋆ Wᵀ| over all (2 k1 − 1)(2 k2 − 1) lags and over the second channel index.
+
+    Args:
+        kernel: (c_out, c_in, k1, k2).
+        q: (c_in,) positive numbers; entry (i, j) counts q_j/q_i times. All 1 if absent.
+
+    Returns:
+        (c_in,) upper bounds d with diag(d) ⪰ WᵀW, W being the convolution on an endless image.
+    """
+    channels, height, width = kernel.shape[1:]
+    q = kernel.new_ones(channels) if q is None else q
+    taps = kernel.permute(2, 3, 0, 1).contiguous()
+    total = torch.zeros_like(q)
+    for row in range(height):
+        for column in range(1 - width if row else 0, width):
+            # Taps that lie (row, column) apart; the opposite lag is the transpose.
+            left = taps[: height - row, max(0, -column) : width - max(0, column)]
+            right = taps[row:, max(0, column) : width - max(0, -column)]
+            lag = (left.reshape(-1, channels).T @ right.reshape(-1, channels)).abs()
+            total = total + lag @ q
+            if (row, column) != (0, 0):
+                total = total + q @ lag
+    return total / q
+
+
+def inverse_root(squares: Tensor) -> Tensor:
+    """Return 1/√squares, and 1 where a square is 0, where any factor keeps a zero channel zero."""
+    return torch.where(squares > 0, squares, 1.0).rsqrt()

@@ -14,14 +14,16 @@ Notable choices:
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from lipdet.layers.aol import gram_row_sums, inverse_root
 from lipdet.layers.base import ConstructedWeight
 from lipdet.layers.conv import plain_conv
 from lipdet.layers.init import centred_orthogonal_
+from lipdet.layers.normalised import gram_row_sums, inverse_root
 from lipdet.norms import conv_norm_bound
 
 _LOG_Q_LIMIT = 10.0
@@ -60,10 +62,7 @@ class ResidualBlock(ConstructedWeight):
         self.hidden_channels = hidden
         self.kernel_size = kernel_size
         self.raw = nn.Parameter(torch.empty(hidden, channels, kernel_size, kernel_size))
-        if bias:
-            self.bias = nn.Parameter(torch.zeros(hidden))
-        else:
-            self.register_parameter("bias", None)
+        self.register_parameter("bias", nn.Parameter(torch.zeros(hidden)) if bias else None)
         self.orthogonal_()
 
     def orthogonal_(self) -> None:
@@ -109,14 +108,8 @@ class SLLBlock(ResidualBlock):
     padding leaves out pixels, which only lowers WᵀW.
     """
 
-    def __init__(
-        self,
-        channels: int,
-        hidden_channels: int | None = None,
-        kernel_size: int = 3,
-        bias: bool = True,
-    ) -> None:
-        super().__init__(channels, hidden_channels, kernel_size, bias)
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
         self.log_q = nn.Parameter(torch.zeros(self.hidden_channels))
 
     def construct(self) -> Tensor:

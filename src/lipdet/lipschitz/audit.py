@@ -12,7 +12,6 @@ Notable choices:
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 
@@ -169,8 +168,3 @@ def _on_pixels(propagation: Propagation, node: fx.Node) -> bool:
             return False
         [node] = sources
     return True
-
-
-def product(found: Audit) -> float:
-    """Return the factors of all findings and the rest of the path, multiplied."""
-    return found.shrinking * math.prod(one.factor or 1.0 for one in found.findings)

@@ -160,7 +160,7 @@ class _Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
         if random and func.has_kernel_for_dispatch_key(_COMPOSITE):
             with self:  # In inference mode, dropout comes whole, though it draws nothing.
                 return func.decompose(*args, **kwargs)
-        tensors = list(_tensors((args, kwargs)))
+        tensors = _tensors((args, kwargs))
         if random:
             raise self.fail(f"{func} is random")
         if any(map(self.follows, tensors)):
@@ -262,7 +262,7 @@ def _written(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> list[T
 
 def _without_values(arguments: Any) -> Any:
     """Take the values from constants that meet a tensor without values, if there is one."""
-    fakes = [tensor for tensor in _tensors(arguments) if isinstance(tensor, FakeTensor)]
+    fakes = [leaf for leaf in tree_leaves(arguments) if isinstance(leaf, FakeTensor)]
     if not fakes:
         return arguments
 
@@ -274,16 +274,9 @@ def _without_values(arguments: Any) -> Any:
     return tree_map_only(Tensor, without, arguments)
 
 
-def _tensors(value: Any) -> Iterator[Tensor]:
-    """Yield the tensors among the arguments or results of an operation."""
-    if isinstance(value, Tensor):
-        yield value
-    elif isinstance(value, list | tuple):
-        for part in value:
-            yield from _tensors(part)
-    elif isinstance(value, dict):
-        for part in value.values():
-            yield from _tensors(part)
+def _tensors(value: Any) -> list[Tensor]:
+    """Return the tensors among the arguments or results of an operation."""
+    return [leaf for leaf in tree_leaves(value) if isinstance(leaf, Tensor)]
 
 
 def _memory(tensor: Tensor) -> int:

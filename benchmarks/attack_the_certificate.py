@@ -28,8 +28,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from lipdet.attack import OBJECTIVES, AttackSettings, attack_images, detect
-from lipdet.attack.objectives import RawObjective
-from lipdet.attack.scene import Scene, scene_of
+from lipdet.attack.objectives import RawObjective, Scene, scene_of
 from lipdet.boxes import AP_SELECTION, Decoder
 from lipdet.boxes.scores import logit
 from lipdet.certificate.conditions.ground_truth import ground_truth_of

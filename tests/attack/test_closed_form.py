@@ -16,8 +16,8 @@ from torch import Tensor
 from torch.nn.functional import softplus
 
 from lipdet.attack import OBJECTIVES, AttackSettings, attack_batch
-from lipdet.attack.scene import scene_of
-from lipdet.attack.schedules import Pgd
+from lipdet.attack.loop import Pgd
+from lipdet.attack.objectives import scene_of
 from lipdet.boxes import SigmoidScores, SoftmaxScores
 from lipdet.types import Target
 from tests.attack.toy import (
@@ -131,8 +131,8 @@ def test_the_optimum_is_reached(case: Case, schedule: str, norm: str) -> None:
 @pytest.mark.parametrize("case", cases(), ids=lambda case: case.objective)
 def test_a_weakened_attack_misses_the_optimum(case: Case, monkeypatch: pytest.MonkeyPatch) -> None:
     # Teeth: with a tenth of the movement the bar is not reached.
-    monkeypatch.setattr("lipdet.attack.schedules.FIRST_STEP", 0.1)
-    assert Pgd.__module__ == "lipdet.attack.schedules"
+    monkeypatch.setattr("lipdet.attack.loop.FIRST_STEP", 0.1)
+    assert Pgd.__module__ == "lipdet.attack.loop"
     settings = AttackSettings(EPSILON, case.objective, steps=20)
     assert share_of_optimum(case, settings) < SHARE
 

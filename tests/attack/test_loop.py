@@ -7,8 +7,7 @@ import torch
 from torch import Tensor
 
 from lipdet.attack.balls import L2Ball
-from lipdet.attack.loop import climb
-from lipdet.attack.schedules import SCHEDULES, Apgd, Pgd, checkpoints
+from lipdet.attack.loop import SCHEDULES, Apgd, Pgd, checkpoints, climb
 
 CENTRE = torch.full((3, 3, 4, 4), 0.5)
 

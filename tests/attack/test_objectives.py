@@ -6,8 +6,7 @@ import pytest
 import torch
 
 from lipdet.attack import OBJECTIVES
-from lipdet.attack.objectives import GONE
-from lipdet.attack.scene import scene_of
+from lipdet.attack.objectives import GONE, scene_of
 from lipdet.boxes import SigmoidScores
 from lipdet.config import DetectorConfig
 from lipdet.detector import build_detector

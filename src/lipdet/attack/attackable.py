@@ -14,8 +14,7 @@ import torch
 from torch import Tensor
 
 from lipdet.attack.loop import Objective
-from lipdet.attack.objectives import OBJECTIVES
-from lipdet.attack.scene import scene_of
+from lipdet.attack.objectives import OBJECTIVES, scene_of
 from lipdet.boxes import Selection
 from lipdet.detector import SSD
 from lipdet.detector.forward import detect_images, frozen
@@ -37,7 +36,7 @@ class Attackable(Protocol):
         """Return the number of images that are attacked at a time."""
 
     def detect(self, images: Tensor, selection: Selection) -> list[Detections]:
-        """Detections on images (B, 3, S, S) in [0, 1], on the CPU, in eval mode."""
+        """Detect on images (B, 3, S, S) in [0, 1], in eval mode; return to the CPU."""
 
     def raising(
         self, objective: str
@@ -58,7 +57,7 @@ class Own:
         return self.detector.default_boxes.device
 
     def detect(self, images: Tensor, selection: Selection) -> list[Detections]:
-        """Detections on images (B, 3, S, S) in [0, 1], in the detector's precision."""
+        """Detect on images (B, 3, S, S) in [0, 1], in the detector's precision."""
         return detect_images(self.detector, images, selection)
 
     @contextmanager
@@ -81,5 +80,5 @@ def attackable(detector: SSD | Attackable) -> Attackable:
 
 
 def exact(raw: RawOutput) -> RawOutput:
-    """Raw output in float32 at least: under autocast, networks return bf16."""
+    """Return raw output in float32 at least: under autocast, networks return bf16."""
     return RawOutput(*(part.to(torch.promote_types(part.dtype, torch.float32)) for part in raw))

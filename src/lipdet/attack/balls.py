@@ -33,7 +33,7 @@ class Ball(ABC):
 
     @abstractmethod
     def direction(self, gradients: Tensor) -> Tensor:
-        """The perturbations (B, …) of norm 1 that a linear function with this gradient likes best.
+        """Return the perturbations (B, …) of norm 1 that raise a linear function most.
 
         A gradient of zero gives zero.
         """
@@ -43,7 +43,7 @@ class Ball(ABC):
         """Return a point drawn uniformly from the ball."""
 
     def project(self, images: Tensor, centres: Tensor) -> Tensor:
-        """Into the ball around `centres`, then into [0, 1]; clipping never leaves the ball."""
+        """Move into the ball around `centres`, then into [0, 1], which never leaves the ball."""
         return (centres + self.shrink(images - centres)).clamp(0, 1)
 
 
@@ -51,7 +51,7 @@ class L2Ball(Ball):
     """Perturbations by their Euclidean norm over all values of an image."""
 
     def norm(self, perturbations: Tensor) -> Tensor:
-        """Euclidean norm."""
+        """Return the Euclidean norm."""
         norms: Tensor = torch.linalg.vector_norm(perturbations.flatten(1), dim=1)
         return norms
 
@@ -62,7 +62,7 @@ class L2Ball(Ball):
         return perturbations * per_image((radius / norms).clamp(max=1), perturbations)
 
     def direction(self, gradients: Tensor) -> Tensor:
-        """The gradient over its norm; scaled first, since squares of 1e-25 vanish in float32."""
+        """Divide by the norm; scale first, since squares of 1e-25 vanish in float32."""
         largest = gradients.flatten(1).abs().amax(dim=1)
         scaled = gradients / per_image(torch.where(largest > 0, largest, 1), gradients)
         return scaled / per_image(self.norm(scaled).clamp(min=1), scaled)
@@ -78,7 +78,7 @@ class LinfBall(Ball):
     """Perturbations by their largest absolute value."""
 
     def norm(self, perturbations: Tensor) -> Tensor:
-        """Largest absolute value."""
+        """Return the largest absolute value."""
         return perturbations.flatten(1).abs().amax(dim=1)
 
     def shrink(self, perturbations: Tensor) -> Tensor:
@@ -99,5 +99,5 @@ BALLS: dict[str, type[Ball]] = {"l2": L2Ball, "linf": LinfBall}
 
 
 def per_image(values: Tensor, like: Tensor) -> Tensor:
-    """Values (B,) in a shape that broadcasts against (B, …)."""
+    """Shape values (B,) so that they broadcast against (B, …)."""
     return values.view(-1, *[1] * (like.dim() - 1))

@@ -20,7 +20,7 @@ MATCHING_IOU = 0.5
 
 
 def damage(found: Detections, target: Target, false_weight: float = 1.0) -> float:
-    """Sum of the scores of false positives, weighed, minus that of true positives.
+    """Sum the scores of false positives, weighed, and subtract those of true positives.
 
     Args:
         found: detections of one image.
@@ -33,7 +33,7 @@ def damage(found: Detections, target: Target, false_weight: float = 1.0) -> floa
 
 
 def true_positives(found: Detections, target: Target) -> Tensor:
-    """Which detections (N,), best first, are right at IoU 0.5, matched greedily as COCO does."""
+    """Tell which detections (N,), best first, are right at IoU 0.5, matched greedily as in COCO."""
     right = torch.zeros(len(found["labels"]), dtype=torch.bool)
     if len(right) == 0 or len(target["labels"]) == 0:
         return right
@@ -48,7 +48,7 @@ def true_positives(found: Detections, target: Target) -> Tensor:
 
 
 def recall(found: Sequence[Detections], targets: Sequence[Target], score: float) -> float:
-    """Share of all objects that have a right detection with a score above `score`; 0 if none."""
+    """Return the share of objects with a right detection of a score above `score`; 0 if none."""
     hits = sum(
         int((true_positives(one, target) & (one["scores"] > score)).sum())
         for one, target in zip(found, targets, strict=True)

@@ -15,8 +15,7 @@ from torch import Tensor
 
 from lipdet.attack.attackable import MOST_AT_ONCE, Attackable, attackable
 from lipdet.attack.balls import BALLS, Ball
-from lipdet.attack.loop import Objective, OnStep, climb
-from lipdet.attack.schedules import SCHEDULES, Iterates
+from lipdet.attack.loop import SCHEDULES, Iterates, Objective, OnStep, climb
 from lipdet.attack.settings import AttackSettings
 from lipdet.detector import SSD
 from lipdet.types import Target
@@ -66,17 +65,10 @@ def attack_images(
     indices: Sequence[int] | None = None,
     on_step: OnStep | None = None,
 ) -> Iterates:
-    """Climb any objective from random starts; see `attack_batch` for the arguments.
+    """Climb any objective from random starts; return the best of all for each image, by its value.
 
-    Args:
-        objective: images (b, 3, H, W) and their places in `images` (b,) to values (b,).
-        images: (B, 3, H, W) in [0, 1].
-        settings: of the attack; its `objective` is not used.
-        indices: number of each image in its data set.
-        on_step: told about every step.
-
-    Returns:
-        The best of all starts for each image, by the objective's value.
+    The objective takes images (b, 3, H, W) and their places in `images` (b,) to values (b,); that
+    of the settings is not used. The other arguments are those of `attack_batch`.
     """
 
     def objective_of(part: range) -> Objective:
@@ -93,15 +85,9 @@ def attack_in_parts(
     on_step: OnStep | None,
     at_once: int,
 ) -> Iterates:
-    """Attack a part of the images at a time, so that memory is bounded whatever their number.
+    """Attack `at_once` images at a time, so that memory is bounded whatever their number.
 
-    Args:
-        objective_of: the objective of the images of one part, whose places then count from 0.
-        images: (B, 3, H, W) in [0, 1].
-        settings: of the attack; its `objective` is not used.
-        indices: number of each image in its data set; 0 to B - 1 if not given.
-        on_step: told about every step.
-        at_once: images per part.
+    `objective_of` gives the objective of the images of one part, whose places then count from 0.
     """
     numbers = list(range(len(images)) if indices is None else indices)
     ball = BALLS[settings.norm](settings.epsilon)

@@ -14,24 +14,49 @@ Notable choices:
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 from torch.nn import functional
+from torchvision.ops import box_iou
 
-from lipdet.attack.scene import Scene
 from lipdet.boxes import AP_SELECTION, Decoder
+from lipdet.boxes.coding import corners
 from lipdet.boxes.scores import logit
-from lipdet.detector.matching import PaddedTargets
+from lipdet.detector.matching import PaddedTargets, match, pad_targets
 from lipdet.detector.multibox import (
     BACKGROUND,
     LOCALISATION_WEIGHT,
     NEGATIVES_PER_POSITIVE,
     classification_loss,
 )
-from lipdet.types import RawOutput
+from lipdet.types import RawOutput, Target
+
+
+class Scene(NamedTuple):
+    """The objects of B images, M ≥ 1 at most, and how A default boxes relate to them.
+
+    Attributes:
+        boxes: (B, M, 4) xyxy pixels.
+        labels: (B, M) int64.
+        valid: (B, M) bool; the rest is padding.
+        positive: (B, A) bool, default boxes that answer for an object in the multibox loss.
+        wanted_labels: (B, A) int64, the object's label; meaningful where positive.
+        wanted_offsets: (B, A, 4), the object's box as offsets; meaningful where positive.
+    """
+
+    boxes: Tensor
+    labels: Tensor
+    valid: Tensor
+    positive: Tensor
+    wanted_labels: Tensor
+    wanted_offsets: Tensor
+
+    def at(self, rows: Tensor) -> Scene:
+        """Return the objects of some of the images."""
+        return Scene(*(tensor[rows] for tensor in self))
 
 
 class Predictions(NamedTuple):
@@ -61,6 +86,22 @@ MISLABELLED = 10.0
 NOWHERE = -1e4  # instead of -inf, whose gradient is not a number
 
 
+def scene_of(targets: Sequence[Target], decoder: Decoder) -> Scene:
+    """Match the objects of a batch once; they stay where they are while an image is attacked."""
+    default_boxes = decoder.default_boxes
+    padded = pad_targets(targets).to(default_boxes.device)
+    positive, objects, _ = match(corners(default_boxes), padded)
+    own_boxes = padded.boxes.gather(1, objects.unsqueeze(2).expand(-1, -1, 4))
+    return Scene(
+        boxes=padded.boxes,
+        labels=padded.labels,
+        valid=padded.valid,
+        positive=positive,
+        wanted_labels=padded.labels.gather(1, objects),
+        wanted_offsets=decoder.coding.encode(own_boxes, default_boxes),
+    )
+
+
 def multibox(raw: RawOutput, scene: Scene, decoder: Decoder) -> Tensor:
     """Return the training loss summed over one image: classification and localisation."""
     return classification(raw, scene, decoder) + LOCALISATION_WEIGHT * localisation(
@@ -69,7 +110,7 @@ def multibox(raw: RawOutput, scene: Scene, decoder: Decoder) -> Tensor:
 
 
 def classification(raw: RawOutput, scene: Scene, decoder: Decoder) -> Tensor:
-    """Cross-entropy of the positives and of each image's hardest negatives, three per positive."""
+    """Sum the cross-entropy of positives and of each image's hardest negatives, three for each."""
     wanted = scene.wanted_labels.masked_fill(~scene.positive, BACKGROUND)
     entropy = classification_loss(raw.logits, wanted, decoder.scores)
     counts = NEGATIVES_PER_POSITIVE * scene.positive.sum(dim=1).clamp(min=1)
@@ -81,7 +122,7 @@ def classification(raw: RawOutput, scene: Scene, decoder: Decoder) -> Tensor:
 
 
 def localisation(raw: RawOutput, scene: Scene, decoder: Decoder) -> Tensor:
-    """Smooth L1 error of the positives' offsets."""
+    """Sum the smooth L1 error of the positives' offsets."""
     offsets = raw.offsets
     error = functional.smooth_l1_loss(
         offsets, scene.wanted_offsets.to(offsets.dtype), reduction="none"
@@ -135,19 +176,13 @@ OBJECTIVES: dict[str, RawObjective] = {
 
 
 def _overlap(boxes: Tensor, scene: PaddedTargets | Scene) -> Tensor:
-    """IoU (B, A, M) of boxes with the objects, -1 at padding."""
-    boxes, objects = boxes.unsqueeze(2), scene.boxes.unsqueeze(1)
-    starts = torch.maximum(boxes[..., :2], objects[..., :2])
-    ends = torch.minimum(boxes[..., 2:], objects[..., 2:])
-    shared = (ends - starts).clamp(min=0).prod(dim=3)
-    areas = (boxes[..., 2:] - boxes[..., :2]).prod(dim=3)
-    object_areas = (objects[..., 2:] - objects[..., :2]).prod(dim=3)
-    overlap = shared / (areas + object_areas - shared)
+    """Return the IoU (B, A, M) of boxes with the objects, -1 at padding."""
+    overlap: Tensor = box_iou(boxes, scene.boxes)
     return overlap.masked_fill(~scene.valid.unsqueeze(1), -1)
 
 
 def _on_objects(found: Predictions, scene: PaddedTargets | Scene) -> tuple[Tensor, Tensor]:
-    """Soft maxima (B, M) of the right and of the wrong classes' log-odds on each object."""
+    """Return soft maxima (B, M) of the right and the wrong classes' log-odds on each object."""
     near = _overlap(found.boxes, scene) >= ON_OBJECT
     # One object at a time: all at once would hold (B, A, M, classes).
     per_class = torch.stack(

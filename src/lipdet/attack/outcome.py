@@ -92,7 +92,7 @@ def detect(
 
 
 def worst_of(candidates: Sequence[Outcome]) -> Outcome:
-    """Of each image the candidate with the largest damage, the first where equal."""
+    """Take of each image the candidate with the largest damage, the first where equal."""
     columns = range(len(candidates[0].damage))
     choice = [max(range(len(candidates)), key=lambda c: candidates[c].damage[i]) for i in columns]
     return Outcome(

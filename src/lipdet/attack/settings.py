@@ -19,10 +19,10 @@ AttackName = Literal["pgd", "apgd", "worst"]
 DEFAULT_OBJECTIVE = "mislabel"
 WORST = {DEFAULT_OBJECTIVE: 1.0, "vanish": 0.5, "fabricate": 0.5}
 
-# The reference experiment attacks by L2 PGD with a radius of 0.5 and does not say in which unit.
-# Its preprocessing maps pixels to [-1, 1], where 0.5 is 0.25 here; docs/attacks.md has the reasons.
 # The distance of two pictures of 5,773 pixels a side, one black and one white.
 LARGEST_EPSILON = 1e4
+# The reference experiment attacks by L2 PGD with a radius of 0.5 and does not say in which unit.
+# Its preprocessing maps pixels to [-1, 1], where 0.5 is 0.25 here; docs/attacks.md has the reasons.
 NAMED_EPSILONS = {"reference-minus1-1": 0.25, "reference-0-1": 0.5}
 
 

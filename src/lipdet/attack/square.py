@@ -69,7 +69,7 @@ def square_attack(
 
 
 def _moved(images: Tensor, deltas: Array, ball: L2Ball) -> Tensor:
-    """Images moved by perturbations that are first stretched to the radius."""
+    """Move images by perturbations that are first stretched to the radius."""
     directions = ball.direction(torch.from_numpy(deltas).to(images))
     return ball.project(images + ball.epsilon * directions, images)
 
@@ -104,7 +104,7 @@ def _moved_mass(delta: Array, side: int, epsilon: float, rng: np.random.Generato
 
 
 def _bumps(rng: np.random.Generator, channels: int, side: int) -> Array:
-    """Two opposite bumps side by side, along a random axis, with a random sign per channel."""
+    """Draw two opposite bumps side by side on a random axis, with a random sign per channel."""
     half = side // 2
     pattern = np.concatenate([_bump(half, side), -_bump(side - half, side)])
     if rng.random() < 0.5:
@@ -114,7 +114,7 @@ def _bumps(rng: np.random.Generator, channels: int, side: int) -> Array:
 
 
 def _bump(height: int, width: int) -> Array:
-    """Rises ring by ring towards the middle, faster and faster."""
+    """Return a bump that rises ring by ring towards the middle, faster and faster."""
     rows, columns = (np.minimum(np.arange(n), np.arange(n)[::-1]) for n in (height, width))
     rings = np.minimum(rows[:, None], columns)
     most = min(height, width) // 2

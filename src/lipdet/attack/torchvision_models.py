@@ -83,7 +83,7 @@ class ForeignDetector:
         return torch.device("cpu") if parameter is None else parameter.device
 
     def detect(self, images: Tensor, selection: Selection) -> list[Detections]:
-        """Detections on images (B, 3, H, W) in [0, 1], best first, on the CPU.
+        """Detect on images (B, 3, H, W) in [0, 1], best first; return to the CPU.
 
         For AP all that the module returns counts; of that, other selections take a part.
 
@@ -144,7 +144,7 @@ def attack_torchvision(
     indices: Sequence[int] | None = None,
     on_step: OnStep | None = None,
 ) -> Tensor:
-    """Like `lipdet.attack.attack_batch`, for a detector of `torchvision.models.detection`.
+    """Attack a detector of `torchvision.models.detection` as `lipdet.attack.attack_batch` does.
 
     Args:
         model: returns detections in eval mode, and a dictionary of losses in training mode.
@@ -202,7 +202,7 @@ def _predictions(found: Detections, target: Target) -> Predictions:
 
 
 def _loss(model: nn.Module, image: Tensor, target: Target, words: Sequence[str]) -> Tensor:
-    """The sum (1,) of the losses of one image (1, 3, H, W) whose names contain one of the words."""
+    """Sum (1,) the losses of one image (1, 3, H, W) whose names contain one of the words."""
     with torch.random.fork_rng():
         torch.manual_seed(0)
         losses: dict[str, Tensor] = model(list(image), [dict(target)])

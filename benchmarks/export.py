@@ -29,9 +29,9 @@ from lipdet.checkpoint import load_detector, weights_file
 from lipdet.detector.forward import Network
 from lipdet.evaluate import attacked
 from lipdet.evaluate.run import detect_pack
-from lipdet.export.certificates import EPSILON, certified_objects
 from lipdet.export.onnx_file import export_onnx
 from lipdet.export.runtime import OnnxNetwork
+from lipdet.export.verify import EPSILON, certified_objects
 from lipdet.images.pack import Pack
 from lipdet.images.spec import open_data
 from lipdet.layers import fold

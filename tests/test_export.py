@@ -25,10 +25,9 @@ from lipdet.cli import main
 from lipdet.config import DIGIT_CROP, PRESETS, DetectorConfig
 from lipdet.detector import build_detector
 from lipdet.errors import InputError
-from lipdet.export.certificates import compare_certificates
 from lipdet.export.runtime import OnnxNetwork, load_onnx
 from lipdet.export.torch_file import export_torch
-from lipdet.export.verify import check, compare
+from lipdet.export.verify import check, compare, compare_certificates
 from lipdet.images.pack import Pack
 from lipdet.images.prepare import pack_rendered
 from lipdet.types import Canvas, RawOutput
@@ -38,8 +37,7 @@ pytest.importorskip("onnxscript")
 onnxruntime = pytest.importorskip("onnxruntime")
 
 from lipdet.export import onnx_file  # noqa: E402
-from lipdet.export.nms import DETECTIONS  # noqa: E402
-from lipdet.export.onnx_file import export_onnx  # noqa: E402
+from lipdet.export.onnx_file import DETECTIONS, export_onnx  # noqa: E402
 
 pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("proven_once")]
 

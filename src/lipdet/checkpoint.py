@@ -185,10 +185,14 @@ def save_detector(path: Path, detector: nn.Module, config: DetectorConfig, info:
 def write_tensors(path: Path, tensors: Mapping[str, Tensor], info: Mapping[str, Any]) -> None:
     """Write tensors and json to one safetensors file, atomically."""
     contiguous = {name: tensor.contiguous() for name, tensor in tensors.items()}
-    data = save(contiguous, metadata={"lipdet": json.dumps(info)})
+    write_complete(path, save(contiguous, metadata={"lipdet": json.dumps(info)}))
+
+
+def write_complete(path: Path, content: bytes) -> None:
+    """Write a file beside its place and move it there, so that it is never seen in part."""
     unfinished = path.with_name(f".{path.name}.unfinished")
     with unfinished.open("wb") as file:
-        file.write(data)
+        file.write(content)
         file.flush()
         os.fsync(file.fileno())
     unfinished.replace(path)

@@ -18,7 +18,7 @@ from pathlib import Path
 
 from lipdet.attack import AttackSettings
 from lipdet.attack.settings import single_attacks
-from lipdet.checkpoint import LoadedDetector, load_detector, packaged_names
+from lipdet.checkpoint import LoadedDetector, load_detector, packaged_names, write_complete
 from lipdet.config import PRESETS
 from lipdet.evaluate.attacked import Campaign, attack_pack, prepare, worst
 from lipdet.evaluate.bootstrap import ap50_interval
@@ -173,6 +173,4 @@ def working_points(
 
 
 def _write(file: Path, value: object) -> None:
-    unfinished = file.with_name(f".{file.name}.unfinished")
-    unfinished.write_text(json.dumps(value, indent=1) + "\n")
-    unfinished.replace(file)
+    write_complete(file, (json.dumps(value, indent=1) + "\n").encode())

@@ -30,7 +30,7 @@ DTYPE = "<f4"
 
 
 def describe(loaded: LoadedDetector, selection: Selection | None) -> dict[str, Any]:
-    """Everything that is known before the file is checked; docs/export.md explains each entry.
+    """Tell what is known before the file is checked; docs/export.md explains each entry.
 
     Args:
         loaded: the detector that is exported.
@@ -96,7 +96,7 @@ def _decoder_as_dict(decoder: Decoder) -> dict[str, Any]:
 
 
 def _certificate(detector: SSD) -> dict[str, Any]:
-    """Constants of the float32 network, or why there are none."""
+    """Return the constants of the float32 network, or why there are none."""
     units = {"norm": "L2", "epsilon": "over all input values, in [0, 1] pixel units at input size"}
     try:
         bounds = output_bounds(detector)

@@ -27,7 +27,7 @@ class Outputs(nn.Module):
         self.register_buffer("default_boxes", detector.default_boxes)
 
     def forward(self, images: Tensor) -> tuple[Tensor, ...]:
-        """Images to logits, offsets, boxes and log-odds.
+        """Map images to logits, offsets, boxes and log-odds.
 
         Args:
             images: (B, 3, H, W) in [0, 1].
@@ -45,7 +45,7 @@ class Outputs(nn.Module):
 
 
 def output_names(scored: bool) -> Sequence[str]:
-    """Names of the outputs in their order."""
+    """Return the names of the outputs in their order."""
     return RAW + SCORED if scored else RAW
 
 

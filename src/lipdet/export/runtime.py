@@ -54,7 +54,7 @@ class OnnxNetwork:
         self.framing = detector_config(self.metadata["detector"]).framing
 
     def __call__(self, images: Tensor) -> RawOutput:
-        """Images (B, 3, H, W) in [0, 1] to logits (B, A, K) and offsets (B, A, 4)."""
+        """Map images (B, 3, H, W) in [0, 1] to logits (B, A, K) and offsets (B, A, 4)."""
         logits, offsets = self.run(images, RAW)
         return RawOutput(logits, offsets)
 

@@ -11,8 +11,7 @@ import torch
 from torch import Tensor
 from torch.export import ExportedProgram
 
-from lipdet.checkpoint import LoadedDetector
-from lipdet.export.files import write_complete
+from lipdet.checkpoint import LoadedDetector, write_complete
 from lipdet.export.metadata import KEY, describe
 from lipdet.export.network import traced
 from lipdet.export.verify import check, compare

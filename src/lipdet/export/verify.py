@@ -1,23 +1,34 @@
-"""Whether an exported network computes what the detector computes."""
+"""Check that an exported network computes, and certifies, what the detector does."""
 
 from __future__ import annotations
 
-import itertools
+import math
 from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from lipdet.boxes import Decoder, Selection, select_detections
-from lipdet.errors import InputError
-from lipdet.types import RawOutput
+from lipdet.boxes import (
+    AP_SELECTION,
+    DISPLAY_SELECTION,
+    Decoder,
+    Selection,
+    select_detections,
+)
+from lipdet.certificate.conditions.certify import certified_up_to
+from lipdet.certificate.conditions.ground_truth import ground_truth_of
+from lipdet.certificate.verifier import Verifier, verifier_of
+from lipdet.detector import SSD
+from lipdet.errors import InputError, UnknownLipschitz
+from lipdet.types import RawOutput, Target
 
 # Of the largest output on the same pictures, or of 1 where all are smaller: float32 sums in
 # another order differ by a few times 1e-7 of their largest terms.
 TOLERANCE = 1e-5
-# Batches of one, of several and of many, so that a batch taken for a constant would be found.
-BATCHES = (1, 7, 32)
+IOU = 0.5
+# An L2 radius at which a detector made for certificates keeps many of its detections.
+EPSILON = 0.1
 
 Network = Callable[[Tensor], RawOutput]
 
@@ -34,7 +45,10 @@ def compare(detector: Network, exported: Network, images: Tensor) -> dict[str, A
     Returns:
         The number of pictures; per output the largest difference and the largest value.
     """
-    batches = [images[rows] for rows in _batches(len(images))]
+    # Of one, of several and of many: a size that was taken for a constant would be found.
+    batches = [
+        part for part in (*images[:8].tensor_split([1]), *torch.split(images[8:], 32)) if len(part)
+    ]
     expected = [detector(batch) for batch in batches]
     actual = [exported(batch) for batch in batches]
     found: dict[str, Any] = {"pictures": len(images)}
@@ -86,10 +100,48 @@ def same_detections(
     )
 
 
-def _batches(count: int) -> list[slice]:
-    """Batches of `BATCHES` in turn, the last size again and again, that cover `count` images."""
-    sizes = itertools.chain(BATCHES, itertools.repeat(BATCHES[-1]))
-    starts = itertools.takewhile(
-        lambda start: start < count, itertools.accumulate(sizes, initial=0)
-    )
-    return [slice(*pair) for pair in itertools.pairwise([*starts, count])]
+@torch.no_grad()
+def compare_certificates(
+    detector: SSD, exported: Network, images: Tensor, epsilon: float = EPSILON
+) -> dict[str, Any] | None:
+    """Certify the detector's own detections, from its outputs and from the exported network's.
+
+    Args:
+        detector: in eval mode, on the CPU.
+        exported: the network to check.
+        images: (B, 3, S, S) in [0, 1].
+        epsilon: L2 radius in [0, 1] pixel units.
+
+    Returns:
+        ε, the number of detections, how many of them are certified, and on how many both agree;
+        None where the detector has no Lipschitz bound, or one so large that every logit could
+        move by more than its whole range, so that nothing can be certified.
+    """
+    try:
+        verifier = verifier_of(detector, AP_SELECTION, images)
+    except UnknownLipschitz:
+        return None
+    raw: RawOutput = detector(images)
+    if float(verifier.bounds.logits.min()) * epsilon > float(raw.logits.max() - raw.logits.min()):
+        return None
+    found = select_detections(raw, detector.decoder, DISPLAY_SELECTION)
+    targets = [Target(boxes=one["boxes"], labels=one["labels"]) for one in found]
+    ours = certified_objects(verifier, raw, targets, epsilon)
+    theirs = certified_objects(verifier, exported(images), targets, epsilon)
+    return {
+        "epsilon": epsilon,
+        "detections": len(ours),
+        "certified": int(ours.sum()),
+        "agree": int((ours == theirs).sum()),
+    }
+
+
+def certified_objects(
+    verifier: Verifier, raw: RawOutput, targets: list[Target], epsilon: float
+) -> Tensor:
+    """Return which objects are certified, (G,) bool."""
+    truths = ground_truth_of(targets)
+    radius = torch.full((len(targets),), epsilon, dtype=torch.float64)
+    candidates = verifier.candidates(raw, radius)
+    found = verifier.certifiers(candidates, truths, radius, IOU)
+    return certified_up_to(found, len(truths.image), [IOU])[:, 0] > -math.inf

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from lipdet.app.pictures import samples
+from lipdet.app.session import samples
 from lipdet.cli import main
 from lipdet.config import DIGIT_CROP
 

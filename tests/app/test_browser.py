@@ -14,8 +14,8 @@ from PIL import Image
 from torch import Tensor
 
 from lipdet.app.exhibits import Attacked, Exhibit, load_exhibits
-from lipdet.app.pictures import samples
 from lipdet.app.server import serving
+from lipdet.app.session import samples
 from lipdet.attack import AttackSettings
 from lipdet.config import DIGIT_CROP
 

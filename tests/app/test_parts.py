@@ -21,15 +21,17 @@ from PIL import Image
 
 from lipdet.app.exhibits import Attacked, Exhibit, Shown, attack, load_exhibits, look
 from lipdet.app.markup import proven, show, status
-from lipdet.app.pictures import LONGEST_SIDE, read_picture, region_of, samples
 from lipdet.app.session import (
+    LONGEST_SIDE,
     Session,
+    Stops,
     as_dict,
     attack_settings,
     open_session,
+    read_picture,
+    region_of,
+    samples,
 )
-from lipdet.app.stops import Stops
-from lipdet.cli import main
 from lipdet.config import DIGIT_CROP
 from lipdet.errors import InputError
 from lipdet.images.crop import Region
@@ -253,17 +255,6 @@ def test_markup_shows_all_panels_and_the_same_json(session: Session) -> None:
 
 def test_what_visitors_name_is_escaped() -> None:
     assert "<b>" not in status("<b>photo.png cannot be read", problem=True)
-
-
-def test_bad_ports_and_detectors_end_in_one_sentence(capsys: pytest.CaptureFixture[str]) -> None:
-    for words, sentence in (
-        (["--port", "70000"], "--port must lie between 0 and 65535"),
-        (["nonesuch"], "There is no detector 'nonesuch'"),
-    ):
-        with pytest.raises(SystemExit) as ended:
-            main(["app", *words])
-        assert ended.value.code == 2
-        assert sentence in capsys.readouterr().err
 
 
 def test_sigterm_leaves_nothing_behind(tmp_path: Path) -> None:

@@ -69,7 +69,7 @@ class Exhibit:
 
 
 def load_exhibits(specs: list[str]) -> dict[str, Exhibit]:
-    """Detectors by name, each once.
+    """Load detectors by name, each once.
 
     Raises:
         InputError: one cannot be loaded.

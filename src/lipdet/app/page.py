@@ -19,10 +19,11 @@ from lipdet.app.session import (
     LARGEST_EPSILON,
     MOST_STEPS,
     Session,
+    Stopped,
+    Stops,
     attack_settings,
     open_session,
 )
-from lipdet.app.stops import Stopped, Stops
 from lipdet.attack import DEFAULT_OBJECTIVE, OBJECTIVES, AttackSettings
 from lipdet.errors import InputError
 from lipdet.reading.detections import read_out

@@ -17,7 +17,7 @@ from typing import Any
 
 from lipdet.app.exhibits import Exhibit
 from lipdet.app.markup import CSS
-from lipdet.app.pictures import LARGEST_FILE, samples
+from lipdet.app.session import LARGEST_FILE, samples
 from lipdet.errors import InputError
 
 # Blobs and data are what the page itself makes; its scripts are compiled on the spot.
@@ -68,6 +68,7 @@ def serving(exhibits: Mapping[str, Exhibit], host: str, port: int) -> Iterator[s
         os.environ["GRADIO_TEMP_DIR"] = folder
         try:
             import gradio as gr
+            from starlette.middleware import Middleware
 
             from lipdet.app.page import build_page
         except ModuleNotFoundError as error:
@@ -88,7 +89,11 @@ def serving(exhibits: Mapping[str, Exhibit], host: str, port: int) -> Iterator[s
                 run_history=False,
                 ssr_mode=False,
                 enable_monitoring=False,
-                app_kwargs={"middleware": _middleware(), "docs_url": None, "redoc_url": None},
+                app_kwargs={
+                    "middleware": [Middleware(Policy)],
+                    "docs_url": None,
+                    "redoc_url": None,
+                },
                 theme=gr.themes.Default(font=FONTS, font_mono=CODE_FONTS),
                 css=CSS,
             )
@@ -102,12 +107,6 @@ def serving(exhibits: Mapping[str, Exhibit], host: str, port: int) -> Iterator[s
             page.close(verbose=False)
 
 
-def _middleware() -> list[Any]:
-    from starlette.middleware import Middleware
-
-    return [Middleware(Policy)]
-
-
 def _write_samples(exhibits: Mapping[str, Exhibit], folder: Path) -> list[Path]:
     canvas = next(iter(exhibits.values())).detector.config.canvas
     files = []
@@ -118,7 +117,6 @@ def _write_samples(exhibits: Mapping[str, Exhibit], folder: Path) -> list[Path]:
 
 
 def _free_port(host: str) -> int:
-    with socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET) as probe:
-        probe.bind((host, 0))
-        port: int = probe.getsockname()[1]
-        return port
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    with socket.create_server((host, 0), family=family) as probe:
+        return int(probe.getsockname()[1])

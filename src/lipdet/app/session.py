@@ -1,19 +1,26 @@
-"""What one visitor sees: one part of one picture, several detectors, and their attacks."""
+"""One visitor: a picture that was brought, part of it seen by several detectors, their attacks.
+
+Pictures are read with limits, found out from the header before anything is decoded.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import threading
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from PIL import Image
+from PIL import Image, ImageOps
 
 from lipdet.app.exhibits import Attacked, Exhibit, Shown, look
-from lipdet.app.pictures import read_picture, region_of
 from lipdet.attack import AttackSettings
 from lipdet.attack.settings import DEFAULT_OBJECTIVE, AttackName, single_attacks
 from lipdet.errors import InputError
-from lipdet.images.crop import Region
+from lipdet.images.crop import Region, full_region
+from lipdet.images.render import rendered
+from lipdet.reading import View
+from lipdet.reading import look as look_at
 from lipdet.reading.detections import as_rows, count_certified, distance, radii_told, read_out
 from lipdet.reading.marks import (
     Mark,
@@ -24,13 +31,79 @@ from lipdet.reading.marks import (
     magnified,
     to_picture,
 )
-from lipdet.types import Framing
+from lipdet.reading.search import searched_regions
+from lipdet.types import Canvas, Framing
 from lipdet.versions import versions
 
 MOST_STEPS = 100
 LARGEST_EPSILON = 1.0
 # Of a panel, in pixels.
 SIDE = 370
+FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF")
+LARGEST_FILE = 20 * 2**20
+# More than any phone's default, and 75 MB once decoded.
+MOST_PIXELS = 25_000_000
+# A larger picture is shrunk: a house number in it is still larger than what networks see.
+LONGEST_SIDE = 1_600
+SAMPLES = tuple(range(8))
+
+
+def read_picture(path: Path) -> Image.Image:
+    """Read a picture as RGB, upright, its longer side at most LONGEST_SIDE.
+
+    Raises:
+        InputError: not a picture, damaged, or too large.
+    """
+    if path.stat().st_size > LARGEST_FILE:
+        raise InputError(
+            f"{path.name} has more than {LARGEST_FILE >> 20} MB; choose a smaller one."
+        )
+    try:
+        with Image.open(path, formats=FORMATS) as image:
+            if image.width * image.height > MOST_PIXELS:
+                raise InputError(
+                    f"{path.name} has {image.width}×{image.height} pixels, "
+                    f"{image.width * image.height / 1e6:.1f} million; choose one of at most "
+                    f"{MOST_PIXELS // 1_000_000} million."
+                )
+            image.thumbnail((LONGEST_SIDE, LONGEST_SIDE))
+            return ImageOps.exif_transpose(image).convert("RGB")
+    except Image.DecompressionBombError:
+        raise InputError(f"{path.name} has far too many pixels; choose a smaller one.") from None
+    except (OSError, SyntaxError, ValueError):
+        raise InputError(
+            f"{path.name} cannot be read as a picture; choose a {', '.join(FORMATS)} file."
+        ) from None
+
+
+def samples(canvas: Canvas) -> list[Image.Image]:
+    """Render house numbers as networks of this input size see them."""
+    side = min(canvas)
+    return [Image.fromarray(rendered("test", index, size=side)[0]) for index in SAMPLES]
+
+
+def region_of(exhibit: Exhibit, image: Image.Image, search: bool) -> Region:
+    """Return the part of a picture that networks are shown.
+
+    Args:
+        exhibit: looks for numbers.
+        image: RGB.
+        search: whether to look for numbers and take the square with the best detection, if the
+            detector is one of crops. A picture of the network's size is taken as it is, and so is
+            one in which nothing is found.
+    """
+    canvas, whole = exhibit.detector.framing
+    if search and not whole and image.size != (canvas.width, canvas.height):
+        squares = searched_regions(exhibit.detector, image)
+        views = look_at(exhibit.detector, exhibit.class_names, image, squares)
+        if views:
+            return max(views, key=_best_score).region
+    return full_region(*image.size, canvas)
+
+
+def _best_score(view: View) -> float:
+    """Return 0 if nothing passed the second look."""
+    return max((one.score for one in view.detections), default=0.0)
 
 
 class Session(NamedTuple):
@@ -104,7 +177,7 @@ def attack_settings(epsilon: float, objective: str, steps: float) -> tuple[Attac
 
 
 def panels(session: Session, epsilon: float) -> list[tuple[Shown, list[Panel]]]:
-    """For each detector what is to be seen at ε: clean and, once attacked, two panels more."""
+    """Return what each detector shows at ε: clean and, once attacked, two panels more."""
     attacked = session.attacks_at(epsilon)
     rows = []
     for view in session.views:
@@ -157,7 +230,7 @@ def perturbation_panel(shown: Shown, attacked: Attacked) -> Panel:
 
 
 def sheet(rows: Sequence[tuple[str, Sequence[Panel]]]) -> Image.Image:
-    """Panels of several detectors: a row for each, with its name and captions.
+    """Put panels of several detectors together: a row for each, with its name and captions.
 
     Args:
         rows: name and panels of each detector, at least one.
@@ -172,7 +245,7 @@ def sheet(rows: Sequence[tuple[str, Sequence[Panel]]]) -> Image.Image:
 
 
 def as_dict(session: Session, epsilon: float) -> dict[str, Any]:
-    """Everything on show as plain values; boxes in pixels of each network's input."""
+    """Return all on show as plain values; boxes in pixels of each network's input."""
     attacked = session.attacks_at(epsilon)
     return {
         "picture": session.picture,
@@ -207,3 +280,42 @@ def _detector(shown: Shown, attacked: Attacked | None, epsilon: float) -> dict[s
 
 def _panel(picture: Image.Image, marks: Sequence[Mark], caption: str, alternative: str) -> Panel:
     return Panel(draw(picture, marks, SIDE / picture.width), caption, alternative)
+
+
+class Stopped(Exception):  # noqa: N818 - it is a visitor's wish, not an error
+    """An attack was interrupted."""
+
+
+class Stops:
+    """One signal for each visitor whose attack is running; safe between threads.
+
+    It is set at a button, at a new attack, or when the visitor leaves.
+    """
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._running: dict[str, threading.Event] = {}
+
+    @contextmanager
+    def running(self, visitor: str) -> Iterator[threading.Event]:
+        """Yield a signal that is set when the attack has to stop; stop an earlier attack."""
+        signal = threading.Event()
+        with self._lock:
+            earlier = self._running.get(visitor)
+            self._running[visitor] = signal
+        if earlier:
+            earlier.set()
+        try:
+            yield signal
+        finally:
+            with self._lock:
+                if self._running.get(visitor) is signal:
+                    del self._running[visitor]
+
+    def stop(self, visitor: str) -> bool:
+        """Set the signal of a visitor; return whether an attack was running."""
+        with self._lock:
+            signal = self._running.get(visitor)
+        if signal:
+            signal.set()
+        return signal is not None

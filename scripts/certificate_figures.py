@@ -32,7 +32,7 @@ from lipdet.images.pack import Pack
 from lipdet.images.spec import open_data
 from lipdet.reading import certified, look
 from lipdet.reading.marks import contact_sheet, draw_certificates
-from lipdet.report.certificate import plot_reasons
+from lipdet.report.figures import plot_reasons
 from lipdet.report.style import Drawing, colour, marker, new_figure, save_drawing, styled
 
 SHOWN = (0.1, 0.25)

@@ -13,9 +13,7 @@ import pytest
 from lipdet.config import PRESETS
 from lipdet.detector import build_detector
 from lipdet.report.architecture import describe_architecture, draw_architecture
-from lipdet.report.certificate import plot_reasons
-from lipdet.report.consistency import plot_consistency
-from lipdet.report.curves import plot_curves, plot_frontier
+from lipdet.report.figures import plot_consistency, plot_curves, plot_frontier, plot_reasons
 from lipdet.report.lipschitz import plot_profiles
 from lipdet.report.style import inline_svg, save_drawing
 from tests.report.made_up import ROWS, result, results

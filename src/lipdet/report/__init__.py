@@ -1,9 +1,7 @@
 """What people look at: overlays, tables, figures, one self-contained page."""
 
 from lipdet.report.architecture import describe_architecture, draw_architecture
-from lipdet.report.certificate import plot_reasons
-from lipdet.report.consistency import plot_consistency
-from lipdet.report.curves import plot_curves, plot_frontier
+from lipdet.report.figures import plot_consistency, plot_curves, plot_frontier, plot_reasons
 from lipdet.report.inspection import inspect_detector
 from lipdet.report.lipschitz import plot_profiles
 from lipdet.report.page import write_figures, write_page

@@ -87,11 +87,12 @@ def describe_architecture(detector: SSD) -> Architecture:
         detector: any; it is left as it was.
     """
     seen: list[tuple[nn.Module, Tensor]] = []
-    maps: list[Tensor] = []
+    maps: list[tuple[Tensor, Tensor]] = []
     body = [module for module in detector.backbone.modules() if _is_layer(module)]
     hooks = [module.register_forward_hook(lambda m, _, y: seen.append((m, y))) for module in body]
     hooks += [
-        head.register_forward_hook(lambda _, x, __: maps.append(x[0])) for head in detector.heads
+        head.register_forward_hook(lambda _, x, y: maps.append((x[0], y.logits)))
+        for head in detector.heads
     ]
     canvas, was_training = detector.config.canvas, detector.training
     try:
@@ -104,11 +105,11 @@ def describe_architecture(detector: SSD) -> Architecture:
         HeadShape(
             cells=_cells(features),
             channels=features.shape[1],
-            boxes=_outputs(head, features) // head.logits,
+            boxes=logits.numel() // (features.shape[-2:].numel() * head.logits),
             logits=head.logits,
             parameters=_size(head),
         )
-        for head, features in zip(detector.heads, maps, strict=True)
+        for head, (features, logits) in zip(detector.heads, maps, strict=True)
         if isinstance(head.logits, int)
     )
     return Architecture(
@@ -118,7 +119,7 @@ def describe_architecture(detector: SSD) -> Architecture:
 
 @styled
 def draw_architecture(name: str, architecture: Architecture, place: int = 1) -> Drawing:
-    """Stages from left to right as blocks as high as their maps, heads below their maps.
+    """Draw stages from left to right as blocks as high as their maps, heads below their maps.
 
     Args:
         name: of the detector.
@@ -141,7 +142,10 @@ def draw_architecture(name: str, architecture: Architecture, place: int = 1) -> 
         _block(axes, left, side, COLOURS[0])
         _text(axes, left, side + 0.06, f"{_short_size(stage.cells)}\n{stage.channels}")
         _arrow(axes, (left - 0.62, 0.08), (left - 0.38, 0.08))
-        words = "\n".join(_times(count, _short(kind)) for kind, count in stage.layers.items())
+        words = "\n".join(
+            f"{f'{count} × ' if count > 1 else ''}{_short(kind)}"
+            for kind, count in stage.layers.items()
+        )
         axes.text(left - 0.35, -0.42, words, fontsize=6.5, va="top", linespacing=1.3)
         if stage.tapped:
             head = heads.pop(0)
@@ -166,7 +170,7 @@ def _is_layer(module: nn.Module) -> bool:
     )
 
 
-def _stages(seen: list[tuple[nn.Module, Tensor]], maps: list[Tensor]) -> list[Stage]:
+def _stages(seen: list[tuple[nn.Module, Tensor]], maps: list[tuple[Tensor, Tensor]]) -> list[Stage]:
     stages: list[Stage] = []
     kinds: Counter[str] = Counter()
     parameters = 0
@@ -174,15 +178,11 @@ def _stages(seen: list[tuple[nn.Module, Tensor]], maps: list[Tensor]) -> list[St
         kinds[type(module).__name__] += 1
         parameters += _size(module)
         cells = _cells(features)
-        tapped = any(features is tap for tap in maps)
+        tapped = any(features is tap for tap, _ in maps)
         if tapped or index + 1 == len(seen) or _cells(seen[index + 1][1]) != cells:
             stages.append(Stage(cells, features.shape[1], dict(kinds), parameters, tapped))
             kinds, parameters = Counter(), 0
     return stages
-
-
-def _outputs(head: nn.Module, features: Tensor) -> int:
-    return int(head(features).logits.numel() // features.shape[-2:].numel())
 
 
 def _cells(features: Tensor) -> Canvas:
@@ -221,10 +221,6 @@ def _described(name: str, architecture: Architecture) -> str:
     )
     heads = ", ".join(_short_size(head.cells) for head in architecture.heads)
     return f"{name}: {stages}. Heads on the maps of {heads} cells."
-
-
-def _times(count: int, kind: str) -> str:
-    return kind if count == 1 else f"{count} × {kind}"
 
 
 def draw_presets(without: Collection[DetectorConfig]) -> list[Drawing]:

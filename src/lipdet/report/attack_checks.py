@@ -5,70 +5,64 @@ from __future__ import annotations
 from pathlib import Path
 
 from matplotlib.axes import Axes
-from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
+from matplotlib.ticker import PercentFormatter
 from rich.table import Table
 
 from lipdet.evaluate.attack_checks import Report
 from lipdet.evaluate.attack_curves import Curves
+from lipdet.report.style import COLOURS, styled
+from lipdet.report.table import new_table
 
-# Okabe & Ito's blue and vermilion, told apart with every colour vision; markers differ too.
-_ATTACK, _OTHER = "#D55E00", "#0072B2"
+_OTHER, _ATTACK = COLOURS[:2]
 
 
 def checks_table(name: str, report: Report) -> Table:
     """Return what must hold, what was measured, and whether it passed."""
-    table = Table(title=f"Is the attack on {name} strong enough?")
-    for column in ("check", "must hold", "measured", ""):
-        table.add_column(column, overflow="fold")
+    columns = ("check", "must hold", "measured", "")
+    table = new_table(f"Is the attack on {name} strong enough?", columns, columns)
     for check in report.checks:
         verdict = "[green]pass[/]" if check.passed else "[red]the attack is too weak here[/]"
         table.add_row(check.name, check.expected, check.measured, verdict)
     return table
 
 
+@styled
 def plot_checks(report: Report, file: Path) -> None:
-    """Four panels: AP50 against radius, steps and kind of attack, and the objective's rise.
+    """Draw four panels: AP50 against radius, steps and kind of attack, and the objective's rise.
 
     Args:
         report: of `lipdet.evaluate.attack_checks.judge`.
         file: where to write; its ending chooses the format.
     """
-    curves = report.curves
     figure = Figure(figsize=(9.0, 6.5), layout="constrained")
-    FigureCanvasAgg(figure)
-    panels = figure.subplots(2, 2)
-    _against_radius(panels[0, 0], curves)
-    _against_steps(panels[0, 1], curves)
-    _kinds(panels[1, 0], curves)
-    _loss(panels[1, 1], curves)
-    for axes in panels.flat:
-        axes.grid(axis="y", alpha=0.3)
-    figure.savefig(file, dpi=120)
+    panels = figure.subplots(2, 2).flat
+    for axes, draw in zip(panels, (_against_radius, _against_steps, _kinds, _loss), strict=True):
+        draw(axes, report.curves)
+        axes.grid(visible=False, axis="x")
+    figure.savefig(file)
 
 
 def _against_radius(axes: Axes, curves: Curves) -> None:
-    radii = [0.0, *(row[0] for row in curves.sweep)]
-    noise = [curves.clean, *(row[2] for row in curves.sweep)]
-    attack = [curves.clean, *(row[1] for row in curves.sweep)]
-    axes.plot(radii, _percent(noise), color=_OTHER, marker="s", label="random noise")
-    axes.plot(radii, _percent(attack), color=_ATTACK, marker="o", label="attack")
+    radii, attack, noise = zip((0.0, curves.clean, curves.clean), *curves.sweep, strict=True)
+    axes.plot(radii, noise, color=_OTHER, marker="s", label="random noise")
+    axes.plot(radii, attack, color=_ATTACK, marker="o", label="attack")
     axes.set_xscale("symlog", linthresh=0.1)
     axes.set_xticks(radii, [f"{radius:g}" for radius in radii], minor=False)
     axes.set_xlabel("radius ε")
-    axes.set_ylabel("AP50, percent")
     axes.legend()
+    _percent(axes)
 
 
 def _against_steps(axes: Axes, curves: Curves) -> None:
     counts, precisions = zip(*curves.steps, strict=True)
-    axes.plot(counts, _percent(precisions), color=_ATTACK, marker="o")
+    axes.plot(counts, precisions, color=_ATTACK, marker="o")
     axes.set_xscale("log")
     axes.set_xticks(counts, [str(count) for count in counts])
     axes.minorticks_off()
     axes.set_ylim(bottom=0)
     axes.set_xlabel(f"steps, at ε = {curves.epsilon:g}")
-    axes.set_ylabel("AP50, percent")
+    _percent(axes)
 
 
 def _kinds(axes: Axes, curves: Curves) -> None:
@@ -82,16 +76,16 @@ def _kinds(axes: Axes, curves: Curves) -> None:
         f"{curves.restarts[-1][0]} restarts": curves.restarts[-1][1],
     }
     colours = [_OTHER] * (len(bars) - 2) + [_ATTACK] * 2
-    axes.bar(list(bars), _percent(list(bars.values())), color=colours)
+    axes.bar(list(bars), list(bars.values()), color=colours)
     axes.set_xlabel(f"at ε = {curves.epsilon:g}")
-    axes.set_ylabel("AP50, percent")
+    _percent(axes)
 
 
 def _loss(axes: Axes, curves: Curves) -> None:
     axes.plot(curves.loss, color=_ATTACK)
-    axes.set_xlabel("step")
-    axes.set_ylabel("objective, mean of the best so far")
+    axes.set(xlabel="step", ylabel="objective, mean of the best so far")
 
 
-def _percent(fractions: list[float] | tuple[float, ...]) -> list[float]:
-    return [100 * fraction for fraction in fractions]
+def _percent(axes: Axes) -> None:
+    axes.set_ylabel("AP50, percent")
+    axes.yaxis.set_major_formatter(PercentFormatter(1, symbol=""))

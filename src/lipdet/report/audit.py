@@ -15,7 +15,8 @@ from lipdet.errors import UnknownLipschitz
 from lipdet.lipschitz.audit import Audit, Finding, audit
 from lipdet.lipschitz.propagation import propagate
 from lipdet.lipschitz.torchvision_heads import PixelsToHeads, is_torchvision
-from lipdet.report.markup import Cell, Document, Section, constant, number, paragraph, table
+from lipdet.report.markup import Cell, Document, Section, number, paragraph, table
+from lipdet.report.table import constant, new_table
 from lipdet.types import Canvas
 from lipdet.versions import versions
 
@@ -79,13 +80,10 @@ def audit_sentence(name: str, found: Audit) -> str:
 
 def audit_table(found: Audit) -> Table:
     """Return the findings for the terminal; operations without a bound are grouped by reason."""
-    result = Table(title="What makes the Lipschitz bound large, from the image in [0, 1], L2")
-    for column in COLUMNS:
-        result.add_column(
-            column, justify="right" if column == "factor" else "left", overflow="fold"
-        )
+    title = "What makes the Lipschitz bound large, from the image in [0, 1], L2"
+    result = new_table(title, COLUMNS, set(COLUMNS) - {"factor"})
     for one in grouped(found.findings):
-        factor = NO_BOUND if one.factor is None else f"{one.factor:.4g}"
+        factor = NO_BOUND if one.factor is None else constant(one.factor)
         result.add_row(one.name, one.kind, one.cause, factor, one.instead)
     return result
 
@@ -109,10 +107,10 @@ def audit_section(document: Document, audit: Audit | str) -> Section:
         return Section("audit", heading, paragraph(audit))
     rows: list[list[Cell | str]] = []
     for one in grouped(audit.findings):
-        if one.factor is None:
-            rows.append([one.name or one.kind, one.kind, one.cause, NO_BOUND, one.instead])
-            continue
-        cell = number(document, f"audit/findings/{audit.findings.index(one)}/factor", constant)
+        cell: Cell | str = NO_BOUND
+        if one.factor is not None:
+            path = f"audit/findings/{audit.findings.index(one)}/factor"
+            cell = number(document, path, constant)
         rows.append([one.name or one.kind, one.kind, one.cause, cell, one.instead])
     text = paragraph(audit_sentence(document["audit"]["module"], audit))
     return Section("audit", heading, text + table("By falling factor", COLUMNS, rows))

@@ -1,13 +1,11 @@
-"""What is certified, and what the certificate fails at, as tables and a figure."""
+"""What is certified, and what the certificate fails at, as tables."""
 
 from __future__ import annotations
 
-from matplotlib.ticker import PercentFormatter
 from rich.table import Table
 
 from lipdet.certificate.diagnosis import REASONS
-from lipdet.report.style import Drawing, colour, new_figure, styled
-from lipdet.report.table import percent
+from lipdet.report.table import new_table, percent
 from lipdet.results import EvaluationResult
 
 # Condition by condition, for people.
@@ -22,11 +20,10 @@ MEANING = {
 
 
 def certified_table(result: EvaluationResult) -> Table:
-    """Certified AP, recall and precision of one result of `lipdet eval`, at each radius."""
-    table = Table(title=f"{result['weights']} under every L2 perturbation, percent, at least")
+    """Return certified AP, recall and precision of one result of `lipdet eval`, at each radius."""
     columns = ("ε", "AP50", "AP", "recall", "precision", "any class", "class alone")
-    for column in columns:
-        table.add_column(column, justify="right")
+    title = f"{result['weights']} under every L2 perturbation, percent, at least"
+    table = new_table(title, columns)
     for entry in result["certified"]:
         shares = [
             percent(entry[key])
@@ -42,11 +39,9 @@ def certified_table(result: EvaluationResult) -> Table:
 
 
 def certified_classes_table(result: EvaluationResult) -> Table:
-    """Certified AP50, AP, recall and precision of each class, at each radius."""
-    table = Table(title="Certified, by class, percent: AP50 / AP / recall / precision")
-    table.add_column("class")
-    for entry in result["certified"]:
-        table.add_column(f"ε = {entry['epsilon']:g}", justify="right")
+    """Return certified AP50, AP, recall and precision of each class, at each radius."""
+    title = "Certified, by class, percent: AP50 / AP / recall / precision"
+    table = new_table(title, ("class", *_radii(result)), ("class",))
     for name in result["certified"][0]["per_class"]:
         cells = [
             " / ".join(
@@ -61,52 +56,13 @@ def certified_classes_table(result: EvaluationResult) -> Table:
 
 def reasons_table(result: EvaluationResult) -> Table:
     """Return how many objects fail at which condition, at each radius."""
-    table = Table(title="Objects that are not certified, by the condition that fails")
-    table.add_column("condition")
-    for entry in result["certified"]:
-        table.add_column(f"ε = {entry['epsilon']:g}", justify="right")
+    title = "Objects that are not certified, by the condition that fails"
+    table = new_table(title, ("condition", *_radii(result)), ("condition",))
     for reason in REASONS:
         counts = (str(entry["failed"][reason]) for entry in result["certified"])
         table.add_row(f"{reason}: {MEANING[reason]}", *counts)
     return table
 
 
-@styled
-def plot_reasons(result: EvaluationResult) -> Drawing | None:
-    """Return what becomes of all objects at each radius: certified, or the condition that fails.
-
-    Args:
-        result: json object of `lipdet eval --certify`.
-
-    Returns:
-        None if nothing was certified or there are no objects.
-    """
-    entries, objects = result["certified"], result["data"]["objects"]
-    if not entries or not objects:
-        return None
-    figure, axes = new_figure()
-    rows = {"certified": [objects - sum(entry["failed"].values()) for entry in entries]}
-    rows |= {reason: [entry["failed"][reason] for entry in entries] for reason in REASONS}
-    left = [0.0] * len(entries)
-    names = [f"ε = {entry['epsilon']:g}" for entry in entries]
-    for index, (reason, counts) in enumerate(rows.items()):
-        shares = [count / objects for count in counts]
-        axes.barh(names, shares, left=left, color=colour(index), label=reason)
-        left = [start + share for start, share in zip(left, shares, strict=True)]
-    axes.invert_yaxis()
-    axes.grid(visible=False)
-    axes.set_xlim(0, 1)
-    axes.xaxis.set_major_formatter(PercentFormatter(1))
-    axes.set_xlabel("share of all objects")
-    axes.legend(ncols=4, loc="lower center", bbox_to_anchor=(0.5, 1.0))
-    told = (
-        f"{name}: " + ", ".join(f"{reason} {counts[index]}" for reason, counts in rows.items())
-        for index, name in enumerate(names)
-    )
-    return Drawing(
-        "reasons",
-        figure,
-        f"What {result['weights']} can guarantee, and the condition at which the other objects "
-        "fail. Missed: not detected in the clean picture either.",
-        f"Of {objects} objects, " + "; ".join(told) + ".",
-    )
+def _radii(result: EvaluationResult) -> list[str]:
+    return [f"ε = {entry['epsilon']:g}" for entry in result["certified"]]

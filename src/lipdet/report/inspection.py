@@ -53,7 +53,7 @@ class Inspection:
     scenes: tuple[Scene, ...]
 
     def as_dict(self) -> dict[str, Any]:
-        """Plain values for json."""
+        """Return plain values for json."""
         return {
             "weights": self.loaded.name,
             "speed": self.speed,
@@ -98,7 +98,7 @@ def inspect_detector(
 
 @torch.inference_mode()
 def time_forward(detector: SSD, pack: Pack) -> dict[str, Any]:
-    """Images per second of forward passes in float32 on this machine; the fastest run counts."""
+    """Time forward passes in float32 on this machine; of three runs the fastest counts."""
     prepared = prepare(detector)
     images = _images(detector, pack.head(TIMED_BATCH))
     prepared(images)

@@ -7,19 +7,19 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from matplotlib.backends.backend_agg import FigureCanvasAgg
-from matplotlib.figure import Figure
 from rich.table import Table
 
 from lipdet.certificate.constants.outputs import OutputBounds
 from lipdet.images.pack import Pack
 from lipdet.lipschitz.profile import LayerRow
 from lipdet.report.style import COLOURS, Drawing, colour, marker, new_figure, styled
+from lipdet.report.table import constant, new_table
 from lipdet.versions import versions
 
 _BOUND, _OBSERVED = COLOURS[:2]
 
 
+@styled
 def plot_profile(rows: Sequence[LayerRow], file: Path) -> None:
     """Plot the cumulative constants along the path to each head, on a logarithmic scale.
 
@@ -27,9 +27,7 @@ def plot_profile(rows: Sequence[LayerRow], file: Path) -> None:
         rows: from `layer_profile`.
         file: where to write; its ending chooses the format.
     """
-    figure = Figure(figsize=(max(6.0, 0.22 * len(rows)), 5.0), layout="constrained")
-    FigureCanvasAgg(figure)
-    axes = figure.add_subplot()
+    figure, axes = new_figure(height=5.0, width=max(6.0, 0.22 * len(rows)))
     for line in _branches(rows):
         bounds = [rows[index].cumulative for index in line]
         axes.plot(line, bounds, color=_BOUND, marker="o", markersize=3, linewidth=1)
@@ -42,14 +40,14 @@ def plot_profile(rows: Sequence[LayerRow], file: Path) -> None:
     axes.set_yscale("log")
     axes.set_ylabel("Lipschitz constant from the image, L2")
     axes.set_xticks(range(len(rows)), [row.name for row in rows], rotation=90, fontsize=6)
-    axes.grid(axis="y", alpha=0.3)
+    axes.grid(visible=False, axis="x")
     axes.legend()
-    figure.savefig(file, dpi=150)
+    figure.savefig(file)
 
 
 @styled
 def plot_profiles(profiles: Mapping[str, Sequence[LayerRow]]) -> Drawing | None:
-    """Return the constants of several detectors along the path to their last head, side by side.
+    """Draw the constants of several detectors along the path to their last head, side by side.
 
     Args:
         profiles: name of a detector to its rows; without rows where a layer has no bound.
@@ -70,7 +68,7 @@ def plot_profiles(profiles: Mapping[str, Sequence[LayerRow]]) -> Drawing | None:
         observed = [(i, row.observed) for i, row in enumerate(line) if row.observed]
         if observed:
             axes.plot(*zip(*observed, strict=True), color=colour(index), ls=":")
-        ends.append(f"{name}: {_number(bounds[-1])} after {len(line)} layers")
+        ends.append(f"{name}: {constant(bounds[-1])} after {len(line)} layers")
     axes.set_yscale("log")
     axes.yaxis.set_major_formatter(lambda value, _: f"{value:g}")
     axes.set_xlabel("layer, from the image to the logits of the coarsest map")
@@ -87,7 +85,7 @@ def plot_profiles(profiles: Mapping[str, Sequence[LayerRow]]) -> Drawing | None:
 
 
 def _branches(rows: Sequence[LayerRow]) -> list[list[int]]:
-    """Rows to join by a line: to each head's logits, and from its features to its offsets.
+    """Return rows to join by a line: to each head's logits, and from its features to its offsets.
 
     All rows in their order where there are no heads.
     """
@@ -101,27 +99,23 @@ def _branches(rows: Sequence[LayerRow]) -> list[list[int]]:
 
 
 def profile_table(name: str, rows: Sequence[LayerRow]) -> Table:
-    """The layers with their own constant, the bound up to their end, and what was observed."""
-    table = Table(title=f"Lipschitz constants of {name}, from the image in [0, 1], L2")
-    table.add_column("layer", overflow="fold")
-    table.add_column("kind", overflow="fold")
-    for column in ("bound alone", "bound so far", "observed ≥"):
-        table.add_column(column, justify="right")
+    """List the layers: their own constant, the bound up to their end, and what was observed."""
+    columns = ("layer", "kind", "bound alone", "bound so far", "observed ≥")
+    title = f"Lipschitz constants of {name}, from the image in [0, 1], L2"
+    table = new_table(title, columns, columns[:2])
     for row in rows:
         values = (row.constant, row.cumulative, row.observed)
-        table.add_row(row.name, row.kind, *(_number(value) for value in values))
+        table.add_row(row.name, row.kind, *map(constant, values))
     return table
 
 
 def bounds_table(bounds: OutputBounds) -> Table:
-    """Return the outputs of each feature map: the largest bound of a single logit and offset."""
-    table = Table(title=f"Outputs; all together: {_number(bounds.joint)}")
-    for column in ("feature map", "features", "any logit", "any offset"):
-        table.add_column(column, justify="right")
-    logits, offsets = bounds.logits.amax(dim=1), bounds.offsets.amax(dim=1)
-    for level, (features, anchors) in enumerate(zip(bounds.features, bounds.anchors, strict=True)):
-        values = (features, logits[anchors].max().item(), offsets[anchors].max().item())
-        table.add_row(str(level), *(_number(value) for value in values))
+    """Return the largest bound of a single logit and of an offset, for each feature map."""
+    columns = ("feature map", "features", "any logit", "any offset")
+    table = new_table(f"Outputs; all together: {constant(bounds.joint)}", columns)
+    for level, (features, own) in enumerate(zip(bounds.features, bounds.anchors, strict=True)):
+        values = (features, float(bounds.logits[own].max()), float(bounds.offsets[own].max()))
+        table.add_row(str(level), *map(constant, values))
     return table
 
 
@@ -139,7 +133,3 @@ def profile_json(
         "largest_offset": bounds.offsets.max().item(),
         "layers": [asdict(row) for row in rows],
     }
-
-
-def _number(value: float | None) -> str:
-    return "–" if value is None else f"{value:.4g}"

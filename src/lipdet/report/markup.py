@@ -65,21 +65,6 @@ def number(document: Any, path: str, form: Callable[[Any], str] = percent) -> Ce
     return Cell(form(value), path)
 
 
-def count(value: float) -> str:
-    """Return a whole number with separators."""
-    return f"{value:,}"
-
-
-def constant(value: float) -> str:
-    """Four significant digits."""
-    return f"{value:.4g}"
-
-
-def rate(value: float) -> str:
-    """Images per second."""
-    return f"{value:,.0f}"
-
-
 def table(caption: str, head: Sequence[str], rows: Sequence[Sequence[Cell | str]]) -> str:
     """Return a table that scrolls on its own where it is wider than the page."""
     top = "".join(f'<th scope="col">{escape(word)}</th>' for word in head)
@@ -103,7 +88,7 @@ def figure(drawing: Drawing) -> str:
 
 
 def figures(drawings: Drawings, *names: str) -> str:
-    """Those of the named drawings that there are, side by side where the page is wide enough."""
+    """Return those of the named drawings that there are, side by side where there is room."""
     shown = "".join(figure(drawings[name]) for name in names if name in drawings)
     return shown and f'<div class="pair">{shown}</div>'
 
@@ -126,7 +111,7 @@ def png(picture: Image.Image) -> bytes:
 
 
 def paragraph(text: str) -> str:
-    """Plain words."""
+    """Return plain words as a paragraph."""
     return f"<p>{escape(text)}</p>"
 
 

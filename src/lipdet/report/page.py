@@ -12,9 +12,7 @@ from lipdet.errors import InputError
 from lipdet.report import sections
 from lipdet.report.architecture import draw_architecture, draw_presets
 from lipdet.report.audit import audit_foreign, audit_json, audit_section
-from lipdet.report.certificate import plot_reasons
-from lipdet.report.consistency import plot_consistency
-from lipdet.report.curves import plot_curves, plot_frontier
+from lipdet.report.figures import plot_consistency, plot_curves, plot_frontier, plot_reasons
 from lipdet.report.inspection import Inspection
 from lipdet.report.lipschitz import plot_profiles
 from lipdet.report.markup import Document, Section, paragraph
@@ -73,17 +71,16 @@ def write_page(
         "detectors": [one.as_dict() for one in inspections],
     }
     drawings = draw_all(results, inspections)
-    scenes = [one.scenes for one in inspections]
     parts = [
-        sections.headline(document, drawings),
-        sections.curves(document, drawings),
-        sections.gallery(document, scenes),
+        sections.headline(document),
+        sections.curves(drawings),
+        sections.gallery([one.scenes for one in inspections]),
         sections.consistency(document, drawings),
         sections.failures(document, drawings),
         sections.lipschitz(document, drawings),
-        sections.architectures(document, drawings),
-        sections.classes(document, drawings),
-        sections.provenance(document, drawings),
+        sections.architectures(drawings),
+        sections.classes(document),
+        sections.provenance(document),
     ]
     answer = sections.answer(document) + (paragraph(note) if note else "")
     _write(path, title, answer, parts, document)
@@ -113,14 +110,14 @@ def write_module_page(
     drawn = (plot_curves([result]), plot_consistency([result]))
     drawings = {drawing.name: drawing for drawing in drawn if drawing}
     parts = [
-        sections.headline(document, drawings),
-        sections.curves(document, drawings),
-        sections.gallery(document, [scenes]),
+        sections.headline(document),
+        sections.curves(drawings),
+        sections.gallery([scenes]),
         sections.consistency(document, drawings),
         Section("certificates", "Certificates", paragraph(NOT_CERTIFIED)),
         audit_section(document, found),
-        sections.classes(document, drawings),
-        sections.provenance(document, drawings),
+        sections.classes(document),
+        sections.provenance(document),
     ]
     _write(path, f"{name} on {result['data']['name']}", sections.answer(document), parts, document)
 

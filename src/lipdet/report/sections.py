@@ -10,27 +10,25 @@ from typing import Literal
 from lipdet.certificate.diagnosis import REASONS
 from lipdet.report.architecture import PREFIX
 from lipdet.report.certificate import MEANING
-from lipdet.report.consistency import FATES
+from lipdet.report.figures import FATES
 from lipdet.report.markup import (
     Cell,
     Document,
     Drawings,
     Section,
-    constant,
-    count,
     details,
     figure,
     figures,
     number,
     paragraph,
-    rate,
     table,
 )
 from lipdet.report.scenes import LEGEND, Scene, tile
-from lipdet.report.table import finding, percent
+from lipdet.report.table import constant, finding, percent
 from lipdet.results import EvaluationResult, Figures, attacked, certified, radii
 
 Kind = Literal["attacked", "certified"]
+COUNT = "{:,}".format
 # What was measured at each radius.
 OF: dict[Kind, Callable[[EvaluationResult], Mapping[float, Figures]]] = {
     "attacked": attacked,
@@ -47,7 +45,7 @@ def answer(document: Document) -> str:
         lines = [f"No perturbation was looked at. AP50 on clean pictures: {'; '.join(clean)}."]
     data = results[0]["data"]
     return f'<div class="answer">{"".join(paragraph(line) for line in lines)}</div>' + paragraph(
-        f"{count(data['images'])} pictures of {data['name']} with {count(data['objects'])} "
+        f"{data['images']:,} pictures of {data['name']} with {data['objects']:,} "
         "objects. ε is the L2 length of the change of a picture, whose values lie in [0, 1], "
         "at the size at which the network sees it. AP in percent. Attacked: what is left under "
         f"{_attacks(results)}; stronger attacks may leave less. Proven, or certified: no attack "
@@ -55,7 +53,7 @@ def answer(document: Document) -> str:
     )
 
 
-def headline(document: Document, drawings: Drawings) -> Section:
+def headline(document: Document) -> Section:
     """Return all detectors side by side."""
     results = document["results"]
     places = range(len(results))
@@ -74,33 +72,27 @@ def headline(document: Document, drawings: Drawings) -> Section:
                     for i in places
                 ]
                 rows.append([f"{words}, {kind}, {_radius(epsilon)}", *cells])
-    rows += [
-        ["parameters", *(number(document, f"results/{i}/parameters", count) for i in places)],
-        [
-            "images/s on this machine",
-            *(number(document, f"detectors/{i}/speed/images_per_second", rate) for i in places),
-        ],
-    ]
-    for key, words in (
-        ("largest_logit", "Lipschitz bound of a logit"),
-        ("largest_offset", "Lipschitz bound of a box offset"),
+    for words, path, form in (
+        ("parameters", "results/{}/parameters", COUNT),
+        ("images/s on this machine", "detectors/{}/speed/images_per_second", "{:,.0f}".format),
+        ("Lipschitz bound of a logit", "detectors/{}/lipschitz/largest_logit", constant),
+        ("Lipschitz bound of a box offset", "detectors/{}/lipschitz/largest_offset", constant),
     ):
-        bounds = (number(document, f"detectors/{i}/lipschitz/{key}", constant) for i in places)
-        rows.append([words, *bounds])
+        rows.append([words, *(number(document, path.format(i), form) for i in places)])
     head = ["", *(result["weights"] for result in results)]
     body = table("AP in percent; attacked and certified at each radius ε", head, rows)
     return Section("detectors", "Detectors side by side", body)
 
 
-def curves(document: Document, drawings: Drawings) -> Section:
-    """AP against the radius, and what robustness costs."""
+def curves(drawings: Drawings) -> Section:
+    """Show AP against the radius, and what robustness costs."""
     body = figures(drawings, "curves", "frontier")
     if not body:
         body = paragraph("Nothing was measured at any radius; give --epsilon.")
     return Section("curves", "AP against the radius", body)
 
 
-def gallery(document: Document, scenes: Sequence[Sequence[Scene]]) -> Section:
+def gallery(scenes: Sequence[Sequence[Scene]]) -> Section:
     """Return the same pictures through the eyes of each detector, clean and attacked."""
     if not any(scenes):
         body = paragraph("No picture was attacked; give --epsilon.")
@@ -122,7 +114,7 @@ def consistency(document: Document, drawings: Drawings) -> Section:
     """Return what becomes of detections under attack."""
     keys = ("shown", *(key for key, _, _ in FATES))
     rows: list[list[Cell | str]] = [
-        [name, *(number(document, f"{path}/consistency/{key}", count) for key in keys)]
+        [name, *(number(document, f"{path}/consistency/{key}", COUNT) for key in keys)]
         for name, path in _entries(document, "attacked")
     ]
     heading = "What becomes of detections under attack"
@@ -135,7 +127,7 @@ def consistency(document: Document, drawings: Drawings) -> Section:
 
 
 def failures(document: Document, drawings: Drawings) -> Section:
-    """Why certificates fail."""
+    """Say why certificates fail."""
     heading = "Why certificates fail"
     entries = _entries(document, "certified")
     if not entries:
@@ -147,7 +139,7 @@ def failures(document: Document, drawings: Drawings) -> Section:
                 number(document, f"{path}/{key}")
                 for key in ("recall", "precision", "vanish_recall")
             ),
-            *(number(document, f"{path}/failed/{key}", count) for key in REASONS),
+            *(number(document, f"{path}/failed/{key}", COUNT) for key in REASONS),
         ]
         for name, path in entries
     ]
@@ -161,8 +153,8 @@ def failures(document: Document, drawings: Drawings) -> Section:
     return Section("failures", heading, body)
 
 
-def classes(document: Document, drawings: Drawings) -> Section:
-    """AP50 of each class: clean, and certified where it was."""
+def classes(document: Document) -> Section:
+    """Return AP50 of each class: clean, and certified where it was."""
     columns: list[tuple[str, str]] = []
     for i, result in enumerate(document["results"]):
         columns.append((f"{result['weights']}: clean", f"results/{i}/clean/per_class"))
@@ -184,7 +176,7 @@ def classes(document: Document, drawings: Drawings) -> Section:
 
 
 def lipschitz(document: Document, drawings: Drawings) -> Section:
-    """Constants, layer by layer."""
+    """Return constants, layer by layer."""
     body = figures(drawings, "lipschitz")
     for i, detector in enumerate(document["detectors"]):
         if isinstance(detector["lipschitz"], str):
@@ -195,7 +187,7 @@ def lipschitz(document: Document, drawings: Drawings) -> Section:
                 layer["name"],
                 layer["kind"],
                 *(
-                    number(document, f"detectors/{i}/lipschitz/layers/{j}/{key}", _constant_or_dash)
+                    number(document, f"detectors/{i}/lipschitz/layers/{j}/{key}", constant)
                     for key in ("constant", "cumulative", "observed")
                 ),
             ]
@@ -208,8 +200,8 @@ def lipschitz(document: Document, drawings: Drawings) -> Section:
     return Section("lipschitz", "Lipschitz constants, layer by layer", body)
 
 
-def architectures(document: Document, drawings: Drawings) -> Section:
-    """What the detectors are made of, and folded away, the presets that are not among them."""
+def architectures(drawings: Drawings) -> Section:
+    """Show what the detectors are made of and, folded away, the presets not among them."""
     shown, presets = (
         "".join(
             f'<div class="wide">{figure(drawing)}</div>'
@@ -222,11 +214,10 @@ def architectures(document: Document, drawings: Drawings) -> Section:
     return Section("architecture", "Architecture", body)
 
 
-def provenance(document: Document, drawings: Drawings) -> Section:
+def provenance(document: Document) -> Section:
     """Return all that is needed to repeat this."""
     body = ""
     for result, detector in zip(document["results"], document["detectors"], strict=True):
-        speed = detector["speed"]
         facts = {
             "data": result["data"],
             "seed": result["seed"],
@@ -236,20 +227,16 @@ def provenance(document: Document, drawings: Drawings) -> Section:
                 for entry in result["attacked"]
             ],
             "versions": result["versions"],
-            "speed": speed,
+            "speed": detector["speed"],
             "file": detector["file"],
         }
         text = escape(json.dumps(facts, indent=1, ensure_ascii=False))
-        body += details(f"{result['weights']}", f"<pre>{text}</pre>")
+        body += details(result["weights"], f"<pre>{text}</pre>")
     note = paragraph(
         "Data with hash, seeds, settings of attacks, versions, and what each weights file says "
         "about its training. The json of this page is part of its source."
     )
     return Section("provenance", "How this was measured", note + body)
-
-
-def _constant_or_dash(value: float | None) -> str:
-    return "–" if value is None else constant(value)
 
 
 def _attacks(results: Sequence[EvaluationResult]) -> str:
@@ -279,7 +266,7 @@ def _entry_path(document: Document, index: int, kind: Kind, entry: object) -> st
 
 
 def _entries(document: Document, kind: Kind) -> list[tuple[str, str]]:
-    """Name and path of each radius of each detector."""
+    """Return name and path of each radius of each detector."""
     return [
         (f"{result['weights']}, {_radius(epsilon)}", _entry_path(document, i, kind, entry))
         for i, result in enumerate(document["results"])

@@ -16,7 +16,6 @@ from typing import NamedTuple
 
 import matplotlib
 from matplotlib.axes import Axes
-from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#999999")
@@ -70,9 +69,8 @@ styled = matplotlib.rc_context(_SETTINGS)  # type: ignore[arg-type]
 
 
 def new_figure(height: float = 3.0, width: float = COLUMN) -> tuple[Figure, Axes]:
-    """An empty figure of `width` by `height` inches with one pair of axes; call it in `styled`."""
+    """Make a figure of `width` by `height` inches with one pair of axes; call it in `styled`."""
     figure = Figure(figsize=(width, height), layout="constrained")
-    FigureCanvasAgg(figure)
     return figure, figure.add_subplot()
 
 

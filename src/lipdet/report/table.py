@@ -2,19 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Iterable, Sequence
 
 from rich.table import Table
 
 from lipdet.results import EvaluationResult, attacked, certified, radii
 
 
+def new_table(title: str, columns: Iterable[str], words: Collection[str] = ()) -> Table:
+    """Return an empty table for the terminal; all columns but those in `words` hold numbers."""
+    table = Table(title=title)
+    for column in columns:
+        table.add_column(column, justify="left" if column in words else "right", overflow="fold")
+    return table
+
+
 def results_table(results: Sequence[EvaluationResult]) -> Table:
     """Return the results side by side; AP in percent."""
-    table = Table(title="Clean average precision, percent")
     columns = ("detector", "data", "pictures", "objects", "AP50", "AP", "parameters")
-    for index, column in enumerate(columns):
-        table.add_column(column, justify="left" if index < 2 else "right", overflow="fold")
+    table = new_table("Clean average precision, percent", columns, ("detector", "data"))
     for result in results:
         data, clean = result["data"], result["clean"]
         table.add_row(
@@ -30,20 +36,18 @@ def results_table(results: Sequence[EvaluationResult]) -> Table:
 
 
 def classes_table(result: EvaluationResult) -> Table:
-    """AP of each class of one result."""
-    table = Table(title=f"{result['weights']} by class, percent")
-    for column in ("class", "AP50", "AP"):
-        table.add_column(column, justify="right")
+    """Return the AP of each class of one result."""
+    table = new_table(f"{result['weights']} by class, percent", ("class", "AP50", "AP"))
     for name, values in result["clean"]["per_class"].items():
         table.add_row(name, percent(values["ap50"]), percent(values["ap"]))
     return table
 
 
 def attacked_table(result: EvaluationResult) -> Table:
-    """AP and recall under each attack of one result of `lipdet eval`."""
-    table = Table(title=f"{result['weights']} under attack, percent")
-    for column in ("ε", "attack", "objective", "steps", "restarts", "AP50", "AP", "recall"):
-        table.add_column(column, justify="left" if column in ("attack", "objective") else "right")
+    """Return AP and recall under each attack of one result of `lipdet eval`."""
+    columns = ("ε", "attack", "objective", "steps", "restarts", "AP50", "AP", "recall")
+    title = f"{result['weights']} under attack, percent"
+    table = new_table(title, columns, ("attack", "objective"))
     for entry in result["attacked"]:
         figures = [percent(entry[name]) for name in ("ap50", "ap", "recall")]
         table.add_row(
@@ -58,7 +62,7 @@ def attacked_table(result: EvaluationResult) -> Table:
 
 
 def comparison_rows(results: Sequence[EvaluationResult]) -> tuple[list[str], list[list[str]]]:
-    """Column names, and one row of text per result; AP50 in percent, a dash if not measured."""
+    """Return column names and a row of text per result; AP50 in percent, a dash if not measured."""
     epsilons = radii(results)
     names = ["detector", "parameters", "clean"]
     names += [f"attacked {epsilon:g}" for epsilon in epsilons]
@@ -79,11 +83,9 @@ def comparison_rows(results: Sequence[EvaluationResult]) -> tuple[list[str], lis
 def comparison_table(results: Sequence[EvaluationResult]) -> Table:
     """Return the comparison for the terminal."""
     names, rows = comparison_rows(results)
-    table = Table(title="AP50, percent, by L2 radius in [0, 1] pixel units")
-    for index, name in enumerate(names):
-        # Two short lines: eighty columns hold three radii.
-        heading = name.replace(" ", "\n")
-        table.add_column(heading, justify="right" if index else "left", overflow="fold")
+    # Two short lines: eighty columns hold three radii.
+    columns = [name.replace(" ", "\n") for name in names]
+    table = new_table("AP50, percent, by L2 radius in [0, 1] pixel units", columns, names[:1])
     for row in rows:
         table.add_row(*row)
     return table
@@ -119,3 +121,8 @@ def comparison_markdown(results: Sequence[EvaluationResult]) -> str:
 def percent(value: float | None) -> str:
     """Return a fraction as a percentage with one digit; a dash where there is none."""
     return "–" if value is None else f"{100 * value:.1f}"
+
+
+def constant(value: float | None) -> str:
+    """Return a number with four significant digits; a dash where there is none."""
+    return "–" if value is None else f"{value:.4g}"

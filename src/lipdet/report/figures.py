@@ -1,17 +1,26 @@
-"""AP against the radius, and clean against guaranteed AP: figures from results of `lipdet eval`."""
+"""Figures from results of `lipdet eval`: AP, and what becomes of detections and of objects."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, Literal
 
 from matplotlib.axes import Axes
 from matplotlib.ticker import PercentFormatter
 
-from lipdet.report.style import Drawing, colour, marker, new_figure, styled
+from lipdet.certificate.diagnosis import REASONS
+from lipdet.report.style import COLOURS, Drawing, colour, marker, new_figure, styled
 from lipdet.report.table import percent
 from lipdet.results import AveragePrecision, EvaluationResult, Figures, attacked, certified, radii
 
+Fate = Literal["kept", "changed", "vanished", "appeared"]
+# Key in the json, words, colour; the first three are what can become of a detection.
+FATES: tuple[tuple[Fate, str, str], ...] = (
+    ("kept", "kept", COLOURS[0]),
+    ("changed", "another class", COLOURS[4]),
+    ("vanished", "vanished", COLOURS[1]),
+    ("appeared", "appeared", COLOURS[3]),
+)
 # Of the range of AP.
 LABEL_HEIGHT = 0.05
 # Lower, the axis would run through it.
@@ -22,7 +31,7 @@ AROUND = 0.05
 
 @styled
 def plot_curves(results: Sequence[EvaluationResult]) -> Drawing | None:
-    """AP50 of each detector against ε: attacked above, certified below, the truth between them.
+    """Draw AP50 of each detector against ε: attacked above, certified below, the truth between.
 
     Args:
         results: json objects of `lipdet eval`.
@@ -50,7 +59,7 @@ def plot_curves(results: Sequence[EvaluationResult]) -> Drawing | None:
 
 @styled
 def plot_frontier(results: Sequence[EvaluationResult]) -> Drawing | None:
-    """Clean AP50 against certified AP50 (filled) and attacked AP50 (open) at each radius.
+    """Draw clean AP50 against certified (filled) and attacked AP50 (open) at each radius.
 
     Returns:
         None if nothing was measured at any radius.
@@ -103,8 +112,101 @@ def plot_frontier(results: Sequence[EvaluationResult]) -> Drawing | None:
     )
 
 
+@styled
+def plot_consistency(results: Sequence[EvaluationResult]) -> Drawing | None:
+    """Draw what becomes of the shown detections of each detector at each radius.
+
+    Args:
+        results: json objects of `lipdet eval`.
+
+    Returns:
+        None where no detection was shown or nothing was attacked.
+    """
+    bars = [
+        (f"{result['weights']}, ε {epsilon:g}", entry["consistency"])
+        for result in results
+        for epsilon, entry in sorted(attacked(result).items())
+        if entry.get("consistency", {}).get("shown")
+    ]
+    if not bars:
+        return None
+    figure, axes = new_figure(height=1.3 + 0.28 * len(bars))
+    parts = [
+        (words, own, [100 * counts[key] / counts["shown"] for _, counts in bars])
+        for key, words, own in FATES
+    ]
+    _stack(axes, [label for label, _ in bars], parts)
+    axes.grid(visible=True, axis="x")
+    axes.set_xlabel("percent of the detections shown on clean pictures")
+    figure.legend(loc="outside lower center", ncols=len(FATES))
+    told = (
+        f"{label}: of {counts['shown']} shown, "
+        + ", ".join(f"{counts[key]} {words}" for key, words, _ in FATES)
+        for label, counts in bars
+    )
+    return Drawing(
+        "consistency",
+        figure,
+        "What becomes of a detector's own detections under attack. What appears comes on top of "
+        "the hundred percent that were there.",
+        f"{'; '.join(told)}.",
+    )
+
+
+@styled
+def plot_reasons(result: EvaluationResult) -> Drawing | None:
+    """Draw what becomes of all objects at each radius: certified, or the condition that fails.
+
+    Args:
+        result: json object of `lipdet eval --certify`.
+
+    Returns:
+        None if nothing was certified or there are no objects.
+    """
+    entries, objects = result["certified"], result["data"]["objects"]
+    if not entries or not objects:
+        return None
+    figure, axes = new_figure()
+    rows = {"certified": [objects - sum(entry["failed"].values()) for entry in entries]}
+    rows |= {reason: [entry["failed"][reason] for entry in entries] for reason in REASONS}
+    names = [f"ε = {entry['epsilon']:g}" for entry in entries]
+    parts = [
+        (reason, colour(index), [count / objects for count in counts])
+        for index, (reason, counts) in enumerate(rows.items())
+    ]
+    _stack(axes, names, parts)
+    axes.set_xlim(0, 1)
+    axes.xaxis.set_major_formatter(PercentFormatter(1))
+    axes.set_xlabel("share of all objects")
+    axes.legend(ncols=4, loc="lower center", bbox_to_anchor=(0.5, 1.0))
+    told = (
+        f"{name}: " + ", ".join(f"{reason} {counts[index]}" for reason, counts in rows.items())
+        for index, name in enumerate(names)
+    )
+    return Drawing(
+        "reasons",
+        figure,
+        f"What {result['weights']} can guarantee, and the condition at which the other objects "
+        "fail. Missed: not detected in the clean picture either.",
+        f"Of {objects} objects, " + "; ".join(told) + ".",
+    )
+
+
+def _stack(
+    axes: Axes, names: Sequence[str], parts: Sequence[tuple[str, str, Sequence[float]]]
+) -> None:
+    """Draw a bar per name from top to bottom; a part has a label, a colour and a width in each."""
+    lefts = [0.0] * len(names)
+    for label, own, widths in parts:
+        axes.barh(range(len(names)), widths, left=lefts, color=own, label=label, height=0.7)
+        lefts = [left + width for left, width in zip(lefts, widths, strict=True)]
+    axes.set_yticks(range(len(names)), names)
+    axes.invert_yaxis()
+    axes.grid(visible=False)
+
+
 def _labels(result: EvaluationResult) -> list[tuple[float, str]]:
-    """Height and radii of the markers of a detector; markers too close for two share one label."""
+    """Return height and radii of a detector's markers; those too close for two share a label."""
     markers = sorted(
         (entry["ap50"], epsilon)
         for entries in (attacked(result), certified(result))

@@ -21,7 +21,7 @@ from lipdet.reading.marks import (
     text_font,
 )
 from lipdet.report.certificate import certified_classes_table
-from lipdet.report.table import classes_table, percent, results_table
+from lipdet.report.table import classes_table, comparison_table, percent, results_table
 from tests.report import made_up
 
 SCALE = CERTIFICATE_SIDE // 74
@@ -105,3 +105,11 @@ def test_certified_table_of_classes_has_a_row_each() -> None:
     text = text_of(certified_classes_table(made))
     assert "ε = 0.1" in text
     assert text.count("25.0 / 12.5 / 50.0 / –") == 2 * len(made["clean"]["per_class"])
+
+
+def test_names_in_brackets_are_no_markup() -> None:
+    made = made_up.result("[b]mine[/]", 0.5, full=True)
+    made["clean"]["per_class"] = {"[/]": made["clean"]["per_class"]["6"]}
+    for table in (results_table([made]), comparison_table([made]), classes_table(made)):
+        assert "[b]mine[/]" in text_of(table)
+    assert "[/] " in text_of(classes_table(made)).partition("percent")[2]

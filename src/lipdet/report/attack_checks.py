@@ -8,6 +8,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import PercentFormatter
 from rich.table import Table
+from rich.text import Text
 
 from lipdet.evaluate.attack_checks import Report
 from lipdet.evaluate.attack_curves import Curves
@@ -22,7 +23,8 @@ def checks_table(name: str, report: Report) -> Table:
     columns = ("check", "must hold", "measured", "")
     table = new_table(f"Is the attack on {name} strong enough?", columns, columns)
     for check in report.checks:
-        verdict = "[green]pass[/]" if check.passed else "[red]the attack is too weak here[/]"
+        weak = Text("the attack is too weak here", "red")
+        verdict = Text("pass", "green") if check.passed else weak
         table.add_row(check.name, check.expected, check.measured, verdict)
     return table
 

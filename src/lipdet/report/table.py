@@ -4,16 +4,28 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Sequence
 
+from rich.console import JustifyMethod
+from rich.markup import escape
 from rich.table import Table
+from rich.text import Text
 
 from lipdet.results import EvaluationResult, attacked, certified, radii
 
 
-def new_table(title: str, columns: Iterable[str], words: Collection[str] = ()) -> Table:
+class TextTable(Table):
+    """A table of text as it is: to rich, words in brackets would be markup."""
+
+    def add_row(self, *cells: str | Text) -> None:  # type: ignore[override]
+        """Append a row of cells."""
+        super().add_row(*(Text(cell) if isinstance(cell, str) else cell for cell in cells))
+
+
+def new_table(title: str, columns: Iterable[str], words: Collection[str] = ()) -> TextTable:
     """Return an empty table for the terminal; all columns but those in `words` hold numbers."""
-    table = Table(title=title)
+    table = TextTable(title=escape(title))
     for column in columns:
-        table.add_column(column, justify="left" if column in words else "right", overflow="fold")
+        justify: JustifyMethod = "left" if column in words else "right"
+        table.add_column(escape(column), justify=justify, overflow="fold")
     return table
 
 

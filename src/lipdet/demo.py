@@ -59,10 +59,8 @@ def demo(out: Path, seed: int) -> None:
     write_page(out / "index.html", results, inspections, "lipdet on rendered house numbers", note)
     write_figures(out / "figures", results, inspections)
     console.print(comparison_table(results))
-    for sentence in [*found, note]:
-        console.print(sentence)
-    console.print(f"Page: {out}/index.html")
-    console.print(f"Figures: {out}/figures")
+    for sentence in [*found, note, f"Page: {out}/index.html", f"Figures: {out}/figures"]:
+        console.print(sentence, markup=False)
 
 
 def how_trained(loaded: LoadedDetector) -> str:

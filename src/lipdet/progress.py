@@ -36,14 +36,15 @@ class RateColumn(ProgressColumn):
         return Text(f"{task.speed:.0f}/s" if task.speed else "", style="progress.data.speed")
 
 
-def progress_bar() -> Progress:
-    """A bar that shows count, rate, elapsed and remaining time; use it as a context manager."""
+def progress_bar(*columns: ProgressColumn) -> Progress:
+    """Make a bar with remaining time, to be used as a context manager.
+
+    Its other columns are those given, or count, rate and elapsed time.
+    """
     return Progress(
-        TextColumn("{task.description}"),
+        TextColumn("{task.description}", markup=False),
         BarColumn(),
-        MofNCompleteColumn(),
-        RateColumn(),
-        TimeElapsedColumn(),
+        *(columns or (MofNCompleteColumn(), RateColumn(), TimeElapsedColumn())),
         TimeRemainingColumn(),
         console=console,
         disable=console.quiet or not console.is_terminal,

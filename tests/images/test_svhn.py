@@ -14,8 +14,6 @@ from lipdet.errors import InputError
 from lipdet.images.svhn import read_svhn
 from tests.images.svhn_format import write_split
 
-SHARED = Path(__file__).parents[3] / "shared" / "svhn"
-
 
 def test_reads_single_and_several_digits(tmp_path: Path) -> None:
     folder = write_split(
@@ -135,15 +133,13 @@ def test_overwritten_bytes_never_escape_as_another_exception(tmp_path: Path) -> 
 
 @pytest.mark.slow
 @pytest.mark.parametrize(("split", "pictures"), [("train", 256), ("test", 128)])
-def test_agrees_with_the_official_annotations(split: str, pictures: int) -> None:
-    if not (SHARED / split).is_dir():
-        pytest.skip("../shared/svhn is not here")
-    source = read_svhn(SHARED / split)
+def test_agrees_with_the_official_annotations(svhn: Path, split: str, pictures: int) -> None:
+    source = read_svhn(svhn / split)
     assert (len(source.pictures), source.skipped) == (pictures, ())
 
     # Oracle: the official annotations as an independently written table.
     expected: dict[str, list[list[float]]] = {}
-    with gzip.open(SHARED / f"{split}_boxes.csv.gz", "rt") as table:
+    with gzip.open(svhn / f"{split}_boxes.csv.gz", "rt") as table:
         for row in csv.DictReader(table):
             width, height = float(row["image_width"]), float(row["image_height"])
             left, top = float(row["left"]), float(row["top"])

@@ -23,6 +23,8 @@ from lipdet.errors import InputError
 from lipdet.images.source import AnnotatedPicture, Skipped, Source, box_inside, picture_size
 from lipdet.types import Target
 
+LISTS = {"image": "images", "category": "categories", "annotation": "annotations"}
+
 
 def read_coco(file: Path) -> Source:
     """Read a COCO detection json.
@@ -40,16 +42,13 @@ def read_coco(file: Path) -> Source:
             message names the file, the entry and the line on which it begins.
     """
     root = _load(file)
-    images = _by_id(file, root, "images")
-    categories = _by_id(file, root, "categories")
-    annotations = _by_id(file, root, "annotations")
+    images, categories, annotations = (_by_id(file, root, key) for key in LISTS.values())
     class_index = {category_id: index for index, category_id in enumerate(sorted(categories))}
     names = tuple(_string(file, "category", categories[i], "name") for i in class_index)
     if not names or len(set(names)) < len(names):
         raise InputError(f"{file}: needs at least one category, and a name of its own for each.")
 
-    boxes: dict[int, list[NDArray[np.float32]]] = defaultdict(list)
-    labels: dict[int, list[int]] = defaultdict(list)
+    objects: dict[int, list[tuple[int, NDArray[np.float32]]]] = defaultdict(list)
     crowds: dict[int, int] = defaultdict(int)
     for annotation in annotations.values():
         image_id = _known(file, annotation, "image_id", images)
@@ -57,15 +56,11 @@ def read_coco(file: Path) -> Source:
         if annotation.get("iscrowd"):
             crowds[image_id] += 1
         else:
-            boxes[image_id].append(_box(file, annotation, images[image_id]))
-            labels[image_id].append(class_index[category_id])
+            box = _box(file, annotation, images[image_id])
+            objects[image_id].append((class_index[category_id], box))
 
     pictures = [
-        AnnotatedPicture(
-            path=_picture_path(file, image),
-            boxes=np.array(boxes[image_id], np.float32).reshape(-1, 4),
-            labels=np.array(labels[image_id], np.int64),
-        )
+        AnnotatedPicture.of(_picture_path(file, image), objects[image_id])
         for image_id, image in images.items()
     ]
     skipped = [
@@ -137,16 +132,19 @@ def _by_id(file: Path, root: dict[str, Any], key: str) -> dict[int, dict[str, An
     by_id: dict[int, dict[str, Any]] = {}
     for position, entry in enumerate(entries):
         entry_id = entry.get("id") if isinstance(entry, dict) else None
-        if not isinstance(entry_id, int):
-            where = _at(file, key, position)
-            raise InputError(f"{where}: {key}[{position}] has no integer `id`; add one.")
-        if entry_id in by_id:
-            where = _at(file, key, position)
-            raise InputError(
-                f"{where}: {key}[{position}] repeats the id {entry_id}; ids are unique."
-            )
-        by_id[entry_id] = entry
+        if isinstance(entry_id, int) and entry_id not in by_id:
+            by_id[entry_id] = entry
+            continue
+        repeated = f"repeats the id {entry_id}; ids are unique."
+        wrong = repeated if isinstance(entry_id, int) else "has no integer `id`; add one."
+        raise InputError(f"{_at(file, key, position)}: {key}[{position}] {wrong}")
     return by_id
+
+
+def _wrong(file: Path, kind: str, entry: dict[str, Any], words: str) -> InputError:
+    """Return the error that an image, category or annotation has what the words say."""
+    where = _at(file, LISTS[kind], entry)
+    return InputError(f"{where}: {kind} {entry['id']} {words}")
 
 
 def _at(file: Path, key: str, entry: int | dict[str, Any]) -> str:
@@ -176,7 +174,7 @@ def _at(file: Path, key: str, entry: int | dict[str, Any]) -> str:
 
 
 def _next(text: str, at: int) -> int:
-    """Where the next value or bracket is, beyond white space and the signs between values."""
+    """Find the next value or bracket, beyond white space and the signs between values."""
     while text[at] in " \t\r\n,:":
         at += 1
     return at
@@ -187,49 +185,40 @@ def _known(
 ) -> int:
     entry_id = annotation.get(key)
     if not isinstance(entry_id, int) or entry_id not in entries:
-        raise InputError(
-            f"{_at(file, 'annotations', annotation)}: annotation {annotation['id']} has {key} "
-            f"{entry_id!r}, which is not in the file; correct it."
-        )
+        words = f"has {key} {entry_id!r}, which is not in the file; correct it."
+        raise _wrong(file, "annotation", annotation, words)
     return entry_id
 
 
 def _string(file: Path, kind: str, entry: dict[str, Any], key: str) -> str:
     value = entry.get(key)
     if not isinstance(value, str) or not value:
-        where = _at(file, {"image": "images", "category": "categories"}[kind], entry)
-        raise InputError(f"{where}: {kind} {entry['id']} has no `{key}`; add it.")
+        raise _wrong(file, kind, entry, f"has no `{key}`; add it.")
     return value
 
 
 def _size(file: Path, image: dict[str, Any]) -> tuple[int, int]:
     width, height = image.get("width"), image.get("height")
     if not (isinstance(width, int) and isinstance(height, int) and min(width, height) > 0):
-        raise InputError(
-            f"{_at(file, 'images', image)}: image {image['id']} needs a positive integer `width` "
-            "and `height`."
-        )
+        raise _wrong(file, "image", image, "needs a positive integer `width` and `height`.")
     return width, height
 
 
 def _box(file: Path, annotation: dict[str, Any], image: dict[str, Any]) -> NDArray[np.float32]:
-    """(4,) xyxy inside the picture."""
-    name = f"annotation {annotation['id']} of image {image['id']}"
+    """Return the box (4,) xyxy inside the picture."""
     width, height = _size(file, image)
     try:
         x, y, w, h = (_number(value) for value in annotation.get("bbox") or ())
     except (TypeError, ValueError, OverflowError):
-        where = _at(file, "annotations", annotation)
-        raise InputError(
-            f"{where}: {name} needs a `bbox` of four numbers [x, y, width, height]."
-        ) from None
+        words = f"of image {image['id']} needs a `bbox` of four numbers [x, y, width, height]."
+        raise _wrong(file, "annotation", annotation, words) from None
     box = box_inside((x, y, x + w, y + h), width, height)
     if box is None:
-        where = _at(file, "annotations", annotation)
-        raise InputError(
-            f"{where}: {name} has the box [{x:g}, {y:g}, {w:g}, {h:g}], which has no area inside "
-            f"the {width}x{height} image; correct or remove it."
+        words = (
+            f"of image {image['id']} has the box [{x:g}, {y:g}, {w:g}, {h:g}], which has no area "
+            f"inside the {width}x{height} image; correct or remove it."
         )
+        raise _wrong(file, "annotation", annotation, words)
     return box
 
 
@@ -245,15 +234,13 @@ def _picture_path(file: Path, image: dict[str, Any]) -> Path:
     tried = (file.parent / name, file.parent / "images" / name)
     path = next((path for path in tried if path.is_file()), None)
     if path is None:
-        raise InputError(
-            f"{_at(file, 'images', image)}: image {image['id']} is neither {tried[0]} nor "
-            f"{tried[1]}; add the picture."
-        )
+        words = f"is neither {tried[0]} nor {tried[1]}; add the picture."
+        raise _wrong(file, "image", image, words)
     actual = picture_size(path)
     if actual != (stated := _size(file, image)):
-        raise InputError(
-            f"{_at(file, 'images', image)}: image {image['id']} is stated as "
-            f"{stated[0]}x{stated[1]}, but {path} is {actual[0]}x{actual[1]}; correct the size and "
-            "the boxes."
+        words = (
+            f"is stated as {stated[0]}x{stated[1]}, but {path} is {actual[0]}x{actual[1]}; correct "
+            "the size and the boxes."
         )
+        raise _wrong(file, "image", image, words)
     return path

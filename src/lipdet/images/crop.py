@@ -57,18 +57,9 @@ def reference_region(
     left = int(rng.integers(first_left, last_left + 1))
     top = int(rng.integers(first_top, last_top + 1))
     growth = round(side * EXPANSION / 2)
-    while growth > 0 and not _inside(left, top, side, growth, width, height):
+    while growth > min(left, top, width - left - side, height - top - side):
         growth //= 2
     return Region(left - growth, top - growth, left + side + growth, top + side + growth)
-
-
-def _inside(left: int, top: int, side: int, growth: int, width: int, height: int) -> bool:
-    return (
-        left - growth >= 0
-        and top - growth >= 0
-        and left + side + growth <= width
-        and top + side + growth <= height
-    )
 
 
 def jittered_region(boxes: NDArray[np.float32], rng: np.random.Generator) -> Region:
@@ -124,13 +115,13 @@ def cut(image: Image.Image, region: Region, canvas: Canvas) -> NDArray[np.uint8]
 def into_region(
     boxes: NDArray[np.float32], region: Region, canvas: Canvas
 ) -> tuple[NDArray[np.float32], NDArray[np.bool_]]:
-    """Boxes (N, 4) in pixels of the cut picture, clipped to it; and which have area left (N,)."""
+    """Return boxes (N, 4) in pixels of the cut picture, clipped to it, and which have area (N,)."""
     origin = np.array([region.left, region.top] * 2, np.float32)
     return clip_boxes((boxes - origin) * _scale(region, canvas), canvas.width, canvas.height)
 
 
 def picture_part(region: Region, width: int, height: int, canvas: Canvas) -> NDArray[np.float32]:
-    """The part of the cut picture that shows the picture, and not its repeated edge, (4,) xyxy."""
+    """Return the part (4,) xyxy of a cut picture that shows the picture, not its repeated edge."""
     parts, _ = into_region(np.array([[0, 0, width, height]], np.float32), region, canvas)
     part: NDArray[np.float32] = parts[0]
     return part

@@ -18,7 +18,7 @@ import shutil
 import tempfile
 import tokenize
 from collections.abc import Iterable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -68,27 +68,27 @@ class Pack:
 
     @property
     def name(self) -> str:
-        """What the pictures are, in words."""
+        """Say what the pictures are."""
         return str(self.meta["name"])
 
     @property
     def class_names(self) -> tuple[str, ...]:
-        """Names of the classes in the order of their labels."""
+        """Return the names of the classes in the order of their labels."""
         return tuple(self.meta["class_names"])
 
     @property
     def hash(self) -> str:
-        """SHA-256 of all arrays."""
+        """Return the SHA-256 of all arrays."""
         return str(self.meta["hash"])
 
     @property
     def canvas(self) -> Canvas:
-        """Height and width of the pictures in pixels."""
+        """Return height and width of the pictures in pixels."""
         return Canvas(*self.images.shape[1:3])
 
     @property
     def whole(self) -> bool:
-        """Whether the pictures are whole ones, letter-boxed, and not crops around objects."""
+        """Return whether pictures are whole ones, letter-boxed, and no crops around objects."""
         return self.meta.get("crop") == "full"
 
     def target(self, index: int) -> Target:
@@ -119,14 +119,14 @@ class Pack:
         if limit >= len(self):
             return self
         objects = int(self.starts[limit])
-        return Pack(
-            self.folder,
-            self.images[:limit],
-            self.boxes[:objects],
-            self.labels[:objects],
-            self.starts[: limit + 1],
-            self.pictures[:limit],
-            {**self.meta, "hash": f"{self.hash}[:{limit}]"},
+        return replace(
+            self,
+            images=self.images[:limit],
+            boxes=self.boxes[:objects],
+            labels=self.labels[:objects],
+            starts=self.starts[: limit + 1],
+            pictures=self.pictures[:limit],
+            meta={**self.meta, "hash": f"{self.hash}[:{limit}]"},
         )
 
 
@@ -189,20 +189,18 @@ def _fill(folder: Path, pictures: Iterable[PackedPicture], count: int, canvas: C
     images = np.lib.format.open_memmap(
         folder / "images.npy", mode="w+", dtype=np.uint8, shape=(count, *canvas, 3)
     )
-    boxes: list[NDArray[np.float32]] = []
-    labels: list[NDArray[np.int64]] = []
-    numbers: list[int] = []
+    boxes, labels, starts, numbers = [], [], [0], []
     for index, picture in enumerate(pictures):
         images[index] = picture.image
         boxes.append(picture.boxes.reshape(-1, 4))
         labels.append(picture.labels)
+        starts.append(starts[-1] + len(picture.labels))
         numbers.append(picture.picture)
     assert len(numbers) == count, f"{len(numbers)} pictures came where {count} were announced"
     images.flush()
-    lengths = np.array([len(own) for own in labels], np.int64)
     np.save(folder / "boxes.npy", np.concatenate(boxes).astype(np.float32))
     np.save(folder / "labels.npy", np.concatenate(labels).astype(np.int64))
-    np.save(folder / "starts.npy", np.concatenate([[0], lengths.cumsum()]).astype(np.int64))
+    np.save(folder / "starts.npy", np.array(starts, np.int64))
     np.save(folder / "pictures.npy", np.array(numbers, np.int64))
 
 

@@ -5,17 +5,21 @@ Notable choices:
   the train and test streams never share one.
 - Boxes come first, with the statistics of SVHN's annotations; the digits are then drawn to fit
   their boxes, so that box and ink agree by construction.
+- Light and camera come last: shading, blur, few pixels, noise, compression. SVHN's digits are
+  small, whatever the length of their number: on the train set their height is log-normal with a
+  median of 29 pixels and a spread of 0.48 (natural logarithm). A scene is reduced until its digits
+  are as small, then enlarged again.
 """
 
 from __future__ import annotations
+
+import io
 
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageFilter
 
 from lipdet.errors import InputError
-from lipdet.images.camera import photograph
-from lipdet.images.clutter import add_clutter
 from lipdet.images.ink import (
     compose_ink,
     draw_ink,
@@ -26,7 +30,9 @@ from lipdet.images.ink import (
 from lipdet.images.layout import sample_layout
 from lipdet.images.surface import (
     Plane,
+    add_clutter,
     ellipse_corners,
+    half_plane,
     plate_corners,
     polygon_mask,
     sample_colour,
@@ -38,6 +44,8 @@ from lipdet.images.surface import (
 STREAMS = ("train", "test")
 SCENE_SIDE = 112
 LIGHT_ON_DARK = 0.45
+MEDIAN_DIGIT_HEIGHT, DIGIT_HEIGHT_SPREAD = 29.0, 0.48
+MIN_DIGIT_HEIGHT = 11.0
 
 Colour = NDArray[np.float32]
 Picture = tuple[NDArray[np.uint8], NDArray[np.float32], NDArray[np.int64]]
@@ -85,12 +93,12 @@ def render_picture(rng: np.random.Generator, size: int) -> Picture:
     scene = _background(rng, boxes, slope, ground, paint)
     scene = _paint_digits(rng, scene, digits, paint)
     digit_height = float((boxes[:, 3] - boxes[:, 1]).mean())
-    picture = photograph(rng, scene, size, digit_height)
+    picture = _photograph(rng, scene, size, digit_height)
     return picture, (boxes * size).astype(np.float32), labels
 
 
 def sample_contrast(rng: np.random.Generator) -> tuple[Colour, Colour]:
-    """Colours (3,) of the ground and of the digits on it.
+    """Draw colours (3,) of the ground and of the digits on it.
 
     Brightness and contrast follow SVHN's train pictures: dark grounds about 75 of 255, bright
     grounds about 150, the difference between ink and ground mostly 45 to 130 before blur.
@@ -117,7 +125,7 @@ def _background(
     ground: Colour,
     paint: Colour,
 ) -> Plane:
-    """Everything behind the digits: a bare wall, or a plate on a wall."""
+    """Draw everything behind the digits: a bare wall, or a plate on a wall."""
     contrast = abs(float((ground - paint).mean()))
     if rng.random() < 0.4:
         depth = float(min(rng.exponential(7), 0.2 * contrast))
@@ -161,10 +169,12 @@ def _mount_plate(
 def _cast(mask: Plane, offset: NDArray[np.int64], softness: float) -> Plane:
     """Return the mask moved by (x, y) pixels and blurred: a shadow or a highlight."""
     moved = np.roll(mask, (int(offset[1]), int(offset[0])), axis=(0, 1))
-    blurred = Image.fromarray((moved * 255).astype(np.uint8)).filter(
-        ImageFilter.GaussianBlur(softness)
-    )
-    return np.asarray(blurred, dtype=np.float32) / np.float32(255)
+    return _filtered(moved, ImageFilter.GaussianBlur(softness))
+
+
+def _filtered(mask: Plane, kernel: ImageFilter.Filter) -> Plane:
+    filtered = Image.fromarray((mask * 255).astype(np.uint8)).filter(kernel)
+    return np.asarray(filtered, dtype=np.float32) / np.float32(255)
 
 
 def _paint_digits(rng: np.random.Generator, scene: Plane, digits: Plane, paint: Colour) -> Plane:
@@ -175,9 +185,8 @@ def _paint_digits(rng: np.random.Generator, scene: Plane, digits: Plane, paint: 
             scene, scene * np.float32(0.35), _cast(digits, offset, rng.uniform(0.5, 2.5))
         )
     if rng.random() < 0.1:
-        thick = Image.fromarray((digits * 255).astype(np.uint8)).filter(ImageFilter.MaxFilter(5))
         outline = sample_colour(rng, float(rng.uniform(5, 250)))
-        scene = _blend(scene, outline, np.asarray(thick, dtype=np.float32) / np.float32(255))
+        scene = _blend(scene, outline, _filtered(digits, ImageFilter.MaxFilter(5)))
     surface: Colour | Plane = paint
     if rng.random() < 0.35:
         wear = np.float32(rng.uniform(3, 18)) * smooth_noise(rng, SCENE_SIDE, (6, 6))
@@ -188,3 +197,75 @@ def _paint_digits(rng: np.random.Generator, scene: Plane, digits: Plane, paint: 
         surface = surface + (lit * np.float32(rng.choice([-70, 70])))[:, :, None]
     opacity = 1.0 if rng.random() < 0.8 else float(rng.uniform(0.7, 1.0))
     return _blend(scene, surface, digits, opacity)
+
+
+def _shade(rng: np.random.Generator, scene: Plane) -> Plane:
+    """Light a scene (side, side, 3) unevenly, at times with the edge of a shadow."""
+    side = scene.shape[0]
+    grid = np.linspace(-0.5, 0.5, side, dtype=np.float32)
+    slope = rng.normal(0, 0.18, 2).astype(np.float32)
+    light: Plane = 1 + slope[0] * grid[None, :] + slope[1] * grid[:, None]
+    if rng.random() < 0.3:
+        light = light + 0.1 * smooth_noise(rng, side, (3, 3))
+    if rng.random() < 0.1:
+        anywhere = np.array([[0.4, 0.4, 0.6, 0.6]])
+        light = light * (1 - rng.uniform(0.15, 0.5) * half_plane(rng, side, anywhere))
+    return np.asarray(scene * light.astype(np.float32)[:, :, None])
+
+
+def _develop(rng: np.random.Generator, scene: Plane) -> Plane:
+    """Apply colour cast, saturation and gamma."""
+    cast = np.asarray(1 + rng.normal(0, 0.04, 3), dtype=np.float32)
+    grey = scene.mean(axis=2, keepdims=True)
+    developed = (grey + np.float32(rng.uniform(0.5, 1.15)) * (scene - grey)) * cast
+    gamma = np.float32(np.exp(rng.normal(0, 0.15)))
+    # Colour is stored coarsely and lenses fringe: no photographed surface has one hue.
+    stain = np.stack([smooth_noise(rng, scene.shape[0], (8, 8)) for _ in range(2)], axis=2)
+    developed[:, :, ::2] += stain * np.float32(rng.exponential(2.5))
+    return np.asarray(255 * (developed / 255).clip(0, 1) ** gamma)
+
+
+def _motion_blur(rng: np.random.Generator, scene: Plane, length: int) -> Plane:
+    """Return the mean of copies shifted along one direction."""
+    angle = rng.uniform(0, np.pi)
+    steps = np.linspace(-0.5, 0.5, 5) * length
+    shifts = [(round(s * np.sin(angle)), round(s * np.cos(angle))) for s in steps]
+    padded = np.pad(scene, ((length, length), (length, length), (0, 0)), mode="edge")
+    side = scene.shape[0]
+    copies = [
+        padded[length + y : length + y + side, length + x : length + x + side] for y, x in shifts
+    ]
+    return np.asarray(sum(copies[1:], copies[0]) / np.float32(len(copies)))
+
+
+def _photograph(
+    rng: np.random.Generator, scene: Plane, size: int, digit_height: float
+) -> NDArray[np.uint8]:
+    """Turn a scene (side, side, 3) in 0..255 into a picture (size, size, 3) uint8.
+
+    `digit_height` is the height of the digits relative to the side of the scene.
+    """
+    side = scene.shape[0]
+    pixels_high = rng.lognormal(np.log(MEDIAN_DIGIT_HEIGHT), DIGIT_HEIGHT_SPREAD)
+    native = min(side, round(max(pixels_high, MIN_DIGIT_HEIGHT) / digit_height))
+    scene = _develop(rng, _shade(rng, scene))
+    pixel = side / native
+    if rng.random() < 0.1:
+        scene = _motion_blur(rng, scene, max(2, round(pixel * rng.uniform(1, 4))))
+    image = Image.fromarray(scene.astype(np.uint8))
+    image = image.filter(ImageFilter.GaussianBlur(pixel * rng.uniform(0.3, 1.2)))
+    image = image.resize((native, native), Image.Resampling.BOX)
+    if rng.random() < 0.2:
+        image = image.filter(ImageFilter.UnsharpMask(1.2, int(rng.integers(40, 160)), 0))
+    pixels = np.asarray(image, dtype=np.float32)
+    noise = rng.standard_normal(pixels.shape, dtype=np.float32)
+    if rng.random() < 0.5:
+        noise = noise.mean(axis=2, keepdims=True) * np.float32(1.7)
+    pixels = pixels + np.float32(min(12, rng.exponential(2.0))) * noise
+    image = Image.fromarray(pixels.clip(0, 255).astype(np.uint8))
+    if rng.random() < 0.6:
+        buffer = io.BytesIO()
+        image.save(buffer, format="JPEG", quality=int(rng.integers(35, 95)))
+        image = Image.open(buffer).convert("RGB")
+    resample = Image.Resampling.BILINEAR if rng.random() < 0.7 else Image.Resampling.BICUBIC
+    return np.asarray(image.resize((size, size), resample))

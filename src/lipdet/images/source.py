@@ -6,6 +6,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -29,6 +30,12 @@ class AnnotatedPicture:
     path: Path
     boxes: NDArray[np.float32]
     labels: NDArray[np.int64]
+
+    @classmethod
+    def of(cls, path: Path, objects: Sequence[tuple[int, NDArray[np.float32]]]) -> AnnotatedPicture:
+        """Make one of the label and the box (4,) of each object."""
+        boxes = np.array([box for _, box in objects], np.float32).reshape(-1, 4)
+        return cls(path, boxes, np.array([label for label, _ in objects], np.int64))
 
 
 @dataclass(frozen=True)
@@ -67,7 +74,7 @@ def load_rgb(path: Path) -> Image.Image:
 
 
 def picture_size(path: Path) -> tuple[int, int]:
-    """Width and height of the picture that `load_rgb` returns, from its header alone.
+    """Return width and height of the picture that `load_rgb` returns, from its header alone.
 
     Raises:
         InputError: the file is missing, too large or not a picture.
@@ -90,21 +97,18 @@ def _readable(path: Path) -> Iterator[None]:
 
 
 def clip_boxes(
-    boxes: NDArray[np.float32], width: int, height: int
+    boxes: NDArray[np.floating[Any]], width: int, height: int
 ) -> tuple[NDArray[np.float32], NDArray[np.bool_]]:
     """Clip xyxy boxes (N, 4) to a picture; also return the mask (N,) of those with area left."""
-    clipped = boxes.copy()
-    clipped[:, 0::2] = clipped[:, 0::2].clip(0, width)
-    clipped[:, 1::2] = clipped[:, 1::2].clip(0, height)
+    clipped = boxes.clip(0, [width, height] * 2).astype(np.float32)
     has_area = (clipped[:, 2] > clipped[:, 0]) & (clipped[:, 3] > clipped[:, 1])
     return clipped, has_area
 
 
 def box_inside(corners: Sequence[float], width: int, height: int) -> NDArray[np.float32] | None:
-    """One xyxy box clipped to a picture, (4,); None if it is not finite or has no area left."""
+    """Clip an xyxy box to a picture, (4,); None if it is not finite or has no area left."""
     exact = np.array([corners], np.float64)
-    with np.errstate(over="ignore"):  # beyond float32 is infinite, which clipping puts right
-        boxes, has_area = clip_boxes(exact.astype(np.float32), width, height)
+    boxes, has_area = clip_boxes(exact, width, height)
     return boxes[0] if has_area[0] and np.isfinite(exact).all() else None
 
 
@@ -121,7 +125,7 @@ def read_text(file: Path) -> str:
 
 
 def read_names(file: Path) -> tuple[str, ...]:
-    """Class names, one per line, in the order of their labels.
+    """Read class names, one per line, in the order of their labels.
 
     Raises:
         InputError: as `check_names`, or the file cannot be read.

@@ -1,12 +1,16 @@
-"""What a rendered house number is mounted on: colours, walls, plates and their surroundings."""
+"""Draw what a rendered house number is mounted on: colours, walls, plates, and clutter near it."""
 
 from __future__ import annotations
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image, ImageDraw, ImageFilter
+from PIL import Image, ImageDraw, ImageFilter, ImageFont
+
+from lipdet.images.ink import FONTS, font_path
 
 Plane = NDArray[np.float32]
+
+LETTERS = "ABCEFGHKLMNPRSTUVWXYabdeghknrsty"
 
 # Directions of chroma (red, green, blue) with a spread of 1, and how often they occur.
 HUES = np.array(
@@ -32,14 +36,14 @@ def sample_colour(rng: np.random.Generator, brightness: float) -> NDArray[np.flo
 
 
 def smooth_noise(rng: np.random.Generator, side: int, cells: tuple[int, int]) -> Plane:
-    """Noise (side, side) of about unit variance that varies over side / cells pixels."""
+    """Draw noise (side, side) of about unit variance that varies over side / cells pixels."""
     coarse = rng.standard_normal((cells[1], cells[0]), dtype=np.float32)
     grown = Image.fromarray(coarse).resize((side, side), Image.Resampling.BICUBIC)
     return np.asarray(grown, dtype=np.float32)
 
 
 def polygon_mask(points: NDArray[np.float64], side: int, radius: float = 0.0) -> Plane:
-    """Filled polygon with (k, 2) corners in the unit square, optionally with rounded corners."""
+    """Fill a polygon with (k, 2) corners in the unit square, optionally with rounded corners."""
     scale = 2
     canvas = Image.new("L", (scale * side, scale * side), 0)
     corners = [(float(x), float(y)) for x, y in points * scale * side]
@@ -68,7 +72,7 @@ def half_plane(rng: np.random.Generator, side: int, boxes: NDArray[np.float64]) 
 
 
 def _bricks(rng: np.random.Generator, side: int) -> Plane:
-    """1 on mortar, 0 on bricks, with some variation between bricks."""
+    """Return 1 on mortar and 0 on bricks, with some variation between bricks."""
     height = max(5, int(side * rng.uniform(0.1, 0.4)))
     width = int(height * rng.uniform(2, 3.5))
     mortar = max(1, round(height * rng.uniform(0.06, 0.18)))
@@ -82,7 +86,7 @@ def _bricks(rng: np.random.Generator, side: int) -> Plane:
 
 
 def _boards(rng: np.random.Generator, side: int) -> Plane:
-    """Wooden boards or siding: dark joints and grain along them."""
+    """Draw wooden boards or siding: dark joints and grain along them."""
     pitch = max(6, int(side * rng.uniform(0.12, 0.7)))
     joint = max(1, round(pitch * rng.uniform(0.03, 0.1)))
     across = np.arange(side) + int(rng.integers(pitch))
@@ -112,7 +116,7 @@ def wall(rng: np.random.Generator, side: int, colour: NDArray[np.float32], depth
 def plate_corners(
     rng: np.random.Generator, boxes: NDArray[np.float64], slope: float
 ) -> NDArray[np.float64]:
-    """Corners (4, 2) of a plate around the boxes (n, 4), leaning as the number does."""
+    """Return corners (4, 2) of a plate around the boxes (n, 4), leaning as the number does."""
     low, high = boxes[:, :2].min(axis=0), boxes[:, 2:].max(axis=0)
     height = float(np.median(boxes[:, 3] - boxes[:, 1]))
     left, top, right, bottom = height * rng.gamma(2.0, 0.08, 4)
@@ -128,7 +132,7 @@ def plate_corners(
 
 
 def ellipse_corners(boxes: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Points (48, 2) of an ellipse around the boxes (n, 4)."""
+    """Return points (48, 2) of an ellipse around the boxes (n, 4)."""
     low, high = boxes[:, :2].min(axis=0), boxes[:, 2:].max(axis=0)
     angles = np.linspace(0, 2 * np.pi, 48, endpoint=False)
     unit = np.stack([np.cos(angles), np.sin(angles)], axis=1)
@@ -140,3 +144,78 @@ def scaled(points: NDArray[np.float64], inset: float) -> NDArray[np.float64]:
     centre = points.mean(axis=0)
     reach = np.abs(points - centre).max(axis=0)
     return np.asarray(centre + (points - centre) * (1 - inset / np.maximum(reach, 2 * inset)))
+
+
+def add_clutter(rng: np.random.Generator, scene: Plane, boxes: NDArray[np.float64]) -> Plane:
+    """Add edges, lines and writing to a scene (side, side, 3), clear of the boxes (n, 4)."""
+    side = scene.shape[0]
+    for _ in range(int(rng.choice([0, 1, 2], p=[0.55, 0.3, 0.15]))):
+        region = half_plane(rng, side, boxes)[:, :, None]
+        colour = sample_colour(rng, float(rng.uniform(5, 245)))
+        scene = scene + region * (wall(rng, side, colour, float(rng.exponential(8))) - scene)
+    if rng.random() < 0.25:
+        scene = _lines(rng, scene, boxes)
+    if rng.random() < 0.2:
+        scene = _writing(rng, scene, boxes)
+    return scene
+
+
+def _free_bands(boxes: NDArray[np.float64]) -> list[tuple[float, float, bool]]:
+    """Return bands beside the number as (start, stop, horizontal), in the unit square."""
+    low, high = boxes[:, :2].min(axis=0), boxes[:, 2:].max(axis=0)
+    bands = [(0.0, low[1], True), (high[1], 1.0, True), (0.0, low[0], False), (high[0], 1.0, False)]
+    return [(float(a), float(b), flat) for a, b, flat in bands if b - a > 0.06]
+
+
+def _stamp(
+    rng: np.random.Generator, scene: Plane, canvas: Image.Image, opacity: float = 1.0
+) -> Plane:
+    mask = np.asarray(canvas, dtype=np.float32)[:, :, None] / 255 * np.float32(opacity)
+    return scene + mask * (sample_colour(rng, float(rng.uniform(5, 250))) - scene)
+
+
+def _lines(rng: np.random.Generator, scene: Plane, boxes: NDArray[np.float64]) -> Plane:
+    """Return a rail, cable or joint through one of the free bands."""
+    bands = _free_bands(boxes)
+    if not bands:
+        return scene
+    side = scene.shape[0]
+    canvas = Image.new("L", (side, side), 0)
+    draw = ImageDraw.Draw(canvas)
+    for _ in range(int(rng.integers(1, 4))):
+        start, stop, flat = bands[int(rng.integers(len(bands)))]
+        a, b = side * rng.uniform(start, stop, 2)
+        ends = [(0.0, a), (float(side), b)] if flat else [(a, 0.0), (b, float(side))]
+        draw.line(ends, fill=255, width=int(rng.integers(1, 6)))
+    return _stamp(rng, scene, canvas)
+
+
+def _writing(rng: np.random.Generator, scene: Plane, boxes: NDArray[np.float64]) -> Plane:
+    """Return a word of small letters above, below or beside the number, cut off by the border.
+
+    Letters only: a whole digit that carries no box would be a false annotation.
+    """
+    bands = _free_bands(boxes)
+    if not bands:
+        return scene
+    side = scene.shape[0]
+    start, stop, flat = bands[int(rng.integers(len(bands)))]
+    room = side * (stop - start)
+    height = max(6, int(room * rng.uniform(0.5, 1.2)))
+    face = ImageFont.truetype(
+        font_path(FONTS[int(rng.integers(len(FONTS)))]),
+        height,
+        layout_engine=ImageFont.Layout.BASIC,
+    )
+    word = "".join(rng.choice(list(LETTERS), int(rng.integers(1, 9))))
+    layer = Image.new("L", (side, side), 0)
+    across = side * start + (room - 1.2 * height) * rng.random()
+    # Writing beside the number may leave the picture but must not cover the number.
+    along = float(rng.uniform(-0.3, 0.7)) * side
+    ImageDraw.Draw(layer).text(
+        (along, across) if flat else (across, along), word, fill=255, font=face
+    )
+    allowed = Image.new("L", (side, side), 0)
+    low, high = round(side * start), round(side * stop)
+    allowed.paste(255, (0, low, side, high) if flat else (low, 0, high, side))
+    return _stamp(rng, scene, Image.composite(layer, Image.new("L", (side, side)), allowed))

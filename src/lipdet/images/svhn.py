@@ -160,8 +160,7 @@ def _picture(folder: Path, name: str, digits: NDArray[np.float64]) -> AnnotatedP
     if not (np.isfinite(digits).all() and (digits[:, 3:] > 0).all()):
         return Skipped(name, "a box whose width or height is not positive")
     corners = np.concatenate([digits[:, 1:3], digits[:, 1:3] + digits[:, 3:5]], axis=1)
-    with np.errstate(over="ignore"):  # beyond float32 is infinite, which clipping puts right
-        boxes, has_area = clip_boxes(corners.astype(np.float32), width, height)
+    boxes, has_area = clip_boxes(corners, width, height)
     if not has_area.all():
         return Skipped(name, f"a box without area inside the {width}x{height} picture")
     return AnnotatedPicture(path, boxes, (labels % 10).astype(np.int64))

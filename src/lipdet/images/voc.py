@@ -149,7 +149,7 @@ def _class_names(folder: Path, roots: dict[Path, Element]) -> tuple[str, ...]:
 
 
 def _listed(file: Path, annotations: Path) -> list[Path]:
-    """The annotation files of a split's list; what follows a name on its line is of no interest."""
+    """Return the annotation files of a split's list, which may say more behind a name."""
     chosen = []
     for number, line in enumerate(read_text(file).splitlines(), start=1):
         if line.strip():
@@ -176,17 +176,13 @@ def _picture(
                 f"is {width}x{height}; correct the size and the boxes."
             )
     rows = [_object(file, one, names, width, height) for one in objects]
-    return AnnotatedPicture(
-        path,
-        np.array([box for _, box in rows], np.float32).reshape(-1, 4),
-        np.array([label for label, _ in rows], np.int64),
-    )
+    return AnnotatedPicture.of(path, rows)
 
 
 def _object(
     file: Path, element: Element, names: tuple[str, ...], width: int, height: int
 ) -> tuple[int, NDArray[np.float32]]:
-    """Class and box (4,) of one object."""
+    """Return class and box (4,) of one object."""
     name = element.value("name")
     if name not in names:
         raise InputError(

@@ -170,17 +170,13 @@ def _picture(path: Path, file: Path, names: tuple[str, ...]) -> AnnotatedPicture
         for number, line in enumerate(text.splitlines(), start=1)
         if line.strip()
     ]
-    return AnnotatedPicture(
-        path,
-        np.array([box for _, box in rows], np.float32).reshape(-1, 4),
-        np.array([label for label, _ in rows], np.int64),
-    )
+    return AnnotatedPicture.of(path, rows)
 
 
 def _object(
     where: str, fields: list[str], classes: int, width: int, height: int
 ) -> tuple[int, NDArray[np.float32]]:
-    """Class and box (4,) of one line."""
+    """Return class and box (4,) of one line."""
     try:
         number, *rest = (float(field) for field in fields)
         cx, cy, w, h = rest

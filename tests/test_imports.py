@@ -36,7 +36,6 @@ ALLOWED: dict[str, set[str]] = {
     "progress": set(),
     "hardware": set(),
     "distributed": BASE,
-    "launch": BASE,
     "batch_norm": {"distributed"},
     "versions": set(),
     "results": BASE,

@@ -38,7 +38,6 @@ from lipdet.commands import (
 from lipdet.commands.options import COMMON, PROGRAM, Parser, fail
 from lipdet.config import PRESETS
 from lipdet.errors import InputError
-from lipdet.launch import launch
 from lipdet.progress import quietly
 from lipdet.train import NonFiniteLossError
 
@@ -173,7 +172,7 @@ def _run(options: Namespace, words: Sequence[str]) -> None:
 def _start_processes(count: int, words: Sequence[str]) -> None:
     """Leave the work to as many processes as `--processes` asks for, and end as they do."""
     if count > 1 and not distributed.launched():
-        sys.exit(launch(count, words))
+        sys.exit(distributed.launch(count, words))
     if count not in (1, distributed.size()):
         raise InputError(
             f"--processes {count} contradicts the {distributed.size()} that torchrun started; "

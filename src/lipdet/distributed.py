@@ -1,6 +1,6 @@
 """One run in several processes: who does what, and how all end together.
 
-torchrun or `lipdet.launch` starts the processes, and ends all of them when one is lost. A process
+torchrun or `launch` starts the processes, and ends all of them when one is lost. A process
 that neither started has no process group: every function here does nothing or returns what it was
 given.
 
@@ -11,12 +11,20 @@ Notable choices:
 - What decides (settings, state, when to stop) comes from process 0, so that all do the same.
 - Objects and flags travel through gloo, gradients on GPUs through nccl.
 - A process waits for the others as long as they live: shares of work may be uneven.
+- `launch` takes the launcher of torchrun, but without its log and its table of exit codes: a
+  mistake stays one sentence and keeps its exit status. The processes divide the threads that this
+  one would have had, and meet at 127.0.0.1: the machine's own name need not resolve. After an
+  interrupt they have an hour, not half a minute, to end the validation and save their state.
 """
 
 from __future__ import annotations
 
+import logging
 import os
 import signal
+import sys
+import tempfile
+import uuid
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from datetime import timedelta
@@ -48,8 +56,54 @@ class LostProcessError(Exception):
         )
 
 
+def launch(processes: int, words: Sequence[str]) -> int:
+    """Run `lipdet WORDS` in several processes; they join each other by `join`.
+
+    Args:
+        processes: how many.
+        words: command line without the program.
+
+    Returns:
+        0, or the exit status of what failed, or of an interrupt.
+
+    Raises:
+        InputError: this PyTorch was built without torch.distributed.
+    """
+    if not dist.is_available():
+        raise InputError("This PyTorch has no torch.distributed: leave out --processes.")
+    # Slow to import, and not there in every PyTorch.
+    from torch.distributed.elastic.multiprocessing import DefaultLogsSpecs, SignalException
+    from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
+    from torch.distributed.launcher.api import LaunchConfig, elastic_launch
+
+    os.environ["OMP_NUM_THREADS"] = str(max(1, torch.get_num_threads() // processes))
+    os.environ["TORCH_ELASTIC_SHUTDOWN_TIMEOUT"] = "3600"  # seconds
+    # `-m` would import from the working directory first, which the command `lipdet` does not.
+    os.environ["PYTHONSAFEPATH"] = "1"
+    logging.disable()
+    with tempfile.TemporaryDirectory(prefix="lipdet-") as logs:
+        config = LaunchConfig(
+            min_nodes=1,
+            max_nodes=1,
+            nproc_per_node=processes,
+            logs_specs=DefaultLogsSpecs(log_dir=logs),
+            run_id=uuid.uuid4().hex,
+            rdzv_backend="c10d",
+            rdzv_endpoint="127.0.0.1:0",
+            local_addr="127.0.0.1",
+            max_restarts=0,
+        )
+        try:
+            elastic_launch(config, sys.executable)("-m", "lipdet", *words)
+        except ChildFailedError as error:
+            return _status([failure.exitcode for failure in error.failures.values()])
+        except SignalException as error:
+            return 128 + error.sigval.value
+    return 0
+
+
 def launched() -> bool:
-    """Return whether this process is one of those that torchrun, or `lipdet.launch`, started."""
+    """Return whether this process is one of those that torchrun, or `launch`, started."""
     return dist.is_available() and dist.is_torchelastic_launched()
 
 
@@ -81,7 +135,7 @@ def leave() -> None:
 
 
 def rank() -> int:
-    """Number of this process; the first, 0, is the only one that writes results."""
+    """Return the number of this process; the first, 0, alone writes results."""
     return dist.get_rank() if _grouped() else 0
 
 
@@ -96,7 +150,7 @@ def on_one_machine() -> bool:
 
 
 def own_part(count: int) -> slice:
-    """This process's part of `count` things, as large as that of any other.
+    """Return this process's part of `count` things, as large as that of any other.
 
     Raises:
         InputError: they cannot be shared evenly.
@@ -179,7 +233,7 @@ def add_up(tensors: Sequence[Tensor]) -> None:
 
 
 def may_speak() -> bool:
-    """Whether a failure of this process is the first of the run, the one that the user reads."""
+    """Return whether a failure of this process is the first of the run, which the user reads."""
     if _store is None:
         return True
     signal.signal(signal.SIGTERM, signal.SIG_IGN)  # the launcher ends what is about to end
@@ -212,10 +266,15 @@ def _told_to_stop(*_: object) -> None:
 
 @contextmanager
 def _together() -> Iterator[None]:
-    """What the backends raise when another process has ended."""
+    """Turn what the backends raise when another process has ended into one error."""
     try:
         yield
     except RuntimeError as error:
         if any(word in str(error) for word in _GONE):
             raise LostProcessError from error
         raise
+
+
+def _status(codes: Sequence[int]) -> int:
+    """Of all that failed: 1 is also how the others end, and a signal that killed is negative."""
+    return next((code for code in codes if code > 1), 1)

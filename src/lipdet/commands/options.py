@@ -61,7 +61,7 @@ def verb_parser(summary: str, example: str) -> Parser:
 
 
 def add_processes(parser: Parser) -> None:
-    """The option of verbs that several processes can share (`lipdet.launch`)."""
+    """The option of verbs that several processes can share (`distributed.launch`)."""
     parser.add_argument(
         "--processes",
         type=PositiveInt,

@@ -116,7 +116,7 @@ def push(
 
 
 def model_card(loaded: LoadedDetector) -> str:
-    """The card: what the detector sees, what its certificates speak of, figures, how to use it."""
+    """Write the card: what the detector sees, what its certificates speak of, figures, its use."""
     config = loaded.detector.config
     height, width = config.canvas
     parameters = sum(one.numel() for one in loaded.detector.parameters())

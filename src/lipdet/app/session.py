@@ -19,7 +19,6 @@ from lipdet.attack.settings import DEFAULT_OBJECTIVE, AttackName, single_attacks
 from lipdet.errors import InputError
 from lipdet.images.crop import Region, full_region
 from lipdet.images.render import rendered
-from lipdet.reading import View
 from lipdet.reading import look as look_at
 from lipdet.reading.detections import as_rows, count_certified, distance, radii_told, read_out
 from lipdet.reading.marks import (
@@ -97,13 +96,8 @@ def region_of(exhibit: Exhibit, image: Image.Image, search: bool) -> Region:
         squares = searched_regions(exhibit.detector, image)
         views = look_at(exhibit.detector, exhibit.class_names, image, squares)
         if views:
-            return max(views, key=_best_score).region
+            return max(views, key=lambda one: max(one.found["scores"].tolist(), default=0.0)).region
     return full_region(*image.size, canvas)
-
-
-def _best_score(view: View) -> float:
-    """Return 0 if nothing passed the second look."""
-    return max((one.score for one in view.detections), default=0.0)
 
 
 class Session(NamedTuple):

@@ -36,7 +36,6 @@ from lipdet.export.metadata import KEY, describe
 from lipdet.export.network import RAW, SCORED, output_names, traced
 from lipdet.export.runtime import OnnxNetwork
 from lipdet.export.verify import check, compare, compare_certificates, same_detections
-from lipdet.types import RawOutput
 
 # Pictures whose certificates are compared, which takes longer than their outputs.
 CERTIFIED = 20
@@ -111,7 +110,9 @@ def export_onnx(
     certified = compare_certificates(loaded.detector, network, images[:CERTIFIED])
     metadata["verified"]["certificates"] = certified
     if selection is not None:
-        metadata["verified"]["same_detections"] = _same_detections(network, images, selection)
+        outputs = network.run(images, RAW + DETECTIONS)
+        same = same_detections(outputs, network.decoder, selection)
+        metadata["verified"]["same_detections"] = same
     if calibration is not None:
         model = quantised(model, calibration)
         set_metadata(model, metadata)
@@ -158,12 +159,6 @@ def set_metadata(model: ModelProto, metadata: dict[str, Any]) -> None:
     del model.metadata_props[:]
     model.metadata_props.add(key=KEY, value=json.dumps(metadata))
     model.producer_name = KEY
-
-
-def _same_detections(network: OnnxNetwork, images: Tensor, selection: Selection) -> int:
-    logits, offsets, *found = network.run(images, RAW + DETECTIONS)
-    raw = RawOutput(logits, offsets)
-    return same_detections((found[0], found[1], found[2]), raw, network.decoder, selection)
 
 
 def add_detections(model: ModelProto, selection: Selection, nms_iou: float) -> ModelProto:

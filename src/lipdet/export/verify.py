@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -77,17 +77,16 @@ def check(comparison: dict[str, Any]) -> None:
             )
 
 
-def same_detections(
-    found: tuple[Tensor, Tensor, Tensor], raw: RawOutput, decoder: Decoder, selection: Selection
-) -> int:
+def same_detections(outputs: Sequence[Tensor], decoder: Decoder, selection: Selection) -> int:
     """Count the pictures on which a model's own detections are those that lipdet selects.
 
     Args:
-        found: boxes (B, k, 4), labels (B, k) and scores (B, k) of the model.
-        raw: the raw output of the same run.
+        outputs: logits, offsets, boxes (B, k, 4), labels (B, k) and scores (B, k) of one run.
         decoder: of the detector.
         selection: the one that the model was given.
     """
+    logits, offsets, *found = outputs
+    raw = RawOutput(logits, offsets)
     return sum(
         bool(
             torch.equal(labels[labels >= 0], one["labels"])

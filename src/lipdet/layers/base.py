@@ -81,7 +81,7 @@ class ConstructedWeight(nn.Module):
         return kept.weight
 
     def lipschitz_bound(self) -> float:
-        """Upper bound of the layer's Lipschitz constant: 1, plus the rounding of its weight.
+        """Bound the layer's Lipschitz constant from above: 1, plus the rounding of its weight.
 
         The float64 weight satisfies the constraint; the difference D to the rounded one adds at
         most sqrt(k1 k2) ||D||_F (theory §2, reshaped kernel).

@@ -94,7 +94,7 @@ class L2NormConv2d(KernelConv2d):
 
     @torch.no_grad()
     def lipschitz_bound(self) -> float:
-        """Upper bound of the norm of the map to all outputs, for every image size.
+        """Return an upper bound of the norm of the map to all outputs, for every image size.
 
         The smaller of two certified bounds of the rounded weight: from its frequency response, and
         from its reshaped kernel, which is exact for kernel_size = stride.

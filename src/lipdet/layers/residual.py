@@ -85,7 +85,7 @@ class ResidualBlock(ConstructedWeight):
         return x - functional.conv2d(hidden, _twice_transposed(weight), padding=padding)
 
     def lipschitz_bound(self) -> float:
-        """Upper bound of the block's constant: ||V|| ≤ 1 + r after rounding gives 2(1 + r)² − 1."""
+        """Bound the block's constant: ||V|| ≤ 1 + r after rounding gives 2(1 + r)² − 1."""
         return 2 * super().lipschitz_bound() ** 2 - 1
 
     @torch.no_grad()

@@ -99,18 +99,14 @@ def audit(propagation: Propagation) -> Audit:
 
 
 def worst_path(propagation: Propagation) -> list[fx.Node]:
-    """The nodes from the input to the output with the largest bound, without the input itself."""
+    """List the nodes from the input to the output with the largest bound, without the input."""
     outputs = propagation.network.graph.output_node().all_input_nodes
     node = max(outputs, key=lambda one: propagation.bounds.get(one, 0.0))
     path = []
-    while sources := _sources(propagation, node):
+    while sources := propagation.sources(node):
         path.append(node)
         node = max(sources, key=propagation.bounds.__getitem__)
     return path[::-1]
-
-
-def _sources(propagation: Propagation, node: fx.Node) -> list[fx.Node]:
-    return [source for source in node.all_input_nodes if source in propagation.bounds]
 
 
 def _findings(propagation: Propagation, node: fx.Node) -> Iterator[Finding]:
@@ -118,7 +114,7 @@ def _findings(propagation: Propagation, node: fx.Node) -> Iterator[Finding]:
     if node in propagation.fused.values() or node in propagation.obstacles:
         return  # A convolution is told together with its BatchNorm.
     first = propagation.fused.get(node, node)
-    sources = _sources(propagation, first)
+    sources = propagation.sources(first)
     largest = max(propagation.bounds[source] for source in sources)
     factor = propagation.bounds[node] / largest if largest else 1.0
     name, kind = describe(first, propagation.network)
@@ -163,7 +159,7 @@ def _on_pixels(propagation: Propagation, node: fx.Node) -> bool:
     scales = {"mul", "truediv", "div"}
     if node.op == "call_module" or describe(node, propagation.network)[1] not in scales:
         return False
-    while sources := _sources(propagation, node):
+    while sources := propagation.sources(node):
         if node.op == "call_module" or len(sources) > 1:
             return False
         [node] = sources

@@ -262,7 +262,7 @@ def batch_norm_factors(norm: nn.BatchNorm1d | nn.BatchNorm2d) -> Tensor:
 
 
 def vanishes(kernel: Tensor, factors: Tensor) -> bool:
-    """Whether a weight times the factor of its output channel may be lost below float64's range."""
+    """Return whether a weight times the factor of its output may be lost below float64's range."""
     products = (kernel * factors[:, None, None, None]).abs()
     nonzero = (kernel != 0) & (factors != 0)[:, None, None, None]
     return bool((nonzero & (products < TINY)).any())

@@ -94,10 +94,13 @@ class Propagation:
         module = self.module(node)
         return find_rule(module) if module is not None else FUNCTIONS.get(node.target)
 
+    def sources(self, node: fx.Node) -> list[fx.Node]:
+        """Return what a node reads that depends on the input."""
+        return [source for source in node.all_input_nodes if source in self.bounds]
+
     def gain(self, node: fx.Node) -> float | None:
         """Return the constant of a node's own operation, or None if it has several inputs."""
-        start = self.fused.get(node, node)
-        sources = [source for source in start.all_input_nodes if source in self.bounds]
+        sources = self.sources(self.fused.get(node, node))
         if len(sources) != 1 or not self.bounds[sources[0]]:
             return None
         return self.bounds[node] / self.bounds[sources[0]]

@@ -130,7 +130,7 @@ class _Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
         return UnknownLipschitz(reason)
 
     def follows(self, value: object) -> bool:
-        """Whether a value is a tensor that follows from the input, or shares memory with one."""
+        """Return whether a value follows from the input, or shares memory with what does."""
         if not isinstance(value, Tensor):
             return False
         known = id(value) in self._seen or isinstance(value, FakeTensor)

@@ -102,7 +102,7 @@ def find_rule(module: nn.Module) -> ModuleRule | None:
 
 
 def describes(target: object, arguments: tuple[Any, ...]) -> bool:
-    """Whether a call only asks for the shape or type of a tensor, which no perturbation changes."""
+    """Return whether a call only asks for a shape or type, which no perturbation changes."""
     if target is getattr:
         return arguments[1] in ("shape", "ndim", "dtype", "device")
     return target in ("size", "dim", "numel")
@@ -182,7 +182,7 @@ def _quotient(y: Tensor, a: Any, b: Any) -> float:
 
 
 def _larger_or_smaller(y: Tensor, a: Any, b: Any) -> float:
-    """Return each entry moves by at most the larger of two moves."""
+    """Bound entries that move by at most the larger of two moves."""
     return math.hypot(*_terms(y, a, b))
 
 

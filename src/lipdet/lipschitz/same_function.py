@@ -107,7 +107,7 @@ def prove_same(module: nn.Module, meaning: Network, x: Tensor, what: str) -> Non
 
 
 def _is_as_defined(network: nn.Module) -> bool:
-    """Whether a network consists of nothing but modules as torch and this package define them."""
+    """Return whether a network consists of modules as torch and this package define them alone."""
     hooks_of_all = torch_module._global_forward_hooks or torch_module._global_forward_pre_hooks
     modules = list(network.modules())
     return (
@@ -118,20 +118,18 @@ def _is_as_defined(network: nn.Module) -> bool:
 
 
 def _has_usual_parts(module: nn.Module) -> bool:
-    """Whether nothing of a module's own can take part in what it computes but as its class says."""
+    """Return whether nothing of a module's own takes part in what it computes but as it should."""
     usual = vars(nn.Module())
     own = vars(module)
     return (
         all(type(own.get(name)) is type(value) for name, value in usual.items())
         and not any(own[hooks] for hooks in own if hooks.endswith("_hooks"))
         and not any(callable(own[name]) for name in own if name not in usual)
-        and all(type(one) in (Tensor, nn.Parameter) for one in _tensors_of(module))
+        and all(
+            one is None or type(one) in (Tensor, nn.Parameter)
+            for one in (*module._parameters.values(), *module._buffers.values())
+        )
     )
-
-
-def _tensors_of(module: nn.Module) -> list[Tensor]:
-    tensors = (*module._parameters.values(), *module._buffers.values())
-    return [tensor for tensor in tensors if tensor is not None]
 
 
 def _compare(
@@ -188,7 +186,7 @@ def _check_values(module: nn.Module, meaning: Network, x: Tensor, modes: Sequenc
 
 
 def _close(leaf: Tensor, place: int, images: int, wanted: Tensor) -> bool:
-    """Whether an output for one image of a batch is that for the image alone, up to rounding.
+    """Return whether one image's output in a batch is that of the image alone, up to rounding.
 
     Along one axis, images lie behind each other. An output that is as large for all images as for
     one must be the same for each.
@@ -209,7 +207,7 @@ def _close(leaf: Tensor, place: int, images: int, wanted: Tensor) -> bool:
 
 @contextmanager
 def _with_gradients() -> Iterator[None]:
-    """Gradients of the input are wanted."""
+    """Run with gradients of the input wanted."""
     with torch.enable_grad():
         yield
 

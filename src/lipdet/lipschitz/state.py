@@ -76,7 +76,7 @@ def replaced() -> str | None:
 
 
 def is_plain(value: Any) -> bool:
-    """Whether a number or sequence is read alike by Python and by torch below it.
+    """Return whether a number or sequence is read alike by Python and by torch below it.
 
     Classes of the user's may tell Python something else than what they hold.
     """
@@ -86,7 +86,7 @@ def is_plain(value: Any) -> bool:
 
 
 def is_own_class(kind: type) -> bool:
-    """Whether all code of a class and its bases is as torch's modules or this package define it."""
+    """Return whether all code of a class and its bases is as torch or this package define it."""
     return all(_is_own_code(one) for one in kind.__mro__ if one is not object)
 
 
@@ -185,7 +185,7 @@ def _functions(value: Any) -> Iterator[types.FunctionType]:
 
 
 def _is_own(value: Any) -> bool:
-    """Whether code, and what it wraps, comes from torch or this package.
+    """Return whether code, and what it wraps, comes from torch or this package.
 
     What is no function has no code.
     """
@@ -205,7 +205,7 @@ def _is_own(value: Any) -> bool:
 
 
 def _is_own_file(name: str) -> bool:
-    """Whether a file is torch's or this package's, or one of decorators that these use."""
+    """Return whether a file is torch's or this package's, or one of decorators that these use."""
     standard = name.startswith(_STANDARD) and "-packages" not in name
     return name.startswith(_FOLDERS) or standard or name == typing_extensions.__file__
 

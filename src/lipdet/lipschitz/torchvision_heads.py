@@ -67,7 +67,7 @@ class PixelsToHeads(nn.Module):
         self.eval()
 
     def forward(self, images: Tensor) -> Any:
-        """Images (1, 3, H, W) in [0, 1] to whatever the head returns."""
+        """Map images (1, 3, H, W) in [0, 1] to whatever the head returns."""
         x = (images - self.mean) / self.deviation
         if self.size != self.given:
             x = functional.interpolate(x, self.size, mode="bilinear", align_corners=False)

@@ -143,9 +143,9 @@ def draw_architecture(name: str, architecture: Architecture, place: int = 1) -> 
         _text(axes, left, side + 0.06, f"{_short_size(stage.cells)}\n{stage.channels}")
         _arrow(axes, (left - 0.62, 0.08), (left - 0.38, 0.08))
         words = "\n".join(
-            f"{f'{count} × ' if count > 1 else ''}{_short(kind)}"
-            for kind, count in stage.layers.items()
+            f"{count} × {kind}" if count > 1 else kind for kind, count in stage.layers.items()
         )
+        words = words.replace("2d", "").replace("BatchNorm", "BN")
         axes.text(left - 0.35, -0.42, words, fontsize=6.5, va="top", linespacing=1.3)
         if stage.tapped:
             head = heads.pop(0)
@@ -196,10 +196,6 @@ def _short_size(cells: Canvas) -> str:
 
 def _size(module: nn.Module) -> int:
     return sum(parameter.numel() for parameter in module.parameters())
-
-
-def _short(kind: str) -> str:
-    return kind.removesuffix("2d").replace("BatchNorm", "BN")
 
 
 def _block(axes: Axes, left: float, side: float, colour: str) -> None:

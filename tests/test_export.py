@@ -21,15 +21,13 @@ from torch import Tensor
 from lipdet.boxes import DISPLAY_SELECTION, select_detections
 from lipdet.certificate.constants.outputs import output_bounds
 from lipdet.checkpoint import LoadedDetector, load_detector
-from lipdet.cli import main
-from lipdet.config import DIGIT_CROP, PRESETS, DetectorConfig
+from lipdet.config import PRESETS, DetectorConfig
 from lipdet.detector import build_detector
 from lipdet.errors import InputError
 from lipdet.export.runtime import OnnxNetwork, load_onnx
 from lipdet.export.torch_file import export_torch
 from lipdet.export.verify import check, compare, compare_certificates
 from lipdet.images.pack import Pack
-from lipdet.images.prepare import pack_rendered
 from lipdet.types import Canvas, RawOutput
 
 onnx = pytest.importorskip("onnx")
@@ -43,15 +41,8 @@ pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("proven_once")]
 
 
 @pytest.fixture(scope="module")
-def pack(tmp_path_factory: pytest.TempPathFactory) -> Pack:
-    return pack_rendered(
-        tmp_path_factory.mktemp("rendered") / "pack", "test", 40, DIGIT_CROP, seed=0
-    )
-
-
-@pytest.fixture(scope="module")
-def images(pack: Pack) -> Tensor:
-    return torch.from_numpy(pack.images[:].copy()).permute(0, 3, 1, 2).float() / 255
+def images(house_numbers: Pack) -> Tensor:
+    return house_numbers.pixels(range(40))
 
 
 @pytest.fixture(scope="module")
@@ -250,11 +241,11 @@ BLOCKED = 'import sys; sys.modules["torch"] = sys.modules["lipdet"] = None\n'
 
 
 def test_a_model_runs_without_torch(
-    naive: LoadedDetector, model: Path, pack: Pack, images: Tensor, tmp_path: Path
+    naive: LoadedDetector, model: Path, house_numbers: Pack, images: Tensor, tmp_path: Path
 ) -> None:
     from PIL import Image
 
-    Image.fromarray(np.asarray(pack.images[3])).save(tmp_path / "p.png")
+    Image.fromarray(np.asarray(house_numbers.images[3])).save(tmp_path / "p.png")
     page = (Path(__file__).parents[1] / "docs" / "export.md").read_text()
     [script] = re.findall(r"```python\n(# use.py.*?)```", page, re.DOTALL)
     done = subprocess.run(
@@ -268,34 +259,6 @@ def test_a_model_runs_without_torch(
     [expected] = select_detections(raw, naive.detector.decoder, DISPLAY_SELECTION)
     found = [line.split()[0] for line in done.stdout.splitlines()]
     assert found == [str(label) for label in expected["labels"].tolist()]
-
-
-@pytest.mark.parametrize(
-    ("arguments", "words"),
-    [
-        (["nothing", "--out", "x.onnx"], "There is no detector 'nothing'"),
-        (["naive", "--out", "nowhere/x.onnx"], "nowhere/x.onnx cannot be written"),
-        (["naive", "--out", "x.pt2", "--format", "tflite"], "tflite"),
-        (["naive", "--out", "x.onnx", "--int8", "rendered:5"], "5 pictures; give 100 or more"),
-        (
-            ["naive", "--out", "x.pt2", "--format", "torch-export", "--detections"],
-            "--detections and --int8 need --format onnx",
-        ),
-    ],
-)
-def test_bad_options(
-    arguments: list[str],
-    words: str,
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    capsys: pytest.CaptureFixture[str],
-) -> None:
-    monkeypatch.chdir(tmp_path)
-    with pytest.raises(SystemExit) as exit_:
-        main(["export", *arguments])
-    assert exit_.value.code == 2
-    assert words in capsys.readouterr().err
-    assert not list(tmp_path.iterdir())
 
 
 def test_bad_models_are_refused(model: Path, tmp_path: Path) -> None:

@@ -37,8 +37,7 @@ from torchvision.models import detection
 from lipdet.types import Canvas
 
 from lipdet.attack.attackable import exact
-from lipdet.attack.objectives import classification, localisation
-from lipdet.attack.objectives import scene_of
+from lipdet.attack.objectives import classification, localisation, scene_of
 from lipdet.boxes import AP_SELECTION, select_detections
 from lipdet.checkpoint import load_detector
 from lipdet.config import DIGITS

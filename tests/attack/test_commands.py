@@ -11,7 +11,7 @@ from PIL import Image
 from lipdet.attack.settings import WORST
 from lipdet.evaluate import attack_curves
 from lipdet.images.pack import Pack
-from tests.test_cli import check_mistake, run
+from tests.test_cli import run
 
 
 @pytest.fixture
@@ -76,29 +76,3 @@ def test_eval_reports_attacks(capsys: pytest.CaptureFixture[str], tmp_path: Path
     # The same radius is found in the state folder, not attacked twice; clean pictures lie beside.
     names = {path.name for path in (tmp_path / "state").iterdir()}
     assert len(names - {"clean"}) == 1
-
-
-@pytest.mark.parametrize(
-    ("words", "names"),
-    [
-        (["attack", "naive", "door.png", "--out", "x"], "--epsilon"),
-        (["attack", "naive", "door.png", "--out", "x", "--epsilon", "much"], "much"),
-        (["attack", "naive", "none.png", "--out", "x", "--epsilon", "1"], "none.png"),
-        (["attack", "naive", "x.png", "--out", "x", "--epsilon", "1", "--steps", "0"], "steps"),
-        (["eval", "naive", "--data", "rendered:1", "--attack", "worst"], "--epsilon"),
-        (["eval", "naive", "--data", "rendered:1", "--epsilon", "1"], "--attack"),
-        (["eval", "naive", "--data", "rendered:1", "--attack", "fgsm", "--epsilon", "1"], "fgsm"),
-        (["check-attack", "naive", "--data", "rendered:1", "--plot", "c.xyz"], "c.xyz"),
-        (["check-attack", "naive", "--data", "rendered:1", "--objective", "annoy"], "annoy"),
-    ],
-)
-def test_mistakes(
-    words: list[str],
-    names: str,
-    capsys: pytest.CaptureFixture[str],
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    monkeypatch.chdir(tmp_path)
-    check_mistake(capsys, *words, names=names)
-    assert list(tmp_path.iterdir()) == []

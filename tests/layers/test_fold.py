@@ -1,6 +1,8 @@
-"""Folded models are plain torch and compute the same."""
+"""Folded models are plain torch and compute the same; gradients, and torch.compile."""
 
 from __future__ import annotations
+
+import copy
 
 import pytest
 import torch
@@ -71,3 +73,36 @@ def test_folding_keeps_the_random_state() -> None:
     state = torch.get_rng_state()
     fold(model)
     assert torch.equal(torch.get_rng_state(), state)
+
+
+@pytest.mark.parametrize("build", LAYERS)
+def test_gradients_are_finite_even_from_zero_weights(build: object) -> None:
+    torch.manual_seed(0)
+    layer: ConstructedWeight = build()  # type: ignore[operator]
+    for reset in (nn.init.normal_, nn.init.zeros_):
+        for parameter in layer.parameters():
+            reset(parameter)
+        layer.zero_grad()
+        layer(torch.randn(2, 4, 6, 8)).square().sum().backward()
+        found = [p.grad for p in layer.parameters() if p.numel()]
+        assert all(gradient is not None and gradient.isfinite().all() for gradient in found)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("build", [LAYERS[0], LAYERS[2], LAYERS[9]])
+def test_compiles_without_graph_breaks(build: object) -> None:
+    # Oracle: the same layer in eager mode.
+    torch.compiler.reset()
+    torch.manual_seed(0)
+    layer: ConstructedWeight = build()  # type: ignore[operator]
+    twin = copy.deepcopy(layer)
+    compiled = torch.compile(layer, backend="eager", fullgraph=True)
+    x = torch.randn(2, 4, 6, 8)
+    for model in (compiled, twin):
+        model(x).square().sum().backward()
+    for ours, expected in zip(layer.parameters(), twin.parameters(), strict=True):
+        torch.testing.assert_close(ours.grad, expected.grad)
+    layer.eval()
+    twin.eval()
+    with torch.no_grad():
+        torch.testing.assert_close(compiled(x), twin(x))

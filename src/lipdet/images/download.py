@@ -64,11 +64,7 @@ OFFICIAL_ARCHIVES = {
 }
 
 
-def download_svhn(
-    split: str,
-    out: Path,
-    base_url: str = OFFICIAL,
-) -> Path:
+def download_svhn(split: str, out: Path, base_url: str = OFFICIAL) -> Path:
     """Fetch, verify and unpack one split of SVHN Format 1; a finished split is left as it is.
 
     Args:

@@ -96,16 +96,8 @@ def circular_conv_norm(
     it does not divide it, the un-strided norm is used, since the patches next to the seam overlap
     more than others. Outputs that go around the image t times cost √t.
 
-    Args:
-        kernel: (c_out, c_in / groups, k1, k2).
-        stride: steps between patches.
-        dilation: steps between taps.
-        groups: as in `conv_norm`.
-        image_size: (height, width) of the input before padding.
-        output_size: (height, width) of the output.
-
-    Raises:
-        UnknownLipschitz: a weight is not finite.
+    Sizes are (height, width), that of the input before padding; the other arguments and what is
+    raised are those of `conv_norm`.
     """
     kernel, scale = _rescaled(kernel)
     if not scale:

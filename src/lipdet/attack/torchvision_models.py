@@ -146,13 +146,8 @@ def attack_torchvision(
 ) -> Tensor:
     """Attack a detector of `torchvision.models.detection` as `lipdet.attack.attack_batch` does.
 
-    Args:
-        model: returns detections in eval mode, and a dictionary of losses in training mode.
-        images: (B, 3, H, W) in [0, 1].
-        targets: the objects, with the model's own labels (torchvision counts from 1).
-        settings: of the attack.
-        indices: number of each image in its data set.
-        on_step: told about every step.
+    It returns detections in eval mode, and a dictionary of losses in training mode. Targets have
+    its own labels (torchvision counts from 1).
 
     Raises:
         InputError: the objective follows scores, and these have no gradient.

@@ -61,7 +61,8 @@ def rendered(stream: str, index: int, seed: int = 0, size: int = 74) -> Picture:
         size: side of the picture in pixels.
 
     Returns:
-        As `render_picture`.
+        The picture (size, size, 3) uint8 RGB, the boxes (n, 4) float32 xyxy in pixels and the
+        digits (n,) int64, left to right.
 
     Raises:
         InputError: unknown stream, or a negative index or seed.
@@ -71,25 +72,15 @@ def rendered(stream: str, index: int, seed: int = 0, size: int = 74) -> Picture:
     if index < 0 or seed < 0:
         raise InputError(f"rendered picture {index} of seed {seed}: use numbers from 0 upwards.")
     sequence = np.random.SeedSequence(seed, spawn_key=(STREAMS.index(stream), index))
-    return render_picture(np.random.default_rng(sequence), size)
+    return _render(np.random.default_rng(sequence), size)
 
 
-def render_picture(rng: np.random.Generator, size: int) -> Picture:
-    """Render one house number.
-
-    Args:
-        rng: the source of every random choice.
-        size: side of the picture in pixels.
-
-    Returns:
-        The picture (size, size, 3) uint8 RGB, the boxes (n, 4) float32 xyxy in pixels and the
-        digits (n,) int64, left to right.
-    """
+def _render(rng: np.random.Generator, size: int) -> Picture:
     boxes, labels, slope = sample_layout(rng)
     face = sample_typeface(rng, slope)
     ink = ink_boxes(rng, boxes, labels, natural_one_aspect(face))
     digits = compose_ink(draw_ink(face, labels, ink, SCENE_SIDE), SCENE_SIDE)
-    ground, paint = sample_contrast(rng)
+    ground, paint = _contrast(rng)
     scene = _background(rng, boxes, slope, ground, paint)
     scene = _paint_digits(rng, scene, digits, paint)
     digit_height = float((boxes[:, 3] - boxes[:, 1]).mean())
@@ -97,7 +88,7 @@ def render_picture(rng: np.random.Generator, size: int) -> Picture:
     return picture, (boxes * size).astype(np.float32), labels
 
 
-def sample_contrast(rng: np.random.Generator) -> tuple[Colour, Colour]:
+def _contrast(rng: np.random.Generator) -> tuple[Colour, Colour]:
     """Draw colours (3,) of the ground and of the digits on it.
 
     Brightness and contrast follow SVHN's train pictures: dark grounds about 75 of 255, bright

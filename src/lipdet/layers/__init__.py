@@ -1,11 +1,10 @@
 """1-Lipschitz building blocks on torch alone, each a drop-in for the torch layer it replaces."""
 
 from lipdet.layers.activations import Abs, Householder, MaxMin
-from lipdet.layers.base import ConstructedWeight
+from lipdet.layers.base import ConstructedWeight, dirac_, orthogonal_
 from lipdet.layers.conv import LipschitzConv2d
 from lipdet.layers.fold import fold
 from lipdet.layers.gain import GainProfile, LayerGain, gain_profile
-from lipdet.layers.init import dirac_, orthogonal_
 from lipdet.layers.normalised import (
     AOLConv2d,
     L2NormConv2d,

@@ -13,8 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from lipdet.layers.conv import LipschitzConv2d
-from lipdet.layers.init import centred_orthogonal_, tiled_dirac_
+from lipdet.layers.conv import LipschitzConv2d, centred_orthogonal_, tiled_dirac_
 from lipdet.layers.orthogonal import cayley
 from lipdet.norms import conv_norm_bound, reshaped_norm_bound
 

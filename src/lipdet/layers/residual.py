@@ -21,8 +21,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from lipdet.layers.base import ConstructedWeight
-from lipdet.layers.conv import plain_conv
-from lipdet.layers.init import centred_orthogonal_
+from lipdet.layers.conv import centred_orthogonal_, plain_conv
 from lipdet.layers.normalised import gram_row_sums, inverse_root
 from lipdet.norms import conv_norm_bound
 

@@ -33,8 +33,8 @@ from lipdet.boxes.scores import logit
 from lipdet.checkpoint import LoadedDetector, write_complete
 from lipdet.detector import SSD
 from lipdet.export.metadata import KEY, describe
-from lipdet.export.network import RAW, SCORED, output_names, traced
 from lipdet.export.runtime import OnnxNetwork
+from lipdet.export.torch_file import RAW, SCORED, output_names, traced
 from lipdet.export.verify import check, compare, compare_certificates, same_detections
 
 # Pictures whose certificates are compared, which takes longer than their outputs.

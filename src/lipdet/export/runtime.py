@@ -14,7 +14,6 @@ from lipdet.boxes import Decoder
 from lipdet.config import detector_config
 from lipdet.errors import InputError
 from lipdet.export.metadata import KEY, read_decoder
-from lipdet.export.network import RAW
 from lipdet.types import RawOutput
 
 
@@ -55,7 +54,7 @@ class OnnxNetwork:
 
     def __call__(self, images: Tensor) -> RawOutput:
         """Map images (B, 3, H, W) in [0, 1] to logits (B, A, K) and offsets (B, A, 4)."""
-        logits, offsets = self.run(images, RAW)
+        logits, offsets = self.run(images, RawOutput._fields)
         return RawOutput(logits, offsets)
 
     def run(self, images: Tensor, names: tuple[str, ...]) -> list[Tensor]:

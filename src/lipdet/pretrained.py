@@ -2,25 +2,30 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
-
-from PIL import Image
+from typing import TypeVar, overload
 
 from lipdet import hub
-from lipdet.boxes import DISPLAY_SELECTION
+from lipdet.boxes import DISPLAY_SELECTION, Selection
 from lipdet.certificate.verifier import Verifier, verifier_of
 from lipdet.checkpoint import LoadedDetector, load_detector, packaged_names
 from lipdet.detector import SSD
+from lipdet.detector.forward import BATCH_SIZE
 from lipdet.images.crop import Region
-from lipdet.images.source import load_rgb
+from lipdet.images.source import Picture, as_rgb
 from lipdet.lipschitz.state import kept_by
-from lipdet.reading import Detection, Reading, certified_reading, read
+from lipdet.reading import Detection, Reading, certified_reading, read_all, shown_above
 from lipdet.results import read_results
 from lipdet.types import Framing
 
-Picture = Image.Image | Path | str
+P = TypeVar("P", bound=Picture)
+Several = list[P] | tuple[P, ...]
+# Of `Detector.detect` and `certify`: as `DISPLAY_SELECTION`.
+SCORE = DISPLAY_SELECTION.score_floor
+# Class names that a representation spells out.
+NAMES_SHOWN = 5
 
 
 class Detector:
@@ -69,31 +74,89 @@ class Detector:
         """Height and width of what the network sees, and whether that is a whole picture."""
         return self.loaded.framing
 
-    def detect(self, picture: Picture, crop: Sequence[float] | None = None) -> list[Detection]:
-        """Find objects in a picture, best first.
+    def __repr__(self) -> str:
+        """Return what the detector is, in one line."""
+        names = list(self.class_names[:NAMES_SHOWN])
+        if len(self.class_names) > NAMES_SHOWN:
+            names.append(f"… ({len(self.class_names)})")
+        made = self.network.config.architecture if self.loaded.info else "code of yours"
+        count = sum(parameter.numel() for parameter in self.network.parameters())
+        return (
+            f"Detector({self.loaded.name!r}: {made}, classes {', '.join(names)}, {self.framing}, "
+            f"{count:,} parameters)"
+        )
+
+    @overload
+    def detect(
+        self, picture: Picture, crop: Sequence[float] | None = None, score: float = SCORE
+    ) -> list[Detection]: ...
+
+    @overload
+    def detect(
+        self, picture: Several[P], crop: Sequence[float] | None = None, score: float = SCORE
+    ) -> list[list[Detection]]: ...
+
+    def detect(
+        self,
+        picture: Picture | Several[P],
+        crop: Sequence[float] | None = None,
+        score: float = SCORE,
+    ) -> list[Detection] | list[list[Detection]]:
+        """Find objects in a picture, best first; in each of several, if given a list.
 
         Args:
-            picture: of any size, or its file.
+            picture: of any size: its file, an image of Pillow's, an array (H, W, 3) of uint8, or
+                a tensor (3, H, W) in [0, 1], which is rounded to 8 bits; or a list of such, of
+                which `BATCH_SIZE` regions pass the network at a time.
             crop: left, top, right, bottom in pixels: look only there, in one pass. Without it a
                 detector of crops searches the picture for rows of small objects, as house
                 numbers are.
+            score: what a detection's score exceeds; at most 20 of each region are shown.
 
         Raises:
-            InputError: the file is no picture, or the crop reaches outside it.
+            InputError: it is no picture, the crop reaches outside it, or the score is not between
+                0 and 1.
         """
-        return list(self._read(picture, crop).detections)
+        found = [
+            list(reading.detections)
+            for readings in self._read(picture, crop, shown_above(score))
+            for reading in readings
+        ]
+        return found if isinstance(picture, list | tuple) else found[0]
 
-    def certify(self, picture: Picture, crop: Sequence[float] | None = None) -> list[Detection]:
+    @overload
+    def certify(
+        self, picture: Picture, crop: Sequence[float] | None = None, score: float = SCORE
+    ) -> list[Detection]: ...
+
+    @overload
+    def certify(
+        self, picture: Several[P], crop: Sequence[float] | None = None, score: float = SCORE
+    ) -> list[list[Detection]]: ...
+
+    def certify(
+        self,
+        picture: Picture | Several[P],
+        crop: Sequence[float] | None = None,
+        score: float = SCORE,
+    ) -> list[Detection] | list[list[Detection]]:
         """Like `detect`, and say how much perturbation leaves each detection what is shown.
+
+        What remains has a score above `score`, too: the higher, the more is promised, and the
+        smaller are the radii.
 
         Raises:
             UnknownLipschitz: a layer of the network has no bound.
             InputError: as in `detect`.
         """
-        reading = self._read(picture, crop)
-        if not reading.views:
-            return []
-        return list(certified_reading(reading, self._verifier).detections)
+        selection = shown_above(score)
+        found: list[list[Detection]] = []
+        for readings in self._read(picture, crop, selection):
+            if any(reading.views for reading in readings):
+                verifier = replace(self._verifier, selection=selection)
+                readings = [certified_reading(reading, verifier) for reading in readings]
+            found += [list(reading.detections) for reading in readings]
+        return found if isinstance(picture, list | tuple) else found[0]
 
     def save_pretrained(self, folder: Path | str, results: Sequence[Path] = ()) -> None:
         """Write weights (safetensors), config.json and a model card.
@@ -131,9 +194,15 @@ class Detector:
             self._bounded = state, verifier_of(self.network, DISPLAY_SELECTION)
         return self._bounded[1]
 
-    def _read(self, picture: Picture, crop: Sequence[float] | None) -> Reading:
-        if isinstance(picture, Image.Image):
-            image = picture.convert("RGB")
-        else:
-            image = load_rgb(Path(picture))
-        return read(self.network, self.class_names, image, None if crop is None else Region(*crop))
+    def _read(
+        self,
+        picture: Picture | Several[P],
+        crop: Sequence[float] | None,
+        selection: Selection,
+    ) -> Iterator[list[Reading]]:
+        """Yield readings of as many pictures at a time as pass the network together."""
+        region = None if crop is None else Region(*crop)
+        pictures = picture if isinstance(picture, list | tuple) else [picture]
+        for start in range(0, len(pictures), BATCH_SIZE):
+            images = [as_rgb(one) for one in pictures[start : start + BATCH_SIZE]]
+            yield read_all(self.network, self.class_names, images, region, selection)

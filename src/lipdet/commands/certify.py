@@ -26,7 +26,7 @@ from lipdet.commands.options import (
 )
 from lipdet.errors import InputError
 from lipdet.images.source import load_rgb
-from lipdet.reading import certified, look, regions_of
+from lipdet.reading import certified, look, regions_of, shown_above
 from lipdet.reading.detections import with_radius
 from lipdet.reading.marks import draw_certificates
 
@@ -50,6 +50,7 @@ def run(
     out: Path,
     crop: str | None = None,
     iou: float = REMAINING_IOU,
+    score: float = DISPLAY_SELECTION.score_floor,
     float64: bool = False,
 ) -> None:
     """Certify the detections in pictures; write an overlay of each square and one json for all.
@@ -60,21 +61,23 @@ def run(
         out: folder for NAME-N.png, one for each square looked at, and certificates.json.
         crop: LEFT,TOP,RIGHT,BOTTOM in pixels: look only there, and do not search.
         iou: how much of a box must remain.
+        score: show what has a higher score; radii are about remaining above it.
         float64: compute in float64.
     """
     if not 0 < iou < 1:
         raise InputError(f"--iou must lie between 0 and 1, not {iou:g}.")
+    selection = shown_above(score)
     check_folder(out)
     images = picture_files(images)
     loaded = load_detector(detector)
     model = loaded.detector.double() if float64 else loaded.detector
     names = model.config.class_names
     region = parse_region(crop) if crop else None
-    verifier = verifier_of(model, DISPLAY_SELECTION)
+    verifier = verifier_of(model, selection)
     entries, overlays = [], {}
     for path, stem in zip(images, distinct_stems(images), strict=True):
         image = load_rgb(path)
-        views = look(model, names, image, regions_of(model, image, region))
+        views = look(model, names, image, regions_of(model, image, region), selection)
         views = certified(views, verifier, iou)
         entries.append({"image": str(path), "regions": [view.as_dict() for view in views]})
         for index, view in enumerate(views, start=1):
@@ -89,6 +92,7 @@ def run(
     result = {
         "weights": loaded.name,
         "iou": iou,
+        "score": score,
         "rounding": verifier.rounding_known,
         "pictures": entries,
     }

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
+from lipdet.boxes import DISPLAY_SELECTION
 from lipdet.checkpoint import load_detector
 from lipdet.commands.options import (
     DETECTOR_HELP,
@@ -22,7 +23,7 @@ from lipdet.detector.forward import Network
 from lipdet.export.runtime import load_onnx
 from lipdet.images.source import load_rgb
 from lipdet.progress import track
-from lipdet.reading import Reading, certified_reading, known_verifier, read
+from lipdet.reading import Reading, certified_reading, known_verifier, read, shown_above
 from lipdet.reading.detections import left_to_right, with_radius
 from lipdet.reading.marks import draw_classes
 
@@ -38,7 +39,13 @@ def parser() -> Parser:
     return parser
 
 
-def run(detector: str, images: Sequence[Path], out: Path, crop: str | None = None) -> None:
+def run(
+    detector: str,
+    images: Sequence[Path],
+    out: Path,
+    crop: str | None = None,
+    score: float = DISPLAY_SELECTION.score_floor,
+) -> None:
     """Find digits in pictures; write an overlay of each and one json for all.
 
     Args:
@@ -46,7 +53,9 @@ def run(detector: str, images: Sequence[Path], out: Path, crop: str | None = Non
         images: picture files, or folders of them.
         out: folder for NAME.png and detections.json.
         crop: LEFT,TOP,RIGHT,BOTTOM in pixels: look only there, and do not search.
+        score: show what has a higher score; radii are about remaining above it.
     """
+    selection = shown_above(score)
     check_folder(out)
     images = picture_files(images)
     stems = distinct_stems(images)
@@ -56,16 +65,16 @@ def run(detector: str, images: Sequence[Path], out: Path, crop: str | None = Non
     readings = []
     for path in track(images, "Detecting"):
         image = load_rgb(path)
-        readings.append((image, read(model, names, image, region)))
+        readings.append((image, read(model, names, image, region, selection)))
     out.mkdir(parents=True, exist_ok=True)
-    verifier = known_verifier(model)
+    verifier = known_verifier(model, selection)
     entries = []
     for path, stem, (image, reading) in zip(images, stems, readings, strict=True):
         draw_classes(image, reading.detections, names).save(out / f"{stem}.png")
         known = certified_reading(reading, verifier) if verifier else reading
         entries.append({"image": str(path), **known.as_dict()})
         print(f"{path}: {_words(known)}")
-    result = {"weights": detector, "pictures": entries}
+    result = {"weights": detector, "score": score, "pictures": entries}
     (out / "detections.json").write_text(as_json(result) + "\n")
     print(f"Overlays and detections.json: {out}")
 

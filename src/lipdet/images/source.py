@@ -9,12 +9,16 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 from PIL import ExifTags, Image, ImageOps
+from torch import Tensor
 
 from lipdet.errors import InputError
 
 PICTURES = frozenset({".bmp", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp"})
+# What holds a picture in Python; see `as_rgb`.
+Picture = Image.Image | Path | str | NDArray[np.uint8] | Tensor
 
 
 @dataclass(frozen=True)
@@ -64,13 +68,54 @@ def load_rgb(path: Path) -> Image.Image:
             range is not known.
     """
     with _readable(path), Image.open(path) as image:
-        upright = ImageOps.exif_transpose(image)
-        if image.mode.startswith("I;16"):
-            # Pillow's own conversion clips them at 255.
-            upright = Image.fromarray((np.asarray(upright) // 257).astype(np.uint8))
-        elif image.mode in ("I", "F"):
-            raise ValueError("its values have 32 bits, of unknown range; convert it to 8 bits")
-        return upright.convert("RGB")
+        return _eight_bits(ImageOps.exif_transpose(image))
+
+
+def as_rgb(picture: Picture) -> Image.Image:
+    """Return one picture as 8-bit RGB, whatever holds it.
+
+    Args:
+        picture: its file, an image of Pillow's (taken as it lies, not turned), an array (H, W, 3)
+            of uint8, or a tensor (3, H, W) of floats in [0, 1], rounded to 8 bits as in a file.
+
+    Raises:
+        InputError: it is none of these, or `load_rgb` refuses the file.
+    """
+    if isinstance(picture, Path | str):
+        return load_rgb(Path(picture))
+    what = type(picture).__name__
+    if isinstance(picture, Image.Image):
+        what = f"{what} of {picture.width}×{picture.height} pixels"
+        if min(picture.size) > 0:
+            with _readable(what):
+                return _eight_bits(picture)
+    if isinstance(picture, np.ndarray):
+        what = f"{what} {picture.shape} of {picture.dtype}"
+        if picture.dtype == np.uint8 and picture.shape[2:] == (3,) and picture.size:
+            return Image.fromarray(np.ascontiguousarray(picture))
+    if isinstance(picture, Tensor):
+        what = f"{what} {tuple(picture.shape)} of {picture.dtype}"
+        shaped = picture.ndim == 3 and len(picture) == 3 and picture.numel()
+        if shaped and picture.is_floating_point():
+            low, high = picture.detach().aminmax()
+            what = f"{what} with values from {low:g} to {high:g}"
+            if low >= 0 and high <= 1:
+                levels = (picture.detach().cpu().float() * 255).round().to(torch.uint8)
+                return Image.fromarray(levels.permute(1, 2, 0).contiguous().numpy())
+    raise InputError(
+        "A picture is a file, an image of Pillow's, an array (H, W, 3) of uint8 or a tensor "
+        f"(3, H, W) in [0, 1], not this {what}."
+    )
+
+
+def _eight_bits(image: Image.Image) -> Image.Image:
+    """Return RGB; raise ValueError for values whose range is not known."""
+    if image.mode.startswith("I;16"):
+        # Pillow's own conversion clips them at 255.
+        image = Image.fromarray((np.asarray(image) // 257).astype(np.uint8))
+    elif image.mode in ("I", "F"):
+        raise ValueError("its values have 32 bits, of unknown range; convert it to 8 bits")
+    return image.convert("RGB")
 
 
 def picture_size(path: Path) -> tuple[int, int]:
@@ -86,7 +131,7 @@ def picture_size(path: Path) -> tuple[int, int]:
 
 
 @contextmanager
-def _readable(path: Path) -> Iterator[None]:
+def _readable(path: Path | str) -> Iterator[None]:
     """Say in one sentence why a picture cannot be read."""
     try:
         yield

@@ -1,8 +1,8 @@
 """One way from a picture to what is read in it: regions, outputs, detections, radii, reach."""
 
 from lipdet.reading.detections import Detection, named
-from lipdet.reading.read import Reading, certified_reading, read, regions_of
-from lipdet.reading.views import View, certified, known_verifier, look
+from lipdet.reading.read import Reading, certified_reading, read, read_all, regions_of
+from lipdet.reading.views import View, certified, known_verifier, look, shown_above
 
 __all__ = [
     "Detection",
@@ -14,5 +14,7 @@ __all__ = [
     "look",
     "named",
     "read",
+    "read_all",
     "regions_of",
+    "shown_above",
 ]

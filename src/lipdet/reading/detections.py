@@ -34,6 +34,19 @@ class Detection:
     radius: float | None = None
     reach: Box | None = None
 
+    def __repr__(self) -> str:
+        """Return all that is known, shortly: `Detection('3', score 0.981, box (12.1, ...))`."""
+        parts = [repr(self.label), f"score {self.score:.3f}", f"box {_corners(self.box)}"]
+        if self.radius is not None:
+            parts.append(f"radius {self.radius:.3f}")
+        if self.reach is not None:
+            parts.append(f"reach {_corners(self.reach)}")
+        return f"Detection({', '.join(parts)})"
+
+
+def _corners(box: Box) -> str:
+    return f"({', '.join(f'{value:.1f}' for value in box)})"
+
 
 def named(
     found: Detections, class_names: Sequence[str], remaining: Remaining | None = None

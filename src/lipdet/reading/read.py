@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import islice
 from typing import Any
 
 import numpy as np
@@ -18,11 +19,12 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from lipdet.boxes import DISPLAY_SELECTION, Selection
 from lipdet.certificate.radius import REMAINING_IOU, Remaining
 from lipdet.certificate.verifier import Verifier
 from lipdet.detector.forward import Network
 from lipdet.errors import InputError
-from lipdet.images.crop import Region, around, full_region, out_of_region, picture_part
+from lipdet.images.crop import Region, around, cut, full_region, out_of_region, picture_part
 from lipdet.reading.detections import Detection, as_rows, named
 from lipdet.reading.search import (
     MOST_COVERED,
@@ -31,7 +33,7 @@ from lipdet.reading.search import (
     put_together,
     searched_regions,
 )
-from lipdet.reading.views import View, look, remaining_of
+from lipdet.reading.views import View, look_at_pixels, remaining_of
 from lipdet.types import Detections
 
 
@@ -84,21 +86,46 @@ def regions_of(network: Network, image: Image.Image, crop: Region | None) -> lis
 
 
 def read(
-    network: Network, class_names: Sequence[str], image: Image.Image, crop: Region | None = None
+    network: Network,
+    class_names: Sequence[str],
+    image: Image.Image,
+    crop: Region | None = None,
+    selection: Selection = DISPLAY_SELECTION,
 ) -> Reading:
-    """Find objects in a picture.
+    """Find objects in one picture, as `read_all` in several."""
+    [reading] = read_all(network, class_names, [image], crop, selection)
+    return reading
+
+
+def read_all(
+    network: Network,
+    class_names: Sequence[str],
+    images: Sequence[Image.Image],
+    crop: Region | None = None,
+    selection: Selection = DISPLAY_SELECTION,
+) -> list[Reading]:
+    """Find objects in pictures, whose regions pass the network together.
 
     Args:
         network: its mode is left as it was.
         class_names: of its labels.
-        image: RGB.
-        crop: look only there.
+        images: RGB.
+        crop: look only there, in each.
+        selection: which boxes become detections. A search for regions has its own.
 
     Raises:
-        InputError: the crop has no area or reaches outside the picture.
+        InputError: the crop has no area or reaches outside a picture.
     """
-    views = tuple(look(network, class_names, image, regions_of(network, image, crop)))
-    return Reading(image.size, views, _shown(views, image.size))
+    regions = [regions_of(network, image, crop) for image in images]
+    pairs = [(image, one) for image, own in zip(images, regions, strict=True) for one in own]
+    cuts = [cut(image, region, network.framing.canvas) for image, region in pairs]
+    places = [region for _, region in pairs]
+    every = iter(look_at_pixels(network, class_names, cuts, places, selection))
+    readings = []
+    for image, own in zip(images, regions, strict=True):
+        views = tuple(islice(every, len(own)))
+        readings.append(Reading(image.size, views, _shown(views, image.size)))
+    return readings
 
 
 def certified_reading(reading: Reading, verifier: Verifier) -> Reading:
@@ -112,7 +139,7 @@ def certified_reading(reading: Reading, verifier: Verifier) -> Reading:
 
     Args:
         reading: of the verifier's detector.
-        verifier: for the selection that is shown.
+        verifier: for the selection that the reading was made with.
     """
     views, size = reading.views, reading.size
     if not views:

@@ -30,9 +30,26 @@ from lipdet.certificate.radius import (
 from lipdet.certificate.verifier import Verifier, verifier_of
 from lipdet.detector import SSD
 from lipdet.detector.forward import BATCH_SIZE, Network, decoder_on_cpu, raw_output
+from lipdet.errors import InputError
 from lipdet.images.crop import Region, cut
 from lipdet.reading.detections import Box, Detection, as_rows, named
 from lipdet.types import Canvas, Detections, RawOutput
+
+
+def shown_above(score: float) -> Selection:
+    """Return which boxes are shown: those whose score exceeds a threshold.
+
+    Certificates are for one selection: with this one they say that a detection remains above
+    this threshold.
+
+    Raises:
+        InputError: the threshold is not between 0 and 1.
+    """
+    if not (isinstance(score, int | float) and 0 < score < 1):
+        raise InputError(
+            f"The score above which detections are shown lies between 0 and 1, not at {score!r}."
+        )
+    return replace(DISPLAY_SELECTION, score_floor=float(score))
 
 
 @dataclass(frozen=True, eq=False)
@@ -166,11 +183,11 @@ def any_score_stays(view: View, verifier: Verifier) -> bool:
     return bool((low > logit(verifier.selection.score_floor)).any())
 
 
-def known_verifier(network: Network) -> Verifier | None:
+def known_verifier(network: Network, selection: Selection = DISPLAY_SELECTION) -> Verifier | None:
     """Return what certificates of views need; None where a constant is not known."""
     if not isinstance(network, SSD):
         return None
     try:
-        return verifier_of(network, DISPLAY_SELECTION)
+        return verifier_of(network, selection)
     except UnknownLipschitz:
         return None

@@ -36,7 +36,13 @@ def result_file(folder: Path) -> Path:
     result = {
         "weights": "mine",
         "parameters": 7,
-        "data": {"name": "made up", "hash": "0123456789abcdef", "images": 5, "objects": 9},
+        "data": {
+            "name": "made up",
+            "canvas": [32, 32],
+            "hash": "0123456789abcdef",
+            "images": 5,
+            "objects": 9,
+        },
         "seed": 0,
         "versions": {},
         "clean": {"ap50": 0.5, "ap": 0.25, "per_class": {}},
@@ -67,15 +73,19 @@ def test_the_card_states_units_and_figures(detector: Detector, tmp_path: Path) -
         "library_name: lipdet",
         "| pixel range | [0, 1]",
         "| norm | L2, over all 3·32·32 values |",
+        # By hand: 25.5 / sqrt(3·32·32) = 0.46.
+        "ε = 0.1 is 0.46 grey levels at 32x32",
         "| Lipschitz bound of any logit | ",
         "5 pictures of made up",
-        "| mine | 7 | 50.0 | 37.5 | 12.5 |",
+        "| mine | 32x32 | 7 | 50.0 | 37.5 | 12.5 |",
     ):
         assert words in card
     # Saved once more, it still has its figures.
     again = Detector.from_pretrained(tmp_path / "mine")
     again.save_pretrained(tmp_path / "copy")
-    assert "| mine | 7 | 50.0 | 37.5 | 12.5 |" in (tmp_path / "copy" / "README.md").read_text()
+    assert (
+        "| mine | 32x32 | 7 | 50.0 | 37.5 | 12.5 |" in (tmp_path / "copy" / "README.md").read_text()
+    )
 
 
 def test_a_repository_is_fetched_and_its_weights_alone(

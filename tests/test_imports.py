@@ -38,7 +38,7 @@ ALLOWED: dict[str, set[str]] = {
     "distributed": BASE,
     "batch_norm": {"distributed"},
     "versions": set(),
-    "results": BASE,
+    "results": BASE | {"types"},
     "__init__": {"pretrained"},
     "config": BASE | {"types"},
     "norms": BASE,

@@ -51,7 +51,10 @@ def demo(out: Path, seed: int) -> None:
         f"{settings.objective}, {settings.steps} steps …"
     )
     shown = telling_pictures(ordinary, robust, pack, campaign, state)
-    results, inspections = build_report(detectors, pack, 0, campaign, (), shown, state)
+    framing = ordinary.framing
+    results, inspections = build_report(
+        detectors, {framing: pack}, 0, campaign, (), {framing: shown}, state
+    )
     (out / "results.json").write_text(json.dumps(results, indent=1) + "\n")
     found = [finding(results, epsilon) for epsilon in reversed(EPSILONS)]
     trained = " ".join(map(how_trained, detectors))

@@ -126,7 +126,8 @@ def model_card(loaded: LoadedDetector) -> str:
         "input": f"RGB, {height}×{width} pixels (height × width)",
         "pixel range": "[0, 1]; any normalisation is part of the network",
         "norm": f"L2, over all 3·{height}·{width} values",
-        "ε": "in these units, at the network's input; resizing and 8-bit rounding count",
+        "ε": "in these units, at the network's input; resizing and 8-bit rounding count; "
+        f"ε = 0.1 is {config.canvas.in_grey_levels(0.1)}, root mean square",
         **_bounds(loaded),
     }
     table = "".join(f"| {name} | {text} |\n" for name, text in rows.items())

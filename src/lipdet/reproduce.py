@@ -25,7 +25,7 @@ from lipdet.evaluate.bootstrap import ap50_interval
 from lipdet.evaluate.chunks import State, in_order
 from lipdet.evaluate.false_positives import false_positives_per_image
 from lipdet.evaluate.run import clean_pass, evaluate
-from lipdet.images.pack import Pack
+from lipdet.images.pack import Pack, same_pictures
 from lipdet.images.spec import open_data
 from lipdet.job import Job
 from lipdet.progress import console
@@ -89,19 +89,22 @@ def reproduce(
     """
     first = AttackSettings(effort.epsilons[0], steps=effort.steps, seed=seed)
     # Data that cannot be used are refused before hours of training.
-    packs = {kind: open_data(data, "test", kind, seed) for kind in set(map(framing_of, rows))}
+    framings = list(dict.fromkeys(map(framing_of, rows)))
+    opened = [open_data(data, "test", framing, seed) for framing in framings]
+    opened = [pack.head(effort.pictures or len(pack)) for pack in opened]
+    packs = dict(zip(framings, opened, strict=True))
+    shown = dict(zip(framings, same_pictures(opened, SHOWN), strict=True))
     (out / "rows").mkdir(parents=True, exist_ok=True)
     results, inspections = [], []
     for number, row in enumerate(rows, start=1):
         console.log(f"{row} ({number} of {len(rows)})")
         loaded = detector_of(row, out, effort, seed)
         pack = packs[loaded.framing]
-        pack = pack.head(effort.pictures or len(pack))
         results.append(measured(loaded, pack, out / "state", effort, seed))
         # A row can be read before the last one is done.
         _write(out / "rows" / f"{loaded.name}.json", results[-1])
-        shown = range(min(SHOWN, len(pack)))
-        inspections.append(inspect_detector(loaded, pack, shown, single_attacks("worst", first)))
+        attacks = single_attacks("worst", first)
+        inspections.append(inspect_detector(loaded, pack, shown[loaded.framing], attacks))
     _write(out / "results.json", results)
     (out / "table.md").write_text(comparison_markdown(results))
     write_page(out / "index.html", results, inspections, f"All detectors on {data}")

@@ -13,12 +13,17 @@ from pathlib import Path
 from typing import NotRequired, TypedDict
 
 from lipdet.errors import InputError
+from lipdet.types import Canvas
 
 
 class DataSummary(TypedDict):
-    """The pictures: what they are in words, the hash of their arrays, and how many of what."""
+    """The pictures: what they are in words, their size, their hash, and how many of what.
+
+    `canvas` is height and width as the network sees them; results before 0.3 lack it.
+    """
 
     name: str
+    canvas: NotRequired[list[int]]
     hash: str
     images: int
     objects: int
@@ -61,11 +66,13 @@ class Consistency(TypedDict):
 class AttackedResult(Figures):
     """What one attack of radius `epsilon`, in [0, 1] pixel units, leaves.
 
+    `grey_levels` is the same radius for people; see `Canvas`.
     Either `objective` is what was raised, or `objectives` and `composite` are what `worst` is the
     lowest of. Recall is of detections with a score above `recall_score`.
     """
 
     epsilon: float
+    grey_levels: NotRequired[float]
     attack: str
     norm: str
     steps: int
@@ -88,10 +95,11 @@ class CertifiedClass(ClassAP):
 class CertifiedResult(Figures):
     """What no perturbation with an L2 norm of at most `epsilon` takes away: bounds from below.
 
-    `failed` counts objects by the condition that fails.
+    `grey_levels` as in an `AttackedResult`; `failed` counts objects by the condition that fails.
     """
 
     epsilon: float
+    grey_levels: NotRequired[float]
     recall_score: float
     precision: float | None
     vanish_recall: float
@@ -187,6 +195,24 @@ def certified(result: EvaluationResult) -> dict[float, CertifiedResult]:
 def radii(results: Sequence[EvaluationResult]) -> list[float]:
     """Return all radii at which anything was measured, rising."""
     return sorted({epsilon for one in results for epsilon in (*attacked(one), *certified(one))})
+
+
+def input_size(result: EvaluationResult) -> str:
+    """Return `74x74`; a dash for a result that does not say it."""
+    canvas = result["data"].get("canvas")
+    return str(Canvas(*canvas)) if canvas else "–"
+
+
+def radius_told(results: Sequence[EvaluationResult], epsilon: float) -> str:
+    """Return `ε = 0.25 (grey levels: 0.5 at 74x74)`, with all input sizes of these results."""
+    levels = {
+        f"{entry['grey_levels']:.2g} at {input_size(result)}": None
+        for result in results
+        for entries in (attacked(result), certified(result))
+        if (entry := entries.get(epsilon)) and "grey_levels" in entry
+    }
+    told = f" (grey levels: {', '.join(levels)})" if levels else ""
+    return f"ε = {epsilon:g}{told}"
 
 
 def _described(data: DataSummary) -> str:

@@ -10,6 +10,7 @@ Notable choices:
 
 from __future__ import annotations
 
+import math
 from typing import NamedTuple, TypedDict
 
 from torch import Tensor
@@ -29,6 +30,23 @@ class Canvas(NamedTuple):
     def limits(self) -> tuple[int, int, int, int]:
         """The largest x, y, x, y of a box inside."""
         return self.width, self.height, self.width, self.height
+
+    def grey_levels(self, epsilon: float, norm: str = "l2") -> float:
+        """Return what a radius means to people: a change of ε, as its root mean square.
+
+        Args:
+            epsilon: radius, of values in [0, 1].
+            norm: `l2`, over all 3·H·W values, or `linf`, where every value may change by ε.
+
+        Returns:
+            The largest root mean square over all values, in grey levels, of which white is 255.
+        """
+        values = 3 * self.height * self.width if norm == "l2" else 1
+        return 255 * epsilon / math.sqrt(values)
+
+    def in_grey_levels(self, epsilon: float, norm: str = "l2") -> str:
+        """Return `0.5 grey levels at 74x74`."""
+        return f"{self.grey_levels(epsilon, norm):.2g} grey levels at {self}"
 
 
 class Framing(NamedTuple):

@@ -10,7 +10,14 @@ import numpy as np
 import pytest
 
 from lipdet.errors import InputError
-from lipdet.images.pack import ARRAYS, Pack, PackedPicture, open_pack, write_pack
+from lipdet.images.pack import (
+    ARRAYS,
+    Pack,
+    PackedPicture,
+    open_pack,
+    same_pictures,
+    write_pack,
+)
 from lipdet.images.source import Skipped
 from lipdet.types import Canvas
 
@@ -63,6 +70,7 @@ def test_round_trip(tmp_path: Path) -> None:
         assert pack.class_names == CLASSES
         assert pack.describe() == {
             "name": "six",
+            "canvas": [16, 16],
             "hash": written.hash,
             "images": 6,
             "objects": 0 + 1 + 2 + 3 + 0 + 1,
@@ -176,3 +184,13 @@ def test_labels_without_a_class_name_are_refused(tmp_path: Path) -> None:
     picture = PackedPicture(image, boxes, np.array([1]), 0)
     with pytest.raises(InputError, match="labels without a class name"):
         write_pack(tmp_path / "pack", [picture], 1, Canvas(4, 4), ("only",), {"name": "x"})
+
+
+def test_packs_of_one_source_share_photographs(tmp_path: Path) -> None:
+    # Photographs 0, 0, 1, 1, 2, 2; then those of which one, or no, crop was left.
+    every = some_pictures()
+    full = write(tmp_path / "full", every)
+    part = write(tmp_path / "part", [every[5], every[1], every[0]])
+    assert same_pictures([full], 2) == [[0, 2]]
+    assert same_pictures([full, part], 9) == [[0, 4], [1, 0]]
+    assert same_pictures([part, full], 1) == [[1], [0]]

@@ -34,7 +34,14 @@ def result(weights: str, clean: float, full: bool) -> dict[str, Any]:
     made: dict[str, Any] = {
         "weights": weights,
         "parameters": 337968,
-        "data": {"name": "made <up>", "hash": "abc", "images": 12, "objects": 20, "skipped": 0},
+        "data": {
+            "name": "made <up>",
+            "canvas": [74, 74],
+            "hash": "abc",
+            "images": 12,
+            "objects": 20,
+            "skipped": 0,
+        },
         "seed": 0,
         "versions": {"python": "3.11"},
         "seconds": 1.5,
@@ -44,12 +51,14 @@ def result(weights: str, clean: float, full: bool) -> dict[str, Any]:
     }
     for epsilon, share in ((0.1, 0.8), (0.25, 0.4)) if full else ():
         consistency = {"shown": 18, "kept": 10, "changed": 3, "vanished": 5, "appeared": 2}
-        attack = {"epsilon": epsilon, "attack": "worst", "norm": "l2", "steps": 50, "restarts": 1}
+        # By hand: 255 / sqrt(3·74·74) = 1.9895.
+        radius = {"epsilon": epsilon, "grey_levels": 1.9895 * epsilon}
+        attack = {**radius, "attack": "worst", "norm": "l2", "steps": 50, "restarts": 1}
         figures = {"ap50": clean * share, "ap": 0.2 * share, "recall": 0.5}
         made["attacked"].append({**attack, **figures, "consistency": consistency})
         made["certified"].append(
             {
-                "epsilon": epsilon,
+                **radius,
                 "ap50": clean * share / 2,
                 "ap": 0.1 * share,
                 "recall": 0.35,

@@ -90,6 +90,10 @@ def expected_text(path: str, value: Any) -> str:
     last = path.split("/")[-1]
     if last in ("ap50", "ap", "recall", "precision", "vanish_recall"):
         return f"{100 * value:.1f}"
+    if last == "canvas":
+        return "x".join(map(str, value))
+    if last == "grey_levels":
+        return f"{value:.2g}"
     if last == "images_per_second":
         return f"{round(value)}" if value < 1000 else f"{round(value):,}"
     return f"{value:,}" if isinstance(value, int) else f"{value:.4g}"
@@ -110,6 +114,7 @@ def test_every_number_is_that_of_the_json(page: Page) -> None:
         "results/0/clean/ap50", "results/0/clean/ap", "results/1/clean/ap50",
         "results/0/attacked/0/ap50", "results/0/attacked/1/ap50", "results/0/attacked/1/ap",
         "results/0/certified/0/ap50", "results/0/certified/1/ap50", "results/0/certified/1/ap",
+        "results/0/attacked/1/grey_levels", "results/1/data/canvas",
         "results/0/parameters", "results/1/parameters", "detectors/0/speed/images_per_second",
         "detectors/0/lipschitz/largest_logit", "results/0/attacked/1/consistency/vanished",
         "results/0/certified/0/failed/score", "detectors/0/lipschitz/layers/2/observed",
@@ -122,7 +127,8 @@ def numbers_in(value: Any) -> set[str]:
     """The numbers of a json value in every form in which sentences show them."""
     if isinstance(value, dict | list):
         inner = value.values() if isinstance(value, dict) else value
-        return set().union(*map(numbers_in, inner))
+        levels = {f"{value['grey_levels']:.2g}"} if "grey_levels" in value else set()
+        return levels.union(*map(numbers_in, inner))
     if isinstance(value, bool) or not isinstance(value, int | float):
         return set()
     return {f"{value:,}", f"{value:g}", f"{100 * value:.1f}"}
@@ -134,8 +140,8 @@ def test_every_number_in_a_sentence_is_that_of_the_json(page: Page) -> None:
     for drawing in draw_presets({one.loaded.detector.config for one in inspections()}):
         assert drawing.caption in text
         text = text.replace(drawing.caption, "")
-    # By hand: pixel values lie in [0, 1]; picture 1; 1 of 2 certified; class 6.
-    known = numbers_in(json.loads(page.document)) | {"0", "1", "2", "6"}
+    # By hand: pixel values lie in [0, 1], white is 255; picture 1; 1 of 2 certified; class 6.
+    known = numbers_in(json.loads(page.document)) | {"0", "1", "2", "6", "255"}
     shown = re.findall(r"(?<![\w.])\d+(?:,\d{3})*(?:\.\d+)?", text)
     assert {"86.4", "69.2", "34.6", "12", "20", "0.25"} <= set(shown)
     assert set(shown) <= known
@@ -144,7 +150,7 @@ def test_every_number_in_a_sentence_is_that_of_the_json(page: Page) -> None:
 def test_what_was_not_measured_is_said_so(page: Page) -> None:
     # The second detector has neither attacks nor certificates nor bounds.
     texts = [text for text, path in page.cells if not path]
-    assert texts.count("not measured") == 8 + 2
+    assert texts.count("not measured") == 8 + 2 + 2
     assert "was not attacked" in page.words
     assert "clean, nothing proven)" in page.words
     assert "no bound. layer <x> has no rule" in page.words

@@ -73,7 +73,8 @@ def proven(shown: Shown, epsilon: float) -> str:
         return "Move ε: at 0 nothing may change, so there is nothing to certify."
     sure = count_certified(found)
     return (
-        f"{sure} of {count} certified: no change of L2 norm up to {epsilon:g} can take "
+        f"{sure} of {count} certified: no change of L2 norm up to {epsilon:g} "
+        f"({shown.view.canvas.in_grey_levels(epsilon)}) can take "
         f"{'it' if sure == 1 else 'them'} away."
     )
 

@@ -32,6 +32,7 @@ HEADING = "# lipdet\nWhat small detectors see, what is proven about it, and what
 MEANING = """
 A network sees the picture, or a small **square** of it, at its own input size. **ε** is the L2 norm
 of a change of those values, each in [0, 1]; it says nothing about changes of the whole photograph.
+**Grey levels** are the root mean square of the same change, white being 255.
 
 **Certified** (blue, solid) means: whatever the change of at most ε, a detection of the same class
 stays, with a score above 0.2 and an IoU of at least 0.5 with this box. `ε≤` is the largest ε for

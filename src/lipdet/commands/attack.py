@@ -117,7 +117,9 @@ def run(
         print(f"{path}: {read_out(found[0])} → {read_out(found[1])}")
     result = {
         "weights": loaded.name,
+        "canvas": list(canvas),
         "epsilon": radius,
+        "grey_levels": canvas.grey_levels(radius, norm),
         "attack": attack,
         "norm": norm,
         "objectives": [single.objective for single in singles],
@@ -128,7 +130,7 @@ def run(
         "pictures": entries,
     }
     (out / "attack.json").write_text(as_json(result) + "\n")
-    print(f"Panels and attack.json: {out}")
+    print(f"Panels and attack.json: {out} (ε = {radius:g}: {canvas.in_grey_levels(radius, norm)})")
 
 
 def _attack(

@@ -27,7 +27,7 @@ from lipdet.commands.options import (
 from lipdet.errors import InputError
 from lipdet.images.source import load_rgb
 from lipdet.reading import certified, look, regions_of, shown_above
-from lipdet.reading.detections import with_radius
+from lipdet.reading.detections import radii_explained, with_radius
 from lipdet.reading.marks import draw_certificates
 
 
@@ -72,6 +72,7 @@ def run(
     loaded = load_detector(detector)
     model = loaded.detector.double() if float64 else loaded.detector
     names = model.config.class_names
+    canvas = model.framing.canvas
     region = parse_region(crop) if crop else None
     verifier = verifier_of(model, selection)
     entries, overlays = [], {}
@@ -83,7 +84,7 @@ def run(
         for index, view in enumerate(views, start=1):
             drawn = draw_certificates(Image.fromarray(view.pixels), view.detections)
             overlays[f"{stem}-{index}.png"] = drawn
-        words = [with_radius(one) for view in views for one in view.detections]
+        words = [with_radius(one, canvas) for view in views for one in view.detections]
         print(f"{path}: {', '.join(words) or 'nothing found'}")
     check_no_input((out / name for name in overlays), images)
     out.mkdir(parents=True, exist_ok=True)
@@ -91,13 +92,17 @@ def run(
         overlay.save(out / name)
     result = {
         "weights": loaded.name,
+        "canvas": list(canvas),
         "iou": iou,
         "score": score,
         "rounding": verifier.rounding_known,
         "pictures": entries,
     }
     (out / "certificates.json").write_text(as_json(result) + "\n")
-    print(f"Overlays and certificates.json: {out} (rounding {verifier.rounding_known})")
+    print(
+        f"Overlays and certificates.json: {out} ({radii_explained(canvas)}; rounding "
+        f"{verifier.rounding_known})"
+    )
 
 
 VERB = Verb("say how much perturbation detections survive", parser, run)

@@ -24,8 +24,9 @@ from lipdet.export.runtime import load_onnx
 from lipdet.images.source import load_rgb
 from lipdet.progress import track
 from lipdet.reading import Reading, certified_reading, known_verifier, read, shown_above
-from lipdet.reading.detections import left_to_right, with_radius
+from lipdet.reading.detections import left_to_right, radii_explained, with_radius
 from lipdet.reading.marks import draw_classes
+from lipdet.types import Canvas
 
 
 def parser() -> Parser:
@@ -61,6 +62,7 @@ def run(
     stems = distinct_stems(images)
     check_no_input((out / f"{stem}.png" for stem in stems), images)
     model, names = _load(detector)
+    canvas = model.framing.canvas
     region = parse_region(crop) if crop else None
     readings = []
     for path in track(images, "Detecting"):
@@ -73,10 +75,15 @@ def run(
         draw_classes(image, reading.detections, names).save(out / f"{stem}.png")
         known = certified_reading(reading, verifier) if verifier else reading
         entries.append({"image": str(path), **known.as_dict()})
-        print(f"{path}: {_words(known)}")
-    result = {"weights": detector, "score": score, "pictures": entries}
+        print(f"{path}: {_words(known, canvas)}")
+    result = {
+        "weights": detector,
+        "canvas": list(canvas),
+        "score": score,
+        "pictures": entries,
+    }
     (out / "detections.json").write_text(as_json(result) + "\n")
-    print(f"Overlays and detections.json: {out}")
+    print(f"Overlays and detections.json: {out} ({radii_explained(canvas)})")
 
 
 def _load(detector: str) -> tuple[Network, tuple[str, ...]]:
@@ -88,12 +95,13 @@ def _load(detector: str) -> tuple[Network, tuple[str, ...]]:
     return loaded, loaded.config.class_names
 
 
-def _words(reading: Reading) -> str:
+def _words(reading: Reading, canvas: Canvas) -> str:
     """Return the class names in reading order, each with its radius if it has one."""
-    names = [
-        with_radius(one) if one.radius else one.label for one in left_to_right(reading.detections)
+    words = [
+        with_radius(one, canvas) if one.radius else one.label
+        for one in left_to_right(reading.detections)
     ]
-    return " ".join(names) or "nothing found"
+    return " ".join(words) or "nothing found"
 
 
 VERB = Verb("find digits in pictures", parser, run)

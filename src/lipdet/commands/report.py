@@ -26,7 +26,7 @@ from lipdet.commands.options import (
 from lipdet.errors import InputError
 from lipdet.evaluate.attacked import Campaign
 from lipdet.evaluate.run import detector_for, evaluate
-from lipdet.images.pack import Pack
+from lipdet.images.pack import Pack, same_pictures
 from lipdet.images.spec import open_data
 from lipdet.report.build import build_report
 from lipdet.report.page import write_figures, write_module_page, write_page
@@ -75,7 +75,7 @@ def run(
 
     Args:
         detectors: DETECTORs, best known first.
-        data: SPEC.
+        data: SPEC; each detector sees it in its own framing.
         out: the html file.
         epsilon: L2 radii; pictures are attacked at the first one.
         results: json files of `lipdet eval`.
@@ -109,15 +109,17 @@ def run(
             f"{foreign[0].name} is no lipdet.detector.SSD and has a page of its own: give it "
             "alone, without --results and --figures."
         )
-    pack = open_data(data, "test", given[0].framing, seed)
+    framings = list(dict.fromkeys(one.framing for one in given))
+    opened = [open_data(data, "test", framing, seed) for framing in framings]
     if limit is not None:
-        pack = pack.head(limit)
+        opened = [pack.head(limit) for pack in opened]
     if foreign:
-        _report_foreign(foreign[0], pack, seed, campaign, out, pictures)
+        _report_foreign(foreign[0], opened[0], seed, campaign, out, pictures)
         return
-    shown = range(min(pictures, len(pack)))
-    measured, inspections = build_report(loaded, pack, seed, campaign, known, shown, state)
-    title = f"{', '.join(detectors)} on {pack.name}"
+    packs = dict(zip(framings, opened, strict=True))
+    shown = dict(zip(framings, same_pictures(opened, pictures), strict=True))
+    measured, inspections = build_report(loaded, packs, seed, campaign, known, shown, state)
+    title = f"{', '.join(detectors)} on {data}"
     write_page(out, measured, inspections, title)
     Console().print(comparison_table(measured))
     print(f"Page: {out}")

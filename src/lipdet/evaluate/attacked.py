@@ -155,6 +155,7 @@ def _entry(
     chosen, every = _lowest(tried, pack)
     entry: AttackedResult = {
         "epsilon": first.epsilon,
+        "grey_levels": pack.canvas.grey_levels(first.epsilon, first.norm),
         "attack": attack,
         "norm": first.norm,
         "steps": first.steps,

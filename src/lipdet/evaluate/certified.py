@@ -116,10 +116,11 @@ def certified_results(
     """
     chunks = certificate_pass(detector, pack, epsilons, state).results()
     rounding = PROVEN if all(chunk.proven for chunk in chunks) else MEASURED
-    return [
+    entries = [
         summary(epsilon, join([one.found[index] for one in chunks]), pack.class_names, rounding)
         for index, epsilon in enumerate(epsilons)
     ]
+    return [{**one, "grey_levels": pack.canvas.grey_levels(one["epsilon"])} for one in entries]
 
 
 def certificate_pass(
@@ -238,7 +239,7 @@ def join(parts: Sequence[Certified]) -> Certified:
 def summary(
     epsilon: float, found: Certified, class_names: Sequence[str], rounding: str
 ) -> CertifiedResult:
-    """Return the json entry of one radius; AP, recall and precision are fractions."""
+    """Return the json entry of one radius at any size; AP, recall and precision are fractions."""
     tau = logit(RECALL_SCORE)
     per_class = {name: _class_summary(found, label) for label, name in enumerate(class_names)}
     known = [entry for entry in per_class.values() if entry["ap"] is not None]

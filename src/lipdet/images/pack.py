@@ -108,6 +108,7 @@ class Pack:
         """Return what a result says about its data."""
         return {
             "name": self.name,
+            "canvas": list(self.canvas),
             "hash": self.hash,
             "images": len(self),
             "objects": len(self.labels),
@@ -128,6 +129,20 @@ class Pack:
             pictures=self.pictures[:limit],
             meta={**self.meta, "hash": f"{self.hash}[:{limit}]"},
         )
+
+
+def same_pictures(packs: Sequence[Pack], count: int) -> list[list[int]]:
+    """Return indices of the first `count` photographs that all packs of one source hold.
+
+    Returns:
+        For each pack where it has them, in one order; fewer if it has none that others lack.
+    """
+    places: list[dict[int, int]] = [{} for _ in packs]
+    for pack, place in zip(packs, places, strict=True):
+        for index, number in enumerate(pack.pictures.tolist()):
+            place.setdefault(number, index)  # of several crops the first
+    shared = [one for one in sorted(places[0]) if all(one in other for other in places)]
+    return [[place[one] for one in shared[:count]] for place in places]
 
 
 def write_pack(

@@ -9,7 +9,7 @@ from typing import Any
 from torch import Tensor
 
 from lipdet.certificate.radius import Remaining
-from lipdet.types import Detections
+from lipdet.types import Canvas, Detections
 
 Box = tuple[float, float, float, float]
 
@@ -72,9 +72,16 @@ def read_out(found: Sequence[Detection]) -> str:
     return " ".join(one.label for one in left_to_right(found)) or "nothing"
 
 
-def with_radius(one: Detection) -> str:
+def with_radius(one: Detection, canvas: Canvas) -> str:
     """Return the class name and the radius of a detection that has one."""
-    return f"{one.label} (ε {one.radius:.3f})"
+    assert one.radius is not None
+    levels = canvas.grey_levels(one.radius)
+    return f"{one.label} (ε {one.radius:.3f}, {levels:.2g} grey levels)"
+
+
+def radii_explained(canvas: Canvas) -> str:
+    """Return what the words of `with_radius` are about."""
+    return f"ε: L2 at {canvas} pixels; grey levels: its root mean square"
 
 
 def count_certified(found: Sequence[Detection]) -> int:

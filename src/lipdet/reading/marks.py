@@ -16,6 +16,7 @@ from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
 from lipdet.reading.detections import Box, Detection
+from lipdet.types import Canvas
 
 # Okabe and Ito's colour-blind-safe colours, without black and with two greys: one per digit.
 COLOURS = (
@@ -34,6 +35,9 @@ LEGEND = (
     "where the box of that detection can be",
     "detected, but nothing is promised",
 )
+# Of the lines, which has which swatch.
+SWATCHES = {0: CERTIFIED, 3: UNCERTIFIED}
+SHADED = 2
 
 Pixels = tuple[int, int, int, int]
 
@@ -114,16 +118,18 @@ def draw_certificates(picture: Image.Image, found: Sequence[Detection]) -> Image
     """Return what a network sees with what is certified of it, and a legend."""
     drawn = draw(picture, certificate_marks(found), CERTIFICATE_SIDE / picture.width)
     line, swatch = TEXT + 6, 26
-    canvas = Image.new("RGB", (drawn.width, drawn.height + line * len(LEGEND) + 8), "white")
+    size = Canvas(picture.height, picture.width)
+    legend = (*LEGEND, f"ε = 0.1: {size.in_grey_levels(0.1)} (root mean square)")
+    canvas = Image.new("RGB", (drawn.width, drawn.height + line * len(legend) + 8), "white")
     canvas.paste(drawn)
     pen = ImageDraw.Draw(canvas)
-    for row, text in enumerate(LEGEND):
+    for row, text in enumerate(legend):
         top = drawn.height + 4 + row * line
         area = (6, top + 4, 6 + swatch, top + line - 4)
-        if row == 2:
+        if row == SHADED:
             _shade(canvas, area, CERTIFIED)
-        elif row != 1:
-            _outline(pen, area, UNCERTIFIED if row else CERTIFIED, bool(row), TEXT)
+        elif row in SWATCHES:
+            _outline(pen, area, SWATCHES[row], SWATCHES[row] == UNCERTIFIED, TEXT)
         pen.text((swatch + 16, top + 2), text, "black", text_font(TEXT - 2))
     return canvas
 

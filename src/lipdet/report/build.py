@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from lipdet.attack.settings import single_attacks
@@ -16,43 +16,48 @@ from lipdet.evaluate.run import evaluate
 from lipdet.images.pack import Pack
 from lipdet.report.inspection import Inspection, inspect_detector
 from lipdet.results import EvaluationResult, same_data
+from lipdet.types import Framing
 
 
 def build_report(
     detectors: Sequence[LoadedDetector],
-    pack: Pack,
+    packs: Mapping[Framing, Pack],
     seed: int,
     campaign: Campaign | None,
     known: Sequence[EvaluationResult],
-    shown: Sequence[int],
+    shown: Mapping[Framing, Sequence[int]],
     state: Path | None,
 ) -> tuple[list[EvaluationResult], list[Inspection]]:
     """Measure what is not known yet.
 
     Args:
-        detectors: with different names and one input size.
-        pack: pictures of that size.
-        seed: the one that the pack was made with.
+        detectors: with different names.
+        packs: the same data in the framing of each.
+        seed: the one that the packs were made with.
         campaign: attacks, whose radii are those of the certificates too; None for neither.
-        known: results of `lipdet eval` on the same pack.
-        shown: indices of the pictures that are attacked and shown.
+        known: results of `lipdet eval` on the same packs.
+        shown: indices of the pictures that are attacked and shown, the same ones in each pack.
         state: folder in which finished parts are kept and looked for.
 
     Returns:
         A result and an inspection for each detector, in their order.
 
     Raises:
-        InputError: two detectors share a name or differ in what they take, or results do not fit.
+        InputError: two detectors share a name, or results do not fit.
     """
     _check(detectors, known)
     by_name = {result["weights"]: result for result in known}
     results = []
     for loaded in detectors:
-        result = by_name.get(loaded.name)
+        pack, result = packs[loaded.framing], by_name.get(loaded.name)
         results.append(result if result else _measure(loaded, pack, seed, campaign, state))
-    same_data(pack.describe(), results)
+        same_data(pack.describe(), results[-1:])
     attacks = single_attacks(campaign.attack, campaign.settings) if campaign else []
-    return results, [inspect_detector(loaded, pack, shown, attacks) for loaded in detectors]
+    inspections = [
+        inspect_detector(loaded, packs[loaded.framing], shown[loaded.framing], attacks)
+        for loaded in detectors
+    ]
+    return results, inspections
 
 
 def _check(detectors: Sequence[LoadedDetector], known: Sequence[EvaluationResult]) -> None:
@@ -67,13 +72,6 @@ def _check(detectors: Sequence[LoadedDetector], known: Sequence[EvaluationResult
             )
         if given.count(name) > 1:
             raise InputError(f"There are several results of {name}; give one file of each.")
-    first = detectors[0].framing
-    for loaded in detectors:
-        if loaded.framing != first:
-            raise InputError(
-                f"{loaded.name} takes {loaded.framing} and {names[0]} {first}; a report needs "
-                "detectors of one framing."
-            )
 
 
 def _measure(

@@ -5,8 +5,8 @@ from __future__ import annotations
 from rich.table import Table
 
 from lipdet.certificate.diagnosis import REASONS
-from lipdet.report.table import new_table, percent
-from lipdet.results import EvaluationResult
+from lipdet.report.table import GREY_LEVELS, grey_levels, new_table, percent
+from lipdet.results import EvaluationResult, input_size
 
 # Condition by condition, for people.
 MEANING = {
@@ -21,7 +21,9 @@ MEANING = {
 
 def certified_table(result: EvaluationResult) -> Table:
     """Return certified AP, recall and precision of one result of `lipdet eval`, at each radius."""
-    columns = ("ε", "AP50", "AP", "recall", "precision", "any class", "class alone")
+    columns = (
+        "ε", "grey levels", "AP50", "AP", "recall", "precision", "any class", "class alone",
+    )  # fmt: skip
     title = f"{result['weights']} under every L2 perturbation, percent, at least"
     table = new_table(title, columns)
     for entry in result["certified"]:
@@ -29,11 +31,12 @@ def certified_table(result: EvaluationResult) -> Table:
             percent(entry[key])
             for key in ("ap50", "ap", "recall", "precision", "vanish_recall", "class_recall")
         ]
-        table.add_row(f"{entry['epsilon']:g}", *shares)
+        table.add_row(f"{entry['epsilon']:g}", grey_levels(entry), *shares)
     score = result["certified"][0]["recall_score"]
     table.caption = (
         f"Recall and precision at IoU 0.5 and scores of {score:g} or more, pooled over the "
-        f"classes; rounding {result['certified'][0]['rounding']}."
+        f"classes; rounding {result['certified'][0]['rounding']}. Input: {input_size(result)} "
+        f"pixels. {GREY_LEVELS}"
     )
     return table
 

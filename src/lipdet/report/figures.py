@@ -11,7 +11,15 @@ from matplotlib.ticker import PercentFormatter
 from lipdet.certificate.diagnosis import REASONS
 from lipdet.report.style import COLOURS, Drawing, colour, marker, new_figure, styled
 from lipdet.report.table import percent
-from lipdet.results import AveragePrecision, EvaluationResult, Figures, attacked, certified, radii
+from lipdet.results import (
+    AveragePrecision,
+    EvaluationResult,
+    Figures,
+    attacked,
+    certified,
+    input_size,
+    radii,
+)
 
 Fate = Literal["kept", "changed", "vanished", "appeared"]
 # Key in the json, words, colour; the first three are what can become of a detection.
@@ -43,7 +51,7 @@ def plot_curves(results: Sequence[EvaluationResult]) -> Drawing | None:
         return None
     figure, axes = new_figure()
     for index, result in enumerate(results):
-        _curve(axes, index, result)
+        _curve(axes, index, result, _name(result, results))
     axes.set_xlabel("radius ε of the perturbation (L2, pixels in [0, 1])")
     axes.set_ylabel("AP50, percent")
     _percent(axes)
@@ -69,7 +77,8 @@ def plot_frontier(results: Sequence[EvaluationResult]) -> Drawing | None:
     figure, axes = new_figure()
     for index, result in enumerate(results):
         clean = result["clean"]["ap50"]
-        axes.plot([], [], color=colour(index), marker=marker(index), ls="", label=result["weights"])
+        name = _name(result, results)
+        axes.plot([], [], color=colour(index), marker=marker(index), ls="", label=name)
         for entries, face in ((attacked(result), "none"), (certified(result), colour(index))):
             axes.plot(
                 [clean] * len(entries), [entry["ap50"] for entry in entries.values()],
@@ -227,11 +236,17 @@ def _labels(result: EvaluationResult) -> list[tuple[float, str]]:
     ]
 
 
-def _curve(axes: Axes, index: int, result: EvaluationResult) -> None:
+def _name(result: EvaluationResult, results: Sequence[EvaluationResult]) -> str:
+    """Return the name of a detector, with its input size where these differ."""
+    size = input_size(result)
+    return result["weights"] + (f" at {size}" if len(set(map(input_size, results))) > 1 else "")
+
+
+def _curve(axes: Axes, index: int, result: EvaluationResult, name: str) -> None:
     above: dict[float, AveragePrecision | Figures] = {0.0: result["clean"], **attacked(result)}
     below = certified(result)
     style: dict[str, Any] = {"color": colour(index), "marker": marker(index), "clip_on": False}
-    axes.plot(*_line(above), label=result["weights"], **style)
+    axes.plot(*_line(above), label=name, **style)
     if below:
         axes.plot(*_line(below), ls="--", markerfacecolor="none", **style)
     both = sorted(set(above) & set(below))

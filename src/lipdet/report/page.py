@@ -74,7 +74,7 @@ def write_page(
     parts = [
         sections.headline(document),
         sections.curves(drawings),
-        sections.gallery([one.scenes for one in inspections]),
+        sections.gallery(document, [one.scenes for one in inspections]),
         sections.consistency(document, drawings),
         sections.failures(document, drawings),
         sections.lipschitz(document, drawings),
@@ -112,7 +112,7 @@ def write_module_page(
     parts = [
         sections.headline(document),
         sections.curves(drawings),
-        sections.gallery([scenes]),
+        sections.gallery(document, [scenes]),
         sections.consistency(document, drawings),
         Section("certificates", "Certificates", paragraph(NOT_CERTIFIED)),
         audit_section(document, found),

@@ -49,7 +49,7 @@ class Scene(NamedTuple):
 
     Attributes:
         weights: the detector's name.
-        picture: its number in the data.
+        picture: number of the photograph in the data.
         epsilon: radius of the attack and of the worst-case regions.
         clean: (S, S, 3) uint8.
         attacked: (S, S, 3) uint8, rounded for show.
@@ -107,7 +107,7 @@ def scenes(
     return [
         Scene(
             name,
-            index,
+            int(pack.pictures[index]),
             attacks[0].epsilon,
             pack.images[index].copy(),
             rounded[place],

@@ -24,8 +24,17 @@ from lipdet.report.markup import (
     table,
 )
 from lipdet.report.scenes import LEGEND, Scene, tile
-from lipdet.report.table import constant, finding, percent
-from lipdet.results import EvaluationResult, Figures, attacked, certified, radii
+from lipdet.report.table import GREY_LEVELS, constant, finding, percent
+from lipdet.results import (
+    EvaluationResult,
+    Figures,
+    attacked,
+    certified,
+    input_size,
+    radii,
+    radius_told,
+)
+from lipdet.types import Canvas
 
 Kind = Literal["attacked", "certified"]
 COUNT = "{:,}".format
@@ -43,13 +52,11 @@ def answer(document: Document) -> str:
     if not lines:
         clean = (f"{one['weights']} {percent(one['clean']['ap50'])}" for one in results)
         lines = [f"No perturbation was looked at. AP50 on clean pictures: {'; '.join(clean)}."]
-    data = results[0]["data"]
     return f'<div class="answer">{"".join(paragraph(line) for line in lines)}</div>' + paragraph(
-        f"{data['images']:,} pictures of {data['name']} with {data['objects']:,} "
-        "objects. ε is the L2 length of the change of a picture, whose values lie in [0, 1], "
-        "at the size at which the network sees it. AP in percent. Attacked: what is left under "
-        f"{_attacks(results)}; stronger attacks may leave less. Proven, or certified: no attack "
-        "whatever of that size leaves less."
+        f"{_pictures(results)} ε is the L2 length of the change of a picture, whose values lie in "
+        f"[0, 1], at the size at which the network sees it. {GREY_LEVELS} AP in percent. "
+        f"Attacked: what is left under {_attacks(results)}; stronger attacks may leave less. "
+        "Proven, or certified: no attack whatever of that size leaves less."
     )
 
 
@@ -62,17 +69,21 @@ def headline(document: Document) -> Section:
         for key, words in (("ap50", "AP50"), ("ap", "AP"))
     ]
     for epsilon in radii(results):
-        for kind, of in OF.items():
+        paths: dict[Kind, list[str]] = {
+            kind: [_entry_path(document, i, kind, of(results[i]).get(epsilon)) for i in places]
+            for kind, of in OF.items()
+        }
+        for kind in OF:
             for key, words in (("ap50", "AP50"), ("ap", "AP")):
-                cells = [
-                    number(
-                        document,
-                        f"{_entry_path(document, i, kind, of(results[i]).get(epsilon))}/{key}",
-                    )
-                    for i in places
-                ]
+                cells = [number(document, f"{path}/{key}") for path in paths[kind]]
                 rows.append([f"{words}, {kind}, {_radius(epsilon)}", *cells])
+        either = [
+            paths["attacked" if epsilon in attacked(results[i]) else "certified"][i] for i in places
+        ]
+        levels = (number(document, f"{path}/grey_levels", _levels) for path in either)
+        rows.append([f"{_radius(epsilon)} in grey levels", *levels])
     for words, path, form in (
+        ("input, pixels", "results/{}/data/canvas", _size),
         ("parameters", "results/{}/parameters", COUNT),
         ("images/s on this machine", "detectors/{}/speed/images_per_second", "{:,.0f}".format),
         ("Lipschitz bound of a logit", "detectors/{}/lipschitz/largest_logit", constant),
@@ -92,13 +103,14 @@ def curves(drawings: Drawings) -> Section:
     return Section("curves", "AP against the radius", body)
 
 
-def gallery(scenes: Sequence[Sequence[Scene]]) -> Section:
+def gallery(document: Document, scenes: Sequence[Sequence[Scene]]) -> Section:
     """Return the same pictures through the eyes of each detector, clean and attacked."""
     if not any(scenes):
         body = paragraph("No picture was attacked; give --epsilon.")
         return Section("pictures", "The same pictures, clean and attacked", body)
     text = (
-        f"Clean, and attacked at ε {scenes[0][0].epsilon:g}, each detector with its own gradients. "
+        f"Clean, and attacked at {radius_told(document['results'], scenes[0][0].epsilon)}, each "
+        "detector with its own gradients. "
         f"{LEGEND} The number beside a label is the largest ε up to which it is certified."
     )
     body = paragraph(text)
@@ -237,6 +249,30 @@ def provenance(document: Document) -> Section:
         "about its training. The json of this page is part of its source."
     )
     return Section("provenance", "How this was measured", note + body)
+
+
+def _pictures(results: Sequence[EvaluationResult]) -> str:
+    """Say which pictures were looked at; of one data set if detectors differ in their framing."""
+    told = [
+        f"{data['images']:,} pictures of {data['name']} with {data['objects']:,} objects"
+        f", {size} pixels"
+        for data, size in ((result["data"], input_size(result)) for result in results)
+    ]
+    different = list(dict.fromkeys(told))
+    if len(different) == 1:
+        return f"{told[0]}."
+    return (
+        f"{'; '.join(different)}: each detector sees the data in its own framing, so that its AP "
+        "is of its own task, and the same ε another change."
+    )
+
+
+def _size(canvas: Sequence[int]) -> str:
+    return str(Canvas(*canvas))
+
+
+def _levels(value: float) -> str:
+    return f"{value:.2g}"
 
 
 def _attacks(results: Sequence[EvaluationResult]) -> str:

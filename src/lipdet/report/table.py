@@ -9,7 +9,18 @@ from rich.markup import escape
 from rich.table import Table
 from rich.text import Text
 
-from lipdet.results import EvaluationResult, attacked, certified, radii
+from lipdet.results import (
+    AttackedResult,
+    CertifiedResult,
+    EvaluationResult,
+    attacked,
+    certified,
+    input_size,
+    radii,
+    radius_told,
+)
+
+GREY_LEVELS = "Grey levels: the root mean square of a change of ε over all values, white being 255."
 
 
 class TextTable(Table):
@@ -31,13 +42,14 @@ def new_table(title: str, columns: Iterable[str], words: Collection[str] = ()) -
 
 def results_table(results: Sequence[EvaluationResult]) -> Table:
     """Return the results side by side; AP in percent."""
-    columns = ("detector", "data", "pictures", "objects", "AP50", "AP", "parameters")
+    columns = ("detector", "data", "input", "pictures", "objects", "AP50", "AP", "parameters")
     table = new_table("Clean average precision, percent", columns, ("detector", "data"))
     for result in results:
         data, clean = result["data"], result["clean"]
         table.add_row(
             str(result["weights"]),
             str(data["name"]),
+            input_size(result),
             f"{data['images']:,}",
             f"{data['objects']:,}",
             percent(clean["ap50"]),
@@ -57,31 +69,34 @@ def classes_table(result: EvaluationResult) -> Table:
 
 def attacked_table(result: EvaluationResult) -> Table:
     """Return AP and recall under each attack of one result of `lipdet eval`."""
-    columns = ("ε", "attack", "objective", "steps", "restarts", "AP50", "AP", "recall")
+    settings, figures = ("attack", "objective", "steps", "restarts"), ("AP50", "AP", "recall")
+    columns = ("ε", "grey levels", *settings, *figures)
     title = f"{result['weights']} under attack, percent"
     table = new_table(title, columns, ("attack", "objective"))
     for entry in result["attacked"]:
         figures = [percent(entry[name]) for name in ("ap50", "ap", "recall")]
         table.add_row(
             f"{entry['epsilon']:g}",
+            grey_levels(entry),
             f"{entry['attack']} ({entry['norm']})",
             entry.get("objective", "all, the lowest"),
             str(entry["steps"]),
             str(entry["restarts"]),
             *figures,
         )
+    table.caption = f"Input: {input_size(result)} pixels. {GREY_LEVELS}"
     return table
 
 
 def comparison_rows(results: Sequence[EvaluationResult]) -> tuple[list[str], list[list[str]]]:
     """Return column names and a row of text per result; AP50 in percent, a dash if not measured."""
     epsilons = radii(results)
-    names = ["detector", "parameters", "clean"]
+    names = ["detector", "input", "parameters", "clean"]
     names += [f"attacked {epsilon:g}" for epsilon in epsilons]
     names += [f"certified {epsilon:g}" for epsilon in epsilons]
     rows = []
     for result in results:
-        row = [str(result["weights"]), f"{result['parameters']:,}"]
+        row = [str(result["weights"]), input_size(result), f"{result['parameters']:,}"]
         row.append(percent(result["clean"]["ap50"]))
         for entries in (attacked(result), certified(result)):
             row += [
@@ -100,6 +115,9 @@ def comparison_table(results: Sequence[EvaluationResult]) -> Table:
     table = new_table("AP50, percent, by L2 radius in [0, 1] pixel units", columns, names[:1])
     for row in rows:
         table.add_row(*row)
+    if epsilons := radii(results):
+        told = "; ".join(radius_told(results, epsilon) for epsilon in epsilons)
+        table.caption = f"{told}. {GREY_LEVELS}"
     return table
 
 
@@ -120,7 +138,7 @@ def finding(results: Sequence[EvaluationResult], epsilon: float) -> str:
             clauses.append(f"{name} keeps {kept} of {clean}, of which {proven} is proven")
         else:
             clauses.append(f"{name} was not attacked ({clean} clean, {proven} proven)")
-    return f"AP50 under attack of ε = {epsilon:g}: {'; '.join(clauses)}."
+    return f"AP50 under attack of {radius_told(results, epsilon)}: {'; '.join(clauses)}."
 
 
 def comparison_markdown(results: Sequence[EvaluationResult]) -> str:
@@ -128,6 +146,11 @@ def comparison_markdown(results: Sequence[EvaluationResult]) -> str:
     names, rows = comparison_rows(results)
     lines = [names, ["---"] * len(names), *rows]
     return "".join(f"| {' | '.join(line)} |\n" for line in lines)
+
+
+def grey_levels(entry: AttackedResult | CertifiedResult) -> str:
+    """Return the radius of an entry in grey levels; a dash where it does not say it."""
+    return f"{entry['grey_levels']:.2g}" if "grey_levels" in entry else "–"
 
 
 def percent(value: float | None) -> str:

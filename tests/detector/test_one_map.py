@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import copy
 import dataclasses
+from collections.abc import Callable
 from typing import Any
 
 import pytest
 import torch
+from torch import nn
 
 from lipdet.certificate.constants.outputs import output_bounds
 from lipdet.config import DIGIT_SIDES, PRESETS, DetectorConfig
-from lipdet.detector import build_detector
-from lipdet.detector.one_map import KINDS, one_map_ssd
+from lipdet.detector import build_detector, forward
+from lipdet.detector.one_map import KINDS, halo_of, one_map_ssd, output_in_tiles
 from lipdet.detector.ssd import SSD
 from lipdet.errors import InputError
 from lipdet.layers import BCOPConv2d, OrthonormalConv2d
@@ -149,3 +152,99 @@ def test_what_cannot_be_built_is_refused(changes: dict[str, Any], problem: str) 
 def test_more_filters_than_a_patch_has_values_are_refused() -> None:
     with pytest.raises(ValueError, match="orthonormal"):
         OrthonormalConv2d(1, 10, 3)
+
+
+def scattered(architecture: str, height: int, width: int, stride: int) -> SSD:
+    """A detector in float64 of which no kernel is an identity and no offset is zero."""
+    detector = somewhere(small(architecture, height, width, stride)).double()
+    for module in detector.modules():
+        if isinstance(module, nn.BatchNorm2d):
+            module.running_mean.uniform_(-0.1, 0.1)  # what a border of zeros then becomes
+        bias = getattr(module, "bias", None)
+        if isinstance(bias, nn.Parameter):
+            nn.init.uniform_(bias, -0.5, 0.5)
+    return detector.requires_grad_(False)
+
+
+@pytest.mark.parametrize("architecture", ["orthogonal-ssd", "plain-ssd"])
+@pytest.mark.parametrize(
+    ("height", "width", "stride", "side"),
+    [(131, 90, 4, 32), (101, 333, 8, 64), (64, 200, 8, 24), (65, 401, 16, 100), (75, 74, 8, 200)],
+)
+def test_tiles_say_what_one_pass_says(
+    architecture: str, height: int, width: int, stride: int, side: int
+) -> None:
+    detector = scattered(architecture, height, width, stride)
+    images = torch.rand(2, 3, height, width, dtype=torch.float64)
+    halo = halo_of(detector)
+    assert halo is not None
+    tiled = output_in_tiles(detector, images, side, halo)
+    # Oracle: the network itself.
+    for found, expected in zip(tiled, detector(images), strict=True):
+        assert found.shape == expected.shape
+        torch.testing.assert_close(found, expected, rtol=0, atol=1e-12)
+    if max(height, width) <= side:
+        return
+    # None of the halo can be spared.
+    short = output_in_tiles(detector, images, side, halo - 1)
+    assert (short.logits - tiled.logits).abs().max() > 1e-10
+
+
+def test_a_halo_is_all_that_decides() -> None:
+    detector = scattered("orthogonal-ssd", 200, 200, 8)
+    image = torch.rand(1, 3, 200, 200, dtype=torch.float64, requires_grad=True)
+    middle = (12 * 25 + 12) * len(DIGIT_SIDES)
+    detector(image).logits[0, middle].sum().backward()
+    assert image.grad is not None
+    rows = image.grad[0].abs().sum(dim=(0, 2)).nonzero()[:, 0]
+    # Oracle: autograd; by hand, 3 blocks of 4 pixels, 6 of 8 and a head of 8 on each side.
+    assert rows.max() - rows.min() + 1 == 8 + 2 * (3 * 4 + 6 * 8 + 8)
+    assert halo_of(detector) == -(-(3 * 4 + 6 * 8 + 8) // 8)
+
+
+def test_large_images_pass_in_tiles(monkeypatch: pytest.MonkeyPatch) -> None:
+    tiles = []
+    monkeypatch.setattr(
+        forward, "output_in_tiles", lambda *given: tiles.append(given[2]) or output_in_tiles(*given)
+    )
+    detector = scattered("orthogonal-ssd", 300, 200, 8)
+    images = torch.rand(2, 3, 300, 200, dtype=torch.float64)
+    expected = detector(images)
+    for most in (60_000, 50_000):
+        monkeypatch.setattr(forward, "MOST_PIXELS", most)
+        for found, wanted in zip(forward.forward(detector, images), expected, strict=True):
+            torch.testing.assert_close(found, wanted, rtol=0, atol=1e-12)
+    # By hand: one fits into 60,000; √50,000 = 223 is 79 and twice 9 cells of 8.
+    assert tiles == [79, 79]
+
+
+def test_what_may_look_anywhere_passes_at_once() -> None:
+    detector = scattered("plain-ssd", 64, 64, 8)
+    assert halo_of(detector) == 9
+
+    class Other(SSD):
+        pass
+
+    def changed(change: Callable[[SSD], Any]) -> int | None:
+        other = copy.deepcopy(detector)
+        change(other)
+        return halo_of(other)
+
+    def replace_first(layer: nn.Module) -> int | None:
+        return changed(lambda other: other.backbone.stages[1].__setitem__(2, layer))
+
+    assert replace_first(nn.Conv2d(96, 96, 5, padding=2)) == 10
+    for layer in (
+        nn.Conv2d(96, 96, 3, padding=2, dilation=2),
+        nn.Conv2d(96, 96, 3, padding="same"),
+        nn.Conv2d(96, 96, 3, padding=1, padding_mode="circular"),
+        nn.AdaptiveAvgPool2d(8),
+    ):
+        assert replace_first(layer) is None
+    for change in (
+        lambda other: setattr(other, "__class__", Other),
+        lambda other: other.backbone.register_forward_hook(lambda *_: None),
+        lambda other: setattr(other.normalize, "forward", lambda x: x - x.mean()),
+        lambda other: other.heads.append(other.heads[0]),
+    ):
+        assert changed(change) is None

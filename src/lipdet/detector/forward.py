@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from typing import Protocol
@@ -10,11 +11,15 @@ import torch
 from torch import Tensor, nn
 
 from lipdet.boxes import Decoder, Selection, select_detections
+from lipdet.detector.one_map import halo_of, output_in_tiles
+from lipdet.detector.ssd import SSD
 from lipdet.layers.base import drop_caches
 from lipdet.types import Detections, Framing, RawOutput
 
-# Images that pass at a time.
+# Images that pass at a time, if they have no more pixels together than these: two million take
+# some hundreds of MB. A larger image passes in tiles, if its network can.
 BATCH_SIZE = 64
+MOST_PIXELS = 2**21
 
 
 class Network(Protocol):
@@ -43,12 +48,12 @@ def raw_output(network: Network, images: Tensor) -> RawOutput:
     """
     if isinstance(network, nn.Module):
         drop_caches(network)
-    return _forward(network, images)
+    return forward(network, images)
 
 
 def detect_images(network: Network, images: Tensor, selection: Selection) -> list[Detections]:
     """Return detections, on the CPU, on images (B, 3, H, W) in [0, 1]."""
-    return select_detections(_forward(network, images), decoder_on_cpu(network), selection)
+    return select_detections(forward(network, images), decoder_on_cpu(network), selection)
 
 
 def decoder_on_cpu(network: Network) -> Decoder:
@@ -58,10 +63,26 @@ def decoder_on_cpu(network: Network) -> Decoder:
 
 
 @torch.no_grad()
-def _forward(network: Network, images: Tensor) -> RawOutput:
+def forward(network: Network, images: Tensor) -> RawOutput:
+    """Return outputs on the CPU, of as many images at a time as MOST_PIXELS allows."""
+    at_once = max(1, MOST_PIXELS // images[0, 0].numel())
     with frozen(network) if isinstance(network, nn.Module) else nullcontext():
-        raw = network(images.to(network.decoder.default_boxes))
-    return RawOutput(*(part.cpu() for part in raw))
+        every = [
+            RawOutput(*(one.cpu() for one in _pass(network, part)))
+            for part in torch.split(images.to(network.decoder.default_boxes), at_once)
+        ]
+    return RawOutput(*(torch.cat(parts) for parts in zip(*every, strict=True)))
+
+
+def _pass(network: Network, images: Tensor) -> RawOutput:
+    """Return outputs of images; of one that is too large, in tiles with room for their halos."""
+    if images[0, 0].numel() > MOST_PIXELS and isinstance(network, SSD):
+        halo = halo_of(network)
+        if halo is not None:
+            stride = network.config.stride
+            side = max(math.isqrt(MOST_PIXELS) - 2 * halo * stride, stride)
+            return output_in_tiles(network, images, side, halo)
+    return network(images)
 
 
 @contextmanager

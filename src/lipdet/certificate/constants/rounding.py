@@ -26,6 +26,7 @@ import torch
 from torch import Tensor, fx, nn
 
 from lipdet.certificate.constants.outputs import propagate_detector
+from lipdet.detector.forward import forward
 from lipdet.detector.ssd import SSD
 from lipdet.errors import UnknownLipschitz
 from lipdet.layers import fold
@@ -86,12 +87,13 @@ def measured_rounding(detector: SSD, images: Tensor) -> float:
         UnknownLipschitz: an output is not finite, in either precision.
     """
     exact, images = fold(detector).double(), images.float()
+    assert isinstance(exact, SSD)
     if detector.default_boxes.dtype == torch.float64:
         detector = copy.deepcopy(detector).float()
     noise = torch.rand(images.shape, generator=torch.Generator().manual_seed(0)).to(images)
     largest = 0.0
     for batch in (images, (images + noise - 0.5).clamp(0, 1), noise, noise.round()):
-        found, wanted = detector(batch), exact(batch.double())
+        found, wanted = forward(detector, batch), forward(exact, batch.double())
         for outputs, reference in zip(found, wanted, strict=True):
             difference = float((outputs.double() - reference).abs().max())
             if not math.isfinite(difference):

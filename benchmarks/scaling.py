@@ -36,8 +36,8 @@ from lipdet.evaluate.chunks import State, in_order
 from lipdet.evaluate.run import clean_pass
 from lipdet.images.pack import Pack, open_pack
 from lipdet.images.spec import open_data
-from lipdet.job import Job
-from lipdet.train import Trainer, training_data
+from lipdet.train import Trainer, set_up
+from lipdet.train.job import Job
 
 PICTURES, EPSILON = 128, 0.1
 STEPS, BATCH = 2, 32
@@ -99,7 +99,7 @@ def training(name: str, pack: Pack) -> None:
     preset = PRESETS[name]
     settings = replace(preset.train, batch_size=BATCH, precision="float32", validation_share=0.0)
     job = Job(name, preset.detector, settings, (str(pack.folder),), ())
-    trainer = Trainer(job, Path(), *training_data(settings, (), [pack]))
+    trainer = Trainer(set_up(job), Path())
     trainer.step(0, 0)
     with counted() as sent:
         trainer.step(0, 1)

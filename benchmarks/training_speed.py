@@ -22,8 +22,8 @@ import torch
 from lipdet.config import PRESETS
 from lipdet.detector import build_detector
 from lipdet.hardware import computes_in_bf16, keep_freed_memory, training_device
-from lipdet.job import Job
 from lipdet.train import train
+from lipdet.train.job import Job
 
 WARM_UP = 2  # log entries of 20 steps, or bare steps, that are not counted
 

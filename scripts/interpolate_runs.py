@@ -13,8 +13,8 @@ from pathlib import Path
 
 from lipdet.checkpoint import load_detector, save_detector
 from lipdet.detector.calibration import calibrated
-from lipdet.job import load_job
-from lipdet.train import Trainer, open_packs, training_data
+from lipdet.train import Trainer, set_up
+from lipdet.train.job import load_job
 
 
 def main() -> None:
@@ -26,7 +26,7 @@ def main() -> None:
     parser.add_argument("out", type=Path)
     options = parser.parse_args()
     job = load_job(options.second)
-    trainer = Trainer(job, options.second, *training_data(job.train, job.weights, open_packs(job)))
+    trainer = Trainer(set_up(job), options.second)
     first, second = (load_detector(str(run)) for run in (options.first, options.second))
     detector = second.detector
     mine = first.detector.state_dict()

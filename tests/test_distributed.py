@@ -24,15 +24,14 @@ from torch import nn
 from torch.distributed import TCPStore
 
 from lipdet import cli, distributed
-from lipdet import train as train_module
 from lipdet.attack import Outcome
 from lipdet.checkpoint import BEST, read_tensors
 from lipdet.evaluate import attacked, certified, run
 from lipdet.evaluate.chunks import Pass
 from lipdet.images.pack import Pack, PackedPicture, write_pack
-from lipdet.job import load_job
-from lipdet.train import Trainer, open_packs, training_data
-from lipdet.train_state import STATE
+from lipdet.train import Trainer, set_up, setup
+from lipdet.train.job import load_job
+from lipdet.train.state import STATE
 from lipdet.types import Canvas
 from tests.test_train import assert_same_files
 
@@ -106,15 +105,15 @@ def _process(
 
 def in_float64() -> None:
     """Compute in float64: which of two almost equal values a maximum takes must not matter."""
-    first = train_module.first_detector
+    first = setup.first_detector
 
-    def doubled(job: Any) -> nn.Module:
-        detector = first(job).double()
+    def doubled(*given: Any) -> nn.Module:
+        detector = first(*given).double()
         detector.default_boxes = detector.default_boxes.float()
         detector.register_forward_pre_hook(lambda _, images: (images[0].double(),))
         return detector
 
-    train_module.first_detector = doubled  # type: ignore[assignment]
+    setup.first_detector = doubled  # type: ignore[assignment]
 
 
 def small_chunks() -> None:
@@ -172,13 +171,13 @@ def telling_what_is_computed() -> None:
 
 def one_has_other_data() -> None:
     """Process 1 finds another pack under the same name."""
-    first = train_module.open_packs
+    first = setup.open_packs
 
     def opened(job: Any, specs: Sequence[str]) -> list[Pack]:
         packs = first(job, specs)
         return [pack.head(11) for pack in packs] if distributed.rank() else packs
 
-    train_module.open_packs = opened
+    setup.open_packs = opened
 
 
 @pytest.fixture(scope="module")
@@ -227,7 +226,7 @@ def largest_difference(one: Path, other: Path) -> float:
 
 def test_a_certified_detector_trained_by_two(sparse: Pack, by_two: Path, tmp_path: Path) -> None:
     job = load_job(by_two)
-    mixture, _ = training_data(job.train, job.weights, open_packs(job, job.data))
+    mixture = set_up(job).training
     objects = [[len(one["labels"]) for one in mixture.batch(0, step).targets] for step in (0, 1, 2)]
     # What a mean of two losses would get wrong: parts with different numbers of objects.
     assert any(sum(own[:2]) != sum(own[2:]) for own in objects)

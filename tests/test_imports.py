@@ -18,18 +18,6 @@ PACKAGE = Path(lipdet.__file__).parent
 
 # Files at the top of the package are stages of one file. What a stage may import besides itself:
 BASE = {"errors"}
-TRAINING = {
-    "attack",
-    "boxes",
-    "checkpoint",
-    "config",
-    "detector",
-    "evaluate",
-    "images",
-    "results",
-    "types",
-    "versions",
-}
 ALLOWED: dict[str, set[str]] = {
     "errors": set(),
     "types": set(),
@@ -58,12 +46,9 @@ ALLOWED: dict[str, set[str]] = {
     "export": BASE
     | {"boxes", "certificate", "checkpoint", "config", "detector", "layers", "types", "versions"}
     | {"norms"},
-    "job": BASE | {"config"},
-    "train_log": BASE,
-    "train_state": BASE | {"checkpoint", "config", "detector", "distributed"},
     "train": BASE
-    | TRAINING
-    | {"batch_norm", "distributed", "hardware", "job", "progress", "train_log", "train_state"},
+    | {"attack", "boxes", "checkpoint", "config", "detector", "evaluate", "images", "results"}
+    | {"batch_norm", "distributed", "hardware", "progress", "types", "versions"},
 }
 # These stand at the end of the way and may import all before them; nothing before imports them.
 LAST = {"report", "demo", "reproduce", "app", "hub", "pretrained"}

@@ -15,18 +15,18 @@ import pytest
 import torch
 from torch import Tensor
 
-from lipdet import train as train_module
 from lipdet.checkpoint import BEST, load_detector, read_tensors
 from lipdet.config import DIGIT_CHANGES, DIGIT_CROP, DetectorConfig, TrainConfig, as_plain
 from lipdet.detector import SSD, build_detector
 from lipdet.errors import InputError
 from lipdet.images.pack import Pack, PackedPicture, write_pack
 from lipdet.images.prepare import pack_rendered
-from lipdet.job import Job, load_job
 from lipdet.results import AveragePrecision
-from lipdet.train import NonFiniteLossError, Trainer, open_packs, train, training_data
-from lipdet.train_log import LOG, TrainLog
-from lipdet.train_state import STATE
+from lipdet.train import NonFiniteLossError, Trainer, loop, set_up, train
+from lipdet.train.job import Job, load_job
+from lipdet.train.log import LOG, TrainLog
+from lipdet.train.setup import open_packs, training_data
+from lipdet.train.state import STATE
 
 # Four steps of four pictures: two epochs.
 SHORT = TrainConfig(
@@ -45,7 +45,7 @@ def job_on(pack: Pack, **changes: Any) -> Job:
 
 
 def trainer_of(job: Job, run: Path) -> Trainer:
-    return Trainer(job, run, *training_data(job.train, job.weights, open_packs(job, job.data)))
+    return Trainer(set_up(job), run)
 
 
 def entries(run: Path) -> list[dict[str, Any]]:
@@ -67,7 +67,7 @@ def assert_same_files(one: Path, other: Path) -> None:
 
 @pytest.fixture(autouse=True)
 def log_every_step(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(train_module, "LOG_EVERY", 1)
+    monkeypatch.setattr(loop, "LOG_EVERY", 1)
 
 
 @pytest.mark.slow

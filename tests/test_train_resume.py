@@ -15,9 +15,9 @@ from lipdet.checkpoint import read_tensors
 from lipdet.config import DetectorConfig, TrainConfig
 from lipdet.errors import InputError
 from lipdet.images.pack import Pack
-from lipdet.job import JOB, Job, load_job
 from lipdet.train import train
-from lipdet.train_state import STATE
+from lipdet.train.job import JOB, Job, load_job
+from lipdet.train.state import STATE
 from tests.test_train import assert_same_files, entries
 
 # 60 pictures to train on, 24 of them in each of two epochs.

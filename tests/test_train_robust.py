@@ -15,9 +15,9 @@ from lipdet.config import PRESETS
 from lipdet.detector.multibox import multibox_loss
 from lipdet.errors import InputError
 from lipdet.images.pack import Pack
-from lipdet.job import Job
 from lipdet.train import train
-from lipdet.train_state import STATE
+from lipdet.train.job import Job
+from lipdet.train.state import STATE
 from tests.test_train import SHORT, job_on, trainer_of
 
 

@@ -27,13 +27,13 @@ from lipdet.evaluate.false_positives import false_positives_per_image
 from lipdet.evaluate.run import clean_pass, evaluate
 from lipdet.images.pack import Pack, same_pictures
 from lipdet.images.spec import open_data
-from lipdet.job import Job
 from lipdet.progress import console
 from lipdet.report.inspection import inspect_detector
 from lipdet.report.page import write_figures, write_page
 from lipdet.report.table import comparison_markdown
 from lipdet.results import EvaluationResult, WorkingPoint
 from lipdet.train import train
+from lipdet.train.job import Job
 from lipdet.types import Detections, Framing
 
 EPSILONS = (0.1, 0.25, 0.5, 1.0)

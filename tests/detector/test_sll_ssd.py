@@ -14,8 +14,8 @@ from lipdet.config import PRESETS, DetectorConfig
 from lipdet.detector import build_detector
 from lipdet.detector.sll_ssd import BLOCKS, SLLBackbone
 from lipdet.images.pack import Pack
-from lipdet.job import Job
 from lipdet.train import train
+from lipdet.train.job import Job
 
 SMALL = [name for name in PRESETS if name.startswith("sll-") and name.endswith("-small")]
 

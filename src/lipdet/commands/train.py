@@ -12,8 +12,8 @@ from lipdet.commands.options import SPEC_HELP, Parser, Verb, add_processes, verb
 from lipdet.config import PRESETS, TrainConfig, as_plain, train_config
 from lipdet.detector import build_detector
 from lipdet.errors import InputError
-from lipdet.job import JOB, Job, load_job
 from lipdet.train import train
+from lipdet.train.job import JOB, Job, load_job
 from lipdet.types import Canvas
 
 

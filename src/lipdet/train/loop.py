@@ -1,4 +1,4 @@
-"""Train a detector: one loop, from packs to the best weights on held-out pictures.
+"""The loop of a training, from the first step to the best weights on held-out pictures.
 
 Notable choices:
 - Every batch and every augmentation depends on (seed, step) alone, so that a training that was
@@ -6,7 +6,6 @@ Notable choices:
 - Of several processes each takes its part of every such batch, and all take the same step. The
   first alone validates and writes.
 - The weights that are validated and kept are the moving average, evaluated in float32.
-- The best checkpoint is chosen on photographs cut from the training data, never on a test set.
 """
 
 from __future__ import annotations
@@ -17,24 +16,19 @@ import threading
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext
-from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 
 from lipdet import distributed
 from lipdet.attack import AttackSettings, attack_batch
 from lipdet.batch_norm import share_batch_statistics
 from lipdet.boxes import AP_SELECTION, Decoder
 from lipdet.boxes.coding import corners
-from lipdet.checkpoint import BEST, load_detector, save_detector
-from lipdet.config import DIGIT_CHANGES, TrainConfig
-from lipdet.detector import SSD, build_detector
+from lipdet.checkpoint import BEST, save_detector
+from lipdet.detector import SSD
 from lipdet.detector.calibration import calibrated
-from lipdet.detector.fitting import LEAST_COVERED, described, fit_default_boxes, warning_of
 from lipdet.detector.forward import BATCH_SIZE
 from lipdet.detector.matching import PaddedTargets, match, pad_targets
 from lipdet.detector.multibox import MultiboxLoss, multibox_loss, training_scores
@@ -43,22 +37,17 @@ from lipdet.evaluate.average_precision import average_precision
 from lipdet.evaluate.run import detect_pack
 from lipdet.hardware import computes_in_bf16, keep_freed_memory, training_device
 from lipdet.images.augment import augment
-from lipdet.images.batches import Mixture, Part, split
-from lipdet.images.pack import Pack
-from lipdet.images.spec import open_data
-from lipdet.job import Job, save_job
+from lipdet.images.batches import Part
 from lipdet.progress import console, progress_bar
 from lipdet.results import AveragePrecision
-from lipdet.train_log import Stopwatch, TrainLog, check_tensorboard
-from lipdet.train_state import STATE, TrainState
+from lipdet.train.job import Job, save_job
+from lipdet.train.log import Stopwatch, TrainLog, check_tensorboard
+from lipdet.train.setup import Setup, set_up, summary_of
+from lipdet.train.state import STATE, TrainState
 from lipdet.types import Target
 from lipdet.versions import versions
 
 LOG_EVERY = 20
-# Where no number of epochs is given: pictures that are seen, and validations.
-PICTURES_SEEN, VALIDATIONS = 100_000, 20
-# Objects by which a checkpoint can be chosen.
-LEAST_HELD_OUT = 100
 
 
 class NonFiniteLossError(Exception):
@@ -91,22 +80,15 @@ def train(job: Job, run: Path, resume: bool = False) -> Path:
     keep_freed_memory()
     if job.train.threads:
         torch.set_num_threads(job.train.threads)
-    packs, held_out = distributed.made_once(
-        lambda: (open_packs(job, job.data), open_packs(job, job.validation))
-    )
-    distributed.check_same("The training data", [pack.hash for pack in (*packs, *held_out)])
-    job = job.with_detector(class_names=packs[0].class_names, whole=framed_whole(job, packs))
-    training, validation = training_data(job.train, job.weights, packs, held_out)
-    job = replace(job, train=decided(job, training))
-    job = job.with_detector(**default_boxes_of(job, training.parts))
+    setup = set_up(job)
     if leads:
-        console.log(summary_of(job, training, validation))
-    trainer = Trainer(job, run, training, validation)
+        console.log(summary_of(setup))
+    trainer = Trainer(setup, run)
     if leads:
         run.mkdir(parents=True, exist_ok=True)
         if (run / STATE).exists():
             trainer.state.restore(run, trainer.provenance)
-        save_job(job, run)
+        save_job(setup.job, run)
     trainer.state.share(run)
     step, tensorboard = trainer.state.step, job.train.tensorboard
     with (
@@ -117,179 +99,25 @@ def train(job: Job, run: Path, resume: bool = False) -> Path:
     return run / BEST
 
 
-def open_packs(job: Job, specs: Sequence[str]) -> list[Pack]:
-    """Return packs for a job; all must have the same classes."""
-    packs = [open_data(spec, "train", job.detector.framing, job.train.seed) for spec in specs]
-    for pack in packs[1:]:
-        if pack.class_names != packs[0].class_names:
-            raise InputError(
-                f"{pack.name} has the classes {', '.join(pack.class_names)}, but {packs[0].name} "
-                f"has {', '.join(packs[0].class_names)}; data sets that are mixed must agree."
-            )
-    return packs
-
-
-def framed_whole(job: Job, packs: Sequence[Pack]) -> bool:
-    """Whether the detector looks at whole pictures: where all that it learns from are.
-
-    Raises:
-        InputError: some are whole and others are crops.
-    """
-    kinds = {pack.whole for pack in packs}
-    if len(kinds) > 1:
-        raise InputError(
-            f"Of {', '.join(job.data)} some are whole pictures and others crops around objects; a "
-            "detector learns from one kind."
-        )
-    return kinds.pop()
-
-
-def default_boxes_of(job: Job, parts: Sequence[Part]) -> dict[str, Any]:
-    """Return stride and sides of default boxes: of the weights to start from, or fitted.
-
-    Raises:
-        InputError: there is no object.
-    """
-    boxes, labels = _objects(parts)
-    if not len(labels):
-        raise InputError(f"{', '.join(job.data)}: there is no object, so nothing to learn.")
-    if not job.detector.sides:
-        return {}
-    if job.train.start_from:
-        start = load_detector(job.train.start_from).detector.config
-        if start.sides and start.class_names == job.detector.class_names:
-            return {"stride": start.stride, "sides": start.sides}
-    if "scale" in (job.train.augment or ()):
-        boxes = boxes * random_scales(len(boxes), job.train.scales, job.train.seed)
-    names = job.detector.class_names
-    fit = fit_default_boxes(boxes, labels, len(names), job.train.seed)
-    console.log(described(fit))
-    if fit.share < LEAST_COVERED:
-        console.log(warning_of(fit, names))
-    return {"stride": fit.stride, "sides": fit.sides}
-
-
-def decided(job: Job, training: Mixture) -> TrainConfig:
-    """Return settings in which nothing is left to be decided by the data."""
-    config = job.train
-    pictures = training.batches_per_epoch * config.batch_size
-    epochs = config.epochs or math.ceil(PICTURES_SEEN / pictures)
-    every = config.validate_every or math.ceil(epochs / VALIDATIONS)
-    changes = config.augment
-    if changes is None and job.detector.whole:
-        changes = ("scale",) if config.margin else ("scale", "light")
-    elif changes is None:
-        changes = () if config.margin else DIGIT_CHANGES
-    return replace(config, epochs=epochs, validate_every=every, augment=changes)
-
-
-def summary_of(job: Job, training: Mixture, validation: Sequence[Part]) -> str:
-    """Say what is trained on what, and for how long."""
-    pictures = sum(len(part.indices) for part in training.parts)
-    objects, held_out = len(_objects(training.parts)[1]), len(_objects(validation)[1])
-    steps = job.train.epochs * training.batches_per_epoch
-    text = (
-        f"{job.preset} on {pictures:,} pictures of {job.detector.canvas} pixels with "
-        f"{objects:,} objects of {len(job.detector.class_names)} classes; {steps:,} steps of "
-        f"{job.train.batch_size} pictures in {job.train.epochs} epochs. Held out: "
-        f"{sum(len(part.indices) for part in validation):,} pictures with {held_out:,} objects"
-    )
-    if held_out < LEAST_HELD_OUT:
-        return text + ", too few to choose a checkpoint by; give more with --validation."
-    return text + "."
-
-
-def random_scales(count: int, scales: tuple[float, float], seed: int) -> NDArray[np.float32]:
-    """Return factors (count, 1) as augmentation draws them."""
-    low, high = np.log(scales)
-    drawn = np.random.default_rng(seed).uniform(low, high, (count, 1))
-    return np.exp(drawn).astype(np.float32)
-
-
-def _objects(parts: Sequence[Part]) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
-    """Return boxes (N, 4) and labels (N,) of all objects in some parts of packs."""
-    every = [part.objects() for part in parts]
-    boxes = np.concatenate([np.zeros((0, 4), np.float32), *(one for one, _ in every)])
-    return boxes, np.concatenate([np.zeros(0, np.int64), *(labels for _, labels in every)])
-
-
-def training_data(
-    config: TrainConfig,
-    weights: Sequence[float],
-    packs: Sequence[Pack],
-    held_out: Sequence[Pack] = (),
-) -> tuple[Mixture, list[Part]]:
-    """Return a training mixture and validation parts: other packs, or cut from the same.
-
-    Raises:
-        InputError: other data have other classes, or an epoch is smaller than a batch.
-    """
-    for pack in held_out:
-        if pack.class_names != packs[0].class_names:
-            raise InputError(f"{pack.name} has other classes than {packs[0].name}.")
-    share = 0.0 if held_out else config.validation_share
-    halves = [split(pack, share, config.validation_limit, config.seed) for pack in packs]
-    training = [part for part, _ in halves]
-    sizes = [len(part.indices) for part in training]
-    pictures = config.epoch_pictures or sum(sizes)
-    if pictures < config.batch_size:
-        raise InputError(
-            f"An epoch of {pictures} pictures is smaller than a batch of {config.batch_size}; "
-            "give more data or a smaller --batch_size."
-        )
-    mixture = Mixture(training, weights or sizes, pictures, config.batch_size, config.seed)
-    if held_out:
-        return mixture, [Part(pack, np.arange(len(pack))) for pack in held_out]
-    return mixture, [part for _, part in halves]
-
-
-def first_detector(job: Job) -> SSD:
-    """Return the detector before the first step: random, or that of `start_from`.
-
-    For other classes or default boxes the body is taken over, and the heads are new.
-
-    Raises:
-        InputError: the weights to start from have another body than the job's detector.
-    """
-    detector = build_detector(job.detector)
-    if not job.train.start_from:
-        return detector
-    start = load_detector(job.train.start_from).detector
-    own, other = job.detector, start.config
-    if (own.architecture, own.width, own.stride) != (other.architecture, other.width, other.stride):
-        raise InputError(
-            f"{job.train.start_from} is {other.architecture} of width {other.width} and stride "
-            f"{other.stride}, but {own.architecture} of width {own.width} and stride {own.stride} "
-            "is to be trained; start from weights of the same preset."
-        )
-    if (own.class_names, own.sides) == (other.class_names, other.sides):
-        detector.load_state_dict(start.state_dict())
-    else:
-        detector.backbone.load_state_dict(start.backbone.state_dict())
-    return detector
-
-
 class Trainer:
     """The loop and what it needs; `run_all` is the way in."""
 
-    def __init__(self, job: Job, run: Path, training: Mixture, validation: list[Part]) -> None:
-        self.job, self.config, self.run = job, job.train, run
-        self.training, self.validation = training, validation
+    def __init__(self, setup: Setup, run: Path) -> None:
+        self.job, detector, self.training, self.validation = setup
+        self.config, self.run = self.job.train, run
         self.device = training_device()
         self.own_part = distributed.own_part(self.config.batch_size)
-        torch.manual_seed(self.config.seed)
-        detector = first_detector(job)
         share_batch_statistics(detector)
         detector = detector.to(self.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
         self.state = TrainState.start(detector, self.config)
-        self.total_steps = self.config.epochs * training.batches_per_epoch
+        self.total_steps = self.config.epochs * self.training.batches_per_epoch
         self.bf16 = self.config.precision == "bf16" or (
             self.config.precision == "auto" and computes_in_bf16(self.device)
         )
         self.watch, self.watched_from = Stopwatch(), 0
         self.provenance = {
-            "training": job.as_dict(),
-            "training_data": [part.pack.describe() for part in training.parts],
+            "training": self.job.as_dict(),
+            "training_data": [part.pack.describe() for part in self.training.parts],
             "versions": versions(),
         }
 

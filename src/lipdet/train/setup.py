@@ -1,0 +1,220 @@
+"""What a training needs before its first step: its data, and what these decide of its job.
+
+Notable choices:
+- A job may leave open what only its data can say; `set_up` decides it, and the run folder keeps it.
+- The pictures that weights are chosen by are photographs cut from the training data, or data of
+  their own; never a test set.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from lipdet import distributed
+from lipdet.checkpoint import load_detector
+from lipdet.config import DIGIT_CHANGES, TrainConfig
+from lipdet.detector import SSD, build_detector
+from lipdet.detector.fitting import LEAST_COVERED, described, fit_default_boxes, warning_of
+from lipdet.errors import InputError
+from lipdet.images.batches import Mixture, Part, split
+from lipdet.images.pack import Pack
+from lipdet.images.spec import open_data
+from lipdet.progress import console
+from lipdet.train.job import Job
+
+# Where no number of epochs is given: pictures that are seen, and validations.
+PICTURES_SEEN, VALIDATIONS = 100_000, 20
+# Objects by which a checkpoint can be chosen.
+LEAST_HELD_OUT = 100
+
+
+class Setup(NamedTuple):
+    """A training before its first step.
+
+    Attributes:
+        job: in which nothing is left to be decided by the data.
+        detector: random, or made of the weights to start from.
+        training: batches of pictures.
+        validation: held-out pictures.
+    """
+
+    job: Job
+    detector: SSD
+    training: Mixture
+    validation: list[Part]
+
+
+def set_up(job: Job) -> Setup:
+    """Open a job's data and decide what they decide; of several processes all find the same.
+
+    Raises:
+        InputError: the data cannot be used, or the weights to start from do not suit the job.
+    """
+    packs, held_out = distributed.made_once(
+        lambda: (open_packs(job, job.data), open_packs(job, job.validation))
+    )
+    distributed.check_same("The training data", [pack.hash for pack in (*packs, *held_out)])
+    start = load_detector(job.train.start_from).detector if job.train.start_from else None
+    job = job.with_detector(class_names=packs[0].class_names, whole=framed_whole(job, packs))
+    training, validation = training_data(job.train, job.weights, packs, held_out)
+    job = replace(job, train=decided(job, training))
+    job = job.with_detector(**default_boxes_of(job, training.parts, start))
+    return Setup(job, first_detector(job, start), training, validation)
+
+
+def open_packs(job: Job, specs: Sequence[str]) -> list[Pack]:
+    """Return packs for a job; all must have the same classes."""
+    packs = [open_data(spec, "train", job.detector.framing, job.train.seed) for spec in specs]
+    for pack in packs[1:]:
+        if pack.class_names != packs[0].class_names:
+            raise InputError(
+                f"{pack.name} has the classes {', '.join(pack.class_names)}, but {packs[0].name} "
+                f"has {', '.join(packs[0].class_names)}; data sets that are mixed must agree."
+            )
+    return packs
+
+
+def framed_whole(job: Job, packs: Sequence[Pack]) -> bool:
+    """Whether the detector looks at whole pictures: where all that it learns from are.
+
+    Raises:
+        InputError: some are whole and others are crops.
+    """
+    kinds = {pack.whole for pack in packs}
+    if len(kinds) > 1:
+        raise InputError(
+            f"Of {', '.join(job.data)} some are whole pictures and others crops around objects; a "
+            "detector learns from one kind."
+        )
+    return kinds.pop()
+
+
+def default_boxes_of(job: Job, parts: Sequence[Part], start: SSD | None) -> dict[str, Any]:
+    """Return stride and sides of default boxes: of the detector to start from, or fitted.
+
+    Raises:
+        InputError: there is no object.
+    """
+    boxes, labels = _objects(parts)
+    if not len(labels):
+        raise InputError(f"{', '.join(job.data)}: there is no object, so nothing to learn.")
+    if not job.detector.sides:
+        return {}
+    if start and start.config.sides and start.config.class_names == job.detector.class_names:
+        return {"stride": start.config.stride, "sides": start.config.sides}
+    if "scale" in (job.train.augment or ()):
+        boxes = boxes * random_scales(len(boxes), job.train.scales, job.train.seed)
+    names = job.detector.class_names
+    fit = fit_default_boxes(boxes, labels, len(names), job.train.seed)
+    console.log(described(fit))
+    if fit.share < LEAST_COVERED:
+        console.log(warning_of(fit, names))
+    return {"stride": fit.stride, "sides": fit.sides}
+
+
+def decided(job: Job, training: Mixture) -> TrainConfig:
+    """Return settings in which nothing is left to be decided by the data."""
+    config = job.train
+    pictures = training.batches_per_epoch * config.batch_size
+    epochs = config.epochs or math.ceil(PICTURES_SEEN / pictures)
+    every = config.validate_every or math.ceil(epochs / VALIDATIONS)
+    changes = config.augment
+    if changes is None and job.detector.whole:
+        changes = ("scale",) if config.margin else ("scale", "light")
+    elif changes is None:
+        changes = () if config.margin else DIGIT_CHANGES
+    return replace(config, epochs=epochs, validate_every=every, augment=changes)
+
+
+def summary_of(setup: Setup) -> str:
+    """Say what is trained on what, and for how long."""
+    job, _, training, validation = setup
+    pictures = sum(len(part.indices) for part in training.parts)
+    objects, held_out = len(_objects(training.parts)[1]), len(_objects(validation)[1])
+    steps = job.train.epochs * training.batches_per_epoch
+    text = (
+        f"{job.preset} on {pictures:,} pictures of {job.detector.canvas} pixels with "
+        f"{objects:,} objects of {len(job.detector.class_names)} classes; {steps:,} steps of "
+        f"{job.train.batch_size} pictures in {job.train.epochs} epochs. Held out: "
+        f"{sum(len(part.indices) for part in validation):,} pictures with {held_out:,} objects"
+    )
+    if held_out < LEAST_HELD_OUT:
+        return text + ", too few to choose a checkpoint by; give more with --validation."
+    return text + "."
+
+
+def random_scales(count: int, scales: tuple[float, float], seed: int) -> NDArray[np.float32]:
+    """Return factors (count, 1) as augmentation draws them."""
+    low, high = np.log(scales)
+    drawn = np.random.default_rng(seed).uniform(low, high, (count, 1))
+    return np.exp(drawn).astype(np.float32)
+
+
+def _objects(parts: Sequence[Part]) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
+    """Return boxes (N, 4) and labels (N,) of all objects in some parts of packs."""
+    every = [part.objects() for part in parts]
+    boxes = np.concatenate([np.zeros((0, 4), np.float32), *(one for one, _ in every)])
+    return boxes, np.concatenate([np.zeros(0, np.int64), *(labels for _, labels in every)])
+
+
+def training_data(
+    config: TrainConfig,
+    weights: Sequence[float],
+    packs: Sequence[Pack],
+    held_out: Sequence[Pack] = (),
+) -> tuple[Mixture, list[Part]]:
+    """Return a training mixture and validation parts: other packs, or cut from the same.
+
+    Raises:
+        InputError: other data have other classes, or an epoch is smaller than a batch.
+    """
+    for pack in held_out:
+        if pack.class_names != packs[0].class_names:
+            raise InputError(f"{pack.name} has other classes than {packs[0].name}.")
+    share = 0.0 if held_out else config.validation_share
+    halves = [split(pack, share, config.validation_limit, config.seed) for pack in packs]
+    training = [part for part, _ in halves]
+    sizes = [len(part.indices) for part in training]
+    pictures = config.epoch_pictures or sum(sizes)
+    if pictures < config.batch_size:
+        raise InputError(
+            f"An epoch of {pictures} pictures is smaller than a batch of {config.batch_size}; "
+            "give more data or a smaller --batch_size."
+        )
+    mixture = Mixture(training, weights or sizes, pictures, config.batch_size, config.seed)
+    if held_out:
+        return mixture, [Part(pack, np.arange(len(pack))) for pack in held_out]
+    return mixture, [part for _, part in halves]
+
+
+def first_detector(job: Job, start: SSD | None = None) -> SSD:
+    """Return the detector before the first step: random, or made of one to start from.
+
+    For other classes or default boxes the body is taken over, and the heads are new.
+
+    Raises:
+        InputError: the weights to start from have another body than the job's detector.
+    """
+    torch.manual_seed(job.train.seed)
+    detector = build_detector(job.detector)
+    if start is None:
+        return detector
+    own, other = job.detector, start.config
+    if (own.architecture, own.width, own.stride) != (other.architecture, other.width, other.stride):
+        raise InputError(
+            f"{job.train.start_from} is {other.architecture} of width {other.width} and stride "
+            f"{other.stride}, but {own.architecture} of width {own.width} and stride {own.stride} "
+            "is to be trained; start from weights of the same preset."
+        )
+    if (own.class_names, own.sides) == (other.class_names, other.sides):
+        detector.load_state_dict(start.state_dict())
+    else:
+        detector.backbone.load_state_dict(start.backbone.state_dict())
+    return detector

@@ -166,11 +166,14 @@ def test_existing_output_is_not_overwritten(
     check_mistake(capsys, "train", "--out", str(tmp_path), names="exists already")
 
 
-def test_classes_of_data_and_detector_must_agree(
+def test_data_and_detector_must_agree(
     capsys: pytest.CaptureFixture[str], weights: Path, photograph: Path, tmp_path: Path
 ) -> None:
-    file = coco_file(tmp_path, photograph, [2, 2, 5, 5])
-    check_mistake(capsys, "eval", str(weights), "--data", f"coco:{file}", names="gauge")
+    spec, crops = f"coco:{coco_file(tmp_path, photograph, [2, 2, 5, 5])}", str(tmp_path / "crops")
+    for words in (["eval", str(weights)], ["lipschitz", str(weights)], ["check-attack", "naive"]):
+        check_mistake(capsys, *words, "--data", spec, names=f"{spec} holds whole pictures")
+    assert run(capsys, "data", "prepare", spec, "--crop", "jitter", "--out", crops)[0] == 0
+    check_mistake(capsys, "eval", str(weights), "--data", crops, names="gauge")
 
 
 # --- what works -----------------------------------------------------------------------------------

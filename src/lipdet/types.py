@@ -55,11 +55,11 @@ class Framing(NamedTuple):
     Attributes:
         canvas: what the network takes.
         whole: the whole picture, letter-boxed; else squares around objects, which have to be
-            searched for where nobody says where they are.
+            searched for where nobody says where they are. None if the network does not say.
     """
 
     canvas: Canvas
-    whole: bool = False
+    whole: bool | None = False
 
     def __str__(self) -> str:
         """Return `whole pictures of 240x320 pixels`, or crops."""

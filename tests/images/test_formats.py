@@ -13,7 +13,7 @@ from PIL import Image
 from lipdet.cli import main
 from lipdet.images.coco import coco_dict
 from lipdet.images.pack import open_pack
-from lipdet.images.spec import open_data, read_source
+from lipdet.images.spec import find_data, read_source
 from lipdet.types import Canvas, Framing, Target
 from tests.images.writers import voc_xml, yolo_text, yolo_yaml
 
@@ -67,7 +67,7 @@ def test_prepared_and_opened_packs_are_the_same(
         main(["data", "prepare", spec, "--out", str(out), "--image_size", "48"])
         assert "3 pictures, 10 objects, 0 skipped" in capsys.readouterr().out
         # Oracle: what `--data SPEC` means for an evaluation, whole pictures.
-        assert open_pack(out).hash == open_data(spec, "test", Framing(Canvas(48, 48))).hash
+        assert open_pack(out).hash == find_data(spec, "test", Framing(Canvas(48, 48))).hash
         main(["data", "info", spec, "--image_size", "48"])
         described = json.loads(capsys.readouterr().out)
         assert described["per_class"] == {"gauge": 4, "knob": 4, "valve": 2}

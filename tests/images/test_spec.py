@@ -12,12 +12,13 @@ from PIL import Image
 from lipdet.config import DIGIT_CROP
 from lipdet.errors import InputError
 from lipdet.images import spec
-from lipdet.images.prepare import pack_rendered
-from lipdet.images.spec import cache_folder, open_data
+from lipdet.images.prepare import Crop, pack_rendered, pack_source
+from lipdet.images.spec import cache_folder, find_data, open_data, read_source
 from lipdet.types import Canvas, Framing
 from tests.images.svhn_format import write_digit_struct
 
 CROP = Framing(DIGIT_CROP)
+WHOLE = Framing(DIGIT_CROP, whole=True)
 
 
 @pytest.fixture(autouse=True)
@@ -79,7 +80,7 @@ def test_svhn(svhn_folder: Path) -> None:
 
 @pytest.mark.parametrize("purpose", ["train", "test"])
 def test_coco(coco_file: Path, purpose: spec.Purpose) -> None:
-    pack = open_data(f"coco:{coco_file}", purpose, Framing(Canvas(60, 60)))
+    pack = open_data(f"coco:{coco_file}", purpose, Framing(Canvas(60, 60), whole=True))
     assert pack.class_names == ("meter",)
     # By hand: 30 × 20 in a square of 30 that begins 5 above, twice as large.
     assert pack.target(0)["boxes"].tolist() == [[6, 18, 16, 30]]
@@ -99,13 +100,14 @@ def test_the_second_call_reads_the_cache(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     data = {"svhn": f"svhn:{svhn_folder}", "coco": f"coco:{coco_file}"}.get(form, form)
-    first = open_data(data, "test", CROP)
+    framing = WHOLE if form == "coco" else CROP
+    first = open_data(data, "test", framing)
     assert first.folder.parent == cache
     monkeypatch.delattr(spec, "pack_rendered")
     monkeypatch.delattr(spec, "pack_source")
-    again = open_data(data, "test", CROP)
+    again = open_data(data, "test", framing)
     assert (again.folder, again.hash) == (first.folder, first.hash)
-    for other in ((data, "test", Framing(Canvas(37, 37)), 0), (data, "test", CROP, 1)):
+    for other in ((data, "test", Framing(Canvas(37, 37)), 0), (data, "test", framing, 1)):
         with pytest.raises(NameError):
             open_data(*other)  # type: ignore[arg-type]
 
@@ -162,3 +164,36 @@ def test_a_pack_of_another_size_is_refused(tmp_path: Path) -> None:
     pack_rendered(tmp_path / "own", "test", 2, Canvas(32, 32), seed=0)
     with pytest.raises(InputError, match="32x32 pixels, the detector takes 74x74"):
         open_data(str(tmp_path / "own"), "test", CROP)
+
+
+@pytest.mark.parametrize(
+    ("crop", "framing", "words"),
+    [
+        ("full", CROP, r"own holds whole pictures, but .* looks at crops .* --crop reference"),
+        (
+            "reference",
+            WHOLE,
+            r"own holds crops around objects, but .* whole pictures; .* --crop full",
+        ),
+        ("jitter", WHOLE, r"own holds crops around objects, but .* whole pictures; .* --crop full"),
+    ],
+)
+def test_pictures_framed_otherwise_are_refused(
+    crop: Crop, framing: Framing, words: str, svhn_folder: Path, tmp_path: Path
+) -> None:
+    source = read_source(f"svhn:{svhn_folder}")
+    folder = tmp_path / "own"
+    pack = pack_source(source, folder, crop, DIGIT_CROP, seed=0)
+    with pytest.raises(InputError, match=words):
+        open_data(str(folder), "test", framing)
+    # The other kind of detector takes them, one that does not say which it is, and a training.
+    other = Framing(DIGIT_CROP, not framing.whole)
+    unknown = Framing(DIGIT_CROP, whole=None)
+    assert open_data(str(folder), "test", other).hash == pack.hash
+    assert open_data(str(folder), "test", unknown).hash == pack.hash
+    assert find_data(str(folder), "train", framing).hash == pack.hash
+
+
+@pytest.mark.parametrize("framing", [CROP, WHOLE])
+def test_rendered_pictures_are_for_every_detector(framing: Framing) -> None:
+    assert len(open_data("rendered:2", "test", framing)) == 2

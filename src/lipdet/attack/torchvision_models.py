@@ -69,7 +69,9 @@ class ForeignDetector:
         size = getattr(module, "image_size", DIGIT_CROP)
         canvas = Canvas(size, size) if isinstance(size, int) else Canvas(*size)
         names = getattr(module, "class_names", None)
-        return cls(name, module, Framing(canvas), None if names is None else tuple(names))
+        return cls(
+            name, module, Framing(canvas, whole=None), None if names is None else tuple(names)
+        )
 
     @property
     def detector(self) -> ForeignDetector:

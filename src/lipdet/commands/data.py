@@ -25,7 +25,7 @@ from lipdet.images.download import OFFICIAL, download_svhn
 from lipdet.images.pack import Pack, open_pack
 from lipdet.images.prepare import Crop, pack_rendered, pack_source
 from lipdet.images.render import STREAMS
-from lipdet.images.spec import SOURCES, Purpose, default_crop, open_data, read_source
+from lipdet.images.spec import SOURCES, Purpose, default_crop, find_data, read_source
 from lipdet.report.default_boxes import coverage_table, plot_default_boxes
 from lipdet.results import DataSummary
 from lipdet.types import Canvas, Framing
@@ -207,7 +207,7 @@ def _opened(spec: str, purpose: Purpose, canvas: Canvas, whole: bool, seed: int 
     """Open data; a pack has a size of its own."""
     folder = Path(spec)
     framing = Framing(canvas, whole)
-    return open_pack(folder) if folder.is_dir() else open_data(spec, purpose, framing, seed)
+    return open_pack(folder) if folder.is_dir() else find_data(spec, purpose, framing, seed)
 
 
 def _print_pack(description: DataSummary, out: Path) -> None:

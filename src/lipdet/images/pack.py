@@ -91,6 +91,11 @@ class Pack:
         """Return whether pictures are whole ones, letter-boxed, and no crops around objects."""
         return self.meta.get("crop") == "full"
 
+    @property
+    def crops(self) -> bool:
+        """Whether the pictures are crops around objects; rendered ones are neither."""
+        return self.meta.get("crop") in ("reference", "jitter")
+
     def target(self, index: int) -> Target:
         """Return the objects of one picture."""
         own = slice(self.starts[index], self.starts[index + 1])

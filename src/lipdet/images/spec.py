@@ -38,7 +38,28 @@ FORMS = f"rendered, rendered:N, {SOURCES}, or the folder of a pack"
 
 
 def open_data(spec: str, purpose: Purpose, framing: Framing, seed: int = 0) -> Pack:
-    """Return the pack that a SPEC means.
+    """Return the pack that a SPEC means, for a detector; see `find_data`.
+
+    Raises:
+        InputError: as `find_data`, or the pictures are whole and the detector looks at crops, or
+            the other way round.
+    """
+    pack = find_data(spec, purpose, framing, seed)
+    if pack.crops and framing.whole:
+        raise InputError(
+            f"{spec} holds crops around objects, but the detector looks at whole pictures; prepare "
+            "them with `lipdet data prepare --crop full`."
+        )
+    if pack.whole and framing.whole is False:
+        raise InputError(
+            f"{spec} holds whole pictures, but the detector looks at crops around objects; prepare "
+            "them with `lipdet data prepare --crop reference`."
+        )
+    return pack
+
+
+def find_data(spec: str, purpose: Purpose, framing: Framing, seed: int = 0) -> Pack:
+    """Return the pack that a SPEC means, of whole pictures or crops.
 
     Of `svhn:` a detector of crops gets, for training, eight jittered crops of each picture and,
     for testing, one reference crop; a detector of whole pictures gets these, letter-boxed, as all
@@ -48,7 +69,7 @@ def open_data(spec: str, purpose: Purpose, framing: Framing, seed: int = 0) -> P
     Args:
         spec: see the module's first line.
         purpose: train or test.
-        framing: how pictures get onto the network's canvas.
+        framing: how pictures get onto the network's canvas, where the SPEC leaves it open.
         seed: of crops and rendered pictures.
 
     Raises:
@@ -98,7 +119,7 @@ def read_source(spec: str) -> Source:
     raise InputError(f"{spec!r} names no annotated pictures; give one of: {SOURCES}.")
 
 
-def default_crop(kind: str, purpose: Purpose, whole: bool) -> tuple[Crop, int]:
+def default_crop(kind: str, purpose: Purpose, whole: bool | None) -> tuple[Crop, int]:
     """Return how a kind of source is cut, and how often, when nothing else is asked for."""
     if kind == "svhn" and not whole:
         return ("jitter", TRAINING_CROPS) if purpose == "train" else ("reference", 1)

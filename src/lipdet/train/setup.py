@@ -25,7 +25,7 @@ from lipdet.detector.fitting import LEAST_COVERED, described, fit_default_boxes,
 from lipdet.errors import InputError
 from lipdet.images.batches import Mixture, Part, split
 from lipdet.images.pack import Pack
-from lipdet.images.spec import open_data
+from lipdet.images.spec import find_data
 from lipdet.progress import console
 from lipdet.train.job import Job
 
@@ -71,7 +71,7 @@ def set_up(job: Job) -> Setup:
 
 def open_packs(job: Job, specs: Sequence[str]) -> list[Pack]:
     """Return packs for a job; all must have the same classes."""
-    packs = [open_data(spec, "train", job.detector.framing, job.train.seed) for spec in specs]
+    packs = [find_data(spec, "train", job.detector.framing, job.train.seed) for spec in specs]
     for pack in packs[1:]:
         if pack.class_names != packs[0].class_names:
             raise InputError(

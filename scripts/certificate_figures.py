@@ -21,7 +21,6 @@ from matplotlib.ticker import PercentFormatter
 from PIL import Image
 from torchvision.ops import box_iou
 
-from lipdet.boxes import DISPLAY_SELECTION
 from lipdet.certificate.geometry.box_range import BoxRange
 from lipdet.certificate.geometry.iou_bounds import min_iou_fixed
 from lipdet.certificate.verifier import verifier_of
@@ -42,7 +41,7 @@ EPSILONS = (0.0, 0.05, 0.1, 0.15, 0.2, 0.25, 0.3, 0.4, 0.5)
 def certificates(loaded: LoadedDetector, pack: Pack, chosen: Sequence[int]) -> Image.Image:
     """Some pictures with what is certified in them."""
     detector, names = loaded.detector, pack.class_names
-    verifier = verifier_of(detector, DISPLAY_SELECTION)
+    verifier = verifier_of(detector, detector.display)
     drawn = []
     for index in chosen:
         image = Image.fromarray(pack.images[index])

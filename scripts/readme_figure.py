@@ -15,7 +15,6 @@ from pathlib import Path
 
 from lipdet.attack import AttackSettings, detect
 from lipdet.attack.settings import single_attacks
-from lipdet.boxes import DISPLAY_SELECTION
 from lipdet.checkpoint import LoadedDetector, load_detector
 from lipdet.evaluate.attacked import prepare
 from lipdet.images.pack import Pack
@@ -61,7 +60,7 @@ def main() -> None:
 def read_right(loaded: LoadedDetector, pack: Pack) -> set[int]:
     """The pictures whose digits a detector reads, left to right, all of them and no other."""
     images = pack.pixels(range(len(pack)))
-    found = detect(prepare(loaded.detector), images, DISPLAY_SELECTION)
+    found = detect(prepare(loaded.detector), images, loaded.detector.display)
     return {
         index for index, one in enumerate(found) if in_order(one) == in_order(pack.target(index))
     }

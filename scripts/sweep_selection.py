@@ -10,61 +10,18 @@ from __future__ import annotations
 
 import argparse
 import itertools
-from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
-import numpy as np
 import torch
 
-from lipdet.boxes import AP_SELECTION, SigmoidScores, select_detections
-from lipdet.certificate.verifier import Verifier, verifier_of
+from lipdet.boxes import AP_SELECTION
+from lipdet.certificate.verifier import verifier_of
 from lipdet.checkpoint import load_detector
-from lipdet.detector.forward import BATCH_SIZE, raw_output
-from lipdet.evaluate.average_precision import average_precision
-from lipdet.evaluate.certified import certify_batch, join, summary
+from lipdet.detector.forward import BATCH_SIZE
+from lipdet.evaluate.selection import Rules, in_turn, outputs_on, pixels_of
 from lipdet.images.batches import split
 from lipdet.images.pack import open_pack
-from lipdet.types import RawOutput, Target
-
-
-def changed(verifier: Verifier, nms_iou: float, class_margin: float) -> Verifier:
-    """The verifier of the same detector with other rules."""
-    scores = verifier.decoder.scores
-    assert isinstance(scores, SigmoidScores), "a margin between classes needs one-vs-all scores"
-    scores = replace(scores, class_margin=class_margin)
-    return replace(verifier, decoder=verifier.decoder._replace(scores=scores, nms_iou=nms_iou))
-
-
-def measure(
-    verifier: Verifier,
-    raw: Sequence[RawOutput],
-    targets: Sequence[Sequence[Target]],
-    names: Sequence[str],
-    epsilons: Sequence[float],
-) -> list[float]:
-    """Clean AP50, and certified AP50 at each radius."""
-    found = [
-        one
-        for batch in raw
-        for one in select_detections(batch, verifier.decoder, verifier.selection)
-    ]
-    clean = average_precision([one for batch in targets for one in batch], found, names)
-    certified = [
-        summary(
-            epsilon,
-            join(
-                [
-                    certify_batch(verifier, batch, truth, epsilon)
-                    for batch, truth in zip(raw, targets, strict=True)
-                ]
-            ),
-            names,
-            verifier.rounding_known,
-        )["ap50"]
-        for epsilon in epsilons
-    ]
-    return [clean["ap50"], *certified]
 
 
 def main() -> None:
@@ -78,20 +35,23 @@ def main() -> None:
     options = parser.parse_args()
     loaded = load_detector(options.detector)
     how = loaded.info["training"]["train"]
-    raw, targets = [], []
-    for pack in map(open_pack, options.data):
-        _, part = split(pack, how["validation_share"], how["validation_limit"], how["seed"])
-        for indices in np.array_split(part.indices, -(-len(part.indices) // BATCH_SIZE)):
-            images = pack.pixels(indices.tolist())
-            raw.append(raw_output(loaded.detector, images))
-            targets.append([pack.target(index) for index in indices.tolist()])
-    names = loaded.detector.config.class_names
-    verifier = verifier_of(loaded.detector, AP_SELECTION, images)
-    print(f"{sum(map(len, targets))} pictures")
+    pictures = in_turn(
+        [
+            split(pack, how["validation_share"], how["validation_limit"], how["seed"])[1]
+            for pack in map(open_pack, options.data)
+        ]
+    )
+    held_out = outputs_on(loaded.detector, pictures)
+    first = pixels_of(pictures[:BATCH_SIZE])
+    verifier = verifier_of(loaded.detector, AP_SELECTION, first)
+    print(f"{len(pictures)} pictures")
     print("| NMS IoU | margin | clean | " + " | ".join(map(str, options.epsilon)) + " |")
-    for nms_iou, margin in itertools.product(options.nms_iou, options.class_margin):
-        row = measure(changed(verifier, nms_iou, margin), raw, targets, names, options.epsilon)
-        print(f"| {nms_iou} | {margin} | " + " | ".join(f"{100 * ap:.1f}" for ap in row) + " |")
+    for pair in itertools.product(options.nms_iou, options.class_margin):
+        decoder = Rules(*pair).of(verifier.decoder)
+        its = replace(verifier, decoder=decoder)
+        row = [held_out.clean_ap50(decoder)]
+        row += [held_out.certified_ap50(its, epsilon) for epsilon in options.epsilon]
+        print("| " + " | ".join([*map(str, pair), *(f"{100 * ap:.1f}" for ap in row)]) + " |")
 
 
 if __name__ == "__main__":

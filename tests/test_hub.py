@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from lipdet import Detector
-from lipdet.checkpoint import read_tensors, save_detector
+from lipdet.checkpoint import LoadedDetector, read_tensors, save_detector
 from lipdet.config import PRESETS
 from lipdet.detector import build_detector
 from lipdet.types import Canvas
@@ -76,6 +76,7 @@ def test_the_card_states_units_and_figures(detector: Detector, tmp_path: Path) -
         # By hand: 25.5 / sqrt(3·32·32) = 0.46.
         "ε = 0.1 is 0.46 grey levels at 32x32",
         "| Lipschitz bound of any logit | ",
+        "| suppression | among boxes of a class from an IoU of 0.2 on; at most 20 are shown |",
         "5 pictures of made up",
         "| mine | 32x32 | 7 | 50.0 | 37.5 | 12.5 |",
     ):
@@ -86,6 +87,16 @@ def test_the_card_states_units_and_figures(detector: Detector, tmp_path: Path) -
     assert (
         "| mine | 32x32 | 7 | 50.0 | 37.5 | 12.5 |" in (tmp_path / "copy" / "README.md").read_text()
     )
+
+
+def test_the_card_says_what_boxes_suppress(detector: Detector, tmp_path: Path) -> None:
+    config = replace(detector.network.config, nms_iou=0.45, most_shown=60)
+    chosen = LoadedDetector("mine", build_detector(config), {"rules": {"pictures": 87}})
+    Detector(chosen).save_pretrained(tmp_path / "mine")
+    card = (tmp_path / "mine" / "README.md").read_text()
+    assert "from an IoU of 0.45 on, chosen on 87 held-out pictures; at most 60 are shown |" in card
+    header = json.loads((tmp_path / "mine" / "config.json").read_text())
+    assert (header["detector"]["nms_iou"], header["rules"]) == (0.45, {"pictures": 87})
 
 
 def test_a_repository_is_fetched_and_its_weights_alone(

@@ -28,7 +28,7 @@ class Fixed(nn.Module):
     def __init__(self, raw: RawOutput, decoder: Decoder) -> None:
         super().__init__()
         self.raw, self.decoder = raw, decoder
-        self.framing = Framing(decoder.canvas)
+        self.framing, self.display = Framing(decoder.canvas), SELECTION
 
     def forward(self, images: Tensor) -> RawOutput:
         return self.raw

@@ -15,7 +15,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from lipdet.checkpoint import BEST, load_detector, read_tensors
+from lipdet.checkpoint import BEST, load_detector, read_tensors, write_tensors
 from lipdet.config import DIGIT_CHANGES, DIGIT_CROP, DetectorConfig, TrainConfig, as_plain
 from lipdet.detector import SSD, build_detector
 from lipdet.errors import InputError
@@ -320,6 +320,18 @@ def finished(house_numbers: Pack, tmp_path: Path) -> tuple[Job, Path]:
 
 def contents(run: Path) -> dict[str, bytes]:
     return {path.name: path.read_bytes() for path in run.iterdir()}
+
+
+def test_a_state_from_before_a_setting_was_added_is_resumed(finished: tuple[Job, Path]) -> None:
+    job, run = finished
+    tensors, info = read_tensors(run / STATE)
+    del info["training"]["detector"]["most_shown"]
+    write_tensors(run / STATE, tensors, info)
+    assert train(job, run, resume=True) == run / BEST
+    info["training"]["detector"]["most_shown"] = 40
+    write_tensors(run / STATE, tensors, info)
+    with pytest.raises(InputError, match=r"\(training differs\)"):
+        train(job, run, resume=True)
 
 
 def test_resuming_with_other_settings_is_refused(finished: tuple[Job, Path]) -> None:

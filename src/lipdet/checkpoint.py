@@ -179,7 +179,7 @@ def load_state(module: nn.Module, tensors: Mapping[str, Tensor], path: Path) -> 
 def save_detector(path: Path, detector: nn.Module, config: DetectorConfig, info: Any) -> None:
     """Write a detector's weights with its configuration and `info` (plain values)."""
     state = {name: tensor.detach().cpu() for name, tensor in detector.state_dict().items()}
-    write_tensors(path, state, {"detector": as_plain(config), **info})
+    write_tensors(path, state, {**info, "detector": as_plain(config)})
 
 
 def write_tensors(path: Path, tensors: Mapping[str, Tensor], info: Mapping[str, Any]) -> None:

@@ -48,6 +48,7 @@ class DetectorConfig:
         class_margin: see `lipdet.boxes.SigmoidScores`; None for the architecture's own.
         nms_iou: overlap from which on a box suppresses others of its class; None for the
             architecture's own.
+        most_shown: detections that are shown of a picture, at most.
     """
 
     architecture: str = "tinier-ssd"
@@ -60,6 +61,7 @@ class DetectorConfig:
     offset_unit: float = 0.0
     class_margin: float | None = None
     nms_iou: float | None = None
+    most_shown: int = 20
 
     def __post_init__(self) -> None:
         if not 0 <= self.offset_unit < math.inf:

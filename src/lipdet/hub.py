@@ -128,6 +128,7 @@ def model_card(loaded: LoadedDetector) -> str:
         "norm": f"L2, over all 3·{height}·{width} values",
         "ε": "in these units, at the network's input; resizing and 8-bit rounding count; "
         f"ε = 0.1 is {config.canvas.in_grey_levels(0.1)}, root mean square",
+        "suppression": _suppression(loaded),
         **_bounds(loaded),
     }
     table = "".join(f"| {name} | {text} |\n" for name, text in rows.items())
@@ -142,6 +143,15 @@ def model_card(loaded: LoadedDetector) -> str:
         'print(detector.certify("photo.png"))  # with the largest ε that each detection survives\n'
         f"```\n\n## Figures\n\n{_figures_text(loaded.info)}{_packaged_card(loaded.name)}"
     )
+
+
+def _suppression(loaded: LoadedDetector) -> str:
+    """Return which boxes are shown side by side, and by what that was chosen."""
+    detector = loaded.detector
+    text = f"among boxes of a class from an IoU of {detector.nms_iou:g} on"
+    if chosen := loaded.info.get("rules"):
+        text += f", chosen on {chosen['pictures']} held-out pictures"
+    return f"{text}; at most {detector.display.top_k} are shown"
 
 
 def _bounds(loaded: LoadedDetector) -> dict[str, str]:

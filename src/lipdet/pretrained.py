@@ -111,7 +111,8 @@ class Detector:
             crop: left, top, right, bottom in pixels: look only there, in one pass. Without it a
                 detector of crops searches the picture for rows of small objects, as house
                 numbers are.
-            score: what a detection's score exceeds; at most 20 of each region are shown.
+            score: what a detection's score exceeds; of each region at most as many are shown as
+                the detector says, 20 unless trained on more crowded pictures.
 
         Raises:
             InputError: it is no picture, the crop reaches outside it, or the score is not between
@@ -119,7 +120,7 @@ class Detector:
         """
         found = [
             list(reading.detections)
-            for readings in self._read(picture, crop, shown_above(score))
+            for readings in self._read(picture, crop, shown_above(self.network, score))
             for reading in readings
         ]
         return found if isinstance(picture, list | tuple) else found[0]
@@ -149,7 +150,7 @@ class Detector:
             UnknownLipschitz: a layer of the network has no bound.
             InputError: as in `detect`.
         """
-        selection = shown_above(score)
+        selection = shown_above(self.network, score)
         found: list[list[Detection]] = []
         for readings in self._read(picture, crop, selection):
             if any(reading.views for reading in readings):
@@ -191,7 +192,7 @@ class Detector:
         """
         state = kept_by(self.network)
         if self._bounded is None or self._bounded[0] != state:
-            self._bounded = state, verifier_of(self.network, DISPLAY_SELECTION)
+            self._bounded = state, verifier_of(self.network, self.network.display)
         return self._bounded[1]
 
     def _read(

@@ -20,7 +20,6 @@ from torch import Tensor
 
 from lipdet import reading
 from lipdet.attack import AttackSettings, attack_unlabelled
-from lipdet.boxes import DISPLAY_SELECTION
 from lipdet.certificate import UnknownLipschitz
 from lipdet.certificate.radius import TOLERANCE, Remaining
 from lipdet.certificate.verifier import Verifier, verifier_of
@@ -60,7 +59,7 @@ class Exhibit:
         with self._lock:
             if self._bounded is None:
                 try:
-                    self._bounded = verifier_of(self.detector, DISPLAY_SELECTION)
+                    self._bounded = verifier_of(self.detector, self.detector.display)
                 except UnknownLipschitz as unknown:
                     self._bounded = unknown
         if isinstance(self._bounded, UnknownLipschitz):

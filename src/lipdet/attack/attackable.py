@@ -35,6 +35,10 @@ class Attackable(Protocol):
     def at_once(self) -> int:
         """Return the number of images that are attacked at a time."""
 
+    @property
+    def display(self) -> Selection:
+        """What of its detections is shown."""
+
     def detect(self, images: Tensor, selection: Selection) -> list[Detections]:
         """Detect on images (B, 3, S, S) in [0, 1], in eval mode; return to the CPU."""
 
@@ -55,6 +59,11 @@ class Own:
     def device(self) -> torch.device:
         """Where it computes."""
         return self.detector.default_boxes.device
+
+    @property
+    def display(self) -> Selection:
+        """What of its detections is shown."""
+        return self.detector.display
 
     def detect(self, images: Tensor, selection: Selection) -> list[Detections]:
         """Detect on images (B, 3, S, S) in [0, 1], in the detector's precision."""

@@ -13,7 +13,7 @@ from lipdet.attack.damage import damage
 from lipdet.attack.gradient import attack_batch
 from lipdet.attack.loop import OnStep
 from lipdet.attack.settings import AttackSettings
-from lipdet.boxes import AP_SELECTION, DISPLAY_SELECTION, Selection
+from lipdet.boxes import AP_SELECTION, Selection
 from lipdet.detector import SSD
 from lipdet.types import Detections, Target
 
@@ -62,13 +62,12 @@ def attack_unlabelled(
     Returns:
         What is shown on the clean images, and on the attacked ones.
     """
+    display = attackable(detector).display
     images = images.to(attackable(detector).device)
-    shown = detect(detector, images, DISPLAY_SELECTION)
+    shown = detect(detector, images, display)
     targets = [Target(boxes=one["boxes"], labels=one["labels"]) for one in shown]
     attacked = [attack_batch(detector, images, targets, one, on_step=on_step) for one in attacks]
-    clean, *outcomes = (
-        look(detector, batch, targets, DISPLAY_SELECTION) for batch in [images, *attacked]
-    )
+    clean, *outcomes = (look(detector, batch, targets, display) for batch in [images, *attacked])
     return clean, worst_of(outcomes)
 
 

@@ -27,7 +27,7 @@ from lipdet.attack.gradient import attack_batch
 from lipdet.attack.loop import Objective, OnStep
 from lipdet.attack.objectives import GONE, ON_PREDICTIONS, PredictionObjective, Predictions
 from lipdet.attack.settings import AttackSettings
-from lipdet.boxes import AP_SELECTION, Selection
+from lipdet.boxes import AP_SELECTION, DISPLAY_SELECTION, Selection
 from lipdet.config import DIGIT_CROP
 from lipdet.detector.forward import frozen
 from lipdet.detector.matching import pad_targets
@@ -62,6 +62,7 @@ class ForeignDetector:
     framing: Framing
     class_names: tuple[str, ...] | None
     at_once = 1
+    display = DISPLAY_SELECTION
 
     @classmethod
     def of(cls, name: str, module: nn.Module) -> ForeignDetector:

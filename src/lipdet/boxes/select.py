@@ -59,8 +59,8 @@ class Selection:
     top_k: int
 
 
-# The reference experiment's settings for pictures, and the low floor that a full
-# precision-recall curve needs (COCO counts 100 detections per image).
+# The reference experiment's settings for pictures, of which a detector may show more, and the low
+# floor that a full precision-recall curve needs (COCO counts 100 detections per image).
 DISPLAY_SELECTION = Selection(score_floor=0.2, top_k=20)
 AP_SELECTION = Selection(score_floor=0.01, top_k=100)
 

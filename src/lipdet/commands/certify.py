@@ -66,7 +66,6 @@ def run(
     """
     if not 0 < iou < 1:
         raise InputError(f"--iou must lie between 0 and 1, not {iou:g}.")
-    selection = shown_above(score)
     check_folder(out)
     images = picture_files(images)
     loaded = load_detector(detector)
@@ -74,6 +73,7 @@ def run(
     names = model.config.class_names
     canvas = model.framing.canvas
     region = parse_region(crop) if crop else None
+    selection = shown_above(model, score)
     verifier = verifier_of(model, selection)
     entries, overlays = [], {}
     for path, stem in zip(images, distinct_stems(images), strict=True):

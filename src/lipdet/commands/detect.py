@@ -56,12 +56,12 @@ def run(
         crop: LEFT,TOP,RIGHT,BOTTOM in pixels: look only there, and do not search.
         score: show what has a higher score; radii are about remaining above it.
     """
-    selection = shown_above(score)
     check_folder(out)
     images = picture_files(images)
     stems = distinct_stems(images)
     check_no_input((out / f"{stem}.png" for stem in stems), images)
     model, names = _load(detector)
+    selection = shown_above(model, score)
     canvas = model.framing.canvas
     region = parse_region(crop) if crop else None
     readings = []

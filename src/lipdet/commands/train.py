@@ -98,9 +98,8 @@ def run(
 
 def _resumed(asked: Job, stored: Job, out: Path) -> Job:
     """Return the stored job, unless other options than its own were given."""
-    found = {
-        name: getattr(stored.detector, name) for name in ("class_names", "whole", "stride", "sides")
-    }
+    of_data = "class_names", "whole", "stride", "sides", "most_shown"
+    found = {name: getattr(stored.detector, name) for name in of_data}
     decided = {
         name: getattr(stored.train, name) for name in ("epochs", "validate_every", "augment")
     }

@@ -30,6 +30,10 @@ class Network(Protocol):
         """How pictures get onto its canvas."""
 
     @property
+    def display(self) -> Selection:
+        """What of its detections is shown."""
+
+    @property
     def decoder(self) -> Decoder:
         """What turns the raw output into boxes; on the network's device."""
 

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 import torch
 from torch import Tensor, nn
 
-from lipdet.boxes import NMS_IOU, BoxCoding, Decoder, Scores
+from lipdet.boxes import DISPLAY_SELECTION, NMS_IOU, BoxCoding, Decoder, Scores, Selection
 from lipdet.config import DetectorConfig
 from lipdet.types import Framing, RawOutput
 
@@ -80,6 +81,11 @@ class SSD(nn.Module):
     def framing(self) -> Framing:
         """How pictures get onto its canvas."""
         return self.config.framing
+
+    @property
+    def display(self) -> Selection:
+        """What of its detections is shown."""
+        return replace(DISPLAY_SELECTION, top_k=self.config.most_shown)
 
     @property
     def decoder(self) -> Decoder:

@@ -28,7 +28,7 @@ from onnxruntime.quantization import CalibrationDataReader, QuantFormat, QuantTy
 from onnxruntime.quantization.quant_utils import add_pre_process_metadata
 from torch import Tensor
 
-from lipdet.boxes import DISPLAY_SELECTION, Selection
+from lipdet.boxes import Selection
 from lipdet.boxes.scores import logit
 from lipdet.checkpoint import LoadedDetector, write_complete
 from lipdet.detector import SSD
@@ -100,7 +100,7 @@ def export_onnx(
     Raises:
         InputError: the model differs from the detector.
     """
-    selection = DISPLAY_SELECTION if detections else None
+    selection = loaded.detector.display if detections else None
     metadata = describe(loaded, selection)
     model = onnx_model(loaded.detector, selection)
     set_metadata(model, metadata)

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from lipdet.boxes import Decoder
+from lipdet.boxes import DISPLAY_SELECTION, Decoder
 from lipdet.config import detector_config
 from lipdet.errors import InputError
 from lipdet.export.metadata import KEY, read_decoder
@@ -23,6 +23,7 @@ class OnnxNetwork:
     Attributes:
         decoder: what turns the raw output into boxes.
         framing: how pictures get onto its canvas.
+        display: what of its detections is shown.
         metadata: what the model says about itself.
     """
 
@@ -50,7 +51,9 @@ class OnnxNetwork:
         stored = self._session.get_modelmeta().custom_metadata_map
         self.metadata: dict[str, Any] = json.loads(stored[KEY])
         self.decoder: Decoder = read_decoder(self.metadata)
-        self.framing = detector_config(self.metadata["detector"]).framing
+        config = detector_config(self.metadata["detector"])
+        self.framing = config.framing
+        self.display = replace(DISPLAY_SELECTION, top_k=config.most_shown)
 
     def __call__(self, images: Tensor) -> RawOutput:
         """Map images (B, 3, H, W) in [0, 1] to logits (B, A, K) and offsets (B, A, 4)."""

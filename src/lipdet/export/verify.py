@@ -11,7 +11,6 @@ from torch import Tensor
 
 from lipdet.boxes import (
     AP_SELECTION,
-    DISPLAY_SELECTION,
     Decoder,
     Selection,
     select_detections,
@@ -123,7 +122,7 @@ def compare_certificates(
     raw: RawOutput = detector(images)
     if float(verifier.bounds.logits.min()) * epsilon > float(raw.logits.max() - raw.logits.min()):
         return None
-    found = select_detections(raw, detector.decoder, DISPLAY_SELECTION)
+    found = select_detections(raw, detector.decoder, detector.display)
     targets = [Target(boxes=one["boxes"], labels=one["labels"]) for one in found]
     ours = certified_objects(verifier, raw, targets, epsilon)
     theirs = certified_objects(verifier, exported(images), targets, epsilon)

@@ -19,7 +19,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from lipdet.boxes import DISPLAY_SELECTION, Selection
+from lipdet.boxes import Selection
 from lipdet.certificate.radius import REMAINING_IOU, Remaining
 from lipdet.certificate.verifier import Verifier
 from lipdet.detector.forward import Network
@@ -90,7 +90,7 @@ def read(
     class_names: Sequence[str],
     image: Image.Image,
     crop: Region | None = None,
-    selection: Selection = DISPLAY_SELECTION,
+    selection: Selection | None = None,
 ) -> Reading:
     """Find objects in one picture, as `read_all` in several."""
     [reading] = read_all(network, class_names, [image], crop, selection)
@@ -102,7 +102,7 @@ def read_all(
     class_names: Sequence[str],
     images: Sequence[Image.Image],
     crop: Region | None = None,
-    selection: Selection = DISPLAY_SELECTION,
+    selection: Selection | None = None,
 ) -> list[Reading]:
     """Find objects in pictures, whose regions pass the network together.
 

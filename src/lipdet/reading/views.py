@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
 
-from lipdet.boxes import DISPLAY_SELECTION, Selection, select_detections
+from lipdet.boxes import Selection, select_detections
 from lipdet.boxes.scores import logit
 from lipdet.certificate import UnknownLipschitz
 from lipdet.certificate.conditions.scores_and_votes import log_odds_interval
@@ -36,8 +36,8 @@ from lipdet.reading.detections import Box, Detection, as_rows, named
 from lipdet.types import Canvas, Detections, RawOutput
 
 
-def shown_above(score: float) -> Selection:
-    """Return which boxes are shown: those whose score exceeds a threshold.
+def shown_above(network: Network, score: float) -> Selection:
+    """Return which boxes of a network are shown: those whose score exceeds a threshold.
 
     Certificates are for one selection: with this one they say that a detection remains above
     this threshold.
@@ -49,7 +49,7 @@ def shown_above(score: float) -> Selection:
         raise InputError(
             f"The score above which detections are shown lies between 0 and 1, not at {score!r}."
         )
-    return replace(DISPLAY_SELECTION, score_floor=float(score))
+    return replace(network.display, score_floor=float(score))
 
 
 @dataclass(frozen=True, eq=False)
@@ -112,7 +112,7 @@ def look(
     class_names: Sequence[str],
     image: Image.Image,
     regions: Sequence[Region],
-    selection: Selection = DISPLAY_SELECTION,
+    selection: Selection | None = None,
 ) -> list[View]:
     """Run a network on regions of a picture.
 
@@ -121,7 +121,7 @@ def look(
         class_names: of its labels.
         image: RGB.
         regions: of the picture, each with at least one pixel of it.
-        selection: which boxes become detections.
+        selection: which boxes become detections; None for those that the network shows.
     """
     cuts = [cut(image, region, network.framing.canvas) for region in regions]
     return look_at_pixels(network, class_names, cuts, regions, selection)
@@ -132,10 +132,11 @@ def look_at_pixels(
     class_names: Sequence[str],
     pixels: Sequence[NDArray[np.uint8]],
     regions: Sequence[Region],
-    selection: Selection = DISPLAY_SELECTION,
+    selection: Selection | None = None,
 ) -> list[View]:
     """As `look`, at pixels (H, W, 3) that were cut out already."""
     decoder, views = decoder_on_cpu(network), []
+    selection = selection or network.display
     for start in range(0, len(pixels), BATCH_SIZE):
         batch = torch.from_numpy(np.stack(pixels[start : start + BATCH_SIZE]))
         raw = raw_output(network, batch.permute(0, 3, 1, 2).float() / 255)
@@ -183,11 +184,11 @@ def any_score_stays(view: View, verifier: Verifier) -> bool:
     return bool((low > logit(verifier.selection.score_floor)).any())
 
 
-def known_verifier(network: Network, selection: Selection = DISPLAY_SELECTION) -> Verifier | None:
+def known_verifier(network: Network, selection: Selection | None = None) -> Verifier | None:
     """Return what certificates of views need; None where a constant is not known."""
     if not isinstance(network, SSD):
         return None
     try:
-        return verifier_of(network, selection)
+        return verifier_of(network, selection or network.display)
     except UnknownLipschitz:
         return None

@@ -19,7 +19,6 @@ from PIL import Image
 
 from lipdet.attack import AttackSettings, attack_and_detect, detect, worst_of
 from lipdet.attack.attackable import Attackable, attackable
-from lipdet.boxes import DISPLAY_SELECTION
 from lipdet.detector import SSD
 from lipdet.evaluate.attacked import prepare
 from lipdet.images.crop import Region
@@ -99,7 +98,7 @@ def scenes(
     targets = [pack.target(index) for index in indices]
     outcomes = [attack_and_detect(prepared, images, targets, one, indices) for one in attacks]
     outcome = worst_of(outcomes)
-    after = detect(prepared, outcome.images, DISPLAY_SELECTION)
+    after = detect(prepared, outcome.images, attackable(prepared).display)
     before = certified_detections(
         prepared, pack.images[list(indices)], attacks[0].epsilon, pack.class_names
     )
@@ -131,7 +130,7 @@ def certified_detections(
     """
     if not isinstance(detector, SSD):
         images = torch.from_numpy(pixels).permute(0, 3, 1, 2).float() / 255
-        found = detect(detector, images, DISPLAY_SELECTION)
+        found = detect(detector, images, detector.display)
         return [named(one, class_names) for one in found]
     height, width = pixels.shape[1:3]
     whole = Region(0, 0, width, height)

@@ -69,8 +69,8 @@ def classes_table(result: EvaluationResult) -> Table:
 
 def attacked_table(result: EvaluationResult) -> Table:
     """Return AP and recall under each attack of one result of `lipdet eval`."""
-    settings, figures = ("attack", "objective", "steps", "restarts"), ("AP50", "AP", "recall")
-    columns = ("ε", "grey levels", *settings, *figures)
+    settings = ("attack", "objective", "steps", "restarts")
+    columns = ("ε", "grey levels", *settings, "AP50", "AP", "recall")
     title = f"{result['weights']} under attack, percent"
     table = new_table(title, columns, ("attack", "objective"))
     for entry in result["attacked"]:

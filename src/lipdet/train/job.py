@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -19,7 +20,8 @@ class Job:
 
     Attributes:
         preset: name of the preset it came from.
-        detector: what to build; its classes, framing and default boxes become those of the data.
+        detector: what to build; its classes, framing and default boxes become those of the data,
+            and it shows as many boxes as these need.
         train: how to train it.
         data: SPECs of the training data.
         weights: relative share of each SPEC in an epoch.
@@ -48,6 +50,22 @@ class Job:
             "validation": list(self.validation),
         }
 
+    @classmethod
+    def of_dict(cls, plain: Mapping[str, Any]) -> Job:
+        """Return what `as_dict` was called on; fields that are newer have their defaults.
+
+        Raises:
+            KeyError, TypeError: it is something else.
+        """
+        return cls(
+            plain["preset"],
+            detector_config(plain["detector"]),
+            train_config(plain["train"]),
+            tuple(plain["data"]),
+            tuple(plain["weights"]),
+            tuple(plain["validation"]),
+        )
+
 
 def save_job(job: Job, run: Path) -> None:
     """Write the job into a run folder, atomically."""
@@ -63,15 +81,7 @@ def load_job(run: Path) -> Job:
         InputError: the folder holds no run that could go on.
     """
     try:
-        stored = json.loads((run / JOB).read_text())
-        return Job(
-            stored["preset"],
-            detector_config(stored["detector"]),
-            train_config(stored["train"]),
-            tuple(stored["data"]),
-            tuple(stored["weights"]),
-            tuple(stored["validation"]),
-        )
+        return Job.of_dict(json.loads((run / JOB).read_text()))
     except (OSError, ValueError, KeyError, TypeError):
         raise InputError(
             f"{run} holds no run to resume (its {JOB} is missing or damaged); start it without "

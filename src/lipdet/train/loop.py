@@ -16,6 +16,7 @@ import threading
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -26,15 +27,17 @@ from lipdet.attack import AttackSettings, attack_batch
 from lipdet.batch_norm import share_batch_statistics
 from lipdet.boxes import AP_SELECTION, Decoder
 from lipdet.boxes.coding import corners
-from lipdet.checkpoint import BEST, save_detector
+from lipdet.checkpoint import BEST, load_detector, save_detector
 from lipdet.detector import SSD
 from lipdet.detector.calibration import calibrated
 from lipdet.detector.forward import BATCH_SIZE
 from lipdet.detector.matching import PaddedTargets, match, pad_targets
 from lipdet.detector.multibox import MultiboxLoss, multibox_loss, training_scores
+from lipdet.detector.one_map import KINDS
 from lipdet.errors import InputError
 from lipdet.evaluate.average_precision import average_precision
 from lipdet.evaluate.run import detect_pack
+from lipdet.evaluate.selection import choose_rules
 from lipdet.hardware import computes_in_bf16, keep_freed_memory, training_device
 from lipdet.images.augment import augment
 from lipdet.images.batches import Part
@@ -42,7 +45,7 @@ from lipdet.progress import console, progress_bar
 from lipdet.results import AveragePrecision
 from lipdet.train.job import Job, save_job
 from lipdet.train.log import Stopwatch, TrainLog, check_tensorboard
-from lipdet.train.setup import Setup, set_up, summary_of
+from lipdet.train.setup import LEAST_HELD_OUT, Setup, objects_of, set_up, summary_of
 from lipdet.train.state import STATE, TrainState
 from lipdet.types import Target
 from lipdet.versions import versions
@@ -58,7 +61,7 @@ def train(job: Job, run: Path, resume: bool = False) -> Path:
     """Train to the end and return the file of the best weights.
 
     The run folder receives `run.json`, `log.jsonl`, `last.safetensors` (to resume) and
-    `best.safetensors` (a DETECTOR).
+    `best.safetensors` (a DETECTOR). What its boxes suppress is chosen last, by held-out pictures.
 
     Args:
         job: what to train.
@@ -96,6 +99,8 @@ def train(job: Job, run: Path, resume: bool = False) -> Path:
         _interruption() as interrupted,
     ):
         trainer.run_all(log, interrupted)
+    if leads:
+        trainer.choose_rules()
     return run / BEST
 
 
@@ -298,6 +303,27 @@ class Trainer:
             info = {**self.provenance, "epoch": epoch + 1, "validation_ap50": score}
             save_detector(self.run / BEST, detector, self.job.detector, info)
         self.restart_watch()
+
+    def choose_rules(self) -> None:
+        """Choose, once, which boxes of the best weights may stand side by side; keep it with them.
+
+        Only for architectures that read it from their configuration, where the job leaves it open
+        and enough objects are held out.
+        """
+        asked = self.job.detector
+        kind, given = KINDS.get(asked.architecture), (asked.nms_iou, asked.class_margin)
+        if not kind or given != (None, None):
+            return
+        if len(objects_of(self.validation)[1]) < LEAST_HELD_OUT:
+            return
+        best = load_detector(str(self.run / BEST))
+        if "rules" in best.info:
+            return
+        choice = choose_rules(best.detector.to(self.device), self.validation, kind.bounded)
+        console.log(str(choice))
+        config = replace(best.detector.config, **choice.rules._asdict())
+        info = {**best.info, "rules": choice.as_dict()}
+        save_detector(self.run / BEST, best.detector, config, info)
 
     def restart_watch(self) -> tuple[float, dict[str, float]]:
         """Seconds and shares since the watch was started, which it is anew."""

@@ -31,7 +31,7 @@ from lipdet.train.job import Job
 
 # Where no number of epochs is given: pictures that are seen, and validations.
 PICTURES_SEEN, VALIDATIONS = 100_000, 20
-# Objects by which a checkpoint can be chosen.
+# Objects by which a checkpoint, and what its boxes suppress, can be chosen.
 LEAST_HELD_OUT = 100
 
 
@@ -66,6 +66,7 @@ def set_up(job: Job) -> Setup:
     training, validation = training_data(job.train, job.weights, packs, held_out)
     job = replace(job, train=decided(job, training))
     job = job.with_detector(**default_boxes_of(job, training.parts, start))
+    job = job.with_detector(most_shown=most_shown_by(job, training.parts))
     return Setup(job, first_detector(job, start), training, validation)
 
 
@@ -102,7 +103,7 @@ def default_boxes_of(job: Job, parts: Sequence[Part], start: SSD | None) -> dict
     Raises:
         InputError: there is no object.
     """
-    boxes, labels = _objects(parts)
+    boxes, labels = objects_of(parts)
     if not len(labels):
         raise InputError(f"{', '.join(job.data)}: there is no object, so nothing to learn.")
     if not job.detector.sides:
@@ -117,6 +118,16 @@ def default_boxes_of(job: Job, parts: Sequence[Part], start: SSD | None) -> dict
     if fit.share < LEAST_COVERED:
         console.log(warning_of(fit, names))
     return {"stride": fit.stride, "sides": fit.sides}
+
+
+def most_shown_by(job: Job, parts: Sequence[Part]) -> int:
+    """Return how many boxes of a picture are shown: enough for the most crowded one.
+
+    Twice its objects, since false positives take places too, and certificates need room for all
+    that a perturbation could put ahead.
+    """
+    crowded = max(int(np.diff(part.pack.starts)[part.indices].max(initial=0)) for part in parts)
+    return max(job.detector.most_shown, 2 * crowded)
 
 
 def decided(job: Job, training: Mixture) -> TrainConfig:
@@ -137,7 +148,7 @@ def summary_of(setup: Setup) -> str:
     """Say what is trained on what, and for how long."""
     job, _, training, validation = setup
     pictures = sum(len(part.indices) for part in training.parts)
-    objects, held_out = len(_objects(training.parts)[1]), len(_objects(validation)[1])
+    objects, held_out = len(objects_of(training.parts)[1]), len(objects_of(validation)[1])
     steps = job.train.epochs * training.batches_per_epoch
     text = (
         f"{job.preset} on {pictures:,} pictures of {job.detector.canvas} pixels with "
@@ -146,7 +157,7 @@ def summary_of(setup: Setup) -> str:
         f"{sum(len(part.indices) for part in validation):,} pictures with {held_out:,} objects"
     )
     if held_out < LEAST_HELD_OUT:
-        return text + ", too few to choose a checkpoint by; give more with --validation."
+        return text + ", too few to choose by; give more with --validation."
     return text + "."
 
 
@@ -157,7 +168,7 @@ def random_scales(count: int, scales: tuple[float, float], seed: int) -> NDArray
     return np.exp(drawn).astype(np.float32)
 
 
-def _objects(parts: Sequence[Part]) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
+def objects_of(parts: Sequence[Part]) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
     """Return boxes (N, 4) and labels (N,) of all objects in some parts of packs."""
     every = [part.objects() for part in parts]
     boxes = np.concatenate([np.zeros((0, 4), np.float32), *(one for one, _ in every)])

@@ -16,6 +16,7 @@ from lipdet.checkpoint import load_state, read_tensors, write_tensors
 from lipdet.config import TrainConfig
 from lipdet.detector import SSD
 from lipdet.errors import InputError
+from lipdet.train.job import Job
 
 STATE = "last.safetensors"
 
@@ -69,8 +70,9 @@ class TrainState:
             InputError: the file is damaged, or belongs to another job or other data.
         """
         tensors, info = read_tensors(run / STATE)
+        stored = {**info, "training": _completed(info.get("training"))}
         for key in ("training", "training_data"):
-            if info.get(key) != provenance[key]:
+            if stored.get(key) != provenance[key]:
                 raise InputError(
                     f"{run / STATE} was written by a training with other settings or data "
                     f"({key} differs); resume it with its own, choose another --out, or remove "
@@ -97,6 +99,14 @@ class TrainState:
         load_state(self.detector, _without("detector.", tensors), run / STATE)
         load_state(self.average, _without("average.", tensors), run / STATE)
         _unflatten(self.optimizer, _without("optimizer.", tensors))
+
+
+def _completed(training: Any) -> dict[str, Any] | None:
+    """Return a stored job with the defaults of settings that are newer; None if it is no job."""
+    try:
+        return Job.of_dict(training).as_dict()
+    except (KeyError, TypeError):
+        return None
 
 
 def _moving_average(decay: float) -> Any:

@@ -14,6 +14,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
+from typing import TypeVar
 
 import torch
 
@@ -29,6 +30,8 @@ from lipdet.evaluate.consistency import consistency
 from lipdet.images.pack import Pack
 from lipdet.results import AttackedResult, Figures
 from lipdet.types import Detections
+
+Looking = TypeVar("Looking", bound=SSD | Attackable)
 
 CHUNK = 32
 # How much a false positive counts beside a true one where the worst result of an image is chosen.
@@ -68,7 +71,7 @@ def attacked_results(
         clean: detections on the clean pictures.
         state: where finished chunks are kept and looked for.
     """
-    prepared = prepare(detector) if isinstance(detector, SSD) else detector
+    prepared = prepare(detector)
     entries = []
     for epsilon in campaign.epsilons:
         singles = _singles(campaign, epsilon)
@@ -103,8 +106,13 @@ def attack_passes(
     ]
 
 
-def prepare(detector: SSD) -> SSD:
-    """Return a frozen copy of a detector in eval mode, in the memory layout that is fastest."""
+def prepare(detector: Looking) -> Looking:
+    """Return a frozen copy of a detector in eval mode, in the memory layout that is fastest.
+
+    One that is no `SSD` is taken as it is.
+    """
+    if not isinstance(detector, SSD):
+        return detector
     prepared = copy.deepcopy(detector).eval().requires_grad_(False)
     return prepared.to(memory_format=torch.channels_last)
 

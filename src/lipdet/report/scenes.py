@@ -93,7 +93,7 @@ def scenes(
         indices: of the pictures.
         attacks: at one ε; of each picture the most damaging one is shown.
     """
-    prepared = prepare(detector) if isinstance(detector, SSD) else detector
+    prepared = prepare(detector)
     images = pack.pixels(indices).to(attackable(prepared).device)
     targets = [pack.target(index) for index in indices]
     outcomes = [attack_and_detect(prepared, images, targets, one, indices) for one in attacks]

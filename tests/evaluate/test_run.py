@@ -108,6 +108,7 @@ def test_evaluation_says_all_that_is_needed_to_repeat_it(pack: Pack) -> None:
     assert result["data"] == {
         "name": "by hand",
         "hash": pack.hash,
+        "canvas": [74, 74],
         "images": 130,
         "objects": 104,
         "skipped": 0,

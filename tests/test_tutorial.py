@@ -27,10 +27,10 @@ ROOT = Path(__file__).resolve().parent.parent
 # Sizes in the text and in the test: the words and files stay, the minutes go.
 SMALLER = {
     "your-own-data.md": {
-        'draw("signs/train", 1500': 'draw("signs/train", 70',
-        'draw("signs/test", 200': 'draw("signs/test", 3',
-        "--image_size 48": "--image_size 32",
-        "--epochs 8": "--epochs 1",
+        'draw("cells/train", 1500': 'draw("cells/train", 70',
+        'draw("cells/test", 200': 'draw("cells/test", 3',
+        "--image_size 48x64": "--image_size 32x40",
+        "--epochs 10": "--epochs 1",
     },
     "your-own-detector.md": {"rendered:8": "rendered:2", "--steps 5": "--steps 1"},
     "hub.md": {
@@ -119,11 +119,11 @@ def test_commands_that_take_long_are_commands(page: str, monkeypatch: pytest.Mon
 
 def test_your_own_data(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     follow("your-own-data.md", monkeypatch)
-    result = json.loads((folder / "signs.json").read_text())
-    assert list(result["clean"]["per_class"]) == ["stop", "warning", "parking"]
+    result = json.loads((folder / "cells.json").read_text())
+    assert list(result["clean"]["per_class"]) == ["red", "white", "sickle"]
     assert result["data"]["images"] == 3
     assert [row["epsilon"] for row in result["certified"]] == [0.1, 0.25, 0.5]
-    assert (folder / "found" / "1-1.png").exists()
+    assert (folder / "found" / "0-1.png").exists()
     assert (folder / "found" / "2.png").exists()
 
 

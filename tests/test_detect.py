@@ -11,6 +11,7 @@ from PIL import Image
 from torch import nn
 
 from lipdet.boxes import DISPLAY_SELECTION
+from lipdet.boxes.select import one_per_place
 from lipdet.certificate.radius import Remaining
 from lipdet.certificate.verifier import verifier_of
 from lipdet.checkpoint import load_detector
@@ -22,12 +23,7 @@ from lipdet.images.render import rendered
 from lipdet.reading import Detection, certified_reading, read
 from lipdet.reading.detections import read_out
 from lipdet.reading.read import remaining_alone
-from lipdet.reading.search import (
-    SMALLEST_SQUARE,
-    joined,
-    one_per_place,
-    search_squares,
-)
+from lipdet.reading.search import SMALLEST_SQUARE, joined, search_squares
 from lipdet.types import Canvas, Detections
 
 SIDE = 148

@@ -13,10 +13,19 @@ from lipdet.certificate.verifier import Verifier, verifier_of
 from lipdet.checkpoint import LoadedDetector, load_detector, packaged_names
 from lipdet.detector import SSD
 from lipdet.detector.forward import BATCH_SIZE
+from lipdet.errors import InputError
 from lipdet.images.crop import Region
 from lipdet.images.source import Picture, as_rgb
 from lipdet.lipschitz.state import kept_by
-from lipdet.reading import Detection, Reading, certified_reading, read_all, shown_above
+from lipdet.reading import (
+    Detection,
+    Reading,
+    Tally,
+    certified_reading,
+    read_all,
+    shown_above,
+    tallied,
+)
 from lipdet.results import read_results
 from lipdet.types import Framing
 
@@ -158,6 +167,28 @@ class Detector:
                 readings = [certified_reading(reading, verifier) for reading in readings]
             found += [list(reading.detections) for reading in readings]
         return found if isinstance(picture, list | tuple) else found[0]
+
+    def tally(self, picture: Picture, epsilon: float, crop: Sequence[float] | None = None) -> Tally:
+        """Read and count what `detect` shows, with what of that no perturbation can change.
+
+        Args:
+            picture: of any size, or its file.
+            epsilon: L2 radius of the perturbations under which the counts are bounded.
+            crop: as in `detect`. A detector of crops needs one: of what a search finds in several
+                squares of a photograph, no count is certified.
+
+        Raises:
+            UnknownLipschitz: a layer of the network has no bound.
+            InputError: as in `detect`; there is no crop; or ε is no radius.
+        """
+        if crop is None and not self.framing.whole:
+            raise InputError(
+                f"{self.loaded.name} searches photographs in squares, and what is read in several "
+                "of them is not certified: give crop=(left, top, right, bottom)."
+            )
+        [[reading]] = self._read(picture, crop, self.network.display)
+        [tally] = tallied(reading.views, self._verifier, [epsilon])
+        return tally
 
     def save_pretrained(self, folder: Path | str, results: Sequence[Path] = ()) -> None:
         """Write weights (safetensors), config.json and a model card.

@@ -92,6 +92,21 @@ class CertifiedClass(ClassAP):
     precision: float | None
 
 
+class CertifiedCount(TypedDict):
+    """Share of pictures in which the number of a class cannot change, and the mean leeway."""
+
+    exact: float
+    leeway: float
+
+
+class CertifiedReading(TypedDict):
+    """Shares of pictures of which the labels from left to right are right, stay, or both."""
+
+    right: float
+    steady: float
+    certified: float
+
+
 class CertifiedResult(Figures):
     """What no perturbation with an L2 norm of at most `epsilon` takes away: bounds from below.
 
@@ -106,6 +121,8 @@ class CertifiedResult(Figures):
     class_recall: float
     failed: dict[str, int]
     per_class: dict[str, CertifiedClass]
+    reading: CertifiedReading
+    counts: dict[str, CertifiedCount]
     rounding: str
 
 

@@ -14,11 +14,11 @@ import torch
 from torch import Tensor
 from torchvision.ops import box_iou
 
+from lipdet.boxes.select import MOST_COVERED, covered_share, one_per_place
 from lipdet.certificate import radius as radius_module
 from lipdet.certificate.geometry.box_range import BoxRange
 from lipdet.certificate.radius import Remaining, largest_covered_share, remaining_detections
 from lipdet.certificate.verifier import Verifier
-from lipdet.reading.search import MOST_COVERED, covered_share, one_per_place
 from lipdet.types import Detections
 from tests.certificate.adversaries import perturbed
 from tests.certificate.scenes import CANVAS, Scene, clipped, detect, random_scene

@@ -4,6 +4,7 @@ Notable choices:
 - Boxes are clipped to the image before NMS, so that what is shown is what was compared.
 - NMS runs once per class; a joint call on shifted coordinates rounds differently per class.
 - Everything ranks on log-odds; see `lipdet.boxes.scores`.
+- What is shown of that has one detection for each place: there classes compete, too.
 """
 
 from __future__ import annotations
@@ -21,6 +22,8 @@ from lipdet.types import Canvas, Detections, RawOutput
 
 # Of the reference experiment.
 NMS_IOU = 0.3
+# Of two boxes, one of which covers more than this share of the other, the better one is shown.
+MOST_COVERED = 0.5
 
 
 class Decoder(NamedTuple):
@@ -101,3 +104,47 @@ def _select_one(
         labels=candidates.labels[order],
         scores=candidates.log_odds[order].double().sigmoid(),
     )
+
+
+def one_per_place(found: Detections, square: Tensor | None = None) -> Detections:
+    """Of boxes that cover each other only the best; see `best_rows`."""
+    rows = best_rows(found, square)
+    return Detections(
+        boxes=found["boxes"][rows], labels=found["labels"][rows], scores=found["scores"][rows]
+    )
+
+
+def best_rows(found: Detections, square: Tensor | None = None) -> list[int]:
+    """Return which boxes no better one covers, or is covered by, to more than MOST_COVERED.
+
+    Overlap is relative to the smaller box: a part of a digit may be read as another.
+
+    Args:
+        found: detections.
+        square: (N,) where each was found; boxes of one square then leave each other alone.
+
+    Returns:
+        Rows, best first.
+    """
+    covered = covered_share(found["boxes"])
+    if square is not None:
+        covered = covered.masked_fill(square[:, None] == square, 0)
+    kept: list[int] = []
+    for index in found["scores"].argsort(descending=True, stable=True).tolist():
+        if not kept or covered[index, kept].max() <= MOST_COVERED:
+            kept.append(index)
+    return kept
+
+
+def covered_share(boxes: Tensor) -> Tensor:
+    """Intersection of each pair of boxes (N, N) as a share of the smaller one."""
+    areas = (boxes[:, 2:] - boxes[:, :2]).prod(dim=1)
+    corner = torch.maximum(boxes[:, None, :2], boxes[:, :2])
+    opposite = torch.minimum(boxes[:, None, 2:], boxes[:, 2:])
+    shared = (opposite - corner).clamp(min=0).prod(dim=2)
+    return shared / torch.minimum(areas[:, None], areas).clamp(min=1e-9)
+
+
+def left_to_right(found: Detections) -> Tensor:
+    """Return the labels (N,) of detections in the order of their left edges."""
+    return found["labels"][found["boxes"][:, 0].argsort(stable=True)]

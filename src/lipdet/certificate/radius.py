@@ -323,7 +323,7 @@ def shown_alone(
             candidates.boxes.at(others), candidates.boxes.at(matched), candidates.canvas
         )
         others = others[~(shares <= most_covered - SHARE_SLACK).all(dim=1)]
-        beaten = _classes_can_outscore(verifier, candidates, others, own, float(epsilon[image]))
+        beaten = classes_can_outscore(verifier, candidates, others, own, float(epsilon[image]))
         passed[vouching] = ~beaten.any(dim=0)
     return passed
 
@@ -341,10 +341,19 @@ def largest_covered_share(a: BoxRange, b: BoxRange, canvas: Canvas) -> Tensor:
     """
     one = [end[:, None] for end in corner_range(a, canvas)]
     other = [end[None] for end in corner_range(b, canvas)]
+    return _share_of_corners(one, other)
+
+
+def largest_covered_of_pairs(a: BoxRange, b: BoxRange, canvas: Canvas) -> Tensor:
+    """Return the same of pairs of boxes (P, 4), (P,)."""
+    return _share_of_corners(corner_range(a, canvas), corner_range(b, canvas))
+
+
+def _share_of_corners(one: Sequence[Tensor], other: Sequence[Tensor]) -> Tensor:
     return torch.maximum(_covered(one, other), _covered(other, one))
 
 
-def _covered(box: list[Tensor], cover: list[Tensor]) -> Tensor:
+def _covered(box: Sequence[Tensor], cover: Sequence[Tensor]) -> Tensor:
     (low, high), (first, last) = box, (cover[0][..., :2], cover[1][..., 2:])
     start = torch.minimum(torch.maximum(first, low[..., :2]), high[..., :2])
     end = torch.minimum(torch.maximum(last, low[..., 2:]), high[..., 2:])
@@ -355,7 +364,7 @@ def _covered(box: list[Tensor], cover: list[Tensor]) -> Tensor:
     return torch.where(side > 0, shared / side.clamp(min=1e-12), touches.double()).prod(dim=-1)
 
 
-def _classes_can_outscore(
+def classes_can_outscore(
     verifier: Verifier, candidates: Candidates, others: Tensor, own: Tensor, epsilon: float
 ) -> Tensor:
     """Return whether each of `others` (R,) can rank before each of `own` (P,), (R, P) bool.

@@ -193,7 +193,7 @@ class Verifier:
             self.selection,
             lowest_iou,
             cover,
-            self._joint_motion(candidates, epsilon),
+            self.joint_motion(candidates, epsilon),
             self.tightenings,
         )
 
@@ -202,7 +202,8 @@ class Verifier:
         """How many cliques of a group are counted: one more than what the detector puts out."""
         return self.selection.top_k + 1
 
-    def _joint_motion(self, candidates: Candidates, epsilon: Tensor) -> JointMotion | None:
+    def joint_motion(self, candidates: Candidates, epsilon: Tensor) -> JointMotion | None:
+        """Return what pairs of candidates can do together, if that is known; `epsilon` (B,)."""
         if self.pairwise is None:
             return None
         return JointMotion(candidates, self.pairwise, epsilon, self._factor)

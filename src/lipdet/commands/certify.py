@@ -11,6 +11,7 @@ from lipdet.boxes import DISPLAY_SELECTION
 from lipdet.certificate.radius import REMAINING_IOU
 from lipdet.certificate.verifier import verifier_of
 from lipdet.checkpoint import load_detector
+from lipdet.commands.attack_options import EPSILON_HELP, parse_epsilons
 from lipdet.commands.options import (
     DETECTOR_HELP,
     FLOAT64_HELP,
@@ -26,7 +27,7 @@ from lipdet.commands.options import (
 )
 from lipdet.errors import InputError
 from lipdet.images.source import load_rgb
-from lipdet.reading import certified, look, regions_of, shown_above
+from lipdet.reading import certified, look, regions_of, shown_above, tallied
 from lipdet.reading.detections import radii_explained, with_radius
 from lipdet.reading.marks import draw_certificates
 
@@ -34,13 +35,17 @@ from lipdet.reading.marks import draw_certificates
 def parser() -> Parser:
     """Options of `run`."""
     parser = verb_parser(
-        "Say how much perturbation each detection survives, and draw where its box can go.",
+        "Say how much perturbation each detection survives, and what is read and counted, and draw "
+        "where boxes can go.",
         "lipdet certify certified door.jpg --out found",
     )
     parser.add_argument("detector", help=DETECTOR_HELP)
     parser.add_argument("images", nargs="+", type=Path, help="picture files, or folders of them")
+    parser.add_argument(
+        "--epsilon", nargs="+", default=["0.1"], metavar="E", help=f"{EPSILON_HELP}, for counts"
+    )
     parser.add_argument("--float64", action="store_true", help=FLOAT64_HELP)
-    parser.add_function_arguments(run, skip={"detector", "images", "float64"})
+    parser.add_function_arguments(run, skip={"detector", "images", "epsilon", "float64"})
     return parser
 
 
@@ -51,6 +56,7 @@ def run(
     crop: str | None = None,
     iou: float = REMAINING_IOU,
     score: float = DISPLAY_SELECTION.score_floor,
+    epsilon: Sequence[str] = ("0.1",),
     float64: bool = False,
 ) -> None:
     """Certify the detections in pictures; write an overlay of each square and one json for all.
@@ -62,10 +68,12 @@ def run(
         crop: LEFT,TOP,RIGHT,BOTTOM in pixels: look only there, and do not search.
         iou: how much of a box must remain.
         score: show what has a higher score; radii are about remaining above it.
+        epsilon: radii at which objects are counted.
         float64: compute in float64.
     """
     if not 0 < iou < 1:
         raise InputError(f"--iou must lie between 0 and 1, not {iou:g}.")
+    epsilons = parse_epsilons(epsilon)
     check_folder(out)
     images = picture_files(images)
     loaded = load_detector(detector)
@@ -80,12 +88,20 @@ def run(
         image = load_rgb(path)
         views = look(model, names, image, regions_of(model, image, region), selection)
         views = certified(views, verifier, iou)
-        entries.append({"image": str(path), "regions": [view.as_dict() for view in views]})
+        tallies = tallied(views, verifier, epsilons)
+        regions = [
+            {**view.as_dict(), **tally.as_dict()}
+            for view, tally in zip(views, tallies, strict=True)
+        ]
+        entries.append({"image": str(path), "regions": regions})
         for index, view in enumerate(views, start=1):
             drawn = draw_certificates(Image.fromarray(view.pixels), view.detections)
             overlays[f"{stem}-{index}.png"] = drawn
         words = [with_radius(one, canvas) for view in views for one in view.detections]
         print(f"{path}: {', '.join(words) or 'nothing found'}")
+        for index, tally in enumerate(tallies, start=1):
+            square = f"square {index} of {len(tallies)} " if len(tallies) > 1 else ""
+            print(f"  {square}{tally.words}")
     check_no_input((out / name for name in overlays), images)
     out.mkdir(parents=True, exist_ok=True)
     for name, overlay in overlays.items():

@@ -29,7 +29,12 @@ from lipdet.errors import InputError
 from lipdet.evaluate.attacked import Campaign
 from lipdet.evaluate.together import evaluate_together
 from lipdet.images.spec import open_data
-from lipdet.report.certificate import certified_classes_table, certified_table, reasons_table
+from lipdet.report.certificate import (
+    certified_classes_table,
+    certified_table,
+    reading_table,
+    reasons_table,
+)
 from lipdet.report.table import attacked_table, classes_table, results_table
 
 
@@ -130,6 +135,7 @@ def run(
     if result["certified"]:
         console.print(certified_table(result))
         console.print(certified_classes_table(result))
+        console.print(reading_table(result))
         console.print(reasons_table(result))
 
 

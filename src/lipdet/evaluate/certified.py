@@ -4,6 +4,7 @@ Notable choices:
 - The same pictures, selection, matcher rules and recalls as for clean AP.
 - Recall and precision are stated at the score above which detections are shown to users, but like
   AP under AP_SELECTION: among at most 100 detections of a picture, not the 20 that are shown.
+- What is read and counted is what is shown of a picture, of each place only the best detection.
 - One forward pass of each picture serves all ε.
 """
 
@@ -11,6 +12,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Sequence
+from dataclasses import replace
 from functools import cache
 from typing import NamedTuple
 
@@ -18,8 +20,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from lipdet.boxes import AP_SELECTION, DISPLAY_SELECTION
+from lipdet.boxes import AP_SELECTION, DISPLAY_SELECTION, Decoder, Selection, select_detections
 from lipdet.boxes.scores import logit
+from lipdet.boxes.select import left_to_right, one_per_place
 from lipdet.certificate.certified_ap import (
     ClassObjects,
     PossibleDetections,
@@ -29,6 +32,7 @@ from lipdet.certificate.certified_ap import (
 from lipdet.certificate.conditions.certify import MAX_DETECTIONS, certified_up_to
 from lipdet.certificate.conditions.ground_truth import ground_truth_of
 from lipdet.certificate.constants.rounding import MEASURED, PROVEN
+from lipdet.certificate.counting import Counts, certified_counts
 from lipdet.certificate.diagnosis import (
     REASONS,
     box_stays,
@@ -42,7 +46,7 @@ from lipdet.detector import SSD
 from lipdet.detector.forward import BATCH_SIZE, raw_output
 from lipdet.evaluate.chunks import Pass, State, Tensors
 from lipdet.images.pack import Pack
-from lipdet.results import CertifiedClass, CertifiedResult
+from lipdet.results import CertifiedClass, CertifiedCount, CertifiedReading, CertifiedResult
 from lipdet.types import RawOutput, Target
 
 IOUS: tuple[float, ...] = tuple(np.linspace(0.5, 0.95, 10).tolist())
@@ -77,10 +81,14 @@ class Certified(NamedTuple):
     Attributes:
         of: their objects.
         possible: detections of each class.
+        counts: of what is shown of each picture.
+        right: (B,) whether the labels that are shown are those of the objects, left to right.
     """
 
     of: PerObject
     possible: tuple[PossibleDetections, ...]
+    counts: Counts
+    right: Tensor
 
     def objects(self, label: int, column: int) -> ClassObjects:
         """Return those of one class at one of IOUS."""
@@ -137,7 +145,10 @@ def certificate_pass(
     def compute(chunk: range) -> Chunk:
         raw = raw_output(detector, pack.pixels(chunk))
         targets = [pack.target(index) for index in chunk]
-        found = [certify_batch(verifier(), raw, targets, epsilon) for epsilon in epsilons]
+        found = [
+            certify_batch(verifier(), raw, targets, epsilon, detector.display)
+            for epsilon in epsilons
+        ]
         return Chunk(tuple(found), verifier().rounding_known == PROVEN)
 
     folder = state.of_pass("certificates", pack, epsilons=list(epsilons)) if state else None
@@ -171,7 +182,8 @@ def _to_tensors(found: Certified, index: int) -> Tensors:
         for label, of_class in enumerate(found.possible)
         for name, value in of_class._asdict().items()
     }
-    return {**objects, **possible}
+    counts = {f"{index}.{name}": value for name, value in found.counts._asdict().items()}
+    return {**objects, **possible, **counts, f"{index}.right": found.right}
 
 
 def _from_tensors(tensors: Tensors, index: int) -> Certified:
@@ -184,13 +196,27 @@ def _from_tensors(tensors: Tensors, index: int) -> Certified:
             )
             for label in range(classes)
         ),
+        Counts(*(tensors[f"{index}.{name}"] for name in Counts._fields)),
+        tensors[f"{index}.right"],
     )
 
 
 def certify_batch(
-    verifier: Verifier, raw: RawOutput, targets: Sequence[Target], epsilon: float
+    verifier: Verifier,
+    raw: RawOutput,
+    targets: Sequence[Target],
+    epsilon: float,
+    display: Selection = DISPLAY_SELECTION,
 ) -> Certified:
-    """Everything that `summary` needs of one batch."""
+    """Return everything that `summary` needs of one batch.
+
+    Args:
+        verifier: of the detector, for the selection of AP.
+        raw: its outputs.
+        targets: objects of each image.
+        epsilon: L2 radius.
+        display: what of the detections is shown, and so read and counted.
+    """
     truths, iou, tau = ground_truth_of(targets), IOUS[0], logit(RECALL_SCORE)
     count = len(truths.image)
     radius = torch.full((len(targets),), epsilon, dtype=torch.float64)
@@ -221,18 +247,41 @@ def certify_batch(
             for classes in [candidates.classes]
             for label in range(classes)
         ),
+        certified_counts(replace(verifier, selection=display), raw, radius),
+        read_right(verifier.decoder, raw, targets, display),
     )
+
+
+def read_right(
+    decoder: Decoder, raw: RawOutput, targets: Sequence[Target], display: Selection
+) -> Tensor:
+    """Return whether what is shown of each picture is what is there, left to right, (B,) bool."""
+    found = select_detections(raw, decoder, display)
+    pairs = zip(found, targets, strict=True)
+    return torch.tensor(
+        [
+            torch.equal(left_to_right(one_per_place(one)), _in_reading_order(target))
+            for one, target in pairs
+        ]
+    )
+
+
+def _in_reading_order(target: Target) -> Tensor:
+    """Return the labels of objects, left to right."""
+    return target["labels"][target["boxes"][:, 0].argsort(stable=True)].cpu()
 
 
 def join(parts: Sequence[Certified]) -> Certified:
     """Pool pictures."""
-    objects, possible = zip(*parts, strict=True)
+    objects, possible, counts, right = zip(*parts, strict=True)
     return Certified(
         PerObject(*map(torch.cat, zip(*objects, strict=True))),
         tuple(
             PossibleDetections(*map(torch.cat, zip(*of_class, strict=True)))
             for of_class in zip(*possible, strict=True)
         ),
+        Counts(*map(torch.cat, zip(*counts, strict=True))),
+        torch.cat(right),
     )
 
 
@@ -258,8 +307,31 @@ def summary(
         "class_recall": float(found.of.of_class.sum()) / objects,
         "failed": {reason: failed[reason] for reason in REASONS},
         "per_class": per_class,
+        "reading": _reading_summary(found),
+        "counts": _count_summaries(found.counts, class_names),
         "rounding": rounding,
     }
+
+
+def _reading_summary(found: Certified) -> CertifiedReading:
+    right, steady = found.right, found.counts.steady
+    return {
+        "right": _mean(right),
+        "steady": _mean(steady),
+        "certified": _mean(right & steady),
+    }
+
+
+def _count_summaries(counts: Counts, class_names: Sequence[str]) -> dict[str, CertifiedCount]:
+    leeway = (counts.most - counts.least).T
+    return {
+        name: {"exact": _mean(of == 0), "leeway": _mean(of)}
+        for name, of in zip(class_names, leeway, strict=True)
+    }
+
+
+def _mean(values: Tensor) -> float:
+    return float(values.double().mean())
 
 
 def _class_summary(found: Certified, label: int) -> CertifiedClass:

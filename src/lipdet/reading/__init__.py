@@ -2,11 +2,22 @@
 
 from lipdet.reading.detections import Detection, named
 from lipdet.reading.read import Reading, certified_reading, read, read_all, regions_of
-from lipdet.reading.views import View, certified, known_verifier, look, shown_above
+from lipdet.reading.views import (
+    Count,
+    Tally,
+    View,
+    certified,
+    known_verifier,
+    look,
+    shown_above,
+    tallied,
+)
 
 __all__ = [
+    "Count",
     "Detection",
     "Reading",
+    "Tally",
     "View",
     "certified",
     "certified_reading",
@@ -17,4 +28,5 @@ __all__ = [
     "read_all",
     "regions_of",
     "shown_above",
+    "tallied",
 ]

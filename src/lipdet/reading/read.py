@@ -20,19 +20,14 @@ from PIL import Image
 from torch import Tensor
 
 from lipdet.boxes import Selection
+from lipdet.boxes.select import MOST_COVERED, best_rows, one_per_place
 from lipdet.certificate.radius import REMAINING_IOU, Remaining
 from lipdet.certificate.verifier import Verifier
 from lipdet.detector.forward import Network
 from lipdet.errors import InputError
 from lipdet.images.crop import Region, around, cut, full_region, out_of_region, picture_part
 from lipdet.reading.detections import Detection, as_rows, named
-from lipdet.reading.search import (
-    MOST_COVERED,
-    best_rows,
-    one_per_place,
-    put_together,
-    searched_regions,
-)
+from lipdet.reading.search import put_together, searched_regions
 from lipdet.reading.views import View, look_at_pixels, remaining_of
 from lipdet.types import Detections
 

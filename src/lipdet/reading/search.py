@@ -1,10 +1,10 @@
-"""Where to look in a photograph, and which of several detections a place has.
+"""Where to look in a photograph, and what its squares have together.
 
 Notable choices:
 - The search is for detectors of crops. It runs them on overlapping squares of several sizes; digits
   found side by side are taken as one number. What it yields is a square around each number, which
   is the framing that they were trained on.
-- A place has one reading: classes compete there, within a square in its own pixels, so that
+- A place has one reading: boxes compete there within a square in its own pixels, so that
   certificates can speak of it, and then between squares.
 """
 
@@ -19,6 +19,7 @@ from PIL import Image
 from torch import Tensor
 
 from lipdet.boxes import Selection
+from lipdet.boxes.select import one_per_place
 from lipdet.detector.forward import Network
 from lipdet.images.crop import Region, full_region, out_of_region
 from lipdet.images.resize import resized
@@ -31,7 +32,6 @@ SCALE_STEP = 2**0.5
 SMALLEST_SQUARE = 40
 OVERLAP = 0.5
 MARGIN = 1.2
-MOST_COVERED = 0.5
 # A larger photograph is searched at this size; its numbers are still larger than a square.
 SEARCHED_SIDE = 384
 
@@ -92,45 +92,6 @@ def joined(parts: Sequence[Detections]) -> Detections:
         labels=torch.cat([one["labels"] for one in parts]),
         scores=torch.cat([one["scores"] for one in parts]),
     )
-
-
-def one_per_place(found: Detections, square: Tensor | None = None) -> Detections:
-    """Of boxes that cover each other only the best; see `best_rows`."""
-    rows = best_rows(found, square)
-    return Detections(
-        boxes=found["boxes"][rows], labels=found["labels"][rows], scores=found["scores"][rows]
-    )
-
-
-def best_rows(found: Detections, square: Tensor | None = None) -> list[int]:
-    """Return which boxes no better one covers, or is covered by, to more than MOST_COVERED.
-
-    Overlap is relative to the smaller box: a part of a digit may be read as another.
-
-    Args:
-        found: detections.
-        square: (N,) where each was found; boxes of one square then leave each other alone.
-
-    Returns:
-        Rows, best first.
-    """
-    covered = covered_share(found["boxes"])
-    if square is not None:
-        covered = covered.masked_fill(square[:, None] == square, 0)
-    kept: list[int] = []
-    for index in found["scores"].argsort(descending=True, stable=True).tolist():
-        if not kept or covered[index, kept].max() <= MOST_COVERED:
-            kept.append(index)
-    return kept
-
-
-def covered_share(boxes: Tensor) -> Tensor:
-    """Intersection of each pair of boxes (N, N) as a share of the smaller one."""
-    areas = (boxes[:, 2:] - boxes[:, :2]).prod(dim=1)
-    corner = torch.maximum(boxes[:, None, :2], boxes[:, :2])
-    opposite = torch.minimum(boxes[:, None, 2:], boxes[:, 2:])
-    shared = (opposite - corner).clamp(min=0).prod(dim=2)
-    return shared / torch.minimum(areas[:, None], areas).clamp(min=1e-9)
 
 
 def _places(length: int, side: float) -> NDArray[np.float64]:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -18,8 +18,10 @@ from torch import Tensor
 
 from lipdet.boxes import Selection, select_detections
 from lipdet.boxes.scores import logit
+from lipdet.boxes.select import left_to_right, one_per_place
 from lipdet.certificate import UnknownLipschitz
 from lipdet.certificate.conditions.scores_and_votes import log_odds_interval
+from lipdet.certificate.counting import certified_counts, reading_radii
 from lipdet.certificate.radius import (
     REMAINING_IOU,
     TOLERANCE,
@@ -168,10 +170,94 @@ def remaining_of(
     """As `remaining_detections`, of boxes `found` in views; at once where no score stays."""
     if not any(any_score_stays(view, verifier) for view in views):
         return [Remaining(torch.zeros(len(one["labels"])).double(), one["boxes"]) for one in found]
-    raw = RawOutput(
+    return remaining_detections(verifier, _joined(views), found, iou, most_covered=most_covered)
+
+
+class Count(NamedTuple):
+    """How many objects of a class are shown, and between which two numbers that surely stays."""
+
+    found: int
+    least: int
+    most: int
+
+
+@dataclass(frozen=True)
+class Tally:
+    """What is read and counted in one region, of each place only the best detection.
+
+    Attributes:
+        labels: class names from left to right.
+        radius: the largest ε (L2, [0, 1] pixel units at the network's input) up to which these
+            names and their order provably stay; 0 if nothing is proven.
+        counts: by ε the `Count` of each class by name, under every perturbation of at most that.
+    """
+
+    labels: tuple[str, ...]
+    radius: float
+    counts: dict[float, dict[str, Count]]
+
+    @property
+    def words(self) -> str:
+        """What is certified, in one line."""
+        sure = f"sure up to ε = {self.radius:.3f}" if self.radius else "not sure at any ε"
+        told = [f"reads {' '.join(self.labels) or 'nothing'} ({sure})"]
+        for epsilon, counts in self.counts.items():
+            ranges = (
+                f"{name}: {one.least}" + (f" to {one.most}" if one.least < one.most else "")
+                for name, one in counts.items()
+                if one.most
+            )
+            told.append(f"up to ε = {epsilon:g} counts {', '.join(ranges) or 'nothing'}")
+        return "; ".join(told)
+
+    def as_dict(self) -> dict[str, Any]:
+        """Plain values for json."""
+        counts = [
+            {"epsilon": epsilon, "per_class": {name: one._asdict() for name, one in of.items()}}
+            for epsilon, of in self.counts.items()
+        ]
+        reading = {"labels": list(self.labels), "radius": self.radius}
+        return {"reading": reading, "counts": counts}
+
+
+def tallied(views: Sequence[View], verifier: Verifier, epsilons: Sequence[float]) -> list[Tally]:
+    """Return what is read in each view, and how many objects of each class are shown.
+
+    Args:
+        views: of the verifier's detector.
+        verifier: for the selection that the views were made with.
+        epsilons: L2 radii at which the counts are bounded.
+    """
+    if not views:
+        return []
+    raw = _joined(views)
+    radii = reading_radii(verifier, raw)
+    at = [
+        (epsilon, certified_counts(verifier, raw, torch.full((len(views),), epsilon).double()))
+        for epsilon in epsilons
+    ]
+    tallies = []
+    for row, (view, radius) in enumerate(zip(views, radii.tolist(), strict=True)):
+        names, labels = view.class_names, left_to_right(one_per_place(view.found))
+        found = torch.bincount(labels, minlength=len(names)).tolist()
+        counts = {
+            epsilon: {
+                name: Count(*numbers)
+                for name, *numbers in zip(
+                    names, found, of.least[row].tolist(), of.most[row].tolist(), strict=True
+                )
+            }
+            for epsilon, of in at
+        }
+        tallies.append(Tally(tuple(names[label] for label in labels.tolist()), radius, counts))
+    return tallies
+
+
+def _joined(views: Sequence[View]) -> RawOutput:
+    """Return the outputs of all views as one batch."""
+    return RawOutput(
         *(torch.cat(parts) for parts in zip(*(view.raw for view in views), strict=True))
     )
-    return remaining_detections(verifier, raw, found, iou, most_covered=most_covered)
 
 
 def any_score_stays(view: View, verifier: Verifier) -> bool:

@@ -41,6 +41,25 @@ def certified_table(result: EvaluationResult) -> Table:
     return table
 
 
+def reading_table(result: EvaluationResult) -> Table:
+    """Return what is read and counted of whole pictures, at each radius."""
+    table = Table(title="Labels from left to right, and numbers of each class, percent of pictures")
+    for column in ("ε", "read right", "right and sure", "sure", "count sure", "leeway"):
+        table.add_column(column, justify="right")
+    for entry in result["certified"]:
+        reading, counts = entry["reading"], list(entry["counts"].values())
+        exact, leeway = (
+            sum(one[key] for one in counts) / len(counts) for key in ("exact", "leeway")
+        )
+        shares = (reading["right"], reading["certified"], reading["steady"], exact)
+        table.add_row(f"{entry['epsilon']:g}", *map(percent, shares), f"{leeway:.2f}")
+    table.caption = (
+        "Sure: no perturbation changes it. Counts are means over the classes; the leeway is by how "
+        "much the two ends between which a number stays differ."
+    )
+    return table
+
+
 def certified_classes_table(result: EvaluationResult) -> Table:
     """Return certified AP50, AP, recall and precision of each class, at each radius."""
     title = "Certified, by class, percent: AP50 / AP / recall / precision"

@@ -99,6 +99,20 @@ class Candidates(NamedTuple):
         balls = self.balls.boxes
         return balls.coding.decode(balls.offsets, balls.default_boxes)
 
+    def only(self, index: Tensor) -> Candidates:
+        """Return those at ascending indices (P,)."""
+        place = take(self.boxes.place, index)
+        return self._replace(
+            group=take(self.group, index),
+            anchor=take(self.anchor, index),
+            low=take(self.low, index),
+            log_odds=take(self.log_odds, index),
+            high=take(self.high, index),
+            slack=take(self.slack, index),
+            boxes=SharedBoxes(place, self.boxes.boxes),
+            balls=SharedBoxes(place, self.balls.boxes),
+        )
+
     def members(self, group: Tensor) -> tuple[Tensor, Tensor]:
         """Return the first candidate of each group (P,), and how many it has."""
         return ranges_of(self.group, group)

@@ -8,6 +8,7 @@ and the rival's box too:
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -86,6 +87,45 @@ class JointMotion:
         return take(anchor, own), take(anchor, rival), label
 
 
+def suppressors(
+    candidates: Candidates,
+    own: Tensor,
+    joint_motion: JointMotion | None,
+    counts: Callable[[Tensor, Tensor], Tensor] | None = None,
+) -> tuple[Tensor, Tensor]:
+    """Find pairs of a certifier and another candidate of its class that can suppress it.
+
+    Args:
+        candidates: all.
+        own: (P,) the certifiers among all candidates.
+        joint_motion: of pairs of candidates, if known.
+        counts: from indices into `own` and of all candidates to whether a pair is of interest,
+            (Q,) each; every pair is if not given.
+
+    Returns:
+        Indices into `own` and of all candidates, (Q,) each.
+    """
+    group = take(candidates.group, own)
+    starts, _ = candidates.members(group)
+    ahead = candidates.reaching(group, take(candidates.low, own))
+    parts = []
+    # As many certifiers at once as have RIVALS_AT_ONCE rivals, for bounded memory.
+    for rows in split_by_total(ahead, RIVALS_AT_ONCE):
+        row, rival = expand_ranges(starts[rows], ahead[rows])
+        row = take(rows, row)
+        passed = rival != take(own, row)
+        passed = flatnonzero(passed if counts is None else passed & counts(row, rival))
+        row, rival = take(row, passed), take(rival, passed)
+        mine = take(own, row)
+        pair = candidates.boxes.at(mine), candidates.boxes.at(rival)
+        passed = flatnonzero(can_suppress(*pair, candidates.nms_iou, candidates.canvas))
+        row, rival, mine = (take(x, passed) for x in (row, rival, mine))
+        passed = flatnonzero(_rival_can_outscore(candidates, rival, mine, joint_motion))
+        parts.append((take(row, passed), take(rival, passed)))
+    row, rival = (torch.cat(column) for column in zip(*parts, strict=True))
+    return row, rival
+
+
 def spoiling_suppressors(
     candidates: Candidates,
     matches: SureMatches,
@@ -112,26 +152,13 @@ def spoiling_suppressors(
     Returns:
         Indices into `own` and of all candidates, and condition 2 of the latter, (Q,) each.
     """
-    group = take(candidates.group, own)
-    starts, _ = candidates.members(group)
-    ahead = candidates.reaching(group, take(candidates.low, own))
-    parts = []
-    # As many certifiers at once as have RIVALS_AT_ONCE rivals, for bounded memory.
-    for rows in split_by_total(ahead, RIVALS_AT_ONCE):
-        row, rival = expand_ranges(starts[rows], ahead[rows])
-        row = take(rows, row)
+
+    def spoils(row: Tensor, rival: Tensor) -> Tensor:
         rival_iou = matches.at(take(truth, row), rival)
-        spoils = ~(rival_iou >= take(iou, row)) | take(contested, row)
-        passed = flatnonzero(spoils & (rival != take(own, row)))
-        row, rival, rival_iou = (take(x, passed) for x in (row, rival, rival_iou))
-        mine = take(own, row)
-        pair = candidates.boxes.at(mine), candidates.boxes.at(rival)
-        passed = flatnonzero(can_suppress(*pair, candidates.nms_iou, candidates.canvas))
-        row, rival, rival_iou, mine = (take(x, passed) for x in (row, rival, rival_iou, mine))
-        passed = flatnonzero(_rival_can_outscore(candidates, rival, mine, joint_motion))
-        parts.append(tuple(take(x, passed) for x in (row, rival, rival_iou)))
-    row, rival, rival_iou = (torch.cat(column) for column in zip(*parts, strict=True))
-    return row, rival, rival_iou
+        return ~(rival_iou >= take(iou, row)) | take(contested, row)
+
+    row, rival = suppressors(candidates, own, joint_motion, spoils)
+    return row, rival, matches.at(take(truth, row), rival)
 
 
 def _rival_can_outscore(

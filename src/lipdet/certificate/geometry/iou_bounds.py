@@ -13,6 +13,7 @@ Notable choices:
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import NamedTuple
 
 import torch
@@ -148,22 +149,56 @@ def min_iou_of_pairs(boxes: BoxRange, a: Tensor, b: Tensor, canvas: Canvas) -> T
     Returns:
         (P,), as exact as the boxes.
     """
+    lowest = boxes.low.new_empty(len(a))
+    for here, along_x, along_y in _ratios_of_pairs(boxes, a, b, canvas):
+        lowest[here] = _lowest_iou(along_x, along_y)
+    return lowest
+
+
+def min_covered_of_pairs(boxes: BoxRange, a: Tensor, b: Tensor, canvas: Canvas) -> Tensor:
+    """Return a lower bound of the share of the smaller box that the larger covers (theory §11.4).
+
+    Args:
+        boxes: (N, 4).
+        a: (P,) indices of boxes.
+        b: (P,) indices of boxes, each another one.
+        canvas: the image, to which both are clipped.
+
+    Returns:
+        (P,), as exact as the boxes; 0 for boxes that may be lines.
+    """
+    lowest = boxes.low.new_empty(len(a))
+    for here, along_x, along_y in _ratios_of_pairs(boxes, a, b, canvas):
+        sides = zip(along_x, along_y, strict=True)
+        shares = [1 / (x.amax(dim=0) * y.amax(dim=0)) for x, y in sides]
+        lowest[here] = known_or(torch.maximum(*shares), 0.0)
+    return lowest
+
+
+def least_area(boxes: BoxRange, canvas: Canvas) -> Tensor:
+    """Return the smallest area of boxes (P, 4), clipped to an image, (P,)."""
+    x, y = (_extremes(boxes, axis, canvas.limits[axis])[2] for axis in (0, 1))
+    return known_or(x * y, 0.0)
+
+
+def _ratios_of_pairs(
+    boxes: BoxRange, a: Tensor, b: Tensor, canvas: Canvas
+) -> Iterator[tuple[Tensor, SideRatios, SideRatios]]:
+    """Yield indices of pairs, and along x and y their side ratios at the vertices that decide."""
     reaches = [_reaches_border(boxes, axis, canvas.limits[axis]) for axis in (0, 1)]
     x, y = (take(border, a) | take(border, b) for border in reaches)
     kinds = x + 2 * y.byte()
-    lowest = boxes.low.new_empty(len(a))
     for kind in range(4):
         clipped = kind & 1, kind & 2
         for here in torch.split(flatnonzero(kinds == kind), PAIRS_AT_ONCE):
             one, other = (boxes.at(take(index, here)) for index in (a, b))
-            axes = [
+            along_x, along_y = (
                 _clipped_ratios(one, other, axis, canvas.limits[axis])
                 if clipped[axis]
                 else _unclipped_ratios(one, other, axis)
                 for axis in (0, 1)
-            ]
-            lowest[here] = _lowest_iou(*axes)
-    return lowest
+            )
+            yield here, along_x, along_y
 
 
 def max_iou_fixed(boxes: BoxRange, fixed: Tensor, canvas: Canvas | None) -> Tensor:

@@ -14,6 +14,7 @@ from lipdet import Detector
 from lipdet.app.exhibits import Exhibit, look
 from lipdet.checkpoint import load_detector
 from lipdet.cli import main
+from lipdet.errors import InputError
 from lipdet.images.crop import full_region
 from lipdet.images.pack import Pack
 from lipdet.reading.marks import CERTIFICATE_SIDE
@@ -87,6 +88,15 @@ def test_all_fronts_say_the_same(
         {**one, "box": tuple(one["box"]), "reach": None} for one in entry["detections"]
     ]
     assert public.detect(picture, whole) == [replace(one, radius=None, reach=None) for one in found]
+    tally = public.tally(tmp_path / "picture.png", 0.1, whole)
+    assert tally.as_dict() == {key: square[key] for key in ("reading", "counts")}
+    assert list(tally.labels) == [one.label for one in sorted(found, key=lambda one: one.box[0])]
+    for name, count in tally.counts[0.1].items():
+        assert count.least <= count.found <= count.most
+        assert count.found == tally.labels.count(name)
+    assert tally.words in told
+    with pytest.raises(InputError, match="give crop="):
+        public.tally(tmp_path / "picture.png", 0.1)
     for radius in [*certified.values(), *shown.values()]:
         assert f"{radius:.3f}" in told
 
@@ -99,7 +109,10 @@ def test_eval_shows_every_table_and_writes_every_variant(
     options = ["--data", "rendered:2", "--certify", "--epsilon", "0", "0.1", "--json", str(file)]
     main(["eval", "certified-small", *options])
     text = capsys.readouterr().out
-    for title in ("perturbation, percent, at least", "Certified, by class", "condition that fails"):
+    for title in (
+        *("perturbation, percent, at least", "Certified, by class", "condition that fails"),
+        "Labels from left to right",
+    ):
         assert title in " ".join(text.split())
     result = json.loads(file.read_text())
     none, some = result["certified"]
@@ -108,7 +121,15 @@ def test_eval_shows_every_table_and_writes_every_variant(
     assert none["ap50"] <= result["clean"]["ap50"]
     for key in ("ap50", "ap", "recall", "vanish_recall", "class_recall"):
         assert some[key] <= none[key]
+    assert none["reading"]["right"] == some["reading"]["right"]
+    assert some["reading"]["steady"] <= none["reading"]["steady"]
     for entry in (none, some):
+        reading = entry["reading"]
+        assert reading["certified"] <= min(reading["right"], reading["steady"])
+        assert set(entry["counts"]) == set(entry["per_class"])
+        for count in entry["counts"].values():
+            # A number that can change has a leeway of 1 at least.
+            assert count["leeway"] >= 1 - count["exact"]
         assert entry["recall"] <= entry["vanish_recall"]
         assert entry["recall"] <= entry["class_recall"]
         objects = result["data"]["objects"]

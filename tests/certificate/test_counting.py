@@ -31,7 +31,7 @@ from tests.certificate.adversaries import perturbed
 from tests.certificate.scenes import CODING, Scene, detect, output_constants, random_scene
 
 PERTURBED = 100
-SCENES = 120
+SCENES = 40
 
 
 def _at(scene: Scene, epsilon: float) -> Counts:
@@ -64,38 +64,57 @@ def test_counts_and_readings_hold_for_every_perturbed_output() -> None:
         promised = _at(scene, scene.epsilon)
         assert (promised.least <= promised.most).all(), seed
         assert _broken(scene, promised, perturbed(scene, PERTURBED, seed)) == [], seed
-        # Without this, the test could not fail.
-        moves = scene.epsilon * float(scene.verifier.bounds.logits.max()) > 0.1
-        several = promised.least.sum(dim=1) > 1
-        seen["counted"] += int((promised.least > 0).sum()) if moves else 0
-        seen["several"] += int(several.sum()) if moves else 0
-        seen["open"] += int((promised.least < promised.most).sum())
-        seen["read"] += int(
-            (promised.steady & (promised.least.sum(dim=1) > 0)).sum() if moves else 0
-        )
-        seen["read several"] += int((promised.steady & several).sum()) if moves else 0
-    assert min(seen[name] for name in ("counted", "several", "open", "read", "read several")) > 4, (
-        seen
-    )
+        if scene.epsilon * float(scene.verifier.bounds.logits.max()) > 0.1:
+            shown = promised.least.sum(dim=1)
+            seen["counted"] += int((promised.least > 0).sum())
+            seen["open"] += int((promised.least < promised.most).sum())
+            seen["read"] += int((promised.steady & (shown > 0)).sum())
+            seen["several read"] += int((promised.steady & (shown > 1)).sum())
+    # Without this, the test could not fail.
+    assert all(seen[name] > 2 for name in ("counted", "open", "read", "several read")), seen
 
 
-# Each takes something away that the proof needs: a function, what stands in it, what stands instead.
+# Each takes away what the proof needs: a function, what stands in it, what stands there instead.
 MUTANTS = {
     "rivals left out": ("kept_for_certain", "~take(gone, rival))", "take(gone, rival) & False)"),
-    "excluded by the certifier alone": ("_never_beside", "index_fill(0, pair[~sure], True)", "clone()"),
-    "overlaps as they are": ("_never_both", "candidates.boxes.boxes,", "_still(candidates.boxes.boxes),"),
-    "shares as they are": ("_compete", "candidates.boxes.boxes,", "_still(candidates.boxes.boxes),"),
+    "excluded by the certifier alone": (
+        "_never_beside",
+        "index_fill(0, pair[~sure], True)",
+        "clone()",
+    ),
+    "overlaps as they are": (
+        "_never_both",
+        "candidates.boxes.boxes,",
+        "_still(candidates.boxes.boxes),",
+    ),
+    "shares as they are": (
+        "_compete",
+        "candidates.boxes.boxes,",
+        "_still(candidates.boxes.boxes),",
+    ),
     "what may be cut off": ("_put_out", "reaching <= top_k", "reaching > -1"),
-    "other classes never win a place": ("_distinct", "(beats & ~kept & ~hidden).any()", "False"),
+    "other classes never win a place": (
+        "_distinct",
+        "(beats & ~kept & ~hidden).any()",
+        "not (kept & ~hidden).any()",
+    ),
     "one detection counted twice": ("_distinct", "(successors & taken).any()", "False"),
     "excluded by one successor": ("_distinct", ".all(axis=0)", ".any(axis=0)"),
-    "nothing else is shown": ("_distinct", "np.flatnonzero(~hidden & ~settled)", "members[:0]"),
-    "rivals that cannot be hidden": ("_distinct", "hidden |= excluded & ~successors", "hidden |= ~kept"),
+    "nothing else is shown": (
+        "_distinct",
+        "np.flatnonzero(~hidden & ~settled)",
+        "members[:0]",
+    ),
+    "all others hidden": ("_distinct", "hidden |= excluded & ~successors", "hidden |= ~kept"),
     "order taken for granted": ("in_one_order", "return bool", "return True or bool"),
-    "edges as they are": ("surely_shown", "candidates.boxes.boxes, candidates.canvas)", "_still(candidates.boxes.boxes), candidates.canvas)"),
+    "edges as they are": (
+        "surely_shown",
+        "corner_range(candidates.boxes.boxes,",
+        "corner_range(_still(candidates.boxes.boxes),",
+    ),
     "no room for what may appear": ("certified_counts", "alone + cover", "alone + 0 * cover"),
-    "top-k of the class alone": ("certified_counts", "top_k - others", "top_k - others - least"),
-}  # fmt: skip
+    "top-k shared with itself": ("certified_counts", "top_k - others", "top_k - others - least"),
+}
 
 
 def _still(boxes: BoxRange) -> BoxRange:
@@ -112,34 +131,21 @@ def _mutate(monkeypatch: pytest.MonkeyPatch, name: str, right: str, wrong: str) 
     monkeypatch.setattr(counting, name, namespace[name])
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("name", MUTANTS)
-def test_scenes_catch(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    directed = DIRECTED.get(name)
-    scenes = [directed] if directed else (random_scene(seed) for seed in range(1000))
-    for seed, scene in enumerate(scenes):
-        right = _at(scene, scene.epsilon)
-        with monkeypatch.context() as patch:
-            _mutate(patch, *MUTANTS[name])
-            wrong = _at(scene, scene.epsilon)
-        if all(map(torch.equal, wrong, right)):
-            continue
-        if _broken(scene, wrong, perturbed(scene, PERTURBED, seed)):
-            return
-    pytest.fail(f"no scene shows that a count is wrong with {name}")
-
-
 def by_hand(
     boxes: Sequence[tuple[float, ...]],
     logits: Sequence[Sequence[float]],
     moves: float = 0.0,
     top_k: int = 20,
-    rises: float = 1.0,
     epsilon: float = 1.0,
 ) -> Scene:
-    """One image of 40 pixels; logits move by `rises` · ε, and centres along x by `moves` · ε pixels.
+    """One image of 40×40 pixels; IoU above 0.3 suppresses, and the floor is a score of 0.2.
 
-    Boxes are x1, y1, x2, y2; IoU above 0.3 suppresses; the floor is a score of 0.2.
+    Args:
+        boxes: x1, y1, x2, y2 of each default box.
+        logits: of each, one for each class.
+        moves: by how many pixels times ε centres move along x.
+        top_k: detections of an image.
+        epsilon: by so much logits move.
     """
     corners = torch.tensor(boxes)
     sides = corners[:, 2:] - corners[:, :2]
@@ -149,7 +155,7 @@ def by_hand(
     offsets[:, 0] = 10 * moves / sides[:, 0]
     raw = torch.tensor(logits)[None]
     verifier = Verifier(
-        output_constants(torch.full(raw.shape[1:], rises), offsets),
+        output_constants(torch.ones(raw.shape[1:]), offsets),
         Decoder(default, CODING, SigmoidScores(1.0), Canvas(40, 40), 0.3),
         Selection(0.2, top_k),
     )
@@ -161,8 +167,47 @@ FLOOR = logit(0.2)
 LEFT, RIGHT = (4.0, 4.0, 14.0, 14.0), (16.0, 4.0, 26.0, 14.0)
 BELOW_RIGHT = (16.0, 24.0, 26.0, 34.0)
 NONE = -50.0
-# Scenes for what random ones do not show.
-DIRECTED: dict[str, Scene] = {}
+# Three in a row, of which neighbours overlap by 0.32 and cover each other by 0.48.
+ROW = [(4.0, 4.0, 14.0, 14.0), (9.2, 4.0, 19.2, 14.0), (14.4, 4.0, 24.4, 14.0)]
+CROSSING = by_hand([LEFT, BELOW_RIGHT], [[9.0, NONE], [NONE, 9.0]], moves=1.0, epsilon=7.0)
+# The first random scene in which each mutant is caught, others follow where one has changed; or a
+# scene made for it.
+CAUGHT_IN: dict[str, int | Scene] = {
+    "rivals left out": 26,
+    # The middle one can come first, and leaves out both.
+    "one detection counted twice": by_hand(ROW, [[2.0], [1.0], [2.0]]),
+    # The first can come first, and leaves out the one that excludes the last.
+    "excluded by the certifier alone": by_hand(ROW, [[1.0], [2.0], [-0.5]]),
+    "overlaps as they are": 99,
+    "shares as they are": 32,
+    "what may be cut off": 2,
+    "other classes never win a place": by_hand([LEFT], [[2.0, 1.0]]),
+    "excluded by one successor": 94,
+    "nothing else is shown": 0,
+    "all others hidden": 0,
+    "order taken for granted": CROSSING,
+    "edges as they are": CROSSING,
+    "no room for what may appear": by_hand([LEFT, RIGHT], [[2.0], [-2.0]]),
+    "top-k shared with itself": by_hand([LEFT, RIGHT], [[3.0], [3.0]], top_k=3),
+}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", MUTANTS)
+def test_scenes_catch(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    first = CAUGHT_IN[name]
+    scenes = map(random_scene, range(first, first + 100)) if isinstance(first, int) else [first]
+    for number, scene in enumerate(scenes):
+        right = _at(scene, scene.epsilon)
+        assert _broken(scene, right, perturbed(scene, PERTURBED, number)) == []
+        with monkeypatch.context() as patch:
+            _mutate(patch, *MUTANTS[name])
+            wrong = _at(scene, scene.epsilon)
+        if all(map(torch.equal, wrong, right)):
+            continue
+        if _broken(scene, wrong, perturbed(scene, PERTURBED, number)):
+            return
+    pytest.fail(f"no scene shows that a count is wrong with {name}")
 
 
 def _radius(scene: Scene) -> float:

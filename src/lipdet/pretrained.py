@@ -169,7 +169,9 @@ class Detector:
         return found if isinstance(picture, list | tuple) else found[0]
 
     def tally(self, picture: Picture, epsilon: float, crop: Sequence[float] | None = None) -> Tally:
-        """Read and count what `detect` shows, with what of that no perturbation can change.
+        """Read and count what is shown, with what of that no perturbation can change.
+
+        Left edges are those at the network's input, which may show more than the picture.
 
         Args:
             picture: of any size, or its file.

@@ -36,7 +36,7 @@ SCENES = 40
 
 def _at(scene: Scene, epsilon: float) -> Counts:
     radius = torch.full((len(scene.targets),), epsilon, dtype=torch.float64)
-    return certified_counts(scene.verifier, scene.raw, radius)
+    return counting.certified_counts(scene.verifier, scene.raw, radius)
 
 
 def _broken(scene: Scene, promised: Counts, outputs: RawOutput) -> list[str]:
@@ -284,34 +284,27 @@ def _labels(found: Sequence[Detections]) -> list[list[int]]:
 @pytest.mark.slow
 def test_no_attack_changes_what_is_read_or_counted(house_numbers: Pack) -> None:
     detector = load_detector("certified-small").detector.eval()
-    images = house_numbers.pixels(range(24))
+    images = house_numbers.pixels(range(16))
     verifier = verifier_of(detector, DISPLAY_SELECTION)
     raw = raw_output(detector, images)
     radii = reading_radii(verifier, raw)
-    chosen = [index for index, radius in enumerate(radii.tolist()) if 0.02 < radius < 5][:4]
-    assert len(chosen) == 4
-    changed = 0
+    chosen = [index for index, radius in enumerate(radii.tolist()) if 0.02 < radius < 5][:3]
+    changed = Counter[float]()
     for index in chosen:
-        radius, one = float(radii[index]), images[index, None]
         single = RawOutput(*(part[index, None] for part in raw))
-        for share in (0.99, 6.0):
-            settings = [
-                AttackSettings(share * radius, objective, steps=8)
-                for objective in ("mislabel", "vanish", "fabricate")
-            ]
-            for setting in settings:
-                before, after = attack_unlabelled(detector, one, [setting])
-                same = _labels(before.detections) == _labels(after.detections)
-                counts = certified_counts(
-                    verifier, single, torch.tensor([setting.epsilon], dtype=torch.float64)
-                )
-                [shown] = after.detections
-                number = torch.bincount(one_per_place(shown)["labels"], minlength=10)
+        # Beyond the radius the same attacks succeed.
+        for share in (0.99, 20.0):
+            epsilon = share * float(radii[index])
+            counts = certified_counts(verifier, single, torch.tensor([epsilon]).double())
+            for objective in ("mislabel", "vanish", "fabricate"):
+                settings = [AttackSettings(epsilon, objective, steps=8)]
+                before, after = attack_unlabelled(detector, images[index, None], settings)
+                [labels], [attacked] = _labels(before.detections), _labels(after.detections)
+                number = torch.bincount(torch.tensor(attacked, dtype=torch.int64), minlength=10)
                 assert ((counts.least <= number) & (number <= counts.most)).all()
-                assert same or share > 1, index
-                changed += not same
-    # The same attacks succeed beyond.
-    assert changed > 2
+                changed[share] += labels != attacked
+    assert changed[0.99] == 0
+    assert changed[20.0] > 2
 
 
 def test_least_share_that_boxes_cover() -> None:

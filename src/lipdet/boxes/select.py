@@ -18,7 +18,7 @@ from torchvision.ops import nms
 
 from lipdet.boxes.coding import BoxCoding
 from lipdet.boxes.scores import Scores
-from lipdet.types import Canvas, Detections, RawOutput
+from lipdet.types import Canvas, Detections, RawOutput, Target
 
 # Of the reference experiment.
 NMS_IOU = 0.3
@@ -145,6 +145,6 @@ def covered_share(boxes: Tensor) -> Tensor:
     return shared / torch.minimum(areas[:, None], areas).clamp(min=1e-9)
 
 
-def left_to_right(found: Detections) -> Tensor:
-    """Return the labels (N,) of detections in the order of their left edges."""
-    return found["labels"][found["boxes"][:, 0].argsort(stable=True)]
+def left_to_right(shown: Detections | Target) -> Tensor:
+    """Return the labels (N,) in the order of the left edges of their boxes."""
+    return shown["labels"][shown["boxes"][:, 0].argsort(stable=True)]

@@ -256,19 +256,9 @@ def read_right(
     decoder: Decoder, raw: RawOutput, targets: Sequence[Target], display: Selection
 ) -> Tensor:
     """Return whether what is shown of each picture is what is there, left to right, (B,) bool."""
-    found = select_detections(raw, decoder, display)
-    pairs = zip(found, targets, strict=True)
-    return torch.tensor(
-        [
-            torch.equal(left_to_right(one_per_place(one)), _in_reading_order(target))
-            for one, target in pairs
-        ]
-    )
-
-
-def _in_reading_order(target: Target) -> Tensor:
-    """Return the labels of objects, left to right."""
-    return target["labels"][target["boxes"][:, 0].argsort(stable=True)].cpu()
+    found = map(one_per_place, select_detections(raw, decoder, display))
+    pairs = [map(left_to_right, pair) for pair in zip(found, targets, strict=True)]
+    return torch.tensor([torch.equal(shown, there.cpu()) for shown, there in pairs])
 
 
 def join(parts: Sequence[Certified]) -> Certified:

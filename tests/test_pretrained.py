@@ -135,7 +135,9 @@ def lowered(network: SSD, image: Tensor, one: Detection, epsilon: float) -> Tens
 def remains(network: SSD, image: Tensor, one: Detection, score: float) -> bool:
     """Whether a detection of the class with half of the box is still found above a threshold."""
     with torch.no_grad():
-        [found] = select_detections(network(image[None]), network.decoder, shown_above(score))
+        [found] = select_detections(
+            network(image[None]), network.decoder, shown_above(network, score)
+        )
     own = found["labels"] == network.config.class_names.index(one.label)
     return bool((box_iou(found["boxes"][own], torch.tensor([one.box])) >= 0.5).any())
 

@@ -13,8 +13,11 @@ import argparse
 from collections.abc import Sequence
 from pathlib import Path
 
+import torch
+
 from lipdet.attack import AttackSettings, detect
 from lipdet.attack.settings import single_attacks
+from lipdet.boxes.select import left_to_right as labels_in_order
 from lipdet.checkpoint import LoadedDetector, load_detector
 from lipdet.evaluate.attacked import prepare
 from lipdet.images.pack import Pack
@@ -23,7 +26,6 @@ from lipdet.reading import Detection
 from lipdet.reading.detections import left_to_right
 from lipdet.report.scenes import certified_detections, plot_scenes, scenes
 from lipdet.report.style import save_drawing
-from lipdet.types import Detections, Target
 
 
 def main() -> None:
@@ -62,13 +64,10 @@ def read_right(loaded: LoadedDetector, pack: Pack) -> set[int]:
     images = pack.pixels(range(len(pack)))
     found = detect(prepare(loaded.detector), images, loaded.detector.display)
     return {
-        index for index, one in enumerate(found) if in_order(one) == in_order(pack.target(index))
+        index
+        for index, one in enumerate(found)
+        if torch.equal(labels_in_order(one), labels_in_order(pack.target(index)))
     }
-
-
-def in_order(labelled: Detections | Target) -> list[int]:
-    """Labels from left to right."""
-    return [int(label) for label in labelled["labels"][labelled["boxes"][:, 0].argsort()]]
 
 
 def provable(

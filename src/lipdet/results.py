@@ -111,6 +111,7 @@ class CertifiedResult(Figures):
     """What no perturbation with an L2 norm of at most `epsilon` takes away: bounds from below.
 
     `grey_levels` as in an `AttackedResult`; `failed` counts objects by the condition that fails.
+    Results before 0.3 say nothing of readings and counts.
     """
 
     epsilon: float
@@ -121,8 +122,8 @@ class CertifiedResult(Figures):
     class_recall: float
     failed: dict[str, int]
     per_class: dict[str, CertifiedClass]
-    reading: CertifiedReading
-    counts: dict[str, CertifiedCount]
+    reading: NotRequired[CertifiedReading]
+    counts: NotRequired[dict[str, CertifiedCount]]
     rounding: str
 
 

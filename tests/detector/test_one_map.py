@@ -14,8 +14,9 @@ from torch import nn
 from lipdet.certificate.constants.outputs import output_bounds
 from lipdet.config import DIGIT_SIDES, PRESETS, DetectorConfig
 from lipdet.detector import build_detector, forward
-from lipdet.detector.one_map import KINDS, halo_of, one_map_ssd, output_in_tiles
+from lipdet.detector.one_map import KINDS, one_map_ssd
 from lipdet.detector.ssd import SSD
+from lipdet.detector.tiles import halo_of, output_in_tiles
 from lipdet.errors import InputError
 from lipdet.layers import BCOPConv2d, OrthonormalConv2d
 from lipdet.types import Canvas

@@ -1,4 +1,4 @@
-"""`lipdet detect`: find digits in pictures of any size."""
+"""`lipdet detect`: find objects in pictures of any size."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ from lipdet.types import Canvas
 def parser() -> Parser:
     """Options of `run`."""
     parser = verb_parser(
-        "Find digits in pictures of any size.", "lipdet detect naive door.jpg --out found"
+        "Find objects in pictures of any size.", "lipdet detect naive door.jpg --out found"
     )
     parser.add_argument("detector", help=f"{DETECTOR_HELP}, or an exported .onnx file")
     parser.add_argument("images", nargs="+", type=Path, help="picture files, or folders of them")
@@ -47,7 +47,7 @@ def run(
     crop: str | None = None,
     score: float = DISPLAY_SELECTION.score_floor,
 ) -> None:
-    """Find digits in pictures; write an overlay of each and one json for all.
+    """Find objects in pictures; write an overlay of each and one json for all.
 
     Args:
         detector: DETECTOR.
@@ -104,4 +104,4 @@ def _words(reading: Reading, canvas: Canvas) -> str:
     return " ".join(words) or "nothing found"
 
 
-VERB = Verb("find digits in pictures", parser, run)
+VERB = Verb("find objects in pictures", parser, run)

@@ -11,8 +11,8 @@ import torch
 from torch import Tensor, nn
 
 from lipdet.boxes import Decoder, Selection, select_detections
-from lipdet.detector.one_map import halo_of, output_in_tiles
 from lipdet.detector.ssd import SSD
+from lipdet.detector.tiles import halo_of, output_in_tiles
 from lipdet.layers.base import drop_caches
 from lipdet.types import Detections, Framing, RawOutput
 

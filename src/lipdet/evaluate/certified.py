@@ -81,14 +81,10 @@ class Certified(NamedTuple):
     Attributes:
         of: their objects.
         possible: detections of each class.
-        counts: of what is shown of each picture.
-        right: (B,) whether the labels that are shown are those of the objects, left to right.
     """
 
     of: PerObject
     possible: tuple[PossibleDetections, ...]
-    counts: Counts
-    right: Tensor
 
     def objects(self, label: int, column: int) -> ClassObjects:
         """Return those of one class at one of IOUS."""
@@ -101,10 +97,14 @@ class Chunk(NamedTuple):
 
     Attributes:
         found: at each ε.
+        counts: at each ε, of what is shown of each picture.
+        right: (B,) whether the labels that are shown are those of the objects, left to right.
         proven: whether rounding is.
     """
 
     found: tuple[Certified, ...]
+    counts: tuple[Counts, ...]
+    right: Tensor
     proven: bool
 
 
@@ -124,11 +124,20 @@ def certified_results(
     """
     chunks = certificate_pass(detector, pack, epsilons, state).results()
     rounding = PROVEN if all(chunk.proven for chunk in chunks) else MEASURED
-    entries = [
-        summary(epsilon, join([one.found[index] for one in chunks]), pack.class_names, rounding)
-        for index, epsilon in enumerate(epsilons)
-    ]
-    return [{**one, "grey_levels": pack.canvas.grey_levels(one["epsilon"])} for one in entries]
+    right, names = torch.cat([one.right for one in chunks]), pack.class_names
+    entries: list[CertifiedResult] = []
+    for index, epsilon in enumerate(epsilons):
+        found = join([one.found[index] for one in chunks])
+        counts = Counts(*map(torch.cat, zip(*(one.counts[index] for one in chunks), strict=True)))
+        entries.append(
+            {
+                **summary(epsilon, found, names, rounding),
+                "grey_levels": pack.canvas.grey_levels(epsilon),
+                "reading": _reading_summary(right, counts.steady),
+                "counts": _count_summaries(counts, names),
+            }
+        )
+    return entries
 
 
 def certificate_pass(
@@ -145,11 +154,15 @@ def certificate_pass(
     def compute(chunk: range) -> Chunk:
         raw = raw_output(detector, pack.pixels(chunk))
         targets = [pack.target(index) for index in chunk]
-        found = [
-            certify_batch(verifier(), raw, targets, epsilon, detector.display)
-            for epsilon in epsilons
-        ]
-        return Chunk(tuple(found), verifier().rounding_known == PROVEN)
+        display = detector.display
+        shown = replace(verifier(), selection=display)
+        radii = [torch.full((len(targets),), epsilon).double() for epsilon in epsilons]
+        return Chunk(
+            tuple(certify_batch(verifier(), raw, targets, epsilon) for epsilon in epsilons),
+            tuple(certified_counts(shown, raw, radius) for radius in radii),
+            read_right(verifier().decoder, raw, targets, display),
+            verifier().rounding_known == PROVEN,
+        )
 
     folder = state.of_pass("certificates", pack, epsilons=list(epsilons)) if state else None
     label = f"Certifying {pack.name}"
@@ -161,20 +174,23 @@ def chunk_to_tensors(chunk: Chunk) -> Tensors:
     """Turn a chunk into what its file holds."""
     tensors = {
         name: value
-        for index, one in enumerate(chunk.found)
-        for name, value in _to_tensors(one, index).items()
+        for index, pair in enumerate(zip(chunk.found, chunk.counts, strict=True))
+        for name, value in _to_tensors(*pair, index).items()
     }
-    return {**tensors, "proven": torch.tensor(chunk.proven)}
+    return {**tensors, "right": chunk.right, "proven": torch.tensor(chunk.proven)}
 
 
 def chunk_from_tensors(tensors: Tensors) -> Chunk:
     """Return what `chunk_to_tensors` was given."""
     radii = sum(name.endswith(".label") for name in tensors)
     found = tuple(_from_tensors(tensors, index) for index in range(radii))
-    return Chunk(found, bool(tensors["proven"]))
+    counts = tuple(
+        Counts(*(tensors[f"{index}.{name}"] for name in Counts._fields)) for index in range(radii)
+    )
+    return Chunk(found, counts, tensors["right"], bool(tensors["proven"]))
 
 
-def _to_tensors(found: Certified, index: int) -> Tensors:
+def _to_tensors(found: Certified, shown: Counts, index: int) -> Tensors:
     """Return what is certified at one ε of several, under names of its own."""
     objects = {f"{index}.{name}": value for name, value in found.of._asdict().items()}
     possible = {
@@ -182,8 +198,8 @@ def _to_tensors(found: Certified, index: int) -> Tensors:
         for label, of_class in enumerate(found.possible)
         for name, value in of_class._asdict().items()
     }
-    counts = {f"{index}.{name}": value for name, value in found.counts._asdict().items()}
-    return {**objects, **possible, **counts, f"{index}.right": found.right}
+    counts = {f"{index}.{name}": value for name, value in shown._asdict().items()}
+    return {**objects, **possible, **counts}
 
 
 def _from_tensors(tensors: Tensors, index: int) -> Certified:
@@ -196,27 +212,13 @@ def _from_tensors(tensors: Tensors, index: int) -> Certified:
             )
             for label in range(classes)
         ),
-        Counts(*(tensors[f"{index}.{name}"] for name in Counts._fields)),
-        tensors[f"{index}.right"],
     )
 
 
 def certify_batch(
-    verifier: Verifier,
-    raw: RawOutput,
-    targets: Sequence[Target],
-    epsilon: float,
-    display: Selection = DISPLAY_SELECTION,
+    verifier: Verifier, raw: RawOutput, targets: Sequence[Target], epsilon: float
 ) -> Certified:
-    """Return everything that `summary` needs of one batch.
-
-    Args:
-        verifier: of the detector, for the selection of AP.
-        raw: its outputs.
-        targets: objects of each image.
-        epsilon: L2 radius.
-        display: what of the detections is shown, and so read and counted.
-    """
+    """Return everything that `summary` needs of one batch."""
     truths, iou, tau = ground_truth_of(targets), IOUS[0], logit(RECALL_SCORE)
     count = len(truths.image)
     radius = torch.full((len(targets),), epsilon, dtype=torch.float64)
@@ -247,8 +249,6 @@ def certify_batch(
             for classes in [candidates.classes]
             for label in range(classes)
         ),
-        certified_counts(replace(verifier, selection=display), raw, radius),
-        read_right(verifier.decoder, raw, targets, display),
     )
 
 
@@ -263,22 +263,20 @@ def read_right(
 
 def join(parts: Sequence[Certified]) -> Certified:
     """Pool pictures."""
-    objects, possible, counts, right = zip(*parts, strict=True)
+    objects, possible = zip(*parts, strict=True)
     return Certified(
         PerObject(*map(torch.cat, zip(*objects, strict=True))),
         tuple(
             PossibleDetections(*map(torch.cat, zip(*of_class, strict=True)))
             for of_class in zip(*possible, strict=True)
         ),
-        Counts(*map(torch.cat, zip(*counts, strict=True))),
-        torch.cat(right),
     )
 
 
 def summary(
     epsilon: float, found: Certified, class_names: Sequence[str], rounding: str
 ) -> CertifiedResult:
-    """Return the json entry of one radius at any size; AP, recall and precision are fractions."""
+    """Return what is certified of objects at one radius; AP, recall and precision are fractions."""
     tau = logit(RECALL_SCORE)
     per_class = {name: _class_summary(found, label) for label, name in enumerate(class_names)}
     known = [entry for entry in per_class.values() if entry["ap"] is not None]
@@ -297,14 +295,11 @@ def summary(
         "class_recall": float(found.of.of_class.sum()) / objects,
         "failed": {reason: failed[reason] for reason in REASONS},
         "per_class": per_class,
-        "reading": _reading_summary(found),
-        "counts": _count_summaries(found.counts, class_names),
         "rounding": rounding,
     }
 
 
-def _reading_summary(found: Certified) -> CertifiedReading:
-    right, steady = found.right, found.counts.steady
+def _reading_summary(right: Tensor, steady: Tensor) -> CertifiedReading:
     return {
         "right": _mean(right),
         "steady": _mean(steady),

@@ -20,11 +20,12 @@ from typing import Any, NamedTuple
 import numpy as np
 import pytest
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.distributed import TCPStore
 
 from lipdet import cli, distributed
 from lipdet.attack import Outcome
+from lipdet.certificate import lipschitz_bound
 from lipdet.checkpoint import BEST, read_tensors
 from lipdet.evaluate import attacked, certified, run
 from lipdet.evaluate.chunks import Pass
@@ -315,6 +316,19 @@ def test_the_json_is_that_of_one_process_whoever_is_lost(
     assert len(computed) == 3 + 2 * 6 + 3
     assert len(set(computed)) == len(computed)
     assert {line[0] for line in again.err.splitlines() if " computed " in line} == {"0", "1"}
+
+
+class ToldToStop(nn.Module):
+    """Stands for code in the midst of which the launcher ends this process."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        distributed._told_to_stop()
+        return x
+
+
+def test_the_end_of_a_run_is_no_fault_of_the_network_that_is_bounded() -> None:
+    with pytest.raises(distributed.LostProcessError):
+        lipschitz_bound(ToldToStop(), (1, 3, 8, 8))
 
 
 def test_mistakes_end_all_processes_with_one_sentence(

@@ -46,8 +46,12 @@ _store: Any = None
 _GONE = ("onnection", "roken pipe", "remote process", "imeout")
 
 
-class LostProcessError(Exception):
-    """Another process of the run has ended, or the launcher ends this one."""
+class LostProcessError(BaseException):
+    """Another process of the run has ended, or the launcher ends this one.
+
+    No `Exception`: a signal raises it wherever the program is, and where users' code is tried,
+    every `Exception` is taken for a fault of that code.
+    """
 
     def __init__(self) -> None:
         super().__init__(

@@ -34,7 +34,7 @@ from lipdet.detector.forward import BATCH_SIZE
 from lipdet.detector.matching import PaddedTargets, match, pad_targets
 from lipdet.detector.multibox import MultiboxLoss, multibox_loss, training_scores
 from lipdet.detector.one_map import KINDS
-from lipdet.errors import InputError
+from lipdet.errors import InputError, NonFiniteLossError
 from lipdet.evaluate.average_precision import average_precision
 from lipdet.evaluate.run import detect_pack
 from lipdet.evaluate.selection import choose_rules
@@ -51,10 +51,6 @@ from lipdet.types import Target
 from lipdet.versions import versions
 
 LOG_EVERY = 20
-
-
-class NonFiniteLossError(Exception):
-    """The loss or its gradient is not a number; the message names the step."""
 
 
 def train(job: Job, run: Path, resume: bool = False) -> Path:

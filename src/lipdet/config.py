@@ -233,11 +233,16 @@ def _for_photographs(preset: Preset) -> Preset:
     )
 
 
-PLAIN = Preset(_one_map("plain-ssd", CERTIFIED_WIDTH), TrainConfig(near_iou=0.3))
+def _plain(width: int) -> Preset:
+    return Preset(_one_map("plain-ssd", width), TrainConfig(near_iou=0.3))
+
+
+PLAIN = _plain(CERTIFIED_WIDTH)
 CERTIFIED = _certified(CERTIFIED_WIDTH)
 
 PRESETS = {
     "plain": PLAIN,
+    "plain-small": _plain(CERTIFIED_SMALL_WIDTH),
     "plain-photo": _for_photographs(PLAIN),
     "naive": Preset(),
     "naive-adversarial": Preset(train=TrainConfig(adversarial_epsilon=0.5)),

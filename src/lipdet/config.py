@@ -22,7 +22,7 @@ PHOTOGRAPH_SCALES = (0.25, 1.2)
 
 Optimizer = Literal["adamw", "sgd"]
 Precision = Literal["auto", "bf16", "float32"]
-Change = Literal["scale", "flip", "light", "inversion", "channels"]
+Change = Literal["scale", "flip", "turn", "light", "inversion", "channels"]
 # Digits come in every colour, dark on light and light on dark; only their shape names them.
 DIGIT_CHANGES: tuple[Change, ...] = ("light", "inversion", "channels")
 
@@ -91,11 +91,12 @@ class TrainConfig:
         gradient_clip: largest L2 norm of the whole gradient.
         ema_decay: decay per step of the averaged weights, which are the ones evaluated and kept.
         precision: bf16 autocast, float32, or auto (bf16 where the processor or GPU computes in it).
-        augment: changes of pictures in training: scale (and place), flip, light, inversion,
-            channels (their order); which of them leave an object what it is depends on the objects.
-            None decides by the data: of whole pictures scale and light, of crops of digits light,
-            inversion and channels. Of these, photometric changes cost a network of 1-Lipschitz
-            layers what it needs, and are left out where there is a margin.
+        augment: changes of pictures in training: scale (and place), flip, turn (by quarters; by a
+            half where the canvas is no square), light, inversion, channels (their order); which of
+            them leave an object what it is depends on the objects. None decides by the data: of
+            whole pictures scale and light, of crops of digits light, inversion and channels. Of
+            these, photometric changes cost a network of 1-Lipschitz layers what it needs, and are
+            left out where there is a margin.
         scales: smallest and largest factor by which `scale` changes the sides of a picture.
         margin: ε in [0, 1] pixel units whose worst case the classification loss counts, where
             logits are 1-Lipschitz: the dial between clean and certified AP.

@@ -79,10 +79,25 @@ def marked(count: int) -> tuple[Tensor, Target]:
     return images, Target(boxes=torch.tensor([[30.0, 10, 45, 20]]), labels=torch.tensor([3]))
 
 
-def test_mirrored_boxes_go_where_their_objects_go() -> None:
-    images, target = marked(64)
+@pytest.mark.parametrize(
+    ("changes", "width", "count"),
+    [
+        (("flip",), 60, 2),
+        (("turn",), 40, 4),
+        (("flip", "turn"), 40, 8),
+        # What is not square cannot be turned by a quarter.
+        (("turn",), 60, 2),
+        (("flip", "turn"), 60, 4),
+    ],
+)
+def test_mirrored_and_turned_boxes_go_where_their_objects_go(
+    changes: tuple[Change, ...], width: int, count: int
+) -> None:
+    images = torch.zeros(64, 3, 40, width)
+    images[:, :, 10:18, 23:35] = 1
+    target = Target(boxes=torch.tensor([[23.0, 10, 35, 18]]), labels=torch.tensor([3]))
     generator = torch.Generator().manual_seed(0)
-    changed, targets = augment(images, [target] * 64, ("flip",), generator, SCALES)
+    changed, targets = augment(images, [target] * 64, changes, generator, SCALES)
     places = set()
     for picture, found in zip(changed, targets, strict=True):
         # Oracle: the white pixels.
@@ -91,7 +106,7 @@ def test_mirrored_boxes_go_where_their_objects_go() -> None:
         assert found["boxes"][0].tolist() == [float(end) for end in seen]
         assert found["labels"].tolist() == [3]
         places.add(tuple(found["boxes"][0].tolist()))
-    assert len(places) == 2
+    assert len(places) == count
 
 
 @pytest.mark.parametrize("changes", [("scale",), ("scale", "flip")])

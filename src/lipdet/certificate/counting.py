@@ -1,4 +1,4 @@
-"""How many objects are shown, and which labels are read, under every perturbation (theory §11.5).
+"""Certify how many objects are shown and which labels are read (theory §11.5).
 
 What is shown of an image is what NMS keeps, cut off at top-k, and of each place only the best box.
 Its labels from left to right are what is read. Under every perturbation one of the *successors* of
@@ -35,7 +35,6 @@ from lipdet.certificate.geometry.iou_bounds import (
 )
 from lipdet.certificate.radius import (
     SHARE_SLACK,
-    TOLERANCE,
     classes_can_outscore,
     largest_covered_of_pairs,
     largest_radius,
@@ -90,23 +89,22 @@ def certified_counts(verifier: Verifier, raw: RawOutput, epsilon: Tensor) -> Cou
     return Counts(least, most, torch.tensor(steady))
 
 
-def reading_radii(verifier: Verifier, raw: RawOutput, tolerance: float = TOLERANCE) -> Tensor:
+def reading_radii(verifier: Verifier, raw: RawOutput) -> Tensor:
     """Return the largest ε up to which the labels read in each image cannot change.
 
     Args:
         verifier: of the detector, for the selection that is shown.
         raw: its outputs for B images.
-        tolerance: how far below the largest the result may lie.
 
     Returns:
-        (B,) float64; 0 where nothing is promised.
+        (B,) float64, below the largest by TOLERANCE at most; 0 where nothing is promised.
     """
 
     def holds(images: Tensor, epsilon: Tensor) -> Tensor:
         copies = RawOutput(raw.logits[images], raw.offsets[images])
         return certified_counts(verifier, copies, epsilon).steady
 
-    return largest_radius(holds, len(raw.logits), tolerance)
+    return largest_radius(holds, len(raw.logits))
 
 
 class Shown(NamedTuple):

@@ -1,4 +1,4 @@
-"""What can rise above the score floor under some perturbation, and how far each can move.
+"""Find the candidates that a perturbation can lift above the score floor, and how far each moves.
 
 Notable choices:
 - Everything after this file works on a flat list of candidates, pairs (default box, class) of all
@@ -100,7 +100,7 @@ class Candidates(NamedTuple):
         return balls.coding.decode(balls.offsets, balls.default_boxes)
 
     def only(self, index: Tensor) -> Candidates:
-        """Return those at ascending indices (P,)."""
+        """Return the candidates at ascending indices (P,)."""
         place = take(self.boxes.place, index)
         return self._replace(
             group=take(self.group, index),

@@ -1,4 +1,4 @@
-"""Which candidates can suppress a certifier, and spoil its certificate by that: condition 3.
+"""Find the candidates that can suppress a certifier and so spoil its certificate: condition 3.
 
 The log-odds of a certifier and its rival each have an interval, but one perturbation moves both,
 and the rival's box too:

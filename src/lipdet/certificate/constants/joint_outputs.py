@@ -21,7 +21,7 @@ from lipdet.certificate.constants.outputs import (
 from lipdet.certificate.ragged import flatnonzero, take
 from lipdet.detector.ssd import SSD
 from lipdet.lipschitz.propagation import Propagation
-from lipdet.norms import SLACK
+from lipdet.norms import SLACK, conv_norm
 
 # Squared norms of differences are found as |a|² + |b|² − 2ab, which may be off by the rounding of
 # sums of at most 1e5 products in float64.
@@ -56,7 +56,8 @@ def _class_norms(convolution: HeadConvolution) -> Tensor:
     labels = torch.arange(kernel.shape[1], device=kernel.device)
     rows = len(convolution.norms())
     if rows > _MOST_DENSE_ROWS:
-        found = [convolution.norm_bound(kernel[:, label]) for label in labels]
+        steps = convolution.stride, convolution.dilation
+        found = [conv_norm(kernel[:, c], *steps, image_size=convolution.size) for c in labels]
         return torch.tensor(found, dtype=torch.float64)
     shared = _of_logits(convolution)
     a, b = torch.cartesian_prod(*[torch.arange(rows, device=kernel.device)] * 2).unbind(dim=1)
@@ -221,7 +222,7 @@ def _of_logits(classification: HeadConvolution) -> _SharedTaps:
 def _of_offsets(
     classification: HeadConvolution, localisation: HeadConvolution
 ) -> _SharedTaps | None:
-    """Tabulate those of the four offsets of a default box with a logit of another."""
+    """Tabulate inner products of filters of a default box's offsets and of another's logits."""
     if classification.patches != localisation.patches:
         return None
     table = torch.einsum("osbi,ktdi->ksbtdo", _columns(localisation), _columns(classification))

@@ -59,8 +59,8 @@ def box_range(
     """
     default_boxes, offsets, radius = default_boxes.double(), offsets.double(), radius.double()
     first, last = offsets - radius, offsets + radius
-    low = _centers_and_sides(coding.decode(first, default_boxes))
-    high = _centers_and_sides(coding.decode(last, default_boxes))
+    low = centers_and_sides(coding.decode(first, default_boxes))
+    high = centers_and_sides(coding.decode(last, default_boxes))
     largest = torch.maximum(low.abs(), high.abs()) + default_boxes.abs()
     error = _ROUNDING * (largest[..., :2] + largest[..., 2:])
     error = error.clamp_min(_LEAST)
@@ -94,7 +94,7 @@ def corner_range(boxes: BoxRange, canvas: Canvas | None = None) -> tuple[Tensor,
     return smallest.T, largest.T
 
 
-def _centers_and_sides(boxes: Tensor) -> Tensor:
-    """Corners (..., 4) xyxy as cx, cy, w, h."""
+def centers_and_sides(boxes: Tensor) -> Tensor:
+    """Return boxes (..., 4) xyxy as cx, cy, w, h."""
     centers = (boxes[..., :2] + boxes[..., 2:]) / 2
     return torch.cat([centers, boxes[..., 2:] - boxes[..., :2]], dim=-1)

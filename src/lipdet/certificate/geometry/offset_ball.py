@@ -40,7 +40,7 @@ class OffsetBalls(NamedTuple):
     coding: BoxCoding
 
     def at(self, index: Tensor) -> OffsetBalls:
-        """Return those of boxes at indices (P,)."""
+        """Return the balls of boxes at indices (P,)."""
         return OffsetBalls(
             take(self.offsets, index),
             take(self.radius, index),

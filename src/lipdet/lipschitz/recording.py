@@ -14,8 +14,7 @@ Notable choices:
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Hashable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Hashable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -236,13 +235,8 @@ class _Questions(TorchFunctionMode):
         name = getattr(func, "__name__", str(func))
         if name in _READS and any(map(self._recorder.follows, args)):
             raise self._recorder.fail(f"{name} reads values of a tensor")
-        with self._noting(name):
-            return func(*args, **(kwargs or {}))
-
-    @contextmanager
-    def _noting(self, name: str) -> Iterator[None]:
         try:
-            yield
+            return func(*args, **(kwargs or {}))
         except Exception as error:
             self._recorder.fail(f"{name} failed: {error}")
             raise

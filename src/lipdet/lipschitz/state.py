@@ -1,4 +1,4 @@
-"""What a module keeps, its code included, and whether the code that it calls was replaced.
+"""Take stock of what a module keeps, its code included, and of replaced code that it calls.
 
 Notable choices:
 - Code of torch's and this package's is known by the files that it was compiled from: names, modules

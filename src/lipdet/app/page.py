@@ -53,18 +53,14 @@ SHOWN_AT_FIRST = 2
 _KEEP = gr.skip()
 
 
-def build_page(
-    exhibits: Mapping[str, Exhibit], samples: list[Path], stops: Stops | None = None
-) -> gr.Blocks:
+def build_page(exhibits: Mapping[str, Exhibit], samples: list[Path]) -> gr.Blocks:
     """Return the page, not yet served.
 
     Args:
         exhibits: detectors by name, at least one.
         samples: picture files to choose from, at least one.
-        stops: which attacks have to stop.
     """
-    stops = stops or Stops()
-    names = list(exhibits)
+    stops, names = Stops(), list(exhibits)
     with gr.Blocks(
         title="lipdet", analytics_enabled=False, delete_cache=(OLDEST_FILE, OLDEST_FILE)
     ) as page:

@@ -47,7 +47,7 @@ class Reading:
     detections: tuple[Detection, ...]
 
     def as_dict(self) -> dict[str, Any]:
-        """Plain values for json."""
+        """Return plain values for json."""
         return {
             "width": self.size[0],
             "height": self.size[1],

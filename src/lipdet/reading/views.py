@@ -1,4 +1,4 @@
-"""What a network puts out for regions of a picture, and what of that surely remains.
+"""Views: regions of a picture through a network, and what of its detections surely remains.
 
 A region may be the whole picture. All that is said here is in pixels of the network's input;
 `lipdet.reading.read` says it of the picture.
@@ -104,7 +104,7 @@ class View:
         return tuple(replace(one, reach=reach) for one, reach in pairs)
 
     def as_dict(self) -> dict[str, Any]:
-        """Plain values for json."""
+        """Return plain values for json."""
         rows = as_rows(self.detections, radius="radius", reach="reach")
         return {"region": list(self.region), "detections": rows}
 
@@ -136,7 +136,7 @@ def look_at_pixels(
     regions: Sequence[Region],
     selection: Selection | None = None,
 ) -> list[View]:
-    """As `look`, at pixels (H, W, 3) that were cut out already."""
+    """Run a network on pixels (H, W, 3) that are cut out already; else as `look`."""
     decoder, views = decoder_on_cpu(network), []
     selection = selection or network.display
     for start in range(0, len(pixels), BATCH_SIZE):
@@ -167,7 +167,7 @@ def remaining_of(
     iou: float = REMAINING_IOU,
     most_covered: float | None = None,
 ) -> list[Remaining]:
-    """As `remaining_detections`, of boxes `found` in views; at once where no score stays."""
+    """Certify boxes `found` in views by `remaining_detections`; all 0 where no score stays."""
     if not any(any_score_stays(view, verifier) for view in views):
         return [Remaining(torch.zeros(len(one["labels"])).double(), one["boxes"]) for one in found]
     return remaining_detections(verifier, _joined(views), found, iou, most_covered=most_covered)
@@ -211,7 +211,7 @@ class Tally:
         return "; ".join(told)
 
     def as_dict(self) -> dict[str, Any]:
-        """Plain values for json."""
+        """Return plain values for json."""
         counts = [
             {"epsilon": epsilon, "per_class": {name: one._asdict() for name, one in of.items()}}
             for epsilon, of in self.counts.items()
@@ -261,7 +261,7 @@ def _joined(views: Sequence[View]) -> RawOutput:
 
 
 def any_score_stays(view: View, verifier: Verifier) -> bool:
-    """Whether any score surely stays above the floor; certificates need that (condition 1).
+    """Return whether any score surely stays above the floor; certificates need that (condition 1).
 
     At half the tolerance of radii: below that none is tried but 0.
     """

@@ -72,7 +72,7 @@ def plot_frontier(results: Sequence[EvaluationResult]) -> Drawing | None:
     Returns:
         None if nothing was measured at any radius.
     """
-    if not any(radii([result]) for result in results):
+    if not radii(results):
         return None
     figure, axes = new_figure()
     for index, result in enumerate(results):

@@ -21,7 +21,7 @@ from lipdet.certificate.geometry import box_range, iou_bounds
 from lipdet.certificate.geometry.box_range import BoxRange
 from lipdet.certificate.geometry.iou_bounds import max_iou_fixed, max_iou_pair
 from lipdet.types import Canvas
-from tests.certificate.mutants import Mutant
+from tests.certificate.mutants import Mutant, Patch
 
 
 def _exceeds(high: Tensor, floor: float) -> Tensor:
@@ -61,20 +61,22 @@ def _no_number(bound: Tensor, trivial: float) -> Tensor:
 
 _CLAIM = certified_ap._claim
 _MAY_VOTE = scores_and_votes.ClassVotes.may_vote
-IN_CORNER_SCENES: dict[str, Mutant] = {
-    "what is no number is no candidate": [
-        (candidates, "may_exceed", _exceeds),
-        (scores_and_votes, "widest", _as_they_are),
-    ],
-    "ends of intervals that are no numbers": [(scores_and_votes, "widest", _as_they_are)],
-    "what is no number cannot outscore": [(suppressors, "can_outscore", _rival_can_outscore)],
-    "what is no number has no vote": [(scores_and_votes.ClassVotes, "may_vote", _may_vote)],
-    "budgets that are no numbers": [(clique_cover, "_or_infinite", _as_they_are)],
-    "boxes that are no numbers cannot suppress": [
-        (box_range, "_or_anywhere", _limits),
-        (iou_bounds, "known_or", _no_number),
-        (suppressors, "can_suppress", _overlaps),
-    ],
+_WIDEST: Patch = (scores_and_votes, "widest", _as_they_are)
+# The first scene in which each is caught.
+IN_CORNER_SCENES: dict[str, tuple[int, Mutant]] = {
+    "what is no number is no candidate": (9, [(candidates, "may_exceed", _exceeds), _WIDEST]),
+    "ends of intervals that are no numbers": (9, [_WIDEST]),
+    "what is no number cannot outscore": (66, [(suppressors, "can_outscore", _rival_can_outscore)]),
+    "what is no number has no vote": (26, [(scores_and_votes.ClassVotes, "may_vote", _may_vote)]),
+    "budgets that are no numbers": (1, [(clique_cover, "_or_infinite", _as_they_are)]),
+    "boxes that are no numbers cannot suppress": (
+        80,
+        [
+            (box_range, "_or_anywhere", _limits),
+            (iou_bounds, "known_or", _no_number),
+            (suppressors, "can_suppress", _overlaps),
+        ],
+    ),
 }
 IN_DIRECTED_CORNERS: dict[str, Mutant] = {
     "scores beyond float32": [(candidates, "_LARGEST", math.inf)],
@@ -99,7 +101,7 @@ def _any_match(
     return torch.where(reached <= own + 2e-4, -1.0, reached)
 
 
-IN_CROWDED_SCENES: dict[str, Mutant] = {
-    "ties of heads": [(certified_ap, "_claim", _tied_members)],
-    "twins told apart": [(certify, "other_match_up_to", _any_match)],
+IN_CROWDED_SCENES: dict[str, tuple[int, Mutant]] = {
+    "ties of heads": (257, [(certified_ap, "_claim", _tied_members)]),
+    "twins told apart": (8, [(certify, "other_match_up_to", _any_match)]),
 }

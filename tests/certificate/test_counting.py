@@ -74,49 +74,6 @@ def test_counts_and_readings_hold_for_every_perturbed_output() -> None:
     assert all(seen[name] > 2 for name in ("counted", "open", "read", "several read")), seen
 
 
-# Each takes away what the proof needs: a function, what stands in it, what stands there instead.
-MUTANTS = {
-    "rivals left out": ("kept_for_certain", "~take(gone, rival))", "take(gone, rival) & False)"),
-    "excluded by the certifier alone": (
-        "_never_beside",
-        "index_fill(0, pair[~sure], True)",
-        "clone()",
-    ),
-    "overlaps as they are": (
-        "_never_both",
-        "candidates.boxes.boxes,",
-        "_still(candidates.boxes.boxes),",
-    ),
-    "shares as they are": (
-        "_compete",
-        "candidates.boxes.boxes,",
-        "_still(candidates.boxes.boxes),",
-    ),
-    "what may be cut off": ("_put_out", "reaching <= top_k", "reaching > -1"),
-    "other classes never win a place": (
-        "_distinct",
-        "(beats & ~kept & ~hidden).any()",
-        "not (kept & ~hidden).any()",
-    ),
-    "one detection counted twice": ("_distinct", "(successors & taken).any()", "False"),
-    "excluded by one successor": ("_distinct", ".all(axis=0)", ".any(axis=0)"),
-    "nothing else is shown": (
-        "_distinct",
-        "np.flatnonzero(~hidden & ~settled)",
-        "members[:0]",
-    ),
-    "all others hidden": ("_distinct", "hidden |= excluded & ~successors", "hidden |= ~kept"),
-    "order taken for granted": ("in_one_order", "return bool", "return True or bool"),
-    "edges as they are": (
-        "surely_shown",
-        "corner_range(candidates.boxes.boxes,",
-        "corner_range(_still(candidates.boxes.boxes),",
-    ),
-    "no room for what may appear": ("certified_counts", "alone + cover", "alone + 0 * cover"),
-    "top-k shared with itself": ("certified_counts", "top_k - others", "top_k - others - least"),
-}
-
-
 def _still(boxes: BoxRange) -> BoxRange:
     middle = (boxes.low + boxes.high) / 2
     return BoxRange(middle, middle)
@@ -170,38 +127,70 @@ NONE = -50.0
 # Three in a row, of which neighbours overlap by 0.32 and cover each other by 0.48.
 ROW = [(4.0, 4.0, 14.0, 14.0), (9.2, 4.0, 19.2, 14.0), (14.4, 4.0, 24.4, 14.0)]
 CROSSING = by_hand([LEFT, BELOW_RIGHT], [[9.0, NONE], [NONE, 9.0]], moves=1.0, epsilon=7.0)
-# The first random scene in which each mutant is caught, others follow where one has changed; or a
-# scene made for it.
-CAUGHT_IN: dict[str, int | Scene] = {
-    "rivals left out": 26,
+BOXES = "candidates.boxes.boxes,"
+STILL = "_still(candidates.boxes.boxes),"
+# Each takes away what the proof needs: a function, what stands in it, what stands there instead;
+# before them the first random scene in which it is caught, others follow where one has changed, or
+# a scene made for it.
+MUTANTS: dict[str, tuple[int | Scene, str, str, str]] = {
+    "rivals left out": (
+        26,
+        "kept_for_certain",
+        "~take(gone, rival))",
+        "take(gone, rival) & False)",
+    ),
     # The middle one can come first, and leaves out both.
-    "one detection counted twice": by_hand(ROW, [[2.0], [1.0], [2.0]]),
+    "one detection counted twice": (
+        *(by_hand(ROW, [[2.0], [1.0], [2.0]]), "_distinct"),
+        *("(successors & taken).any()", "False"),
+    ),
     # The first can come first, and leaves out the one that excludes the last.
-    "excluded by the certifier alone": by_hand(ROW, [[1.0], [2.0], [-0.5]]),
-    "overlaps as they are": 99,
-    "shares as they are": 32,
-    "what may be cut off": 2,
-    "other classes never win a place": by_hand([LEFT], [[2.0, 1.0]]),
-    "excluded by one successor": 94,
-    "nothing else is shown": 0,
-    "all others hidden": 0,
-    "order taken for granted": CROSSING,
-    "edges as they are": CROSSING,
-    "no room for what may appear": by_hand([LEFT, RIGHT], [[2.0], [-2.0]]),
-    "top-k shared with itself": by_hand([LEFT, RIGHT], [[3.0], [3.0]], top_k=3),
+    "excluded by the certifier alone": (
+        *(by_hand(ROW, [[1.0], [2.0], [-0.5]]), "_never_beside"),
+        *("index_fill(0, pair[~sure], True)", "clone()"),
+    ),
+    "overlaps as they are": (99, "_never_both", BOXES, STILL),
+    "shares as they are": (32, "_compete", BOXES, STILL),
+    "what may be cut off": (2, "_put_out", "reaching <= top_k", "reaching > -1"),
+    "other classes never win a place": (
+        *(by_hand([LEFT], [[2.0, 1.0]]), "_distinct"),
+        *("(beats & ~kept & ~hidden).any()", "not (kept & ~hidden).any()"),
+    ),
+    "excluded by one successor": (94, "_distinct", ".all(axis=0)", ".any(axis=0)"),
+    "nothing else is shown": (
+        *(0, "_distinct"),
+        *("np.flatnonzero(~hidden & ~settled)", "members[:0]"),
+    ),
+    "all others hidden": (
+        *(0, "_distinct"),
+        *("hidden |= excluded & ~successors", "hidden |= ~kept"),
+    ),
+    "order taken for granted": (CROSSING, "in_one_order", "return bool", "return True or bool"),
+    "edges as they are": (
+        *(CROSSING, "surely_shown"),
+        *(f"corner_range({BOXES}", f"corner_range({STILL}"),
+    ),
+    "no room for what may appear": (
+        *(by_hand([LEFT, RIGHT], [[2.0], [-2.0]]), "certified_counts"),
+        *("alone + cover", "alone + 0 * cover"),
+    ),
+    "top-k shared with itself": (
+        *(by_hand([LEFT, RIGHT], [[3.0], [3.0]], top_k=3), "certified_counts"),
+        *("top_k - others", "top_k - others - least"),
+    ),
 }
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", MUTANTS)
 def test_scenes_catch(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    first = CAUGHT_IN[name]
+    first, *mutant = MUTANTS[name]
     scenes = map(random_scene, range(first, first + 100)) if isinstance(first, int) else [first]
     for number, scene in enumerate(scenes):
         right = _at(scene, scene.epsilon)
         assert _broken(scene, right, perturbed(scene, PERTURBED, number)) == []
         with monkeypatch.context() as patch:
-            _mutate(patch, *MUTANTS[name])
+            _mutate(patch, *mutant)
             wrong = _at(scene, scene.epsilon)
         if all(map(torch.equal, wrong, right)):
             continue

@@ -15,6 +15,7 @@ import torch
 from lipdet.boxes import Selection
 from lipdet.boxes.scores import SigmoidScores
 from lipdet.boxes.select import Decoder
+from lipdet.certificate.geometry.box_range import centers_and_sides
 from lipdet.certificate.verifier import Verifier
 from lipdet.types import Canvas, RawOutput, Target
 from tests.certificate.scenes import CODING, PairwiseTable, Scene, output_constants
@@ -42,6 +43,7 @@ def _scene(
     push: float | None = None,
     together: float | None = None,
     top_k: int = 100,
+    temperature: float = 1.0,
 ) -> Attacked:
     """One class, ε is 1; t_x of box i has the constant moves[i].
 
@@ -58,18 +60,16 @@ def _scene(
         push: by how much t_x of the last anchor moves as its logit's lead grows by 1, if known.
         together: constant of all logits together, if known.
         top_k: detections of an image.
+        temperature: of the scores.
     """
-    default = torch.tensor(boxes)
-    sides = default[:, 2:] - default[:, :2]
-    default = torch.cat([(default[:, :2] + default[:, 2:]) / 2, sides], dim=1)
-    count = len(boxes)
+    default, count = centers_and_sides(torch.tensor(boxes)), len(boxes)
     offsets = torch.zeros(1, count, 4)
     of_offsets = torch.zeros(count, 4)
     if moves is not None:
         of_offsets[:, 0] = torch.tensor(moves)
     verifier = Verifier(
         output_constants(torch.tensor(constants or [1.0] * count)[:, None], of_offsets),
-        Decoder(default, CODING, SigmoidScores(1.0), Canvas(32, 32), nms_iou),
+        Decoder(default, CODING, SigmoidScores(temperature), Canvas(32, 32), nms_iou),
         Selection(0.01, top_k),
         collective=together and torch.tensor([together]).double(),  # type: ignore[arg-type]
         pairwise=difference and _differences(count, difference, push),  # type: ignore[arg-type]

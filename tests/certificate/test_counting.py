@@ -15,20 +15,28 @@ from torch import Tensor
 
 from lipdet.attack import AttackSettings, attack_unlabelled
 from lipdet.boxes import DISPLAY_SELECTION, Selection, SigmoidScores
+from lipdet.boxes.coding import corners
 from lipdet.boxes.scores import logit
 from lipdet.boxes.select import Decoder, left_to_right, one_per_place
 from lipdet.certificate import counting
 from lipdet.certificate.counting import Counts, certified_counts, reading_radii
-from lipdet.certificate.geometry.box_range import BoxRange
+from lipdet.certificate.geometry.box_range import BoxRange, centers_and_sides
 from lipdet.certificate.geometry.iou_bounds import min_covered_of_pairs, min_iou_of_pairs
 from lipdet.certificate.radius import TOLERANCE
 from lipdet.certificate.verifier import Verifier, verifier_of
 from lipdet.checkpoint import load_detector
 from lipdet.detector.forward import raw_output
 from lipdet.images.pack import Pack
-from lipdet.types import Canvas, Detections, RawOutput
+from lipdet.types import Canvas, Detections, RawOutput, Target
 from tests.certificate.adversaries import perturbed
-from tests.certificate.scenes import CODING, Scene, detect, output_constants, random_scene
+from tests.certificate.scenes import (
+    CODING,
+    Scene,
+    clipped,
+    detect,
+    output_constants,
+    random_scene,
+)
 
 PERTURBED = 100
 SCENES = 40
@@ -104,20 +112,18 @@ def by_hand(
         top_k: detections of an image.
         epsilon: by so much logits move.
     """
-    corners = torch.tensor(boxes)
-    sides = corners[:, 2:] - corners[:, :2]
-    default = torch.cat([(corners[:, :2] + corners[:, 2:]) / 2, sides], dim=1)
+    default = centers_and_sides(torch.tensor(boxes))
     offsets = torch.zeros(len(boxes), 4)
     # An offset of 1 moves a centre by a tenth of the side.
-    offsets[:, 0] = 10 * moves / sides[:, 0]
+    offsets[:, 0] = 10 * moves / default[:, 2]
     raw = torch.tensor(logits)[None]
     verifier = Verifier(
         output_constants(torch.ones(raw.shape[1:]), offsets),
         Decoder(default, CODING, SigmoidScores(1.0), Canvas(40, 40), 0.3),
         Selection(0.2, top_k),
     )
-    target = {"boxes": corners[:0], "labels": torch.zeros(0, dtype=torch.int64)}
-    return Scene(RawOutput(raw, torch.zeros(1, len(boxes), 4)), [target], verifier, epsilon)  # type: ignore[list-item]
+    target = Target(boxes=torch.zeros(0, 4), labels=torch.zeros(0, dtype=torch.int64))
+    return Scene(RawOutput(raw, torch.zeros(1, len(boxes), 4)), [target], verifier, epsilon)
 
 
 FLOOR = logit(0.2)
@@ -321,13 +327,7 @@ def test_least_share_that_boxes_cover() -> None:
 
 def _share(a: Tensor, b: Tensor, canvas: Canvas) -> Tensor:
     """The overlap as a share of the smaller box, of boxes cx, cy, w, h clipped to the canvas."""
-    limits = torch.tensor(canvas.limits)
-    a, b = (
-        torch.cat([box[:, :2] - box[:, 2:] / 2, box[:, :2] + box[:, 2:] / 2], dim=1)
-        .clamp(min=0)
-        .minimum(limits)
-        for box in (a, b)
-    )
+    a, b = clipped(corners(a), canvas), clipped(corners(b), canvas)
     sides = torch.minimum(a[:, 2:], b[:, 2:]) - torch.maximum(a[:, :2], b[:, :2])
     areas = [(box[:, 2:] - box[:, :2]).prod(dim=1) for box in (a, b)]
     return sides.clamp(min=0).prod(dim=1) / torch.minimum(*areas).clamp(min=1e-9)

@@ -49,7 +49,7 @@ WAITING = 64
 # Detectors chosen when a visitor comes: bounds of each take seconds, once.
 SHOWN_AT_FIRST = 2
 
-# What stays as it is in an answer.
+# A part of an answer that leaves the page as it is.
 _KEEP = gr.skip()
 
 
@@ -76,7 +76,7 @@ def build_page(exhibits: Mapping[str, Exhibit], samples: list[Path]) -> gr.Block
                     sources=["upload", "webcam", "clipboard"],
                     elem_id="picture",
                 )
-                # As a path, so that limits are checked before anything is decoded.
+                # Handed over as a path, so that limits are checked before anything is decoded.
                 picture.preprocess = lambda file: file and file.path
                 gallery = gr.Gallery(
                     [str(sample) for sample in samples],

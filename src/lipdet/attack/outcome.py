@@ -19,7 +19,7 @@ from lipdet.types import Detections, Target
 
 
 class Outcome(NamedTuple):
-    """What became of B images.
+    """Result of an attack on B images.
 
     Attributes:
         images: (B, 3, S, S) attacked, in [0, 1].

@@ -51,7 +51,7 @@ Index = NDArray[np.int64]
 
 
 class Counts(NamedTuple):
-    """What is certified of B images: how many of each class are shown, and what is read.
+    """Certified counts and readings of B images.
 
     Attributes:
         least: (B, C) int64, how many of each class are shown at least.
@@ -82,7 +82,7 @@ def certified_counts(verifier: Verifier, raw: RawOutput, epsilon: Tensor) -> Cou
     groups = torch.arange(least.numel())
     floor = torch.full(groups.shape, logit(verifier.selection.score_floor), dtype=torch.float64)
     most = alone + cover.reaching(groups, floor).reshape(shape)
-    # Of all that is put out, the other classes have at least their own.
+    # The other classes have at least their own share of all that is put out.
     others = least.sum(dim=1, keepdim=True) - least
     most = torch.minimum(most, verifier.selection.top_k - others)
     steady = [len(one.rest) == 0 and in_one_order(one) for one in shown]
@@ -108,7 +108,7 @@ def reading_radii(verifier: Verifier, raw: RawOutput) -> Tensor:
 
 
 class Shown(NamedTuple):
-    """What is shown of one image under every perturbation: K distinct detections, and what may be.
+    """K distinct detections of an image that every perturbation leaves, and candidates for more.
 
     Attributes:
         label: (K,) int64 class of each.
@@ -131,7 +131,7 @@ def in_one_order(shown: Shown) -> bool:
 
 
 def surely_shown(verifier: Verifier, candidates: Candidates, epsilon: Tensor) -> list[Shown]:
-    """Find what is shown of each image under every perturbation.
+    """Find the detections of each image that are shown under every perturbation.
 
     Args:
         verifier: of the detector, for the selection that is shown.
@@ -227,7 +227,7 @@ def kept_for_certain(
 def _never_beside(
     candidates: Candidates, own: Tensor, row: Tensor, rival: Tensor, gone: Tensor
 ) -> Tensor:
-    """Return what NMS never keeps beside a certifier, nor beside any rival of it.
+    """Return the candidates that NMS never keeps beside a certifier, nor beside any rival of it.
 
     Args:
         candidates: all.
@@ -261,7 +261,7 @@ def _never_both(candidates: Candidates, a: Tensor, b: Tensor) -> Tensor:
 
 
 class PutOut(NamedTuple):
-    """Of one image n candidates that NMS may keep, and P certifiers that top-k does not cut off.
+    """The n candidates of an image that NMS may keep, and P certifiers that top-k never cuts off.
 
     Attributes:
         rows: (n,) which of all candidates.

@@ -30,7 +30,7 @@ from lipdet.certificate.verifier import Verifier
 from lipdet.types import Canvas, Detections, RawOutput
 
 TOLERANCE = 1e-3
-# Of a share: it is computed in float32 from boxes whose decode is rounded.
+# Slack of a share, which is computed in float32 from boxes whose decode is rounded.
 SHARE_SLACK = 1e-3
 # A detection remains if a box of this IoU with it does, unless another is asked for.
 REMAINING_IOU = 0.5
@@ -129,7 +129,7 @@ def _certified_at(
     cover = verifier.clique_cover(candidates, epsilon) if count_kept else None
     found = verifier.certifiers(candidates, alone, epsilon, iou, cover)
     if most_covered is not None:
-        # Of all that condition 3 leaves, only what is shown counts, truncated or not.
+        # Only what is shown counts of all that condition 3 leaves, truncated or not.
         whole = found._replace(untruncated=torch.ones_like(found.untruncated))
         shown = shown_alone(verifier, candidates, whole, epsilon, iou, most_covered)
         found = found._replace(kept_iou=found.kept_iou.masked_fill(~shown, NO_MATCH))
@@ -150,7 +150,7 @@ def _certified_at(
 
 
 class Remaining(NamedTuple):
-    """What stays of the detections of one image.
+    """The detections of one image that remain: up to which ε, and where.
 
     Attributes:
         radius: (N,) the largest ε at which each remains.

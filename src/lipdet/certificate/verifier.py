@@ -88,7 +88,7 @@ def _is_factor(value: float) -> bool:
 
 
 def _check(holds: bool, name: str, value: object) -> None:
-    # What is not a number fails every comparison.
+    # NaN fails every comparison.
     if not holds or value != value:
         raise UnknownLipschitz(f"Nothing can be certified with {name} = {value}.")
 
@@ -100,7 +100,7 @@ EXAMPLE_PIXELS = EXAMPLES * 74 * 74
 
 @dataclass(frozen=True)
 class Verifier:
-    """What is known of a detector, and what it does with its outputs.
+    """The constants of a detector and its way from outputs to detections: all a certificate needs.
 
     Attributes:
         bounds: constants of single outputs.
@@ -134,7 +134,7 @@ class Verifier:
         _check(self.rounding >= 0, "rounding", self.rounding)
 
     def candidates(self, raw: RawOutput, epsilon: float | Tensor) -> Candidates:
-        """Return what can exceed the floor in a batch, at one ε or at that of each image (B,)."""
+        """Return the candidates of a batch, at one ε or at that of each image (B,)."""
         return find_candidates(
             raw,
             self.bounds,
@@ -185,11 +185,11 @@ class Verifier:
 
     @property
     def _most_cliques(self) -> int:
-        """How many cliques of a group are counted: one more than what the detector puts out."""
+        """Number of cliques of a group that are counted: one more than the detector puts out."""
         return self.selection.top_k + 1
 
     def joint_motion(self, candidates: Candidates, epsilon: Tensor) -> JointMotion | None:
-        """Return what pairs of candidates can do together, if that is known; `epsilon` (B,)."""
+        """Return bounds on joint motion of candidates, if they are known; `epsilon` (B,)."""
         if self.pairwise is None:
             return None
         return JointMotion(candidates, self.pairwise, epsilon, self._factor)

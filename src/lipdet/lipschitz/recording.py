@@ -88,7 +88,7 @@ def record(network: Callable[[Tensor], Any], x: Tensor, expressions: Expressions
 
 
 def digest(constant: Tensor) -> Hashable:
-    """Return what tells a constant from every other: its type, shape and bytes."""
+    """Return a key that tells a constant from every other: its type, shape and bytes."""
     flat = constant.detach().resolve_conj().resolve_neg().cpu().contiguous().flatten()
     content = hashlib.blake2b(flat.view(torch.uint8).numpy().data).digest()
     return str(constant.dtype), tuple(constant.shape), str(constant.device), content

@@ -35,7 +35,7 @@ LEGEND = (
     "where the box of that detection can be",
     "detected, but nothing is promised",
 )
-# Of the lines, which has which swatch.
+# Line of the legend to the colour of its swatch.
 SWATCHES = {0: CERTIFIED, 3: UNCERTIFIED}
 SHADED = 2
 

@@ -77,7 +77,7 @@ def in_picture(
 
 
 def put_together(views: Sequence[View], size: tuple[int, int]) -> tuple[Detections, Tensor]:
-    """Return what all views have of a picture of this size, in its pixels, and the view of each."""
+    """Return the detections of all views, in pixels of a picture of this size, and their views."""
     parts = [
         in_picture(one_per_place(view.found), view.region, view.canvas, size) for view in views
     ]

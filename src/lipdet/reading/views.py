@@ -86,7 +86,7 @@ class View:
 
     @property
     def detections(self) -> tuple[Detection, ...]:
-        """What is found, best first."""
+        """Detections, best first."""
         return named(self.found, self.class_names, self.remaining)
 
     def at(self, epsilon: float, verifier: Verifier | None) -> tuple[Detection, ...]:
@@ -174,7 +174,7 @@ def remaining_of(
 
 
 class Count(NamedTuple):
-    """How many objects of a class are shown, and between which two numbers that surely stays."""
+    """Number of objects of a class that are shown, and the two numbers between which it stays."""
 
     found: int
     least: int
@@ -183,7 +183,7 @@ class Count(NamedTuple):
 
 @dataclass(frozen=True)
 class Tally:
-    """What is read and counted in one region, of each place only the best detection.
+    """Labels and counts of one region, of each place only the best detection.
 
     Attributes:
         labels: class names from left to right.
@@ -198,7 +198,7 @@ class Tally:
 
     @property
     def words(self) -> str:
-        """What is certified, in one line."""
+        """The certificate in one line."""
         sure = f"sure up to ε = {self.radius:.3f}" if self.radius else "not sure at any ε"
         told = [f"reads {' '.join(self.labels) or 'nothing'} ({sure})"]
         for epsilon, counts in self.counts.items():
@@ -221,7 +221,7 @@ class Tally:
 
 
 def tallied(views: Sequence[View], verifier: Verifier, epsilons: Sequence[float]) -> list[Tally]:
-    """Return what is read in each view, and how many objects of each class are shown.
+    """Return the labels read in each view, and the number of objects of each class.
 
     Args:
         views: of the verifier's detector.
@@ -271,7 +271,7 @@ def any_score_stays(view: View, verifier: Verifier) -> bool:
 
 
 def known_verifier(network: Network, selection: Selection | None = None) -> Verifier | None:
-    """Return what certificates of views need; None where a constant is not known."""
+    """Return the verifier of a network; None where a constant is not known."""
     if not isinstance(network, SSD):
         return None
     try:

@@ -86,7 +86,7 @@ def class_contrasts(detector: SSD, propagation: Propagation, bounds: OutputBound
 
 
 class Lift(NamedTuple):
-    """What it takes to lift the logits of P default boxes.
+    """Constants of lifting the logits of P default boxes above others.
 
     Attributes:
         constant: (P,) of what has to rise; +∞ where nothing is known.
@@ -156,7 +156,7 @@ class PairwiseLogits:
         return found
 
     def lifts(self, a: Tensor, b: Tensor, labels: Tensor) -> Lift:
-        """Return what has to rise for b to pass a, as in `yielding`: ⟨u, f⟩.
+        """Return constant and push of ⟨u, f⟩, which has to rise for b to pass a; see `yielding`.
 
         The smallest change of f that makes it rise by 1 is u/‖u‖², and moves b's offsets by
         W₄·u/‖u‖². Arguments as for `constants`.
@@ -176,7 +176,7 @@ class PairwiseLogits:
                 rows_a, rows_b = a[pairs] - level.start, b[pairs] - level.start
                 push[pairs] -= level.offsets.products(rows_b, rows_a, labels[pairs])
                 constants = self.constants(a[pairs], b[pairs], labels[pairs])
-                # Of filters that are nearly the same, too little is known.
+                # Too little is known of filters that are nearly the same.
                 alike = constants < _ALIKE * constant[pairs]
                 constant[pairs] = constants.masked_fill(alike, torch.inf)
         return Lift(constant, push * (scale / constant).square().unsqueeze(1))
@@ -191,7 +191,7 @@ class PairwiseLogits:
 
 
 class _Level(NamedTuple):
-    """What is known of the outputs on one level.
+    """Constants and filters of the outputs on one level.
 
     Attributes:
         bound: constant of the features.

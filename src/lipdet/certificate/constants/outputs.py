@@ -28,7 +28,7 @@ from lipdet.norms import SLACK, Pair, real
 # square, difference or quotient vanishes. What squares of single numbers lose, at most 1e-308 each,
 # does not count beside this one's.
 LEAST = 1e-145
-# Of weights, so that squares stay finite.
+# Largest weight, so that squares stay finite.
 _MOST = 1e100
 
 
@@ -58,7 +58,7 @@ class HeadConvolution:
 
     @property
     def patches(self) -> tuple[Pair, ...]:
-        """What fixes which features each filter sees."""
+        """Everything that decides which features each filter sees."""
         kernel = as_pair(tuple(self.kernel.shape[-2:]))
         return kernel, self.stride, self.padding, self.dilation, self.size
 

@@ -42,7 +42,7 @@ class BoxRange(NamedTuple):
     high: Tensor
 
     def at(self, index: Tensor) -> BoxRange:
-        """Return those of N boxes at indices (P,); each coordinate of them in a row of its own."""
+        """Return the ranges at indices (P,); each coordinate of them in a row of its own."""
         return BoxRange(*(end.T.index_select(1, index).T for end in self))
 
 
@@ -66,7 +66,7 @@ def box_range(
     error = error.clamp_min(_LEAST)
     error = torch.cat([error, 2 * error], dim=-1)
     low, high = low - error, high + error
-    # Of offsets those of centres alone: those of sides are clamped above, and fall to sides of 0.
+    # Only offsets of centres count: those of sides are clamped above, and fall to sides of 0.
     reached = torch.maximum(first[..., :2].abs(), last[..., :2].abs()) * coding.center_variance
     known = (torch.cat([largest, reached], dim=-1) < _MOST).all(dim=-1, keepdim=True)
     low, high = _or_anywhere(known, low, high)

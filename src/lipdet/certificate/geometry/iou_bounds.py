@@ -94,7 +94,7 @@ def _apart(a: Tensor, b: Tensor) -> SideRatios:
 
 def _side_ratios(overlap: Tensor, side_a: Tensor, side_b: Tensor) -> SideRatios:
     """Divide sides by overlaps (..., P), to which they broadcast."""
-    # That keeps 0/0 out. An IoU of 0 becomes one below 1e-50, or below 1e-8 in float32.
+    # The clamp keeps 0/0 out. An IoU of 0 becomes one below 1e-50, or below 1e-8 in float32.
     least = _LEAST_OVERLAP[overlap.dtype]
     scale = overlap.clamp_min(least).reciprocal_()
     ratios = [(side.clamp_min(least**0.5) * scale) for side in (side_a, side_b)]

@@ -107,7 +107,6 @@ BEYOND_SCORES = _scene(
     objects=[(4, 4, 14, 14)],
     boxes=[(8, 4, 18, 14), (4, 4, 14, 14)],
     logits=[1.0e29, 1.2e29],
-    attacked=[1.0e29, 1.2e29],
     temperature=1e10,
 )
 # An overlap of 0.28. In float32, areas are 3 and what is common is 2 times the smallest number.
@@ -116,7 +115,6 @@ NEXT_TO_NOTHING = _scene(
     objects=[(0, 0, _SIDE, _SIDE)],
     boxes=[(0.56 * _SIDE, 0, 1.56 * _SIDE, _SIDE), (0, 0, _SIDE, _SIDE)],
     logits=[3.0, 2.0],
-    attacked=[3.0, 2.0],
     constants=[0.25, 0.25],
 )
 FOR_CORNER = {"scores beyond float32": BEYOND_SCORES, "boxes next to nothing": NEXT_TO_NOTHING}

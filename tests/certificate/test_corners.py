@@ -18,11 +18,6 @@ from lipdet.certificate import certified_ap
 from lipdet.certificate.conditions.scores_and_votes import log_odds_interval
 from lipdet.certificate.geometry.box_range import box_range, corner_range
 from lipdet.errors import InputError
-from tests.certificate.corner_mutants import (
-    IN_CORNER_SCENES,
-    IN_CROWDED_SCENES,
-    IN_DIRECTED_CORNERS,
-)
 from tests.certificate.corners import (
     FOR_CORNER,
     OUTPUTS,
@@ -32,7 +27,12 @@ from tests.certificate.corners import (
     crowded_scene,
 )
 from tests.certificate.directed import HUB
-from tests.certificate.mutants import apply
+from tests.certificate.mutants import (
+    IN_CORNER_SCENES,
+    IN_CROWDED_SCENES,
+    IN_DIRECTED_CORNERS,
+    apply,
+)
 from tests.certificate.promises import broken_promises, certificates, violations
 
 SCENES = int(os.environ.get("LIPDET_FUZZ_SCENES", "50"))

@@ -50,8 +50,8 @@ def page(browser: Browser, address: str) -> Iterator[Page]:
     visitor.context.close()
 
 
-def visit(browser: Browser, address: str, width: int = 1280) -> Page:
-    page = browser.new_context(viewport={"width": width, "height": 1400}).new_page()
+def visit(browser: Browser, address: str) -> Page:
+    page = browser.new_context(viewport={"width": 1280, "height": 1400}).new_page()
     page.set_default_timeout(PATIENCE)
     page.goto(address)
     wait_for(page, "sample-1.png: naive reads")

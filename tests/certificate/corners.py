@@ -13,10 +13,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from lipdet.boxes.scores import SigmoidScores
 from lipdet.types import RawOutput, Target
 from tests.certificate.adversaries import perturbed
-from tests.certificate.directed import Attacked, _scene
+from tests.certificate.directed import _scene
 from tests.certificate.promises import broken_promises, certificates
 from tests.certificate.scenes import CANVAS, PairwiseTable, Scene, random_scene
 
@@ -65,7 +64,7 @@ def _known_less(scene: Scene, rng: np.random.Generator) -> Scene:
         )
 
     assert isinstance(verifier.pairwise, PairwiseTable)
-    table = replace_table(verifier.pairwise, spoilt(verifier.pairwise.table))
+    table = PairwiseTable(spoilt(verifier.pairwise.table), verifier.pairwise.push)
     assert verifier.collective is not None
     assert verifier.contrasts is not None
     changed = replace(
@@ -81,11 +80,6 @@ def _known_less(scene: Scene, rng: np.random.Generator) -> Scene:
         contrasts=spoilt(verifier.contrasts),
     )
     return replace(scene, verifier=changed)
-
-
-def replace_table(found: PairwiseTable, table: Tensor) -> PairwiseTable:
-    """The same pushes with other constants."""
-    return PairwiseTable(table, found.push)
 
 
 def corner_outputs(scene: Scene, count: int, seed: int) -> RawOutput:
@@ -108,24 +102,12 @@ def corner_violations(scene: Scene, count: int, seed: int) -> list[str]:
     return broken_promises(scene, promised, corner_outputs(scene, count, seed))
 
 
-def _at_temperature(attacked: Attacked, temperature: float) -> Attacked:
-    verifier = attacked.scene.verifier
-    decoder = verifier.decoder._replace(scores=SigmoidScores(temperature))
-    return attacked._replace(
-        scene=replace(attacked.scene, verifier=replace(verifier, decoder=decoder))
-    )
-
-
 # Log-odds of 1.0e39 and 1.2e39: both infinite in float32, and the rival comes first.
-BEYOND_SCORES = _at_temperature(
-    _scene(
-        objects=[(4, 4, 14, 14)],
-        boxes=[(8, 4, 18, 14), (4, 4, 14, 14)],
-        logits=[1.0e29, 1.2e29],
-        attacked=[1.0e29, 1.2e29],
-        constants=[1.0, 1.0],
-    ),
-    1e10,
+BEYOND_SCORES = _scene(
+    objects=[(4, 4, 14, 14)],
+    boxes=[(8, 4, 18, 14), (4, 4, 14, 14)],
+    logits=[1.0e29, 1.2e29],
+    temperature=1e10,
 )
 # An overlap of 0.28. In float32, areas are 3 and what is common is 2 times the smallest number.
 _SIDE = (3.45 * 2.0**-149) ** 0.5
@@ -133,7 +115,6 @@ NEXT_TO_NOTHING = _scene(
     objects=[(0, 0, _SIDE, _SIDE)],
     boxes=[(0.56 * _SIDE, 0, 1.56 * _SIDE, _SIDE), (0, 0, _SIDE, _SIDE)],
     logits=[3.0, 2.0],
-    attacked=[3.0, 2.0],
     constants=[0.25, 0.25],
 )
 FOR_CORNER = {"scores beyond float32": BEYOND_SCORES, "boxes next to nothing": NEXT_TO_NOTHING}

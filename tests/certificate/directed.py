@@ -15,6 +15,7 @@ import torch
 from lipdet.boxes import Selection
 from lipdet.boxes.scores import SigmoidScores
 from lipdet.boxes.select import Decoder
+from lipdet.certificate.geometry.box_range import centers_and_sides
 from lipdet.certificate.verifier import Verifier
 from lipdet.types import Canvas, RawOutput, Target
 from tests.certificate.scenes import CODING, PairwiseTable, Scene, output_constants
@@ -33,7 +34,7 @@ def _scene(
     objects: Sequence[Box],
     boxes: Sequence[Box],
     logits: Sequence[float],
-    attacked: Sequence[float],
+    attacked: Sequence[float] | None = None,
     moves: Sequence[float] | None = None,
     shift: float = 0.0,
     nms_iou: float = 0.3,
@@ -42,6 +43,7 @@ def _scene(
     push: float | None = None,
     together: float | None = None,
     top_k: int = 100,
+    temperature: float = 1.0,
 ) -> Attacked:
     """One class, ε is 1; t_x of box i has the constant moves[i].
 
@@ -49,7 +51,7 @@ def _scene(
         objects: what is there.
         boxes: of the anchors.
         logits: of the anchors.
-        attacked: the logits that the adversary chooses.
+        attacked: the logits that the adversary chooses, the same if not given.
         moves: constants of t_x, 0 for all if not given.
         shift: the t_x that the adversary chooses for the last anchor.
         nms_iou: η.
@@ -58,18 +60,16 @@ def _scene(
         push: by how much t_x of the last anchor moves as its logit's lead grows by 1, if known.
         together: constant of all logits together, if known.
         top_k: detections of an image.
+        temperature: of the scores.
     """
-    default = torch.tensor(boxes)
-    sides = default[:, 2:] - default[:, :2]
-    default = torch.cat([(default[:, :2] + default[:, 2:]) / 2, sides], dim=1)
-    count = len(boxes)
+    default, count = centers_and_sides(torch.tensor(boxes)), len(boxes)
     offsets = torch.zeros(1, count, 4)
     of_offsets = torch.zeros(count, 4)
     if moves is not None:
         of_offsets[:, 0] = torch.tensor(moves)
     verifier = Verifier(
         output_constants(torch.tensor(constants or [1.0] * count)[:, None], of_offsets),
-        Decoder(default, CODING, SigmoidScores(1.0), Canvas(32, 32), nms_iou),
+        Decoder(default, CODING, SigmoidScores(temperature), Canvas(32, 32), nms_iou),
         Selection(0.01, top_k),
         collective=together and torch.tensor([together]).double(),  # type: ignore[arg-type]
         pairwise=difference and _differences(count, difference, push),  # type: ignore[arg-type]
@@ -80,7 +80,7 @@ def _scene(
     raw = RawOutput(torch.tensor(logits).reshape(1, count, 1), offsets)
     moved = offsets.clone()
     moved[0, -1, 0] = shift
-    chosen = RawOutput(torch.tensor(attacked).reshape(1, count, 1), moved)
+    chosen = RawOutput(torch.tensor(attacked or logits).reshape(1, count, 1), moved)
     return Attacked(Scene(raw, targets, verifier, 1.0), chosen)
 
 
@@ -108,7 +108,6 @@ STRAYS = _scene(
     objects=[(4, 4, 14, 14), (7, 4, 17, 14)],
     boxes=[(4, 4, 14, 14)],
     logits=[3.0],
-    attacked=[3.0],
     moves=[2.0],
     shift=2.0,
 )
@@ -140,7 +139,6 @@ INNER_MATCH = _scene(
     objects=[(8, 8, 24, 24), (9.5, 8, 22.5, 24)],
     boxes=[(9, 8, 23, 24)],
     logits=[3.0],
-    attacked=[3.0],
     moves=[3 / 1.4],
 )
 # As clipped, the box is nearer to the second object (0.83 to 0.80); before, to the first.
@@ -148,7 +146,6 @@ AT_THE_BORDER = _scene(
     objects=[(0, 8, 15, 24), (0, 8, 10, 24)],
     boxes=[(-4, 8, 12, 24)],
     logits=[3.0],
-    attacked=[3.0],
 )
 # The middle one of three overlaps both others, which do not overlap: two can be kept.
 HUB = _scene(
@@ -162,14 +159,12 @@ TWO_OF_THREE = _scene(
     objects=[(2, 2, 10, 10), (20, 2, 28, 10), (2, 20, 10, 28)],
     boxes=[(2, 2, 10, 10), (20, 2, 28, 10)],
     logits=[3.0, 3.0],
-    attacked=[3.0, 3.0],
 )
 # Log-odds of 30 and 20: the same in float32 sigmoids, and the rival comes first.
 SATURATED = _scene(
     objects=[(4, 4, 14, 14)],
     boxes=[(8, 4, 18, 14), (4, 4, 14, 14)],
     logits=[20.0, 30.0],
-    attacked=[20.0, 30.0],
 )
 # Logits with the rows (0.6, 0.8) and (1, 0): their difference moves by up to √0.8, and the image
 # moves along it. The rival comes first.

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import itertools
+import math
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import numpy as np
+import pytest
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
@@ -23,6 +26,7 @@ from lipdet.certificate.conditions import (
 )
 from lipdet.certificate.constants import joint_outputs
 from lipdet.certificate.constants.outputs import OutputBounds
+from lipdet.certificate.geometry import box_range, iou_bounds
 from lipdet.certificate.geometry.box_range import BoxRange
 from lipdet.certificate.geometry.iou_bounds import max_iou_fixed, max_iou_pair, min_iou_fixed
 from lipdet.certificate.geometry.offset_ball import OffsetBalls, min_iou_in_ball
@@ -64,6 +68,14 @@ def _vertices(boxes: BoxRange) -> list[BoxRange]:
 def _pair_at_vertices(a: BoxRange, b: BoxRange, canvas: Canvas | None) -> Tensor:
     pairs = itertools.product(_vertices(a), _vertices(b))
     return torch.stack([max_iou_pair(x, y, canvas) for x, y in pairs]).amax(dim=0)
+
+
+def _pair_unclipped(a: BoxRange, b: BoxRange, canvas: Canvas | None) -> Tensor:
+    return max_iou_pair(a, b, None)
+
+
+def _fixed_unclipped(boxes: BoxRange, fixed: Tensor, canvas: Canvas | None) -> Tensor:
+    return max_iou_fixed(boxes, fixed, None)
 
 
 def _fixed_at_vertices(boxes: BoxRange, fixed: Tensor, canvas: Canvas | None) -> Tensor:
@@ -219,30 +231,30 @@ Patch = tuple[object, str, object]
 Mutant = Sequence[Patch]
 _EVERYTHING: Callable[[Tensor, float], Tensor] = lambda low, floor: low > -1e9  # noqa: E731
 
-# Caught by random scenes within a few hundred.
-IN_RANDOM_SCENES: dict[str, Mutant] = {
-    "condition 1 removed": [(certify, "clears_floor", _EVERYTHING)],
-    "condition 2 removed": [(ground_truth, "matches_up_to", _standing_still)],
-    "condition 3 removed": [(suppressors, "can_suppress", _no_suppressor)],
-    "condition 4 removed": [(certify, "few_ahead", _always)],
-    "condition 4 by cliques removed": [(certify, "few_kept", _always)],
-    "unclipped highest IoU of pairs": [
-        (five_conditions, "max_iou_pair", lambda a, b, canvas: max_iou_pair(a, b, None))
-    ],
-    "half the constants of outputs": [(verifier, "find_candidates", _half_of_outputs)],
-    "votes that may be lost": [(scores_and_votes.ClassVotes, "surely_votes", _every_vote)],
-    "votes that may be won left out": [
-        (scores_and_votes.ClassVotes, "may_vote", _votes_as_they_are)
-    ],
-    "half the constants between classes": [
-        (scores_and_votes.ClassVotes, "surely_votes", _half_of_contrasts)
-    ],
-    "half the ball of offsets": [(five_conditions, "min_iou_in_ball", _half_of_ball)],
-    "claims of unsure members": [(certified_ap, "_claim", _unsure_members)],
-    "claims of what another object may be matched by": [
-        (certified_ap, "other_matches", _of_any_object)
-    ],
-    "claims and certificates added": [(certified_ap, "false_positives", _claimed_twice)],
+
+def apply(patch: pytest.MonkeyPatch, mutant: Mutant) -> None:
+    """Put what is wrong into its places."""
+    for place, name, wrong in mutant:
+        patch.setattr(place, name, wrong)
+
+
+_VOTES, _TABLE = scores_and_votes.ClassVotes, scenes.PairwiseTable
+# The first random scene in which each is caught; others follow where a scene has changed.
+IN_RANDOM_SCENES: dict[str, tuple[int, Patch]] = {
+    "condition 1 removed": (30, (certify, "clears_floor", _EVERYTHING)),
+    "condition 2 removed": (13, (ground_truth, "matches_up_to", _standing_still)),
+    "condition 3 removed": (0, (suppressors, "can_suppress", _no_suppressor)),
+    "condition 4 removed": (5, (certify, "few_ahead", _always)),
+    "condition 4 by cliques removed": (5, (certify, "few_kept", _always)),
+    "unclipped highest IoU of pairs": (17, (five_conditions, "max_iou_pair", _pair_unclipped)),
+    "half the constants of outputs": (1, (verifier, "find_candidates", _half_of_outputs)),
+    "votes that may be lost": (0, (_VOTES, "surely_votes", _every_vote)),
+    "votes that may be won left out": (0, (_VOTES, "may_vote", _votes_as_they_are)),
+    "half the constants between classes": (0, (_VOTES, "surely_votes", _half_of_contrasts)),
+    "half the ball of offsets": (13, (five_conditions, "min_iou_in_ball", _half_of_ball)),
+    "claims of unsure members": (177, (certified_ap, "_claim", _unsure_members)),
+    "claims of what others may match": (328, (certified_ap, "other_matches", _of_any_object)),
+    "claims and certificates added": (3, (certified_ap, "false_positives", _claimed_twice)),
 }
 # Each needs a scene made for it.
 IN_DIRECTED_SCENES: dict[str, Mutant] = {
@@ -256,22 +268,94 @@ IN_DIRECTED_SCENES: dict[str, Mutant] = {
     "highest IoU with an object from vertices": [
         (five_conditions, "max_iou_fixed", _fixed_at_vertices)
     ],
-    "unclipped highest IoU with an object": [
-        (
-            five_conditions,
-            "max_iou_fixed",
-            lambda boxes, fixed, canvas: max_iou_fixed(boxes, fixed, None),
-        )
-    ],
+    "unclipped highest IoU with an object": [(five_conditions, "max_iou_fixed", _fixed_unclipped)],
     "stars for cliques": [(clique_cover, "first_fit", _stars)],
-    "half the constants of differences": [
-        (scenes.PairwiseTable, "constants", _half_of_differences)
-    ],
+    "half the constants of differences": [(_TABLE, "constants", _half_of_differences)],
     "half the constant of all logits": [
         (clique_cover, "affordable_log_odds", _half_of_all_together)
     ],
-    "a rival's box where it was": [(scenes.PairwiseTable, "lifts", _without_push)],
+    "a rival's box where it was": [(_TABLE, "lifts", _without_push)],
     "a rival's ball too small": [(suppressors.JointMotion, "rival_balls", _all_spent)],
     "claims beyond what is counted": [(certified_ap, "_uncounted", _all_that_is_counted)],
     "continuous area": [(promises, "certified_average_precision", _continuous)],
+}
+
+
+# Without a guard against numbers that are none or too large.
+def _exceeds(high: Tensor, floor: float) -> Tensor:
+    return high > floor
+
+
+def _as_they_are(*ends: Tensor) -> Any:
+    return ends if len(ends) > 1 else ends[0]
+
+
+def _rival_can_outscore(
+    high: Tensor, low: Tensor, difference: Tensor | None = None, reach: Tensor | None = None
+) -> Tensor:
+    can = high >= low
+    return can if difference is None or reach is None else can & (difference + reach >= 0)
+
+
+def _may_vote(self: _VOTES, place: Tensor, label: Tensor, margin: float) -> Tensor:
+    """The vote of what is not a number is lost."""
+    numbers = ~(self.moved.isnan().any(dim=1) | self.moved.isinf().any(dim=1))
+    return _MAY_VOTE(self, place, label, margin) & numbers[place]
+
+
+def _overlaps(certifier: Any, rival: Any, nms_iou: float, canvas: Canvas) -> Tensor:
+    return max_iou_pair(certifier, rival, canvas) > nms_iou - five_conditions.SUPPRESS_SLACK
+
+
+def _limits(known: Tensor, low: Tensor, high: Tensor) -> tuple[Tensor, Tensor]:
+    return low, high
+
+
+def _no_number(bound: Tensor, trivial: float) -> Tensor:
+    return bound
+
+
+_WIDEST: Patch = (scores_and_votes, "widest", _as_they_are)
+# The first scene in which each is caught.
+IN_CORNER_SCENES: dict[str, tuple[int, Mutant]] = {
+    "what is no number is no candidate": (9, [(candidates, "may_exceed", _exceeds), _WIDEST]),
+    "ends of intervals that are no numbers": (9, [_WIDEST]),
+    "what is no number cannot outscore": (66, [(suppressors, "can_outscore", _rival_can_outscore)]),
+    "what is no number has no vote": (26, [(_VOTES, "may_vote", _may_vote)]),
+    "budgets that are no numbers": (1, [(clique_cover, "_or_infinite", _as_they_are)]),
+    "boxes that are no numbers cannot suppress": (
+        80,
+        [
+            (box_range, "_or_anywhere", _limits),
+            (iou_bounds, "known_or", _no_number),
+            (suppressors, "can_suppress", _overlaps),
+        ],
+    ),
+}
+IN_DIRECTED_CORNERS: dict[str, Mutant] = {
+    "scores beyond float32": [(candidates, "_LARGEST", math.inf)],
+    "boxes next to nothing": [(box_range, "_LEAST", 0.0)],
+}
+
+
+def _tied_members(
+    truth: Tensor, clique: Tensor, high: Tensor, heads: Tensor, sure: Tensor, uncounted: Tensor
+) -> tuple[Tensor, Tensor]:
+    """Claims to cliques of which a member that may not match reaches as high as one that does."""
+    pair = truth * (int(clique.max()) + 2) + clique if len(clique) else truth
+    tied = heads & torch.isin(pair, pair[sure & heads])
+    return _CLAIM(truth, clique, high, heads, sure | tied, uncounted)
+
+
+def _any_match(
+    boxes: BoxRange, other: Tensor, own: Tensor, canvas: Canvas, relaxed: bool
+) -> Tensor:
+    """The relaxation of condition 5 where the own object is matched no less, instead of more."""
+    reached = max_iou_fixed(boxes, other, canvas)
+    return torch.where(reached <= own + 2e-4, -1.0, reached)
+
+
+IN_CROWDED_SCENES: dict[str, tuple[int, Mutant]] = {
+    "ties of heads": (257, [(certified_ap, "_claim", _tied_members)]),
+    "twins told apart": (8, [(certify, "other_match_up_to", _any_match)]),
 }

@@ -29,6 +29,14 @@ def clipped(boxes: Tensor, canvas: Canvas = CANVAS) -> Tensor:
     return boxes.clamp(min=0).minimum(boxes.new_tensor(canvas.limits))
 
 
+def iou_of(a: Tensor, b: Tensor) -> Tensor:
+    """IoU of boxes (..., 4) xyxy, one by one, as plainly as it can be; 0 where it is 0/0."""
+    overlap = torch.minimum(a[..., 2:], b[..., 2:]) - torch.maximum(a[..., :2], b[..., :2])
+    both = overlap.clamp_min(0).prod(dim=-1)
+    areas = [(box[..., 2:] - box[..., :2]).prod(dim=-1) for box in (a, b)]
+    return (both / (areas[0] + areas[1] - both)).nan_to_num(0)
+
+
 CODING = BoxCoding()
 # What a certificate may stumble over; a good third of the scenes has one of them.
 ODDITIES = (

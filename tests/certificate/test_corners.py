@@ -18,11 +18,6 @@ from lipdet.certificate import certified_ap
 from lipdet.certificate.conditions.scores_and_votes import log_odds_interval
 from lipdet.certificate.geometry.box_range import box_range, corner_range
 from lipdet.errors import InputError
-from tests.certificate.corner_mutants import (
-    IN_CORNER_SCENES,
-    IN_CROWDED_SCENES,
-    IN_DIRECTED_CORNERS,
-)
 from tests.certificate.corners import (
     FOR_CORNER,
     OUTPUTS,
@@ -32,20 +27,16 @@ from tests.certificate.corners import (
     crowded_scene,
 )
 from tests.certificate.directed import HUB
+from tests.certificate.mutants import (
+    IN_CORNER_SCENES,
+    IN_CROWDED_SCENES,
+    IN_DIRECTED_CORNERS,
+    apply,
+)
 from tests.certificate.promises import broken_promises, certificates, violations
 
 SCENES = int(os.environ.get("LIPDET_FUZZ_SCENES", "50"))
 PERTURBED = 60
-# The first scene in which each mutant is caught.
-CAUGHT_IN = {
-    "what is no number is no candidate": 9,
-    "ends of intervals that are no numbers": 9,
-    "what is no number cannot outscore": 66,
-    "what is no number has no vote": 26,
-    "budgets that are no numbers": 1,
-    "boxes that are no numbers cannot suppress": 80,
-}
-CAUGHT_IN_CROWDS = {"ties of heads": 257, "twins told apart": 8}
 
 
 @pytest.mark.slow
@@ -61,9 +52,8 @@ def test_what_is_certified_at_the_limits_holds() -> None:
 
 @pytest.mark.parametrize("name", IN_CORNER_SCENES)
 def test_corner_scenes_catch(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    for place, attribute, wrong in IN_CORNER_SCENES[name]:
-        monkeypatch.setattr(place, attribute, wrong)
-    number = CAUGHT_IN[name]
+    number, mutant = IN_CORNER_SCENES[name]
+    apply(monkeypatch, mutant)
     assert corner_violations(corner_scene(number), PERTURBED, number)
 
 
@@ -71,8 +61,7 @@ def test_corner_scenes_catch(name: str, monkeypatch: pytest.MonkeyPatch) -> None
 def test_scenes_made_for_corners_catch(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     scene, outputs = FOR_CORNER[name]
     assert broken_promises(scene, certificates(scene), outputs) == []
-    for place, attribute, wrong in IN_DIRECTED_CORNERS[name]:
-        monkeypatch.setattr(place, attribute, wrong)
+    apply(monkeypatch, IN_DIRECTED_CORNERS[name])
     assert broken_promises(scene, certificates(scene), outputs)
 
 
@@ -144,10 +133,10 @@ def test_what_is_certified_of_crowds_holds() -> None:
         assert violations(crowded_scene(number), PERTURBED, number) == [], number
 
 
-@pytest.mark.parametrize(("name", "number"), CAUGHT_IN_CROWDS.items())
-def test_crowded_scenes_catch(name: str, number: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    for place, attribute, wrong in IN_CROWDED_SCENES[name]:
-        monkeypatch.setattr(place, attribute, wrong)
+@pytest.mark.parametrize("name", IN_CROWDED_SCENES)
+def test_crowded_scenes_catch(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    number, mutant = IN_CROWDED_SCENES[name]
+    apply(monkeypatch, mutant)
     assert violations(crowded_scene(number), PERTURBED, number)
 
 

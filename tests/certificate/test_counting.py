@@ -15,20 +15,28 @@ from torch import Tensor
 
 from lipdet.attack import AttackSettings, attack_unlabelled
 from lipdet.boxes import DISPLAY_SELECTION, Selection, SigmoidScores
+from lipdet.boxes.coding import corners
 from lipdet.boxes.scores import logit
 from lipdet.boxes.select import Decoder, left_to_right, one_per_place
 from lipdet.certificate import counting
 from lipdet.certificate.counting import Counts, certified_counts, reading_radii
-from lipdet.certificate.geometry.box_range import BoxRange
+from lipdet.certificate.geometry.box_range import BoxRange, centers_and_sides
 from lipdet.certificate.geometry.iou_bounds import min_covered_of_pairs, min_iou_of_pairs
 from lipdet.certificate.radius import TOLERANCE
 from lipdet.certificate.verifier import Verifier, verifier_of
 from lipdet.checkpoint import load_detector
 from lipdet.detector.forward import raw_output
 from lipdet.images.pack import Pack
-from lipdet.types import Canvas, Detections, RawOutput
+from lipdet.types import Canvas, Detections, RawOutput, Target
 from tests.certificate.adversaries import perturbed
-from tests.certificate.scenes import CODING, Scene, detect, output_constants, random_scene
+from tests.certificate.scenes import (
+    CODING,
+    Scene,
+    clipped,
+    detect,
+    output_constants,
+    random_scene,
+)
 
 PERTURBED = 100
 SCENES = 40
@@ -74,49 +82,6 @@ def test_counts_and_readings_hold_for_every_perturbed_output() -> None:
     assert all(seen[name] > 2 for name in ("counted", "open", "read", "several read")), seen
 
 
-# Each takes away what the proof needs: a function, what stands in it, what stands there instead.
-MUTANTS = {
-    "rivals left out": ("kept_for_certain", "~take(gone, rival))", "take(gone, rival) & False)"),
-    "excluded by the certifier alone": (
-        "_never_beside",
-        "index_fill(0, pair[~sure], True)",
-        "clone()",
-    ),
-    "overlaps as they are": (
-        "_never_both",
-        "candidates.boxes.boxes,",
-        "_still(candidates.boxes.boxes),",
-    ),
-    "shares as they are": (
-        "_compete",
-        "candidates.boxes.boxes,",
-        "_still(candidates.boxes.boxes),",
-    ),
-    "what may be cut off": ("_put_out", "reaching <= top_k", "reaching > -1"),
-    "other classes never win a place": (
-        "_distinct",
-        "(beats & ~kept & ~hidden).any()",
-        "not (kept & ~hidden).any()",
-    ),
-    "one detection counted twice": ("_distinct", "(successors & taken).any()", "False"),
-    "excluded by one successor": ("_distinct", ".all(axis=0)", ".any(axis=0)"),
-    "nothing else is shown": (
-        "_distinct",
-        "np.flatnonzero(~hidden & ~settled)",
-        "members[:0]",
-    ),
-    "all others hidden": ("_distinct", "hidden |= excluded & ~successors", "hidden |= ~kept"),
-    "order taken for granted": ("in_one_order", "return bool", "return True or bool"),
-    "edges as they are": (
-        "surely_shown",
-        "corner_range(candidates.boxes.boxes,",
-        "corner_range(_still(candidates.boxes.boxes),",
-    ),
-    "no room for what may appear": ("certified_counts", "alone + cover", "alone + 0 * cover"),
-    "top-k shared with itself": ("certified_counts", "top_k - others", "top_k - others - least"),
-}
-
-
 def _still(boxes: BoxRange) -> BoxRange:
     middle = (boxes.low + boxes.high) / 2
     return BoxRange(middle, middle)
@@ -147,20 +112,18 @@ def by_hand(
         top_k: detections of an image.
         epsilon: by so much logits move.
     """
-    corners = torch.tensor(boxes)
-    sides = corners[:, 2:] - corners[:, :2]
-    default = torch.cat([(corners[:, :2] + corners[:, 2:]) / 2, sides], dim=1)
+    default = centers_and_sides(torch.tensor(boxes))
     offsets = torch.zeros(len(boxes), 4)
     # An offset of 1 moves a centre by a tenth of the side.
-    offsets[:, 0] = 10 * moves / sides[:, 0]
+    offsets[:, 0] = 10 * moves / default[:, 2]
     raw = torch.tensor(logits)[None]
     verifier = Verifier(
         output_constants(torch.ones(raw.shape[1:]), offsets),
         Decoder(default, CODING, SigmoidScores(1.0), Canvas(40, 40), 0.3),
         Selection(0.2, top_k),
     )
-    target = {"boxes": corners[:0], "labels": torch.zeros(0, dtype=torch.int64)}
-    return Scene(RawOutput(raw, torch.zeros(1, len(boxes), 4)), [target], verifier, epsilon)  # type: ignore[list-item]
+    target = Target(boxes=torch.zeros(0, 4), labels=torch.zeros(0, dtype=torch.int64))
+    return Scene(RawOutput(raw, torch.zeros(1, len(boxes), 4)), [target], verifier, epsilon)
 
 
 FLOOR = logit(0.2)
@@ -170,38 +133,70 @@ NONE = -50.0
 # Three in a row, of which neighbours overlap by 0.32 and cover each other by 0.48.
 ROW = [(4.0, 4.0, 14.0, 14.0), (9.2, 4.0, 19.2, 14.0), (14.4, 4.0, 24.4, 14.0)]
 CROSSING = by_hand([LEFT, BELOW_RIGHT], [[9.0, NONE], [NONE, 9.0]], moves=1.0, epsilon=7.0)
-# The first random scene in which each mutant is caught, others follow where one has changed; or a
-# scene made for it.
-CAUGHT_IN: dict[str, int | Scene] = {
-    "rivals left out": 26,
+BOXES = "candidates.boxes.boxes,"
+STILL = "_still(candidates.boxes.boxes),"
+# Each takes away what the proof needs: a function, what stands in it, what stands there instead;
+# before them the first random scene in which it is caught, others follow where one has changed, or
+# a scene made for it.
+MUTANTS: dict[str, tuple[int | Scene, str, str, str]] = {
+    "rivals left out": (
+        26,
+        "kept_for_certain",
+        "~take(gone, rival))",
+        "take(gone, rival) & False)",
+    ),
     # The middle one can come first, and leaves out both.
-    "one detection counted twice": by_hand(ROW, [[2.0], [1.0], [2.0]]),
+    "one detection counted twice": (
+        *(by_hand(ROW, [[2.0], [1.0], [2.0]]), "_distinct"),
+        *("(successors & taken).any()", "False"),
+    ),
     # The first can come first, and leaves out the one that excludes the last.
-    "excluded by the certifier alone": by_hand(ROW, [[1.0], [2.0], [-0.5]]),
-    "overlaps as they are": 99,
-    "shares as they are": 32,
-    "what may be cut off": 2,
-    "other classes never win a place": by_hand([LEFT], [[2.0, 1.0]]),
-    "excluded by one successor": 94,
-    "nothing else is shown": 0,
-    "all others hidden": 0,
-    "order taken for granted": CROSSING,
-    "edges as they are": CROSSING,
-    "no room for what may appear": by_hand([LEFT, RIGHT], [[2.0], [-2.0]]),
-    "top-k shared with itself": by_hand([LEFT, RIGHT], [[3.0], [3.0]], top_k=3),
+    "excluded by the certifier alone": (
+        *(by_hand(ROW, [[1.0], [2.0], [-0.5]]), "_never_beside"),
+        *("index_fill(0, pair[~sure], True)", "clone()"),
+    ),
+    "overlaps as they are": (99, "_never_both", BOXES, STILL),
+    "shares as they are": (32, "_compete", BOXES, STILL),
+    "what may be cut off": (2, "_put_out", "reaching <= top_k", "reaching > -1"),
+    "other classes never win a place": (
+        *(by_hand([LEFT], [[2.0, 1.0]]), "_distinct"),
+        *("(beats & ~kept & ~hidden).any()", "not (kept & ~hidden).any()"),
+    ),
+    "excluded by one successor": (94, "_distinct", ".all(axis=0)", ".any(axis=0)"),
+    "nothing else is shown": (
+        *(0, "_distinct"),
+        *("np.flatnonzero(~hidden & ~settled)", "members[:0]"),
+    ),
+    "all others hidden": (
+        *(0, "_distinct"),
+        *("hidden |= excluded & ~successors", "hidden |= ~kept"),
+    ),
+    "order taken for granted": (CROSSING, "in_one_order", "return bool", "return True or bool"),
+    "edges as they are": (
+        *(CROSSING, "surely_shown"),
+        *(f"corner_range({BOXES}", f"corner_range({STILL}"),
+    ),
+    "no room for what may appear": (
+        *(by_hand([LEFT, RIGHT], [[2.0], [-2.0]]), "certified_counts"),
+        *("alone + cover", "alone + 0 * cover"),
+    ),
+    "top-k shared with itself": (
+        *(by_hand([LEFT, RIGHT], [[3.0], [3.0]], top_k=3), "certified_counts"),
+        *("top_k - others", "top_k - others - least"),
+    ),
 }
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", MUTANTS)
 def test_scenes_catch(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    first = CAUGHT_IN[name]
+    first, *mutant = MUTANTS[name]
     scenes = map(random_scene, range(first, first + 100)) if isinstance(first, int) else [first]
     for number, scene in enumerate(scenes):
         right = _at(scene, scene.epsilon)
         assert _broken(scene, right, perturbed(scene, PERTURBED, number)) == []
         with monkeypatch.context() as patch:
-            _mutate(patch, *MUTANTS[name])
+            _mutate(patch, *mutant)
             wrong = _at(scene, scene.epsilon)
         if all(map(torch.equal, wrong, right)):
             continue
@@ -332,13 +327,7 @@ def test_least_share_that_boxes_cover() -> None:
 
 def _share(a: Tensor, b: Tensor, canvas: Canvas) -> Tensor:
     """The overlap as a share of the smaller box, of boxes cx, cy, w, h clipped to the canvas."""
-    limits = torch.tensor(canvas.limits)
-    a, b = (
-        torch.cat([box[:, :2] - box[:, 2:] / 2, box[:, :2] + box[:, 2:] / 2], dim=1)
-        .clamp(min=0)
-        .minimum(limits)
-        for box in (a, b)
-    )
+    a, b = clipped(corners(a), canvas), clipped(corners(b), canvas)
     sides = torch.minimum(a[:, 2:], b[:, 2:]) - torch.maximum(a[:, :2], b[:, :2])
     areas = [(box[:, 2:] - box[:, :2]).prod(dim=1) for box in (a, b)]
     return sides.clamp(min=0).prod(dim=1) / torch.minimum(*areas).clamp(min=1e-9)

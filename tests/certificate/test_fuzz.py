@@ -20,30 +20,13 @@ from lipdet.certificate.conditions import candidates, clique_cover
 from tests.certificate.adversaries import perturbed
 from tests.certificate.census import CASES, census
 from tests.certificate.directed import FOR_MUTANT, SATURATED, Attacked
-from tests.certificate.mutants import IN_DIRECTED_SCENES, IN_RANDOM_SCENES, Mutant
+from tests.certificate.mutants import IN_DIRECTED_SCENES, IN_RANDOM_SCENES, apply
 from tests.certificate.promises import broken_promises, certificates, violations
 from tests.certificate.scenes import Scene, random_scene
 
 # Of each scene, 100 extreme outputs and 100 random ones.
 SCENES = int(os.environ.get("LIPDET_FUZZ_SCENES", "50"))
 PERTURBED = 200
-# The first scene in which each mutant is caught; others follow where a scene has changed.
-CAUGHT_FROM = {
-    "condition 1 removed": 30,
-    "condition 2 removed": 13,
-    "condition 3 removed": 0,
-    "condition 4 removed": 5,
-    "condition 4 by cliques removed": 5,
-    "unclipped highest IoU of pairs": 17,
-    "half the constants of outputs": 1,
-    "votes that may be lost": 0,
-    "votes that may be won left out": 0,
-    "half the constants between classes": 0,
-    "half the ball of offsets": 13,
-    "claims of unsure members": 177,
-    "claims of what another object may be matched by": 328,
-    "claims and certificates added": 3,
-}
 MOST_SCENES = 200
 
 
@@ -112,19 +95,15 @@ def _moves_freely(scene: Scene) -> bool:
     return scene.rows is None and scene.epsilon * float(scene.verifier.bounds.logits.max()) > 0.1
 
 
-def _apply(monkeypatch: pytest.MonkeyPatch, mutant: Mutant) -> None:
-    for place, name, wrong in mutant:
-        monkeypatch.setattr(place, name, wrong)
-
-
 @pytest.mark.slow
 @pytest.mark.parametrize("name", IN_RANDOM_SCENES)
 def test_random_scenes_catch(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    for number in range(CAUGHT_FROM[name], CAUGHT_FROM[name] + MOST_SCENES):
+    first, mutation = IN_RANDOM_SCENES[name]
+    for number in range(first, first + MOST_SCENES):
         scene = random_scene(number)
         right = certificates(scene)
         with monkeypatch.context() as patch:
-            _apply(patch, IN_RANDOM_SCENES[name])
+            apply(patch, [mutation])
             wrong = certificates(scene)
             if torch.equal(wrong[0], right[0]) and wrong[1] == right[1]:
                 continue
@@ -140,7 +119,7 @@ def test_directed_scenes_catch(name: str, monkeypatch: pytest.MonkeyPatch) -> No
     monkeypatch.setattr(certified_ap, "RANKING_SLACK", 0.0)
     attacked = FOR_MUTANT[name]
     assert _broken(attacked) == []
-    _apply(monkeypatch, IN_DIRECTED_SCENES[name])
+    apply(monkeypatch, IN_DIRECTED_SCENES[name])
     assert _broken(attacked)
 
 

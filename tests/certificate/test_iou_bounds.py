@@ -13,8 +13,14 @@ from torch import Tensor
 from torchvision.ops import nms
 
 from lipdet.boxes import BoxCoding
+from lipdet.boxes.coding import corners
 from lipdet.certificate.conditions.clique_cover import OVERLAP_SLACK, in_float32, surely_overlap
-from lipdet.certificate.geometry.box_range import BoxRange, box_range, corner_range
+from lipdet.certificate.geometry.box_range import (
+    BoxRange,
+    box_range,
+    centers_and_sides,
+    corner_range,
+)
 from lipdet.certificate.geometry.iou_bounds import (
     max_iou_fixed,
     max_iou_pair,
@@ -24,7 +30,7 @@ from lipdet.certificate.geometry.iou_bounds import (
 from lipdet.certificate.ragged import take
 from lipdet.types import Canvas
 from tests.certificate.dense_search import CANVAS, KINDS, random_ranges, search
-from tests.certificate.scenes import clipped
+from tests.certificate.scenes import clipped, iou_of
 
 # Over all kinds, clipped and not, one and two uncertain boxes. All of them take ten minutes.
 CASES = int(os.environ.get("LIPDET_IOU_CASES", "560"))
@@ -35,27 +41,15 @@ AT_ONCE = 20
 ROUNDS = -(-CASES // (4 * len(KINDS) * AT_ONCE))
 
 
-def xyxy(boxes: Tensor) -> Tensor:
-    half_sides = boxes[..., 2:] / 2
-    return torch.cat([boxes[..., :2] - half_sides, boxes[..., :2] + half_sides], dim=-1)
-
-
 def iou(a: Tensor, b: Tensor, canvas: Canvas | None) -> Tensor:
-    """IoU of boxes cx, cy, w, h; 0 where torchvision has 0/0."""
-    a, b = xyxy(a), xyxy(b)
-    if canvas is not None:
-        a, b = clipped(a, canvas), clipped(b, canvas)
-    overlap = torch.minimum(a[..., 2:], b[..., 2:]) - torch.maximum(a[..., :2], b[..., :2])
-    both = overlap.clamp_min(0).prod(dim=-1)
-    union = (a[..., 2:] - a[..., :2]).prod(dim=-1) + (b[..., 2:] - b[..., :2]).prod(dim=-1) - both
-    return (both / union).nan_to_num(0)
+    """IoU of boxes cx, cy, w, h."""
+    a, b = corners(a), corners(b)
+    return iou_of(a, b) if canvas is None else iou_of(clipped(a, canvas), clipped(b, canvas))
 
 
 def point(boxes: Tensor) -> BoxRange:
     """Known boxes xyxy as ranges."""
-    centers = (boxes[..., :2] + boxes[..., 2:]) / 2
-    centered = torch.cat([centers, boxes[..., 2:] - boxes[..., :2]], dim=-1)
-    return BoxRange(centered, centered)
+    return BoxRange(*[centers_and_sides(boxes)] * 2)
 
 
 def min_iou_pair(a: BoxRange, b: BoxRange, canvas: Canvas | None) -> Tensor:
@@ -71,7 +65,7 @@ def min_iou_pair(a: BoxRange, b: BoxRange, canvas: Canvas | None) -> Tensor:
 def test_bounds_with_a_known_box(kind: str, canvas: Canvas | None) -> None:
     generator = torch.Generator().manual_seed(KINDS.index(kind))
     for _ in range(ROUNDS):
-        known = clipped(xyxy(random_ranges("anywhere", AT_ONCE, generator).low), CANVAS)
+        known = clipped(corners(random_ranges("anywhere", AT_ONCE, generator).low), CANVAS)
         ranges = random_ranges(kind, AT_ONCE, generator, near=point(known))
         lowest, highest = search(
             lambda a, b: iou(a, b, canvas), [ranges, point(known)], SAMPLES, generator
@@ -109,7 +103,7 @@ def test_known_boxes_have_their_iou() -> None:
         for bound in (min_iou_pair, max_iou_pair):
             torch.testing.assert_close(bound(first, second, canvas), wanted)
         torch.testing.assert_close(
-            max_iou_fixed(first, clipped(xyxy(b), CANVAS), CANVAS), iou(a, b, CANVAS)
+            max_iou_fixed(first, clipped(corners(b), CANVAS), CANVAS), iou(a, b, CANVAS)
         )
 
 
@@ -175,7 +169,7 @@ def test_boxes_without_area_overlap_nothing() -> None:
         for bound in (min_iou_pair, max_iou_pair):
             assert bound(first, second, CANVAS) == pytest.approx(0, abs=1e-50)
         # Oracle: torchvision keeps both.
-        boxes = clipped(xyxy(torch.cat([a, b])), CANVAS)
+        boxes = clipped(corners(torch.cat([a, b])), CANVAS)
         assert len(nms(boxes, torch.tensor([1.0, 0.5], dtype=torch.float64), 0.0)) == 2
     # A box that may have no area surely overlaps nothing, not even itself.
     thin = BoxRange(line, torch.tensor([[30.0, 30, 5, 10]], dtype=torch.float64))

@@ -11,6 +11,7 @@ from lipdet.boxes.coding import MAX_LOG_RATIO
 from lipdet.certificate.geometry.box_range import box_range
 from lipdet.certificate.geometry.iou_bounds import min_iou_fixed
 from lipdet.certificate.geometry.offset_ball import OffsetBalls, min_iou_in_ball
+from tests.certificate.scenes import iou_of
 
 CODINGS = [BoxCoding(), BoxCoding(0.25, 0.25)]
 
@@ -21,15 +22,6 @@ def scene(coding: BoxCoding, cases: int) -> tuple[Tensor, Tensor, Tensor]:
     offsets = torch.randn(cases, 4) * 0.15 / coding.center_variance
     near = offsets + torch.randn(cases, 4) * 0.05 / coding.center_variance
     return default_boxes, offsets, coding.decode(near, default_boxes)
-
-
-def iou(boxes: Tensor, fixed: Tensor) -> Tensor:
-    boxes, fixed = boxes.double(), fixed.double()
-    overlap = torch.minimum(boxes[..., 2:], fixed[..., 2:])
-    overlap = (overlap - torch.maximum(boxes[..., :2], fixed[..., :2])).clamp_min(0).prod(dim=-1)
-    areas = [(box[..., 2:] - box[..., :2]).prod(dim=-1) for box in (boxes, fixed)]
-    ratio: Tensor = overlap / (areas[0] + areas[1] - overlap)
-    return ratio
 
 
 def lowest_found(
@@ -43,7 +35,8 @@ def lowest_found(
         return points / norms.clamp_min(1) * (1 - 1e-6)
 
     def measure(points: Tensor) -> Tensor:
-        return iou(coding.decode(offsets + radius[:, None] * points, default_boxes), fixed)
+        boxes = coding.decode(offsets + radius[:, None] * points, default_boxes)
+        return iou_of(boxes.double(), fixed.double())
 
     points = inside(torch.randn(4000, *offsets.shape))
     best, where = measure(points).min(dim=0)
@@ -104,7 +97,7 @@ def test_a_ball_without_radius_is_a_box(coding: BoxCoding) -> None:
     # More than are taken at once.
     default_boxes, offsets, fixed = scene(coding, 5000)
     bound = min_iou_in_ball(OffsetBalls(offsets, torch.zeros(5000), default_boxes, coding), fixed)
-    wanted = iou(coding.decode(offsets, default_boxes), fixed)
+    wanted = iou_of(coding.decode(offsets, default_boxes).double(), fixed.double())
     assert (bound <= wanted + 1e-12).all()
     torch.testing.assert_close(bound, wanted, rtol=0, atol=1e-3)
 

@@ -67,60 +67,39 @@ def test_the_plain_parts_are_known() -> None:
     verifier_of(small_detector(), SHOWN)
 
 
+FACTORS = [math.nan, math.inf, 0.0, -1.0, 1e-40]
+
+
 @pytest.mark.parametrize(
-    ("part", "attribute"),
+    ("attribute", "part", "name"),
     [
-        (OwnVotes(1.0), "scores"),
-        (OwnLogOdds(), "scores"),
-        (OwnCandidates(), "scores"),
-        (OwnScores(), "scores"),
-        (_replaced(SoftmaxScores(), "votes"), "scores"),
-        (_replaced(SigmoidScores(1.0), "log_odds"), "scores"),
-        (_replaced(SigmoidScores(1.0), "candidates"), "scores"),
-        (OwnDecode(), "coding"),
-        (_replaced(BoxCoding(), "decode"), "coding"),
+        # Classes and methods of the user's own.
+        ("__class__", OwnDecoder, "decoder"),
+        ("scores", OwnVotes(1.0), "scores"),
+        ("scores", OwnLogOdds(), "scores"),
+        ("scores", OwnCandidates(), "scores"),
+        ("scores", OwnScores(), "scores"),
+        ("scores", _replaced(SoftmaxScores(), "votes"), "scores"),
+        ("scores", _replaced(SigmoidScores(1.0), "log_odds"), "scores"),
+        ("scores", _replaced(SigmoidScores(1.0), "candidates"), "scores"),
+        ("coding", OwnDecode(), "coding"),
+        ("coding", _replaced(BoxCoding(), "decode"), "coding"),
+        # Factors that reverse or end an order, and other numbers that are none.
+        *(("scores", SigmoidScores(value), "temperature") for value in FACTORS),
+        *(("coding", BoxCoding(value, 0.2), "center_variance") for value in FACTORS),
+        *(("coding", BoxCoding(0.1, value), "size_variance") for value in FACTORS),
+        *(("coding", BoxCoding.of_unit(value), "center_variance") for value in FACTORS),
+        *(
+            ("scores", SigmoidScores(1.0, margin), "class_margin")
+            for margin in (math.nan, -0.1, -math.inf)
+        ),
+        *(("nms_iou", value, "nms_iou") for value in (math.nan, -0.1, 1.1, math.inf)),
     ],
 )
-def test_parts_of_the_users_own_are_refused(part: object, attribute: str) -> None:
+def test_other_parts_are_refused(attribute: str, part: object, name: str) -> None:
     detector = small_detector()
     setattr(detector, attribute, part)
-    _refused(detector, attribute)
-
-
-def test_a_decoder_of_the_users_own_is_refused() -> None:
-    detector = small_detector()
-    detector.__class__ = OwnDecoder
-    _refused(detector, "decoder")
-
-
-@pytest.mark.parametrize("value", [math.nan, math.inf, 0.0, -1.0, 1e-40])
-def test_factors_that_reverse_or_end_an_order_are_refused(value: float) -> None:
-    for name, part in (
-        ("temperature", SigmoidScores(value)),
-        ("center_variance", BoxCoding(value, 0.2)),
-        ("size_variance", BoxCoding(0.1, value)),
-        ("center_variance", BoxCoding.of_unit(value)),
-    ):
-        detector = small_detector()
-        if isinstance(part, BoxCoding):
-            detector.coding = part
-        else:
-            detector.scores = part
-        _refused(detector, name)
-
-
-@pytest.mark.parametrize("margin", [math.nan, -0.1, -math.inf])
-def test_margins_are_checked(margin: float) -> None:
-    detector = small_detector()
-    detector.scores = SigmoidScores(1.0, margin)
-    _refused(detector, "class_margin")
-
-
-@pytest.mark.parametrize("nms_iou", [math.nan, -0.1, 1.1, math.inf])
-def test_overlaps_are_checked(nms_iou: float) -> None:
-    detector = small_detector()
-    detector.nms_iou = nms_iou
-    _refused(detector, "nms_iou")
+    _refused(detector, name)
 
 
 @pytest.mark.parametrize(

@@ -18,6 +18,7 @@ from lipdet.boxes import AP_SELECTION, BoxCoding, SigmoidScores, select_detectio
 from lipdet.certificate.conditions.certify import certified_up_to
 from lipdet.certificate.conditions.ground_truth import ground_truth_of
 from lipdet.certificate.constants.rounding import measured_rounding, proven_rounding, rounding_of
+from lipdet.certificate.geometry.box_range import centers_and_sides
 from lipdet.certificate.verifier import Verifier, verifier_of
 from lipdet.config import DetectorConfig
 from lipdet.detector import SSD
@@ -55,8 +56,7 @@ def _conv(channels: int, weight: Tensor, bias: Tensor) -> nn.Conv2d:
 def _detector() -> SSD:
     logits = _conv(2, torch.eye(3)[:2], torch.tensor([-4096.0, 0]))
     offsets = _conv(8, torch.zeros(8, 3), torch.zeros(8))
-    corners = torch.tensor([ON_OBJECT, BESIDE])
-    boxes = torch.cat([(corners[:, :2] + corners[:, 2:]) / 2, corners[:, 2:] - corners[:, :2]], 1)
+    boxes = centers_and_sides(torch.tensor([ON_OBJECT, BESIDE]))
     config = DetectorConfig(class_names=("a",), canvas=Canvas(SIZE, SIZE))
     heads = [Head(logits, offsets, 1)]
     scores = SigmoidScores(1.0)

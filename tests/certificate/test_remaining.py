@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 from torchvision.ops import box_iou
 
+from lipdet.boxes.coding import corners
 from lipdet.boxes.select import MOST_COVERED, covered_share, one_per_place
 from lipdet.certificate import radius as radius_module
 from lipdet.certificate.geometry.box_range import BoxRange
@@ -108,8 +109,7 @@ def test_most_that_boxes_can_cover() -> None:
     for _ in range(400):
         share = torch.from_numpy(rng.choice([0, 1, rng.random()], (40, 4)))
         place = boxes.low + share * (boxes.high - boxes.low)
-        corners = torch.cat([place[:, :2] - place[:, 2:] / 2, place[:, :2] + place[:, 2:] / 2], 1)
-        seen = torch.maximum(seen, covered_share(clipped(corners)))
+        seen = torch.maximum(seen, covered_share(clipped(corners(place))))
     # A box and itself move alike, which the bound does not know.
     assert (seen <= bound + 1e-9).all()
     assert (bound - seen).median() < 0.1

@@ -5,7 +5,7 @@ The oracle is what the detector's own NMS does with perturbed outputs, and torch
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import NamedTuple
 
 import pytest
@@ -25,8 +25,6 @@ from tests.certificate.adversaries import perturbed
 from tests.certificate.scenes import Scene, detect, random_scene
 
 SCENES = range(100)
-# A scene in which each mistake below is caught.
-SUPPRESSED, BOX_CUT_OFF, CLASS_CUT_OFF = 94, 5, 2
 PERTURBED = 60
 # Scores are rounded to float32.
 SCORE = RECALL_SCORE - 1e-6
@@ -89,24 +87,22 @@ def test_what_is_promised_stays() -> None:
     assert (found.broken_boxes, found.broken_classes) == (0, 0)
 
 
-def test_a_box_that_can_be_suppressed_is_caught(monkeypatch: pytest.MonkeyPatch) -> None:
+# A scene in which each is caught, and what is mistaken of certifiers.
+MISTAKEN: dict[str, tuple[int, Callable[[Certifiers], Certifiers]]] = {
+    "can be suppressed": (94, lambda found: found._replace(kept_iou=found.matched_iou)),
+    "can be cut off": (5, lambda found: found._replace(untruncated=found.untruncated | True)),
+}
+
+
+@pytest.mark.parametrize(("scene", "mistake"), MISTAKEN.values(), ids=MISTAKEN)
+def test_a_box_that_may_go_is_caught(
+    scene: int, mistake: Callable[[Certifiers], Certifiers], monkeypatch: pytest.MonkeyPatch
+) -> None:
     right = certified.box_stays
-
-    def wrong(found: Certifiers, *others: object) -> Tensor:
-        return right(found._replace(kept_iou=found.matched_iou), *others)  # type: ignore[arg-type]
-
-    monkeypatch.setattr(certified, "box_stays", wrong)
-    assert outcome([SUPPRESSED]).broken_boxes
-
-
-def test_a_box_that_can_be_cut_off_is_caught(monkeypatch: pytest.MonkeyPatch) -> None:
-    right = certified.box_stays
-
-    def wrong(found: Certifiers, *others: object) -> Tensor:
-        return right(found._replace(untruncated=found.untruncated | True), *others)  # type: ignore[arg-type]
-
-    monkeypatch.setattr(certified, "box_stays", wrong)
-    assert outcome([BOX_CUT_OFF]).broken_boxes
+    monkeypatch.setattr(
+        certified, "box_stays", lambda found, *others: right(mistake(found), *others)
+    )
+    assert outcome([scene]).broken_boxes
 
 
 def test_a_class_that_can_be_cut_off_is_caught(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -114,7 +110,7 @@ def test_a_class_that_can_be_cut_off_is_caught(monkeypatch: pytest.MonkeyPatch) 
         return torch.ones(len(group), dtype=torch.bool)
 
     monkeypatch.setattr(diagnosis, "not_truncated", always)
-    assert outcome([CLASS_CUT_OFF]).broken_classes
+    assert outcome([2]).broken_classes
 
 
 def with_all_classes(

@@ -29,9 +29,9 @@ def jacobian(layer: nn.Module, x: Tensor) -> Tensor:
     return matrix.flatten(1).double()
 
 
-def train_hard(layer: nn.Module, channels: int, size: Size, learning_rate: float = 0.3) -> None:
+def train_hard(layer: nn.Module, channels: int, size: Size) -> None:
     """Take 50 Adam steps at a large learning rate towards outputs that no such layer can reach."""
-    optimizer = torch.optim.Adam(layer.parameters(), learning_rate)
+    optimizer = torch.optim.Adam(layer.parameters(), 0.3)
     x = torch.randn(4, channels, *size)
     target = 5 * torch.randn_like(layer(x).detach())
     for _ in range(50):

@@ -74,28 +74,28 @@ def test_train_and_eval_drop_the_cache(layer: Counted) -> None:
     assert torch.equal(layer.weight, _fresh(layer))
 
 
-@torch.no_grad()
-def test_an_in_place_change_of_a_parameter_drops_the_cache(layer: Counted) -> None:
-    layer(X)
-    layer.raw.mul_(torch.rand_like(layer.raw))
-    assert torch.equal(layer.weight, _fresh(layer))
+def _load(layer: Counted, assign: bool) -> None:
+    state = {f"0.0.{name}": torch.randn_like(value) for name, value in layer.state_dict().items()}
+    nn.Sequential(nn.Sequential(layer)).load_state_dict(state, assign=assign)
+
+
+CHANGES: dict[str, Callable[[Counted], object]] = {
+    "in place": lambda layer: layer.raw.mul_(torch.rand_like(layer.raw)),
+    "loaded": lambda layer: _load(layer, assign=False),
+    "assigned": lambda layer: _load(layer, assign=True),
+    "moved": lambda layer: nn.Sequential(layer).double(),
+}
 
 
 @torch.no_grad()
-@pytest.mark.parametrize("assign", [False, True])
-def test_load_state_dict_drops_the_cache(layer: Counted, assign: bool) -> None:
-    model = nn.Sequential(nn.Sequential(layer))
-    model(X)
-    state = {name: torch.randn_like(value) for name, value in model.state_dict().items()}
-    model.load_state_dict(state, assign=assign)
-    assert torch.equal(layer.weight, _fresh(layer))
-
-
-@torch.no_grad()
-def test_a_move_drops_the_cache(layer: Counted) -> None:
-    layer(X)
-    nn.Sequential(layer).double()
-    assert layer.weight.dtype == torch.float64
+@pytest.mark.parametrize("change", CHANGES.values(), ids=CHANGES)
+def test_a_change_of_the_parameters_drops_the_cache(
+    layer: Counted, change: Callable[[Counted], object]
+) -> None:
+    before = layer.weight
+    change(layer)
+    assert layer.weight.dtype == layer.raw.dtype
+    assert not torch.equal(layer.weight, before.to(layer.raw))
     assert torch.equal(layer.weight, _fresh(layer))
 
 

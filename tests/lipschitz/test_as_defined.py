@@ -37,6 +37,7 @@ from lipdet.layers import (
 from lipdet.lipschitz import same_function
 from lipdet.types import Canvas
 from tests.certificate.detectors import small_detector
+from tests.certificate.helpers import Apply
 
 SHAPE = (4, 6, 6)
 
@@ -80,36 +81,18 @@ def _with_attribute() -> nn.Module:
     return module
 
 
-class _Closure(nn.Module):
-    def __init__(self, function: Callable[[Tensor], Tensor]) -> None:
-        super().__init__()
-        self.function = function
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.function(x)
-
-
-def _closure() -> nn.Module:
-    return _Closure(torch.relu)
-
-
 class _Own(nn.ReLU):
     pass
-
-
-def _with_parametrization() -> nn.Module:
-    return parametrizations.weight_norm(nn.Conv2d(4, 4, 1))
-
-
-def _named_like_torch_s() -> nn.Module:
-    return type("ReLU", (nn.ReLU,), {"__module__": nn.ReLU.__module__})()
 
 
 @pytest.mark.parametrize(
     "build",
     [
-        *(_hooked, _with_attribute, _Own, _with_parametrization, _named_like_torch_s),
-        _closure,
+        *(_hooked, _with_attribute, _Own),
+        lambda: parametrizations.weight_norm(nn.Conv2d(4, 4, 1)),
+        # Named like torch's.
+        type("ReLU", (nn.ReLU,), {"__module__": nn.ReLU.__module__}),
+        lambda: Apply(torch.relu),
         lambda: torch.fx.symbolic_trace(nn.Sequential(nn.ReLU())),
     ],
 )

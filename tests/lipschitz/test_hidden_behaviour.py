@@ -16,6 +16,7 @@ from torch.nn.utils import parametrize
 from lipdet.certificate import lipschitz_bound
 from lipdet.errors import InputError, UnknownLipschitz
 from lipdet.layers import Householder, MaxMin, ScaledAvgPool2d
+from tests.certificate.helpers import Apply
 
 SHAPE = (4, 6, 6)
 CALLS = {"number": 0}
@@ -65,15 +66,6 @@ def test_weights_that_depend_on_the_mode_are_refused() -> None:
         lipschitz_bound(conv.eval(), SHAPE)
 
 
-class Mixing(nn.Module):
-    def __init__(self, mix: Callable[[Tensor], Tensor]) -> None:
-        super().__init__()
-        self.mix = mix
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.mix(x)
-
-
 @pytest.mark.parametrize(
     "mix",
     [
@@ -87,7 +79,7 @@ class Mixing(nn.Module):
 )
 def test_images_of_a_batch_do_not_mix(mix: Callable[[Tensor], Tensor]) -> None:
     with pytest.raises(UnknownLipschitz):
-        lipschitz_bound(Mixing(mix), SHAPE)
+        lipschitz_bound(Apply(mix), SHAPE)
 
 
 MIXED: dict[str, Callable[[], nn.Module]] = {
@@ -114,7 +106,7 @@ def test_images_do_not_mix_in_outputs_of_other_shapes(build: Callable[[], nn.Mod
     ids=["second axis", "flat", "constant"],
 )
 def test_images_may_lie_along_any_axis(rearrange: Callable[[Tensor], Any]) -> None:
-    assert lipschitz_bound(Mixing(rearrange), SHAPE) == pytest.approx(1)
+    assert lipschitz_bound(Apply(rearrange), SHAPE) == pytest.approx(1)
 
 
 def counting(kept: Any, count: Callable[[Any], bool]) -> nn.Module:
@@ -228,24 +220,20 @@ def test_numbers_that_python_and_torch_read_differently_are_refused(
 
 
 @pytest.mark.parametrize("sides", [[-3, 3, 0, 0], [3, -3, 0, 0], [-3, 3, -3, 3]])
-def test_convolutions_that_crop_by_circular_padding_are_refused(sides: list[int]) -> None:
-    layer = nn.Conv2d(4, 4, 1, padding_mode="circular")
-    layer._reversed_padding_repeated_twice = sides
-    with pytest.raises(UnknownLipschitz, match="cropping"):
-        lipschitz_bound(layer, SHAPE)
-
-
-def test_cropping_by_circular_padding_is_refused() -> None:
+def test_cropping_by_circular_padding_is_refused(sides: list[int]) -> None:
     # Torch returns uninitialised memory.
-    with pytest.raises(UnknownLipschitz, match="cropping"):
-        lipschitz_bound(nn.CircularPad2d((3, -3, 0, 0)), SHAPE)
+    conv = nn.Conv2d(4, 4, 1, padding_mode="circular")
+    conv._reversed_padding_repeated_twice = sides
+    for layer in (conv, nn.CircularPad2d(tuple(sides))):
+        with pytest.raises(UnknownLipschitz, match="cropping"):
+            lipschitz_bound(layer, SHAPE)
 
 
 @pytest.mark.parametrize(
     "build",
     [
         lambda: torch.jit.script(nn.Sequential(nn.Conv2d(4, 4, 1), nn.ReLU())),
-        lambda: Mixing(lambda x: np.float32(3) * x),
+        lambda: Apply(lambda x: np.float32(3) * x),
     ],
     ids=["script", "number of numpy"],
 )
@@ -267,7 +255,7 @@ def _raising(error: Exception) -> Callable[[Tensor], Tensor]:
 )
 def test_whatever_a_module_raises_is_bad_input(error: Exception) -> None:
     with pytest.raises(InputError, match=r"does not accept inputs \(4, 6, 6\)"):
-        lipschitz_bound(Mixing(_raising(error)), SHAPE)
+        lipschitz_bound(Apply(_raising(error)), SHAPE)
 
 
 def test_a_part_that_is_missing_is_bad_input() -> None:

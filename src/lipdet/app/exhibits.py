@@ -51,7 +51,7 @@ class Exhibit:
             self.detector(torch.zeros(1, 3, *detector.config.canvas))
 
     def verifier(self) -> Verifier:
-        """Return what certificates of shown detections need.
+        """Return the verifier of the detections that are shown.
 
         Raises:
             UnknownLipschitz: a layer has no bound; the message names it.
@@ -126,7 +126,7 @@ class Shown(NamedTuple):
 
 
 class Attacked(NamedTuple):
-    """What an attack made of a picture.
+    """The result of an attack on a picture.
 
     Attributes:
         settings: of each attack tried; the worst result is shown.

@@ -49,22 +49,18 @@ WAITING = 64
 # Detectors chosen when a visitor comes: bounds of each take seconds, once.
 SHOWN_AT_FIRST = 2
 
-# What stays as it is in an answer.
+# A part of an answer that leaves the page as it is.
 _KEEP = gr.skip()
 
 
-def build_page(
-    exhibits: Mapping[str, Exhibit], samples: list[Path], stops: Stops | None = None
-) -> gr.Blocks:
+def build_page(exhibits: Mapping[str, Exhibit], samples: list[Path]) -> gr.Blocks:
     """Return the page, not yet served.
 
     Args:
         exhibits: detectors by name, at least one.
         samples: picture files to choose from, at least one.
-        stops: which attacks have to stop.
     """
-    stops = stops or Stops()
-    names = list(exhibits)
+    stops, names = Stops(), list(exhibits)
     with gr.Blocks(
         title="lipdet", analytics_enabled=False, delete_cache=(OLDEST_FILE, OLDEST_FILE)
     ) as page:
@@ -80,7 +76,7 @@ def build_page(
                     sources=["upload", "webcam", "clipboard"],
                     elem_id="picture",
                 )
-                # As a path, so that limits are checked before anything is decoded.
+                # Handed over as a path, so that limits are checked before anything is decoded.
                 picture.preprocess = lambda file: file and file.path
                 gallery = gr.Gallery(
                     [str(sample) for sample in samples],

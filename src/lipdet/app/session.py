@@ -36,7 +36,7 @@ from lipdet.versions import versions
 
 MOST_STEPS = 100
 LARGEST_EPSILON = 1.0
-# Of a panel, in pixels.
+# Width of a panel in pixels.
 SIDE = 370
 FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF")
 LARGEST_FILE = 20 * 2**20

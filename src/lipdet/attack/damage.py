@@ -1,4 +1,4 @@
-"""How much an attack has damaged the detections of one image.
+"""Damage: a measure of how wrong the detections of one image are.
 
 AP is a measure of a whole data set and has no share that belongs to one image (theory §8), so
 images are compared by a measure of their own: the scores of false positives minus the scores of

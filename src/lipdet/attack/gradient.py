@@ -63,7 +63,6 @@ def attack_images(
     images: Tensor,
     settings: AttackSettings,
     indices: Sequence[int] | None = None,
-    on_step: OnStep | None = None,
 ) -> Iterates:
     """Climb any objective from random starts; return the best of all for each image, by its value.
 
@@ -74,7 +73,7 @@ def attack_images(
     def objective_of(part: range) -> Objective:
         return lambda batch, rows: objective(batch, rows + part.start)
 
-    return attack_in_parts(objective_of, images, settings, indices, on_step, MOST_AT_ONCE)
+    return attack_in_parts(objective_of, images, settings, indices, None, MOST_AT_ONCE)
 
 
 def attack_in_parts(

@@ -38,7 +38,7 @@ class Iterates(NamedTuple):
     gradients: Tensor
 
     def at(self, rows: Tensor) -> Iterates:
-        """Return those of some images."""
+        """Return the iterates of some images."""
         return Iterates(*(tensor[rows] for tensor in self))
 
     def replaced(self, places: Tensor, others: Iterates) -> Iterates:
@@ -53,7 +53,7 @@ class Iterates(NamedTuple):
 
 
 class Schedule(Protocol):
-    """What the loop needs of a schedule; `Pgd` and `Apgd` are made from the same arguments."""
+    """Interface of the schedules `Pgd` and `Apgd`, which are made from the same arguments."""
 
     def __init__(self, start: Iterates, ball: Ball, steps: int) -> None: ...
 
@@ -83,7 +83,7 @@ class Pgd:
 
 
 class _Memory(NamedTuple):
-    """What Auto-PGD knows of each image, (B, …).
+    """Memory of Auto-PGD for each image, (B, …).
 
     Attributes:
         images: the iterate before the present one.

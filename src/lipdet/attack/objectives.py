@@ -1,4 +1,4 @@
-"""What an attack raises: one value per image, a function of what a detector says and the objects.
+"""Objectives that attacks raise: one value per image, of its objects and a detector's outputs.
 
 Notable choices:
 - Losses are those that train lipdet's detectors and need their raw output. The others look at
@@ -60,7 +60,7 @@ class Scene(NamedTuple):
 
 
 class Predictions(NamedTuple):
-    """What a detector says of B images.
+    """Boxes and log-odds of a detector for B images.
 
     Attributes:
         boxes: (B, A, 4) xyxy pixels; no gradient is taken of them.
@@ -73,7 +73,7 @@ class Predictions(NamedTuple):
 
 # Raw output of B images, their objects, and how raw output becomes boxes, to values (B,).
 RawObjective = Callable[[RawOutput, Scene, Decoder], Tensor]
-# The same of boxes and log-odds.
+# Boxes and log-odds of B images and their objects to values (B,).
 PredictionObjective = Callable[[Predictions, PaddedTargets | Scene], Tensor]
 
 # A box with this IoU may be a true positive after a small move; one below EMPTY is none.

@@ -19,7 +19,7 @@ from lipdet.types import Detections, Target
 
 
 class Outcome(NamedTuple):
-    """What became of B images.
+    """Result of an attack on B images.
 
     Attributes:
         images: (B, 3, S, S) attacked, in [0, 1].
@@ -38,10 +38,9 @@ def attack_and_detect(
     targets: Sequence[Target],
     settings: AttackSettings,
     indices: Sequence[int] | None = None,
-    on_step: OnStep | None = None,
 ) -> Outcome:
     """Attack a batch and detect in the result; see `attack_batch` for the arguments."""
-    attacked = attack_batch(detector, images, targets, settings, indices, on_step)
+    attacked = attack_batch(detector, images, targets, settings, indices)
     return look(detector, attacked, targets)
 
 

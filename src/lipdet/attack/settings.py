@@ -1,4 +1,4 @@
-"""What an attack is asked to do, with the published setting under a name of its own."""
+"""Settings of attacks, with the published radius under a name of its own."""
 
 from __future__ import annotations
 

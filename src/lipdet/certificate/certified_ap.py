@@ -114,12 +114,12 @@ def _uncounted(cover: CliqueCover, group: Tensor, limit: int) -> Tensor:
 SATURATION = 20.0
 # Sigmoids of log-odds that differ by more are different numbers, up to SATURATION.
 RANKING_SLACK = 1e-6
-# As COCO computes them: these differ from torch's in the last place.
+# Computed by numpy, as COCO does: torch's differ in the last place.
 RECALLS = torch.from_numpy(np.linspace(0.0, 1.0, 101))
 
 
 class ClassObjects(NamedTuple):
-    """What is known of the objects of one class at one IoU threshold, (n,) log-odds each.
+    """Log-odds up to which the objects of one class are certified and claim cliques, (n,) each.
 
     Attributes:
         certified: up to which each is certified, −∞ if it is not.

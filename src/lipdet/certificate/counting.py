@@ -1,4 +1,4 @@
-"""How many objects are shown, and which labels are read, under every perturbation (theory §11.5).
+"""Certify how many objects are shown and which labels are read (theory §11.5).
 
 What is shown of an image is what NMS keeps, cut off at top-k, and of each place only the best box.
 Its labels from left to right are what is read. Under every perturbation one of the *successors* of
@@ -35,7 +35,6 @@ from lipdet.certificate.geometry.iou_bounds import (
 )
 from lipdet.certificate.radius import (
     SHARE_SLACK,
-    TOLERANCE,
     classes_can_outscore,
     largest_covered_of_pairs,
     largest_radius,
@@ -52,7 +51,7 @@ Index = NDArray[np.int64]
 
 
 class Counts(NamedTuple):
-    """What is certified of B images: how many of each class are shown, and what is read.
+    """Certified counts and readings of B images.
 
     Attributes:
         least: (B, C) int64, how many of each class are shown at least.
@@ -83,34 +82,33 @@ def certified_counts(verifier: Verifier, raw: RawOutput, epsilon: Tensor) -> Cou
     groups = torch.arange(least.numel())
     floor = torch.full(groups.shape, logit(verifier.selection.score_floor), dtype=torch.float64)
     most = alone + cover.reaching(groups, floor).reshape(shape)
-    # Of all that is put out, the other classes have at least their own.
+    # The other classes have at least their own share of all that is put out.
     others = least.sum(dim=1, keepdim=True) - least
     most = torch.minimum(most, verifier.selection.top_k - others)
     exact = (least == most).all(dim=1)
     return Counts(least, most, exact & torch.tensor([in_one_order(one) for one in shown]))
 
 
-def reading_radii(verifier: Verifier, raw: RawOutput, tolerance: float = TOLERANCE) -> Tensor:
+def reading_radii(verifier: Verifier, raw: RawOutput) -> Tensor:
     """Return the largest ε up to which the labels read in each image cannot change.
 
     Args:
         verifier: of the detector, for the selection that is shown.
         raw: its outputs for B images.
-        tolerance: how far below the largest the result may lie.
 
     Returns:
-        (B,) float64; 0 where nothing is promised.
+        (B,) float64, below the largest by TOLERANCE at most; 0 where nothing is promised.
     """
 
     def holds(images: Tensor, epsilon: Tensor) -> Tensor:
         copies = RawOutput(raw.logits[images], raw.offsets[images])
         return certified_counts(verifier, copies, epsilon).steady
 
-    return largest_radius(holds, len(raw.logits), tolerance)
+    return largest_radius(holds, len(raw.logits))
 
 
 class Shown(NamedTuple):
-    """What is shown of one image under every perturbation: K distinct detections, and what may be.
+    """K distinct detections of an image that every perturbation leaves, and candidates for more.
 
     Attributes:
         label: (K,) int64 class of each.
@@ -133,7 +131,7 @@ def in_one_order(shown: Shown) -> bool:
 
 
 def surely_shown(verifier: Verifier, candidates: Candidates, epsilon: Tensor) -> list[Shown]:
-    """Find what is shown of each image under every perturbation.
+    """Find the detections of each image that are shown under every perturbation.
 
     Args:
         verifier: of the detector, for the selection that is shown.
@@ -229,7 +227,7 @@ def kept_for_certain(
 def _never_beside(
     candidates: Candidates, own: Tensor, row: Tensor, rival: Tensor, gone: Tensor
 ) -> Tensor:
-    """Return what NMS never keeps beside a certifier, nor beside any rival of it.
+    """Return the candidates that NMS never keeps beside a certifier, nor beside any rival of it.
 
     Args:
         candidates: all.
@@ -263,7 +261,7 @@ def _never_both(candidates: Candidates, a: Tensor, b: Tensor) -> Tensor:
 
 
 class PutOut(NamedTuple):
-    """Of one image n candidates that NMS may keep, and P certifiers that top-k does not cut off.
+    """The n candidates of an image that NMS may keep, and P certifiers that top-k never cuts off.
 
     Attributes:
         rows: (n,) which of all candidates.

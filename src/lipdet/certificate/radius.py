@@ -1,4 +1,4 @@
-"""What remains of detections, where, and up to which ε: bisection over many at once (theory §11).
+"""Find the largest ε up to which detections remain, and where, many at once (theory §11).
 
 Notable choices:
 - What is returned was itself checked, so it is a certificate whatever the check does in between.
@@ -30,7 +30,7 @@ from lipdet.certificate.verifier import Verifier
 from lipdet.types import Canvas, Detections, RawOutput
 
 TOLERANCE = 1e-3
-# Of a share: it is computed in float32 from boxes whose decode is rounded.
+# Slack of a share, which is computed in float32 from boxes whose decode is rounded.
 SHARE_SLACK = 1e-3
 # A detection remains if a box of this IoU with it does, unless another is asked for.
 REMAINING_IOU = 0.5
@@ -43,18 +43,16 @@ Region = tuple[float, float, float, float]
 
 
 def largest_radius(
-    holds: Callable[[Tensor, Tensor], Tensor],
-    count: int,
-    tolerance: float = TOLERANCE,
-    largest: float = LARGEST_RADIUS,
+    holds: Callable[[Tensor, Tensor], Tensor], count: int, tolerance: float = TOLERANCE
 ) -> Tensor:
     """Find the largest ε, to within `tolerance` from below, at which each of `count` things holds.
+
+    Tried are 1/8 and its doubles up to LARGEST_RADIUS, and then middles.
 
     Args:
         holds: from indices (n,) of things and one ε for each (n,) to whether they hold (n,).
         count: number of things.
         tolerance: of the result, in the unit of ε.
-        largest: where the search ends; powers of two times 1/8 are tried on the way to it.
 
     Returns:
         (count,) float64; 0 where nothing holds at ε = 0, and where it holds there alone.
@@ -62,11 +60,10 @@ def largest_radius(
     low = torch.zeros(count, dtype=torch.float64)
     high = torch.full_like(low, torch.inf)
     high[~holds(torch.arange(count), low)] = 0.0
-    while len(open_ := flatnonzero((high - low > tolerance) & (low < largest))):
+    while len(open_ := flatnonzero((high - low > tolerance) & (low < LARGEST_RADIUS))):
         bounded = high[open_].isfinite()
-        middle = torch.where(
-            bounded, (low[open_] + high[open_]) / 2, (2 * low[open_]).clamp(0.125, largest)
-        )
+        doubled = (2 * low[open_]).clamp(0.125, LARGEST_RADIUS)
+        middle = torch.where(bounded, (low[open_] + high[open_]) / 2, doubled)
         held = holds(open_, middle)
         low[open_[held]] = middle[held]
         high[open_[~held]] = middle[~held]
@@ -132,7 +129,7 @@ def _certified_at(
     cover = verifier.clique_cover(candidates, epsilon) if count_kept else None
     found = verifier.certifiers(candidates, alone, epsilon, iou, cover)
     if most_covered is not None:
-        # Of all that condition 3 leaves, only what is shown counts, truncated or not.
+        # Only what is shown counts of all that condition 3 leaves, truncated or not.
         whole = found._replace(untruncated=torch.ones_like(found.untruncated))
         shown = shown_alone(verifier, candidates, whole, epsilon, iou, most_covered)
         found = found._replace(kept_iou=found.kept_iou.masked_fill(~shown, NO_MATCH))
@@ -153,7 +150,7 @@ def _certified_at(
 
 
 class Remaining(NamedTuple):
-    """What stays of the detections of one image.
+    """The detections of one image that remain: up to which ε, and where.
 
     Attributes:
         radius: (N,) the largest ε at which each remains.
@@ -345,7 +342,7 @@ def largest_covered_share(a: BoxRange, b: BoxRange, canvas: Canvas) -> Tensor:
 
 
 def largest_covered_of_pairs(a: BoxRange, b: BoxRange, canvas: Canvas) -> Tensor:
-    """Return the same of pairs of boxes (P, 4), (P,)."""
+    """Return the largest share of one box that the other can cover, for pairs (P, 4); (P,)."""
     return _share_of_corners(corner_range(a, canvas), corner_range(b, canvas))
 
 

@@ -71,18 +71,11 @@ def check_parts(decoder: Decoder, selection: Selection) -> None:
         )
 
 
-def check_rounding(rounding: float) -> None:
-    """Refuse an allowance for rounding that is no number.
-
-    Raises:
-        UnknownLipschitz: it is not.
-    """
-    _check(rounding >= 0, "rounding", rounding)
-
-
 def _check_class(part: object, name: str, *kinds: type) -> None:
     """Refuse a part that is not of one of these classes itself, or has more than its fields."""
-    if type(part) not in kinds or not _own_names(part) <= _fields(part):
+    fields = dataclasses.fields(part) if dataclasses.is_dataclass(part) else ()
+    added = set(getattr(part, "__dict__", ())) - {field.name for field in fields}
+    if type(part) not in kinds or added:
         wanted = " or ".join(kind.__name__ for kind in kinds)
         raise UnknownLipschitz(
             f'Nothing can be certified with the {name} "{type(part).__name__}": what another part '
@@ -90,22 +83,12 @@ def _check_class(part: object, name: str, *kinds: type) -> None:
         )
 
 
-def _own_names(part: object) -> set[str]:
-    return set(getattr(part, "__dict__", ()))
-
-
-def _fields(part: object) -> set[str]:
-    if not dataclasses.is_dataclass(part):
-        return set()
-    return {field.name for field in dataclasses.fields(part)}
-
-
 def _is_factor(value: float) -> bool:
     return isinstance(value, int | float) and _LEAST <= value <= _MOST
 
 
 def _check(holds: bool, name: str, value: object) -> None:
-    # What is not a number fails every comparison.
+    # NaN fails every comparison.
     if not holds or value != value:
         raise UnknownLipschitz(f"Nothing can be certified with {name} = {value}.")
 
@@ -117,7 +100,7 @@ EXAMPLE_PIXELS = EXAMPLES * 74 * 74
 
 @dataclass(frozen=True)
 class Verifier:
-    """What is known of a detector, and what it does with its outputs.
+    """The constants of a detector and its way from outputs to detections: all a certificate needs.
 
     Attributes:
         bounds: constants of single outputs.
@@ -148,10 +131,10 @@ class Verifier:
             UnknownLipschitz: a part computes something else than certificates assume.
         """
         check_parts(self.decoder, self.selection)
-        check_rounding(self.rounding)
+        _check(self.rounding >= 0, "rounding", self.rounding)
 
     def candidates(self, raw: RawOutput, epsilon: float | Tensor) -> Candidates:
-        """Return what can exceed the floor in a batch, at one ε or at that of each image (B,)."""
+        """Return the candidates of a batch, at one ε or at that of each image (B,)."""
         return find_candidates(
             raw,
             self.bounds,
@@ -202,11 +185,11 @@ class Verifier:
 
     @property
     def _most_cliques(self) -> int:
-        """How many cliques of a group are counted: one more than what the detector puts out."""
+        """Number of cliques of a group that are counted: one more than the detector puts out."""
         return self.selection.top_k + 1
 
     def joint_motion(self, candidates: Candidates, epsilon: Tensor) -> JointMotion | None:
-        """Return what pairs of candidates can do together, if that is known; `epsilon` (B,)."""
+        """Return bounds on joint motion of candidates, if they are known; `epsilon` (B,)."""
         if self.pairwise is None:
             return None
         return JointMotion(candidates, self.pairwise, epsilon, self._factor)
@@ -242,13 +225,11 @@ def verifier_of(detector: SSD, selection: Selection, images: Tensor | None = Non
     one_vs_all = isinstance(detector.scores, SigmoidScores)
     rounding = rounding_of(detector, images.to(detector.default_boxes.device))
     return Verifier(
-        bounds=OutputBounds(
-            bounds.features,
-            bounds.anchors,
-            bounds.logits.cpu(),
-            bounds.offsets.cpu(),
-            bounds.offsets_joint.cpu(),
-            bounds.joint,
+        bounds=dataclasses.replace(
+            bounds,
+            logits=bounds.logits.cpu(),
+            offsets=bounds.offsets.cpu(),
+            offsets_joint=bounds.offsets_joint.cpu(),
         ),
         decoder=detector.decoder._replace(default_boxes=detector.default_boxes.cpu()),
         selection=selection,

@@ -1,4 +1,4 @@
-"""How much of a signal and of a gradient each layer of a network passes on.
+"""Gains: the share of a signal and of a gradient that each layer of a network passes on.
 
 A network of 1-Lipschitz layers fails silently when these gains vanish: nothing diverges, the loss
 just stops. The cause is visible at initialisation, layer by layer.

@@ -88,12 +88,20 @@ class DisjointMaxPool2d(nn.MaxPool2d):
             )
 
 
-class ZeroPadChannels(nn.Module):
-    """Append channels of zeros up to `out_channels`: norm preserving."""
+class _ToChannels(nn.Module):
+    """Keep the number of channels that comes out."""
 
     def __init__(self, out_channels: int) -> None:
         super().__init__()
         self.out_channels = out_channels
+
+    def extra_repr(self) -> str:
+        """Return the number of channels."""
+        return f"{self.out_channels}"
+
+
+class ZeroPadChannels(_ToChannels):
+    """Append channels of zeros up to `out_channels`: norm preserving."""
 
     def forward(self, x: Tensor) -> Tensor:
         """Map (B, C, H, W) to (B, out_channels, H, W).
@@ -108,17 +116,9 @@ class ZeroPadChannels(nn.Module):
             )
         return functional.pad(x, (0, 0, 0, 0, 0, missing))
 
-    def extra_repr(self) -> str:
-        """Return the number of channels."""
-        return f"{self.out_channels}"
 
-
-class DropChannels(nn.Module):
+class DropChannels(_ToChannels):
     """Keep the first `out_channels` channels: a projection, so 1-Lipschitz."""
-
-    def __init__(self, out_channels: int) -> None:
-        super().__init__()
-        self.out_channels = out_channels
 
     def forward(self, x: Tensor) -> Tensor:
         """Map (B, C, H, W) to (B, out_channels, H, W).
@@ -131,7 +131,3 @@ class DropChannels(nn.Module):
                 f"DropChannels: {self.out_channels} of {x.shape[-3]} channels cannot be kept."
             )
         return x.narrow(-3, 0, self.out_channels)
-
-    def extra_repr(self) -> str:
-        """Return the number of channels."""
-        return f"{self.out_channels}"

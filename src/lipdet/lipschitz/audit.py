@@ -1,4 +1,4 @@
-"""What makes a network's Lipschitz bound large: layers and settings, each with its factor.
+"""Audit a Lipschitz bound: the layers and settings that make it large, each with its factor.
 
 Notable choices:
 - The bound of a layer is its own factor times the largest bound of what it reads. Followed back

@@ -257,7 +257,7 @@ def batch_norm_factors(norm: nn.BatchNorm1d | nn.BatchNorm2d) -> Tensor:
         raise UnknownLipschitz("it uses batch statistics; call eval() first", _CALL_EVAL)
     assert norm.running_var is not None
     factors = (norm.running_var.double() + norm.eps).rsqrt()
-    # As torch does, whatever `affine` says.
+    # Torch does so whatever `affine` says.
     return factors if norm.weight is None else factors * real(norm.weight.detach()).double()
 
 

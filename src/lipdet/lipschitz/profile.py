@@ -1,4 +1,4 @@
-"""Where a network's Lipschitz bound comes from: layer by layer, beside what is observed.
+"""Lipschitz profiles: the bound of a network layer by layer, beside what is observed.
 
 Notable choices:
 - The bound multiplies worst cases of layers that are never all attained by one image. The observed

@@ -68,7 +68,7 @@ class Propagation:
 
     @property
     def outputs(self) -> Any:
-        """What the network returns, with nodes in place of tensors."""
+        """The return value of the network, with nodes in place of tensors."""
         return self.network.graph.output_node().args[0]
 
     @property
@@ -95,7 +95,7 @@ class Propagation:
         return find_rule(module) if module is not None else FUNCTIONS.get(node.target)
 
     def sources(self, node: fx.Node) -> list[fx.Node]:
-        """Return what a node reads that depends on the input."""
+        """Return the inputs of a node that depend on the network's input."""
         return [source for source in node.all_input_nodes if source in self.bounds]
 
     def gain(self, node: fx.Node) -> float | None:

@@ -14,8 +14,7 @@ Notable choices:
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Hashable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Hashable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -89,7 +88,7 @@ def record(network: Callable[[Tensor], Any], x: Tensor, expressions: Expressions
 
 
 def digest(constant: Tensor) -> Hashable:
-    """Return what tells a constant from every other: its type, shape and bytes."""
+    """Return a key that tells a constant from every other: its type, shape and bytes."""
     flat = constant.detach().resolve_conj().resolve_neg().cpu().contiguous().flatten()
     content = hashlib.blake2b(flat.view(torch.uint8).numpy().data).digest()
     return str(constant.dtype), tuple(constant.shape), str(constant.device), content
@@ -236,13 +235,8 @@ class _Questions(TorchFunctionMode):
         name = getattr(func, "__name__", str(func))
         if name in _READS and any(map(self._recorder.follows, args)):
             raise self._recorder.fail(f"{name} reads values of a tensor")
-        with self._noting(name):
-            return func(*args, **(kwargs or {}))
-
-    @contextmanager
-    def _noting(self, name: str) -> Iterator[None]:
         try:
-            yield
+            return func(*args, **(kwargs or {}))
         except Exception as error:
             self._recorder.fail(f"{name} failed: {error}")
             raise

@@ -1,4 +1,4 @@
-"""What is known of each kind of module and function: one row each, in two tables.
+"""Rules: what is known of each kind of module and function, one row each, in two tables.
 
 A row of `MODULES` or `FUNCTIONS` holds the Lipschitz constant, what the kind computes in functions
 of torch, how often a number is rounded, and what to use where the constant is too large.

@@ -1,4 +1,4 @@
-"""What a module keeps, its code included, and whether the code that it calls was replaced.
+"""Take stock of what a module keeps, its code included, and of replaced code that it calls.
 
 Notable choices:
 - Code of torch's and this package's is known by the files that it was compiled from: names, modules
@@ -103,7 +103,7 @@ def _is_own_code(kind: type) -> bool:
 
 
 def _look(value: Any) -> tuple[Any, list[Any] | None]:
-    """Return what a value is, and its parts; None instead of parts if it has none by its kind."""
+    """Return the content of a value and its parts; None for parts if its kind has none."""
     if isinstance(value, FakeTensor):
         return id(value), None
     if isinstance(value, Tensor):
@@ -141,7 +141,7 @@ def _look(value: Any) -> tuple[Any, list[Any] | None]:
 
 
 def _of_object(value: Any) -> tuple[Any, list[Any]]:
-    """Return what an object of any class is: its pickle, and where that may not tell, its parts."""
+    """Return the pickle of an object of any class, and its parts where that may not tell."""
     try:
         content = pickle.dumps(value)
     except Exception:
@@ -219,7 +219,7 @@ def _enclosed(function: types.FunctionType) -> Iterator[Any]:
 
 
 def _definition(value: Any) -> tuple[Any, ...]:
-    """Return what a value is by itself, and what may change inside it if it is a function."""
+    """Return a value itself, and of a function all that may change inside it."""
     if isinstance(value, types.FunctionType):
         return value, value.__code__, value.__defaults__, value.__kwdefaults__
     return (value,)

@@ -89,7 +89,7 @@ def with_radius(one: Detection, canvas: Canvas) -> str:
 
 
 def radii_explained(canvas: Canvas) -> str:
-    """Return what the words of `with_radius` are about."""
+    """Return a legend for `with_radius`: the units of ε and grey levels."""
     return f"ε: L2 at {canvas} pixels; grey levels: its root mean square"
 
 

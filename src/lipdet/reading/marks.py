@@ -35,7 +35,7 @@ LEGEND = (
     "where the box of that detection can be",
     "detected, but nothing is promised",
 )
-# Of the lines, which has which swatch.
+# Line of the legend to the colour of its swatch.
 SWATCHES = {0: CERTIFIED, 3: UNCERTIFIED}
 SHADED = 2
 
@@ -141,7 +141,7 @@ def text_font(size: int) -> ImageFont.FreeTypeFont:
 
 
 def to_picture(image: Tensor) -> Image.Image:
-    """(3, H, W) in [0, 1] as an 8-bit RGB picture; what lies outside is clipped."""
+    """Return an image (3, H, W) in [0, 1], clipped to that, as an 8-bit RGB picture."""
     pixels = (image.clamp(0, 1) * 255).round().byte().permute(1, 2, 0)
     return Image.fromarray(pixels.cpu().numpy())
 

@@ -1,4 +1,4 @@
-"""What is read in a picture: its views put together, each place once, and what of that remains.
+"""Read a picture: join its views, each place once, and certify what remains.
 
 Notable choices:
 - A given crop is one region and one pass; so is a whole picture. For a network of crops, a
@@ -34,7 +34,7 @@ from lipdet.types import Detections
 
 @dataclass(frozen=True, eq=False)
 class Reading:
-    """What is read in one picture.
+    """The regions of one picture, and the detections in it.
 
     Attributes:
         size: width and height of the picture.
@@ -47,7 +47,7 @@ class Reading:
     detections: tuple[Detection, ...]
 
     def as_dict(self) -> dict[str, Any]:
-        """Plain values for json."""
+        """Return plain values for json."""
         return {
             "width": self.size[0],
             "height": self.size[1],
@@ -57,7 +57,7 @@ class Reading:
 
 
 def regions_of(network: Network, image: Image.Image, crop: Region | None) -> list[Region]:
-    """Return where a network looks in a picture.
+    """Return the regions of a picture that a network looks at.
 
     A network of whole pictures looks at all of it, or at the smallest rectangle of its canvas's
     shape around the crop; one of crops looks at the crop, or where a search finds something.
@@ -162,7 +162,7 @@ def _shown(
 
 
 def remaining_alone(boxes: Tensor, square: Tensor, remaining: Remaining) -> Remaining:
-    """Return what remains of boxes, with radius 0 where another square's box may be met.
+    """Set the radius of a box to 0 where it may meet the box of another square.
 
     Args:
         boxes: (N, 4) in pixels of the picture.

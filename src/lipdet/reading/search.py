@@ -1,4 +1,4 @@
-"""Where to look in a photograph, and what its squares have together.
+"""Search a photograph for numbers, and join what is found in its squares.
 
 Notable choices:
 - The search is for detectors of crops. It runs them on overlapping squares of several sizes; digits
@@ -47,7 +47,7 @@ def searched_regions(network: Network, image: Image.Image) -> list[Region]:
 
 
 def search_squares(width: int, height: int, canvas: Canvas) -> list[Region]:
-    """Overlapping squares of falling size that cover a picture, the whole picture first."""
+    """Return overlapping squares of falling size that cover a picture, the whole of it first."""
     squares = [full_region(width, height, canvas)]
     side = float(min(width, height))
     while side >= SMALLEST_SQUARE:
@@ -77,7 +77,7 @@ def in_picture(
 
 
 def put_together(views: Sequence[View], size: tuple[int, int]) -> tuple[Detections, Tensor]:
-    """Return what all views have of a picture of this size, in its pixels, and the view of each."""
+    """Return the detections of all views, in pixels of a picture of this size, and their views."""
     parts = [
         in_picture(one_per_place(view.found), view.region, view.canvas, size) for view in views
     ]
@@ -100,7 +100,7 @@ def _places(length: int, side: float) -> NDArray[np.float64]:
 
 
 def _numbers(boxes: NDArray[np.float32]) -> list[NDArray[np.float32]]:
-    """Groups of boxes (n, 4) that stand side by side at similar height: one number each."""
+    """Group boxes (n, 4) that stand side by side at similar height: one number each."""
     groups: list[list[NDArray[np.float32]]] = []
     for box in sorted(boxes, key=lambda corner: float(corner[0])):
         home = next((group for group in groups if _continues(group[-1], box)), None)

@@ -1,4 +1,4 @@
-"""What a network puts out for regions of a picture, and what of that surely remains.
+"""Views: regions of a picture through a network, and what of its detections surely remains.
 
 A region may be the whole picture. All that is said here is in pixels of the network's input;
 `lipdet.reading.read` says it of the picture.
@@ -86,7 +86,7 @@ class View:
 
     @property
     def detections(self) -> tuple[Detection, ...]:
-        """What is found, best first."""
+        """Detections, best first."""
         return named(self.found, self.class_names, self.remaining)
 
     def at(self, epsilon: float, verifier: Verifier | None) -> tuple[Detection, ...]:
@@ -104,7 +104,7 @@ class View:
         return tuple(replace(one, reach=reach) for one, reach in pairs)
 
     def as_dict(self) -> dict[str, Any]:
-        """Plain values for json."""
+        """Return plain values for json."""
         rows = as_rows(self.detections, radius="radius", reach="reach")
         return {"region": list(self.region), "detections": rows}
 
@@ -136,7 +136,7 @@ def look_at_pixels(
     regions: Sequence[Region],
     selection: Selection | None = None,
 ) -> list[View]:
-    """As `look`, at pixels (H, W, 3) that were cut out already."""
+    """Run a network on pixels (H, W, 3) that are cut out already; else as `look`."""
     decoder, views = decoder_on_cpu(network), []
     selection = selection or network.display
     for start in range(0, len(pixels), BATCH_SIZE):
@@ -167,14 +167,14 @@ def remaining_of(
     iou: float = REMAINING_IOU,
     most_covered: float | None = None,
 ) -> list[Remaining]:
-    """As `remaining_detections`, of boxes `found` in views; at once where no score stays."""
+    """Certify boxes `found` in views by `remaining_detections`; all 0 where no score stays."""
     if not any(any_score_stays(view, verifier) for view in views):
         return [Remaining(torch.zeros(len(one["labels"])).double(), one["boxes"]) for one in found]
     return remaining_detections(verifier, _joined(views), found, iou, most_covered=most_covered)
 
 
 class Count(NamedTuple):
-    """How many objects of a class are shown, and between which two numbers that surely stays."""
+    """Number of objects of a class that are shown, and the two numbers between which it stays."""
 
     found: int
     least: int
@@ -183,7 +183,7 @@ class Count(NamedTuple):
 
 @dataclass(frozen=True)
 class Tally:
-    """What is read and counted in one region, of each place only the best detection.
+    """Labels and counts of one region, of each place only the best detection.
 
     Attributes:
         labels: class names from left to right.
@@ -198,7 +198,7 @@ class Tally:
 
     @property
     def words(self) -> str:
-        """What is certified, in one line."""
+        """The certificate in one line."""
         sure = f"sure up to ε = {self.radius:.3f}" if self.radius else "not sure at any ε"
         told = [f"reads {' '.join(self.labels) or 'nothing'} ({sure})"]
         for epsilon, counts in self.counts.items():
@@ -211,7 +211,7 @@ class Tally:
         return "; ".join(told)
 
     def as_dict(self) -> dict[str, Any]:
-        """Plain values for json."""
+        """Return plain values for json."""
         counts = [
             {"epsilon": epsilon, "per_class": {name: one._asdict() for name, one in of.items()}}
             for epsilon, of in self.counts.items()
@@ -221,7 +221,7 @@ class Tally:
 
 
 def tallied(views: Sequence[View], verifier: Verifier, epsilons: Sequence[float]) -> list[Tally]:
-    """Return what is read in each view, and how many objects of each class are shown.
+    """Return the labels read in each view, and the number of objects of each class.
 
     Args:
         views: of the verifier's detector.
@@ -261,7 +261,7 @@ def _joined(views: Sequence[View]) -> RawOutput:
 
 
 def any_score_stays(view: View, verifier: Verifier) -> bool:
-    """Whether any score surely stays above the floor; certificates need that (condition 1).
+    """Return whether any score surely stays above the floor; certificates need that (condition 1).
 
     At half the tolerance of radii: below that none is tried but 0.
     """
@@ -271,7 +271,7 @@ def any_score_stays(view: View, verifier: Verifier) -> bool:
 
 
 def known_verifier(network: Network, selection: Selection | None = None) -> Verifier | None:
-    """Return what certificates of views need; None where a constant is not known."""
+    """Return the verifier of a network; None where a constant is not known."""
     if not isinstance(network, SSD):
         return None
     try:

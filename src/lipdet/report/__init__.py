@@ -1,4 +1,4 @@
-"""What people look at: overlays, tables, figures, one self-contained page."""
+"""Results for people: tables, figures, one self-contained page."""
 
 from lipdet.report.architecture import describe_architecture, draw_architecture
 from lipdet.report.figures import plot_consistency, plot_curves, plot_frontier, plot_reasons

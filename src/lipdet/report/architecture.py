@@ -24,7 +24,7 @@ from lipdet.types import Canvas
 
 # Upper end of the axes; a picture has the side 1.
 _TOP = 1.35
-# What changes neither size nor channels and has no weights is not drawn.
+# Layers that change neither size nor channels and have no weights are not drawn.
 _SILENT = (nn.Identity, nn.Sequential, nn.ZeroPad2d)
 # Names of drawings of what `lipdet train` can make, beside the detectors of a report.
 PREFIX = "preset-"
@@ -70,7 +70,7 @@ class HeadShape:
 
 @dataclass(frozen=True)
 class Architecture:
-    """What a detector is made of, from image to outputs."""
+    """The parts of a detector, from image to outputs."""
 
     canvas: Canvas
     stages: tuple[Stage, ...]

@@ -1,4 +1,4 @@
-"""What is certified, and what the certificate fails at, as tables."""
+"""Certified figures, and the conditions at which certificates fail, as tables."""
 
 from __future__ import annotations
 

@@ -29,7 +29,7 @@ FATES: tuple[tuple[Fate, str, str], ...] = (
     ("vanished", "vanished", COLOURS[1]),
     ("appeared", "appeared", COLOURS[3]),
 )
-# Of the range of AP.
+# Markers nearer to each other than this, in AP, share a label.
 LABEL_HEIGHT = 0.05
 # Lower, the axis would run through it.
 LABEL_LOWEST = 0.03
@@ -72,7 +72,7 @@ def plot_frontier(results: Sequence[EvaluationResult]) -> Drawing | None:
     Returns:
         None if nothing was measured at any radius.
     """
-    if not any(radii([result]) for result in results):
+    if not radii(results):
         return None
     figure, axes = new_figure()
     for index, result in enumerate(results):

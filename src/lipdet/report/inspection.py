@@ -1,4 +1,4 @@
-"""What a report tells about a detector beside the results of `lipdet eval`."""
+"""Inspect a detector: all that a report tells of it beside the results of `lipdet eval`."""
 
 from __future__ import annotations
 

@@ -88,13 +88,13 @@ def figure(drawing: Drawing) -> str:
 
 
 def figures(drawings: Drawings, *names: str) -> str:
-    """Return those of the named drawings that there are, side by side where there is room."""
+    """Return the named drawings that exist, side by side where there is room."""
     shown = "".join(figure(drawings[name]) for name in names if name in drawings)
     return shown and f'<div class="pair">{shown}</div>'
 
 
 def details(summary: str, body: str) -> str:
-    """Return what is folded away until it is asked for."""
+    """Return a body that is folded away below its summary."""
     return f"<details><summary>{escape(summary)}</summary>{body}</details>"
 
 

@@ -1,4 +1,4 @@
-"""What one detector sees in one picture, clean and under attack, and what is proven about it.
+"""Scenes: one picture through one detector, clean and attacked, and what is proven about it.
 
 Radii are those of `lipdet certify`; the reach of a box is that at ε, not at its radius.
 """
@@ -67,7 +67,7 @@ class Scene(NamedTuple):
     found_attacked: tuple[Detection, ...]
 
     def as_dict(self) -> dict[str, Any]:
-        """Plain values for json, without the pictures."""
+        """Return plain values for json, without the pictures."""
         return {
             "picture": self.picture,
             "epsilon": self.epsilon,

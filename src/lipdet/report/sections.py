@@ -80,10 +80,10 @@ def headline(document: Document) -> Section:
         either = [
             paths["attacked" if epsilon in attacked(results[i]) else "certified"][i] for i in places
         ]
-        levels = (number(document, f"{path}/grey_levels", _levels) for path in either)
+        levels = (number(document, f"{path}/grey_levels", "{:.2g}".format) for path in either)
         rows.append([f"{_radius(epsilon)} in grey levels", *levels])
     for words, path, form in (
-        ("input, pixels", "results/{}/data/canvas", _size),
+        ("input, pixels", "results/{}/data/canvas", lambda sides: str(Canvas(*sides))),
         ("parameters", "results/{}/parameters", COUNT),
         ("images/s on this machine", "detectors/{}/speed/images_per_second", "{:,.0f}".format),
         ("Lipschitz bound of a logit", "detectors/{}/lipschitz/largest_logit", constant),
@@ -265,14 +265,6 @@ def _pictures(results: Sequence[EvaluationResult]) -> str:
         f"{'; '.join(different)}: each detector sees the data in its own framing, so that its AP "
         "is of its own task, and the same ε another change."
     )
-
-
-def _size(canvas: Sequence[int]) -> str:
-    return str(Canvas(*canvas))
-
-
-def _levels(value: float) -> str:
-    return f"{value:.2g}"
 
 
 def _attacks(results: Sequence[EvaluationResult]) -> str:

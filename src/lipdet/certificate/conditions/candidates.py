@@ -1,4 +1,4 @@
-"""What can rise above the score floor under some perturbation, and how far each can move.
+"""Find the candidates that a perturbation can lift above the score floor, and how far each moves.
 
 Notable choices:
 - Everything after this file works on a flat list of candidates, pairs (default box, class) of all
@@ -37,7 +37,7 @@ from lipdet.types import Canvas, RawOutput
 # Log-odds are computed and compared in float32. One is off by at most K + 8 roundings of 2⁻²⁴ plus
 # two of the largest logit of its anchor.
 _ROUNDING = 2.0**-22
-# The same for the first look, which rounds outputs and constants to float32 besides. What it loses
+# Slack of the first look, which rounds outputs and constants to float32 besides. What it loses
 # of numbers that are too small for float32 is below 1e-45 times 3e38, which the slack covers, too.
 _FIRST_LOOK_ROUNDING = 4 * 2.0**-22
 # Log-odds above the largest float32, 3e38, are all the same to the detector.
@@ -100,7 +100,7 @@ class Candidates(NamedTuple):
         return balls.coding.decode(balls.offsets, balls.default_boxes)
 
     def only(self, index: Tensor) -> Candidates:
-        """Return those at ascending indices (P,)."""
+        """Return the candidates at ascending indices (P,)."""
         place = take(self.boxes.place, index)
         return self._replace(
             group=take(self.group, index),
@@ -167,7 +167,7 @@ def find_candidates(
     image, anchor = _first_look(raw, bounds, decoder.scores, score_floor, radius, rounding)
     logits = raw.logits[image, anchor].double()
     moving = take(radius, image)[:, None] * take(bounds.logits, anchor)
-    # Of the outputs with perturbation, which are rounded too.
+    # Outputs with perturbation are rounded too.
     largest = (logits.abs() + moving).amax(dim=1, keepdim=True)
     slack = 2 * rounding + _ROUNDING * (largest + logits.shape[1])
     factor = largest_factor(decoder.scores)
@@ -184,7 +184,7 @@ def find_candidates(
         margin = decoder.scores.class_margin
         kept = flatnonzero(votes.may_vote(place, label, margin))
         place, label, pair, low, high = (take(x, kept) for x in (place, label, pair, low, high))
-        # Of no other is the lowest score of interest.
+        # The lowest score of all others is of no interest.
         steady = flatnonzero(low > logit(score_floor))
         lost = ~votes.surely_votes(take(place, steady), take(label, steady), margin)
         low[steady[lost]] = -math.inf

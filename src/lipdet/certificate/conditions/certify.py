@@ -1,4 +1,4 @@
-"""Which objects of a batch are certified: the five conditions together (theory §5.1)."""
+"""Certify the objects of a batch: the five conditions together (theory §5.1)."""
 
 from __future__ import annotations
 
@@ -86,7 +86,7 @@ class Certifiers(NamedTuple):
         return (self.kept_iou >= iou) & self.untruncated & (self.other_iou < iou)
 
     def of_first(self, truths: int) -> Certifiers:
-        """Return those of the first so many objects."""
+        """Return the certifiers of the first `truths` objects."""
         own = flatnonzero(self.truth < truths)
         *columns, matches = self
         return Certifiers._make([*(column[own] for column in columns), matches.of_first(truths)])

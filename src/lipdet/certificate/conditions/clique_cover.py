@@ -350,11 +350,11 @@ def _clique_numbers(candidates: Candidates, limit: int) -> tuple[Tensor, Tensor]
     for rows, start, sure in zip(runs, first, overlaps, strict=True):
         sizes = torch.unique_consecutive(group[rows], return_counts=True)[1].numpy()
         inside = np.arange(BITS) < sizes[:, None]
-        # Where a group has no more boxes any index will do.
+        # Any index will do where a group has no more boxes.
         own = np.zeros(inside.shape, np.int64)
         own[inside] = places[rows].numpy() - start
         members.append(inside)
-        # As one list: two lists of indices are read at half the speed.
+        # One list of indices is read at twice the speed of two.
         masks.append(_masks(sure.ravel().take(own[:, :, None] * len(sure) + own[:, None, :])))
     inside = np.concatenate(members)
     found = torch.from_numpy(first_fit(np.concatenate(masks), inside, limit)[inside])
@@ -388,7 +388,7 @@ def first_fit(
     """
     groups, width = overlaps.shape
     numbers = np.full((groups, width), -1)
-    # Of each clique, what overlaps all of its members: at first everything.
+    # The boxes that overlap all members of each clique: at first every box.
     fits = np.full((groups, min(limit, width)), ~np.uint64(0))
     opened = 1
     for box in range(width):

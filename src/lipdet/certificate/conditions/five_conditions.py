@@ -47,7 +47,7 @@ def matches_up_to(boxes: BoxRange, truth: Tensor, balls: OffsetBalls | None = No
 
 
 def ball_matches_up_to(balls: OffsetBalls, truth: Tensor) -> Tensor:
-    """Return the same by the ball of offsets alone."""
+    """Return the IoU threshold of condition 2 by the ball of offsets alone."""
     return min_iou_in_ball(balls, truth) - MATCH_SLACK
 
 

@@ -8,9 +8,11 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from lipdet.boxes.coding import corners
 from lipdet.certificate.conditions.candidates import Candidates
 from lipdet.certificate.conditions.clique_cover import BLOCK
 from lipdet.certificate.conditions.five_conditions import matches_up_to
+from lipdet.certificate.geometry.box_range import centers_and_sides
 from lipdet.certificate.geometry.iou_bounds import iou_of_corners
 from lipdet.certificate.ragged import expand_ranges, take
 from lipdet.errors import InputError
@@ -95,7 +97,7 @@ class SureMatches(NamedTuple):
         return take(self.iou, take(self.first, truth) + candidate)
 
     def of_first(self, truths: int) -> SureMatches:
-        """Return the pairs of the first so many objects."""
+        """Return the pairs of the first `truths` objects."""
         pairs = int(torch.searchsorted(self.truth, truths))
         return SureMatches(
             self.truth[:pairs], self.candidate[:pairs], self.iou[:pairs], self.first[:truths]
@@ -151,13 +153,12 @@ def _some_places(candidates: Candidates) -> Iterator[Tensor]:
     """
     clean = candidates.clean_boxes
     yield clean
-    centered = torch.cat([(clean[:, :2] + clean[:, 2:]) / 2, clean[:, 2:] - clean[:, :2]], dim=1)
+    centered = centers_and_sides(clean)
     for ends in candidates.boxes.boxes:
         for coordinate in range(4):
             moved = centered.clone()
             moved[:, coordinate] = ends[:, coordinate]
-            middle, half = moved[:, :2], moved[:, 2:] / 2
-            yield torch.cat([middle - half, middle + half], dim=1)
+            yield corners(moved)
 
 
 def can_be_certified(boxes: Tensor, canvas: Canvas) -> Tensor:

@@ -1,4 +1,4 @@
-"""Which candidates can suppress a certifier, and spoil its certificate by that: condition 3.
+"""Find the candidates that can suppress a certifier and so spoil its certificate: condition 3.
 
 The log-odds of a certifier and its rival each have an interval, but one perturbation moves both,
 and the rival's box too:
@@ -26,15 +26,15 @@ from lipdet.certificate.geometry.iou_bounds import max_iou_fixed
 from lipdet.certificate.geometry.offset_ball import OffsetBalls
 from lipdet.certificate.ragged import expand_ranges, flatnonzero, split_by_total, take
 
-# Of a ball's radius and middle, for what is known of directions only up to 1e-6.
+# Share of a ball's radius and middle, since directions are known only up to 1e-6.
 _SLACK = 1e-5
-# For bounded memory.
+# Pairs of a certifier and a rival that are looked at together, for bounded memory.
 RIVALS_AT_ONCE = 400_000
 
 
 @dataclass(frozen=True)
 class JointMotion:
-    """What a certifier and a rival of its image and class can do under the same perturbation.
+    """Bounds on what a certifier and a rival do under one and the same perturbation.
 
     Attributes:
         candidates: all.
@@ -109,7 +109,6 @@ def suppressors(
     starts, _ = candidates.members(group)
     ahead = candidates.reaching(group, take(candidates.low, own))
     parts = []
-    # As many certifiers at once as have RIVALS_AT_ONCE rivals, for bounded memory.
     for rows in split_by_total(ahead, RIVALS_AT_ONCE):
         row, rival = expand_ranges(starts[rows], ahead[rows])
         row = take(rows, row)

@@ -21,7 +21,7 @@ from lipdet.certificate.constants.outputs import (
 from lipdet.certificate.ragged import flatnonzero, take
 from lipdet.detector.ssd import SSD
 from lipdet.lipschitz.propagation import Propagation
-from lipdet.norms import SLACK
+from lipdet.norms import SLACK, conv_norm
 
 # Squared norms of differences are found as |a|² + |b|² − 2ab, which may be off by the rounding of
 # sums of at most 1e5 products in float64.
@@ -56,7 +56,8 @@ def _class_norms(convolution: HeadConvolution) -> Tensor:
     labels = torch.arange(kernel.shape[1], device=kernel.device)
     rows = len(convolution.norms())
     if rows > _MOST_DENSE_ROWS:
-        found = [convolution.norm_bound(kernel[:, label]) for label in labels]
+        steps = convolution.stride, convolution.dilation
+        found = [conv_norm(kernel[:, c], *steps, image_size=convolution.size) for c in labels]
         return torch.tensor(found, dtype=torch.float64)
     shared = _of_logits(convolution)
     a, b = torch.cartesian_prod(*[torch.arange(rows, device=kernel.device)] * 2).unbind(dim=1)
@@ -85,7 +86,7 @@ def class_contrasts(detector: SSD, propagation: Propagation, bounds: OutputBound
 
 
 class Lift(NamedTuple):
-    """What it takes to lift the logits of P default boxes.
+    """Constants of lifting the logits of P default boxes above others.
 
     Attributes:
         constant: (P,) of what has to rise; +∞ where nothing is known.
@@ -155,7 +156,7 @@ class PairwiseLogits:
         return found
 
     def lifts(self, a: Tensor, b: Tensor, labels: Tensor) -> Lift:
-        """Return what has to rise for b to pass a, as in `yielding`: ⟨u, f⟩.
+        """Return constant and push of ⟨u, f⟩, which has to rise for b to pass a; see `yielding`.
 
         The smallest change of f that makes it rise by 1 is u/‖u‖², and moves b's offsets by
         W₄·u/‖u‖². Arguments as for `constants`.
@@ -175,7 +176,7 @@ class PairwiseLogits:
                 rows_a, rows_b = a[pairs] - level.start, b[pairs] - level.start
                 push[pairs] -= level.offsets.products(rows_b, rows_a, labels[pairs])
                 constants = self.constants(a[pairs], b[pairs], labels[pairs])
-                # Of filters that are nearly the same, too little is known.
+                # Too little is known of filters that are nearly the same.
                 alike = constants < _ALIKE * constant[pairs]
                 constant[pairs] = constants.masked_fill(alike, torch.inf)
         return Lift(constant, push * (scale / constant).square().unsqueeze(1))
@@ -190,7 +191,7 @@ class PairwiseLogits:
 
 
 class _Level(NamedTuple):
-    """What is known of the outputs on one level.
+    """Constants and filters of the outputs on one level.
 
     Attributes:
         bound: constant of the features.
@@ -221,7 +222,7 @@ def _of_logits(classification: HeadConvolution) -> _SharedTaps:
 def _of_offsets(
     classification: HeadConvolution, localisation: HeadConvolution
 ) -> _SharedTaps | None:
-    """Tabulate those of the four offsets of a default box with a logit of another."""
+    """Tabulate inner products of filters of a default box's offsets and of another's logits."""
     if classification.patches != localisation.patches:
         return None
     table = torch.einsum("osbi,ktdi->ksbtdo", _columns(localisation), _columns(classification))

@@ -22,13 +22,13 @@ from lipdet.lipschitz.gains import as_pair, batch_norm_factors, vanishes
 from lipdet.lipschitz.profile import LayerRow, layer_profile
 from lipdet.lipschitz.propagation import Propagation, bound_graph, example, propagate
 from lipdet.lipschitz.same_function import Meaning, prove_same
-from lipdet.norms import SLACK, Pair, conv_norm, real
+from lipdet.norms import SLACK, Pair, real
 
 # Constants and norms below are raised to this. A larger one is a bound, too, and of these no
 # square, difference or quotient vanishes. What squares of single numbers lose, at most 1e-308 each,
 # does not count beside this one's.
 LEAST = 1e-145
-# Of weights, so that squares stay finite.
+# Largest weight, so that squares stay finite.
 _MOST = 1e100
 
 
@@ -58,7 +58,7 @@ class HeadConvolution:
 
     @property
     def patches(self) -> tuple[Pair, ...]:
-        """What fixes which features each filter sees."""
+        """Everything that decides which features each filter sees."""
         kernel = as_pair(tuple(self.kernel.shape[-2:]))
         return kernel, self.stride, self.padding, self.dilation, self.size
 
@@ -86,10 +86,6 @@ class HeadConvolution:
         """Return inner products of the filters of each default box, (A, values, values)."""
         taps = torch.einsum("bvikl,bwikl->bvwkl", self.kernel, self.kernel)
         return self.over_positions(taps)
-
-    def norm_bound(self, kernel: Tensor) -> float:
-        """Bound the norm of this convolution with other filters (c_out, c_in, k1, k2)."""
-        return conv_norm(kernel, self.stride, self.dilation, image_size=self.size)
 
 
 def head_convolution(

@@ -42,7 +42,7 @@ class BoxRange(NamedTuple):
     high: Tensor
 
     def at(self, index: Tensor) -> BoxRange:
-        """Return those of N boxes at indices (P,); each coordinate of them in a row of its own."""
+        """Return the ranges at indices (P,); each coordinate of them in a row of its own."""
         return BoxRange(*(end.T.index_select(1, index).T for end in self))
 
 
@@ -59,14 +59,14 @@ def box_range(
     """
     default_boxes, offsets, radius = default_boxes.double(), offsets.double(), radius.double()
     first, last = offsets - radius, offsets + radius
-    low = _centers_and_sides(coding.decode(first, default_boxes))
-    high = _centers_and_sides(coding.decode(last, default_boxes))
+    low = centers_and_sides(coding.decode(first, default_boxes))
+    high = centers_and_sides(coding.decode(last, default_boxes))
     largest = torch.maximum(low.abs(), high.abs()) + default_boxes.abs()
     error = _ROUNDING * (largest[..., :2] + largest[..., 2:])
     error = error.clamp_min(_LEAST)
     error = torch.cat([error, 2 * error], dim=-1)
     low, high = low - error, high + error
-    # Of offsets those of centres alone: those of sides are clamped above, and fall to sides of 0.
+    # Only offsets of centres count: those of sides are clamped above, and fall to sides of 0.
     reached = torch.maximum(first[..., :2].abs(), last[..., :2].abs()) * coding.center_variance
     known = (torch.cat([largest, reached], dim=-1) < _MOST).all(dim=-1, keepdim=True)
     low, high = _or_anywhere(known, low, high)
@@ -94,7 +94,7 @@ def corner_range(boxes: BoxRange, canvas: Canvas | None = None) -> tuple[Tensor,
     return smallest.T, largest.T
 
 
-def _centers_and_sides(boxes: Tensor) -> Tensor:
-    """Corners (..., 4) xyxy as cx, cy, w, h."""
+def centers_and_sides(boxes: Tensor) -> Tensor:
+    """Return boxes (..., 4) xyxy as cx, cy, w, h."""
     centers = (boxes[..., :2] + boxes[..., 2:]) / 2
     return torch.cat([centers, boxes[..., 2:] - boxes[..., :2]], dim=-1)

@@ -19,7 +19,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from lipdet.certificate.geometry.box_range import BoxRange, corner_range
+from lipdet.certificate.geometry.box_range import BoxRange, centers_and_sides, corner_range
 from lipdet.certificate.ragged import flatnonzero, take
 from lipdet.types import Canvas
 
@@ -39,7 +39,7 @@ class SideRatios(NamedTuple):
 
 
 def _unclipped_ratios(a: BoxRange, b: BoxRange, axis: int) -> SideRatios:
-    """Return those of every combination of sides, with the centres as far apart as they can be."""
+    """Return the ratios of all combinations of sides, with the centres as far apart as can be."""
     apart = torch.maximum(b.high[:, axis] - a.low[:, axis], a.high[:, axis] - b.low[:, axis])
     x, y = (torch.stack([end[:, axis + 2] for end in boxes]) for boxes in (a, b))
     x, y = x.unsqueeze(1), y.unsqueeze(0)
@@ -47,7 +47,7 @@ def _unclipped_ratios(a: BoxRange, b: BoxRange, axis: int) -> SideRatios:
 
 
 def _clipped_ratios(a: BoxRange, b: BoxRange, axis: int, size: float) -> SideRatios:
-    """Return the ten that decide if both boxes are clipped to [0, size]; exact (theory §4.2)."""
+    """Return the ten ratios that decide if boxes are clipped to [0, size]; exact (theory §4.2)."""
     first_a, last_a, short_a, long_a = _extremes(a, axis, size)
     first_b, last_b, short_b, long_b = _extremes(b, axis, size)
     inside = _side_ratios(
@@ -86,7 +86,7 @@ def _extremes(boxes: BoxRange, axis: int, size: float) -> tuple[Tensor, Tensor, 
 
 
 def _apart(a: Tensor, b: Tensor) -> SideRatios:
-    """Return what every pair of two boxes with these starts and ends (2, 2, P) contributes."""
+    """Return the ratios of every pair of two boxes with these starts and ends (2, 2, P)."""
     (start_a, end_a), (start_b, end_b) = a.unsqueeze(2), b.unsqueeze(1)
     overlap = torch.minimum(end_a, end_b) - torch.maximum(start_a, start_b)
     return _side_ratios(overlap, end_a - start_a, end_b - start_b)
@@ -94,7 +94,7 @@ def _apart(a: Tensor, b: Tensor) -> SideRatios:
 
 def _side_ratios(overlap: Tensor, side_a: Tensor, side_b: Tensor) -> SideRatios:
     """Divide sides by overlaps (..., P), to which they broadcast."""
-    # That keeps 0/0 out. An IoU of 0 becomes one below 1e-50, or below 1e-8 in float32.
+    # The clamp keeps 0/0 out. An IoU of 0 becomes one below 1e-50, or below 1e-8 in float32.
     least = _LEAST_OVERLAP[overlap.dtype]
     scale = overlap.clamp_min(least).reciprocal_()
     ratios = [(side.clamp_min(least**0.5) * scale) for side in (side_a, side_b)]
@@ -131,9 +131,7 @@ def min_iou_fixed(boxes: BoxRange, fixed: Tensor) -> Tensor:
     Returns:
         (P,) float64.
     """
-    fixed = fixed.double()
-    centers, sides = (fixed[:, :2] + fixed[:, 2:]) / 2, fixed[:, 2:] - fixed[:, :2]
-    known = BoxRange(*[torch.cat([centers, sides], dim=1)] * 2)
+    known = BoxRange(*[centers_and_sides(fixed.double())] * 2)
     return _lowest_iou(*(_unclipped_ratios(boxes, known, axis) for axis in (0, 1)))
 
 

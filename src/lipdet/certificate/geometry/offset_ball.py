@@ -40,7 +40,7 @@ class OffsetBalls(NamedTuple):
     coding: BoxCoding
 
     def at(self, index: Tensor) -> OffsetBalls:
-        """Return those of boxes at indices (P,)."""
+        """Return the balls of boxes at indices (P,)."""
         return OffsetBalls(
             take(self.offsets, index),
             take(self.radius, index),
@@ -89,7 +89,7 @@ def _lowest(
         apart = apart + shifts * (coding.center_variance * default_boxes[:, axis + 2, None, None])
         side, known = ratios * sides[:, axis, None, None], fixed_sides[:, axis, None, None]
         overlap = torch.minimum(torch.minimum(side, known), (side + known) / 2 - apart)
-        # What this axis contributes to (w·h + |g|) / (I_x·I_y) = 1 / IoU + 1.
+        # The factors of this axis in (w·h + |g|) / (I_x·I_y) = 1 / IoU + 1.
         both = torch.stack([side, known.expand_as(side)], dim=-1)
         axes.append(both / overlap.clamp_min(1e-100).unsqueeze(-1))
     highest = (axes[0] @ axes[1].mT).flatten(1).amax(dim=1)

@@ -32,7 +32,7 @@ from lipdet.config import DIGIT_CROP
 from lipdet.detector.forward import frozen
 from lipdet.detector.matching import pad_targets
 from lipdet.errors import InputError
-from lipdet.types import Canvas, Detections, Framing, Target
+from lipdet.types import Canvas, Detections, Framing, Target, ignored_of
 
 # Words in the names of torchvision's losses; `multibox` is the sum of all.
 LOSSES = {
@@ -109,7 +109,7 @@ class ForeignDetector:
         def of(targets: Sequence[Target]) -> Objective:
             [one] = targets
             boxes, labels = one["boxes"].to(self.device), one["labels"].to(self.device)
-            target = Target(boxes=boxes, labels=labels + 1)
+            target = Target(boxes=boxes, labels=labels + 1, ignored=ignored_of(one))
             if on_predictions:
                 return lambda batch, _: _value(self.module, batch, target, on_predictions)
             return lambda batch, _: _loss(self.module, batch, target, LOSSES[objective])
@@ -203,7 +203,8 @@ def _loss(model: nn.Module, image: Tensor, target: Target, words: Sequence[str])
     """Sum (1,) the losses of one image (1, 3, H, W) whose names contain one of the words."""
     with torch.random.fork_rng():
         torch.manual_seed(0)
-        losses: dict[str, Tensor] = model(list(image), [dict(target)])
+        objects = {"boxes": target["boxes"], "labels": target["labels"]}
+        losses: dict[str, Tensor] = model(list(image), [objects])
     chosen = [loss for name, loss in losses.items() if any(word in name for word in words)]
     return torch.stack(chosen).sum().view(1)
 

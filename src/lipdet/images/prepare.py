@@ -89,8 +89,13 @@ def _cut_all(
         image = load_rgb(picture.path)
         for region in regions:
             boxes, has_area = into_region(picture.boxes, region, canvas)
+            areas, left = into_region(picture.ignored[:, 1:].astype(np.float32), region, canvas)
             yield PackedPicture(
-                cut(image, region, canvas), boxes[has_area], picture.labels[has_area], index
+                cut(image, region, canvas),
+                boxes[has_area],
+                picture.labels[has_area],
+                index,
+                np.hstack([picture.ignored[left, :1], areas[left]]),
             )
 
 

@@ -100,7 +100,10 @@ def ranked(
     labels = torch.cat([found["labels"] for found in detections]).numpy()
     scores = torch.cat([found["scores"] for found in detections]).numpy()
     counts = torch.cat(
-        [hit | judged(*pair) for hit, *pair in zip(hits, detections, targets, strict=True)]
+        [
+            hit | judged(found, target)
+            for hit, found, target in zip(hits, detections, targets, strict=True)
+        ]
     )
     order = np.argsort(-scores, kind="stable")
     order = order[counts.numpy()[order]]

@@ -154,7 +154,8 @@ def _reduced(
 
 
 def _resized(images: Tensor, height: int, width: int) -> Tensor:
-    return functional.interpolate(images, (height, width), mode="bilinear", antialias=True)
+    resized = functional.interpolate(images, (height, width), mode="bilinear", antialias=True)
+    return resized.clamp(0, 1)  # rounding may go a little beyond
 
 
 def _mirrored(target: Target, width: int) -> Target:

@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import shutil
 import tempfile
 import tokenize
@@ -30,6 +31,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from lipdet.errors import InputError
+from lipdet.files import check_space, write_complete
 from lipdet.images.source import Skipped
 from lipdet.results import DataSummary
 from lipdet.types import Canvas, Objects, Target
@@ -133,6 +135,31 @@ class Pack:
         }
         return {**summary, "ignored": len(self.ignored)} if len(self.ignored) else summary
 
+    def in_classes(self, names: Sequence[str]) -> Pack:
+        """Return the same pictures with the labels of another list of class names.
+
+        Raises:
+            InputError: a class is not in the list.
+        """
+        own = self.class_names
+        if own == tuple(names):
+            return self
+        if unknown := [name for name in own if name not in names]:
+            raise InputError(
+                f"{self.name} has the classes {', '.join(own)}; {', '.join(unknown)} is none of "
+                f"{', '.join(names)}."
+            )
+        numbers = np.array([list(names).index(name) for name in own], np.int64)
+        ignored = self.ignored.copy()
+        ignored[:, 1] = numbers[ignored[:, 1].astype(np.int64)]
+        renamed = hashlib.sha256(repr(tuple(names)).encode()).hexdigest()[:8]
+        return replace(
+            self,
+            labels=numbers[self.labels],
+            ignored=ignored,
+            meta={**self.meta, "class_names": list(names), "hash": f"{self.hash}/{renamed}"},
+        )
+
     def head(self, limit: int) -> Pack:
         """Return the first `limit` pictures; the hash of a shorter pack says that it is a part."""
         if limit >= len(self):
@@ -192,6 +219,8 @@ def write_pack(
     if count == 0:
         raise InputError(f"There is no usable picture to write into {folder}.")
     folder.parent.mkdir(parents=True, exist_ok=True)
+    size = count * math.prod(canvas) * 3
+    check_space(folder.parent, size, f"{count:,} pictures of {canvas} pixels")
     unfinished = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", dir=folder.parent))
     try:
         _fill(unfinished, pictures, count, canvas)
@@ -202,7 +231,7 @@ def write_pack(
             "skipped": [asdict(entry) for entry in skipped],
             "hash": _hash(arrays),
         }
-        (unfinished / "meta.json").write_text(json.dumps(meta, indent=1))
+        write_complete(unfinished / "meta.json", json.dumps(meta, indent=1))
         unfinished.chmod(0o755)
         _move(unfinished, folder)
     finally:

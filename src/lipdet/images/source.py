@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -20,6 +21,7 @@ from lipdet.errors import InputError
 PICTURES = frozenset({".bmp", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp"})
 # What holds a picture in Python; see `as_rgb`.
 Picture = Image.Image | Path | str | NDArray[np.uint8] | Tensor
+LARGEST_OF_12_BITS = 4095
 # By which share of its picture a box may reach beyond it: what rounding and drawing do.
 BEYOND = 0.05
 # Four numbers as they are written, and the box xyxy that they mean, as shares of the picture.
@@ -73,14 +75,27 @@ class Source:
     skipped: Sequence[Skipped]
 
 
-def load_rgb(path: Path) -> Image.Image:
+def load_rgb(
+    path: Path, formats: Sequence[str] | None = None, most_pixels: float = math.inf
+) -> Image.Image:
     """Read a picture file as 8-bit RGB, turned upright as its EXIF orientation says.
+
+    Args:
+        path: the file.
+        formats: names of Pillow's that are allowed; all if not given.
+        most_pixels: a larger picture is refused before it is decoded.
 
     Raises:
         InputError: the file is missing, truncated, too large, not a picture, or has values whose
             range is not known.
     """
-    with _readable(path), Image.open(path) as image:
+    with _readable(path), Image.open(path, formats=formats) as image:
+        if image.width * image.height > most_pixels:
+            raise InputError(
+                f"{path} has {image.width}×{image.height} pixels, "
+                f"{image.width * image.height / 1e6:.1f} million; choose one of at most "
+                f"{most_pixels / 1e6:g} million."
+            )
         return _eight_bits(ImageOps.exif_transpose(image))
 
 
@@ -88,8 +103,8 @@ def as_rgb(picture: Picture) -> Image.Image:
     """Return one picture as 8-bit RGB, whatever holds it.
 
     Args:
-        picture: its file, an image of Pillow's (taken as it lies, not turned), an array (H, W, 3)
-            of uint8, or a tensor (3, H, W) of floats in [0, 1], rounded to 8 bits as in a file.
+        picture: its file, an image of Pillow's (turned upright like a file), an array (H, W, 3) of
+            uint8, or a tensor (3, H, W) of floats in [0, 1], rounded to 8 bits as in a file.
 
     Raises:
         InputError: it is none of these, or `load_rgb` refuses the file.
@@ -101,7 +116,7 @@ def as_rgb(picture: Picture) -> Image.Image:
         what = f"{what} of {picture.width}×{picture.height} pixels"
         if min(picture.size) > 0:
             with _readable(what):
-                return _eight_bits(picture)
+                return _eight_bits(ImageOps.exif_transpose(picture))
     if isinstance(picture, np.ndarray):
         what = f"{what} {picture.shape} of {picture.dtype}"
         if picture.dtype == np.uint8 and picture.shape[2:] == (3,) and picture.size:
@@ -125,7 +140,13 @@ def _eight_bits(image: Image.Image) -> Image.Image:
     """Return RGB; raise ValueError for values whose range is not known."""
     if image.mode.startswith("I;16"):
         # Pillow's own conversion clips them at 255.
-        image = Image.fromarray((np.asarray(image) // 257).astype(np.uint8))
+        values = np.asarray(image)
+        if values.size and values.max() <= LARGEST_OF_12_BITS:
+            raise ValueError(
+                f"its 16-bit values end at {values.max()} of 65535: 12 bits, or nearly black; "
+                "convert it to 8 bits"
+            )
+        image = Image.fromarray((values // 257).astype(np.uint8))
     elif image.mode in ("I", "F"):
         raise ValueError("its values have 32 bits, of unknown range; convert it to 8 bits")
     return image.convert("RGB")
@@ -141,6 +162,16 @@ def picture_size(path: Path) -> tuple[int, int]:
         width, height = image.size
         sideways = image.getexif().get(ExifTags.Base.Orientation, 1) >= 5
         return (height, width) if sideways else (width, height)
+
+
+def stored_size(path: Path) -> tuple[int, int]:
+    """Return width and height as they are stored, not turned; nothing is decoded.
+
+    Raises:
+        InputError: the file is missing, too large or not a picture.
+    """
+    with _readable(path), Image.open(path) as image:
+        return image.size
 
 
 @contextmanager

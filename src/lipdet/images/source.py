@@ -76,7 +76,7 @@ class Source:
 
 
 def load_rgb(
-    path: Path, formats: Sequence[str] | None = None, most_pixels: float = math.inf
+    path: Path, formats: tuple[str, ...] | None = None, most_pixels: float = math.inf
 ) -> Image.Image:
     """Read a picture file as 8-bit RGB, turned upright as its EXIF orientation says.
 

@@ -104,8 +104,8 @@ def parse_epsilon(text: str) -> float:
     if text in NAMED_EPSILONS:
         return NAMED_EPSILONS[text]
     try:
-        number, _, divisor = text.partition("/")
-        epsilon = float(number) / float(divisor or 1)
+        number, slash, divisor = text.partition("/")
+        epsilon = float(number) / (float(divisor) if slash else 1)
     except (ValueError, ZeroDivisionError):
         raise InputError(
             f"--epsilon {text!r}: give a radius in [0, 1] pixel units, such as 0.25 or 8/255, or: "

@@ -245,6 +245,6 @@ def _object(
         ) from None
     if not np.isfinite(numbers).all():
         raise InputError(f"{where}: the box {numbers} is not finite; correct it.")
-    if xmin >= xmax or ymin >= ymax:
+    if xmin == xmax or ymin == ymax:
         return names.index(name), (0, 0, 0, 0)
     return names.index(name), (xmin - 1, ymin - 1, xmax, ymax)

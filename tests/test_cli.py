@@ -89,7 +89,7 @@ def check_mistake(capsys: pytest.CaptureFixture[str], *words: str, names: str) -
         (["train", "--config", "no.yaml", "--out", "x"], "no.yaml"),
         (["train", "--data", "rendered:0", "--out", "x"], "rendered:0"),
         (["train", "--data", "rendered:9", "--weights", "1", "2", "--out", "x"], "--weights"),
-        (["train", "--resume", "--data", "svhn:nowhere", "--out", "x"], "nowhere"),
+        (["train", "--data", "svhn:nowhere", "--out", "x"], "nowhere"),
         (["eval", "imaginary", "--data", "rendered:1"], "imaginary"),
         (["data", "info", "svhn:nowhere"], "nowhere"),
         (["data", "info", "rendered:3", "--image_size", "0"], "image_size"),

@@ -80,9 +80,10 @@ def in_classes_of(loaded: AnyDetector, pack: Pack) -> Pack:
     """
     if loaded.class_names is None:
         return pack
+    renamed = pack.in_classes(loaded.class_names)
     if missing := [name for name in loaded.class_names if name not in pack.class_names]:
         console.log(f"{pack.name} does not have the classes {', '.join(missing)}.", markup=False)
-    return pack.in_classes(loaded.class_names)
+    return renamed
 
 
 def detector_for(loaded: AnyDetector, pack: Pack) -> SSD | ForeignDetector:

@@ -8,6 +8,7 @@ import subprocess
 import sys
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -19,6 +20,7 @@ from lipdet.cli import main
 from lipdet.config import PRESETS, DetectorConfig
 from lipdet.detector import build_detector
 from lipdet.images.render import rendered
+from lipdet.train.job import Job, save_job
 from lipdet.types import Canvas
 
 
@@ -89,7 +91,7 @@ def check_mistake(capsys: pytest.CaptureFixture[str], *words: str, names: str) -
         (["train", "--config", "no.yaml", "--out", "x"], "no.yaml"),
         (["train", "--data", "rendered:0", "--out", "x"], "rendered:0"),
         (["train", "--data", "rendered:9", "--weights", "1", "2", "--out", "x"], "--weights"),
-        (["train", "--resume", "--data", "svhn:nowhere", "--out", "x"], "nowhere"),
+        (["train", "--data", "svhn:nowhere", "--out", "x"], "nowhere"),
         (["eval", "imaginary", "--data", "rendered:1"], "imaginary"),
         (["data", "info", "svhn:nowhere"], "nowhere"),
         (["data", "info", "rendered:3", "--image_size", "0"], "image_size"),
@@ -269,3 +271,43 @@ def test_folders_stand_for_their_pictures(
     with pytest.raises(SystemExit):
         main(["detect", "naive", str(tmp_path / "empty"), *whole])
     assert "empty holds no picture" in capsys.readouterr().err
+
+
+def test_a_missing_option_is_named_as_it_is_typed(capsys: pytest.CaptureFixture[str]) -> None:
+    """With the help of the verb itself: `--out`, not `train.out`."""
+    for words, missing in (
+        (("train",), "--out (see `lipdet train --help`)"),
+        (("data", "prepare", "x"), "--out (see `lipdet data prepare --help`)"),
+        (("detect",), "<detector>, <images>, --out (see `lipdet detect --help`)"),
+    ):
+        check_mistake(capsys, *words, names=f"arguments are required: {missing}")
+    wrong = ("train", "--out", "x", "--image_size", "5x")
+    check_mistake(capsys, *wrong, names="--image_size: Not of type Canvas: give HEIGHTxWIDTH")
+
+
+def test_a_run_that_is_not_there_cannot_be_resumed(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    out = str(tmp_path / "typo")
+    check_mistake(capsys, "train", "--resume", "--out", out, names="holds no run to resume")
+    assert not (tmp_path / "typo").exists()
+
+
+def test_a_run_that_is_done_goes_on_as_a_new_one(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    naive = PRESETS["naive"]
+    done = replace(naive.train, epochs=2, validate_every=1, augment=())
+    save_job(Job("naive", naive.detector, done, ("rendered",)), tmp_path)
+    words = ("train", "--resume", "--epochs", "3", "--out", str(tmp_path))
+    check_mistake(capsys, *words, names=f"--start_from {tmp_path}")
+
+
+def test_what_does_not_fit_on_the_disk_is_refused_before_the_first_byte(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("shutil.disk_usage", lambda _: SimpleNamespace(free=10**9))
+    words = ("data", "render", "--count", "10000", "--image_size", "500", "--out")
+    # By hand: 10,000 × 500 × 500 × 3 bytes.
+    check_mistake(capsys, *words, str(tmp_path / "pack"), names="take 7.5 GB, but")
+    assert not list(tmp_path.iterdir())

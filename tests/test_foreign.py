@@ -300,3 +300,51 @@ def test_what_breaks_the_protocol_is_one_sentence(mine: Path) -> None:
     assert one["scores"].tolist() == [0.75, 0.25]
     with pytest.raises(InputError, match="does not accept inputs"):
         audit_module(nn.Sequential(nn.Conv2d(4, 1, 1)), Canvas(8, 8))
+
+
+class Returning(nn.Module):
+    """Finds one object of class 1, as given."""
+
+    def __init__(self, box: list[float], score: float) -> None:
+        super().__init__()
+        self.found = {
+            "boxes": torch.tensor([box]),
+            "labels": torch.tensor([1]),
+            "scores": torch.tensor([score]),
+        }
+
+    def forward(self, images: list[torch.Tensor]) -> list[dict[str, torch.Tensor]]:
+        return [self.found for _ in images]
+
+
+@pytest.mark.parametrize(
+    ("box", "score", "words"),
+    [
+        ([1.0, 1, 9, 9], float("nan"), "scores that are not in"),
+        ([1.0, 1, 9, 9], 3.0, "scores that are not in"),
+        ([1.0, 1, float("inf"), 9], 0.5, "infinite or turned round"),
+        ([9.0, 1, 1, 9], 0.5, "infinite or turned round"),
+        ([0.1, 0.1, 0.5, 0.9], 0.5, "in pixels of the picture"),
+    ],
+)
+def test_what_a_module_returns_against_the_contract_is_named(
+    box: list[float], score: float, words: str
+) -> None:
+    """Scores that are NaN or above 1, boxes that are infinite, flipped or shares of the picture."""
+    detector = ForeignDetector.of("mine", Returning(box, score))
+    with pytest.raises(InputError, match=words):
+        detector.detect(torch.zeros(1, 3, 16, 16), AP_SELECTION)
+
+
+@pytest.mark.parametrize("place", ["def build():\n    ", ""])
+def test_errors_of_files_in_own_code_are_said_to_come_from_there(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, place: str
+) -> None:
+    """Weights that cannot be downloaded, while the module is imported or called."""
+    name = f"offline{len(place)}"
+    text = f"from urllib.error import URLError\n{place}raise URLError('no network')\n"
+    (tmp_path / f"{name}.py").write_text(text)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(tmp_path)
+    with pytest.raises(InputError, match=rf"{name}:build, your code, failed with: .*no network"):
+        load_any(f"{name}:build")

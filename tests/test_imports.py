@@ -21,6 +21,7 @@ BASE = {"errors"}
 ALLOWED: dict[str, set[str]] = {
     "errors": set(),
     "types": set(),
+    "files": BASE,
     "progress": set(),
     "hardware": set(),
     "distributed": BASE,
@@ -32,11 +33,11 @@ ALLOWED: dict[str, set[str]] = {
     "norms": BASE,
     "layers": {"norms"},
     "lipschitz": BASE | {"layers", "norms", "progress"},
-    "images": BASE | {"config", "types", "progress", "results"},
+    "images": BASE | {"config", "files", "types", "progress", "results"},
     "boxes": {"types"},
     "detector": BASE | {"boxes", "config", "layers", "types"},
     "user_module": BASE,
-    "checkpoint": BASE | {"attack", "config", "detector", "types", "user_module"},
+    "checkpoint": BASE | {"attack", "config", "detector", "files", "types", "user_module"},
     "attack": BASE | {"boxes", "config", "detector", "progress", "types"},
     "certificate": BASE | {"boxes", "config", "detector", "layers", "lipschitz", "norms", "types"},
     "evaluate": BASE
@@ -45,10 +46,10 @@ ALLOWED: dict[str, set[str]] = {
     "reading": BASE | {"boxes", "certificate", "detector", "images", "types"},
     "export": BASE
     | {"boxes", "certificate", "checkpoint", "config", "detector", "layers", "types", "versions"}
-    | {"norms"},
+    | {"files", "norms"},
     "train": BASE
     | {"attack", "boxes", "checkpoint", "config", "detector", "evaluate", "images", "results"}
-    | {"batch_norm", "distributed", "hardware", "progress", "types", "versions"},
+    | {"batch_norm", "distributed", "files", "hardware", "progress", "types", "versions"},
 }
 # These stand at the end of the way and may import all before them; nothing before imports them.
 LAST = {"report", "demo", "reproduce", "app", "hub", "pretrained"}

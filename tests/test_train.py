@@ -7,6 +7,7 @@ import json
 import math
 import shutil
 import signal
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -123,31 +124,48 @@ def averages_of(run: Path) -> dict[str, Tensor]:
     return {k.removeprefix(prefix): v for k, v in tensors.items() if k.startswith(prefix)}
 
 
-def scripted(monkeypatch: pytest.MonkeyPatch, scores: list[float]) -> list[dict[str, Tensor]]:
-    """Let validations yield these AP50; returns the averaged weights at each of them."""
+def scripted(
+    monkeypatch: pytest.MonkeyPatch, scores: Sequence[float | tuple[float, float]]
+) -> list[dict[str, Tensor]]:
+    """Let validations yield these AP50, with AP or 0; returns the averaged weights at each."""
     given, seen = iter(scores), []
 
     def validate(trainer: Trainer, _: SSD) -> AveragePrecision:
         state = trainer.state.averaged.state_dict()
         seen.append({name: tensor.clone() for name, tensor in state.items()})
-        return AveragePrecision(ap50=next(given), ap=0.0, per_class={})
+        score = next(given)
+        ap50, ap = score if isinstance(score, tuple) else (score, 0.0)
+        return AveragePrecision(ap50=ap50, ap=ap, per_class={})
 
     monkeypatch.setattr(Trainer, "validate", validate)
     return seen
 
 
-@pytest.mark.parametrize(("scores", "best"), [([0.2, 0.5, 0.4], 2), ([0.0, 0.0, 0.0], 1)])
+@pytest.mark.parametrize(
+    ("scores", "best"),
+    [
+        ([0.2, 0.5, 0.4], 2),
+        # Of equal AP50 the higher AP counts, and then the later epoch, also where nothing is found
+        # or all is.
+        ([0.0, 0.0, 0.0], 3),
+        ([1.0, 1.0, 1.0], 3),
+        ([(0.5, 0.4), (0.5, 0.3), (0.2, 0.9)], 1),
+        ([(0.5, 0.3), (0.5, 0.4), (0.5, 0.4)], 3),
+    ],
+)
 def test_the_best_validated_weights_are_kept(
     house_numbers: Pack,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
-    scores: list[float],
+    scores: list[float | tuple[float, float]],
     best: int,
 ) -> None:
     seen = scripted(monkeypatch, scores)
     train(job_on(house_numbers, epochs=3, epoch_pictures=4), tmp_path / "run")
     tensors, info = read_tensors(tmp_path / "run" / BEST)
-    assert (info["epoch"], info["validation_ap50"]) == (best, scores[best - 1])
+    chosen = scores[best - 1]
+    ap50 = chosen[0] if isinstance(chosen, tuple) else chosen
+    assert (info["epoch"], info["validation_ap50"]) == (best, ap50)
     assert all(torch.equal(tensors[name], one) for name, one in seen[best - 1].items())
 
 

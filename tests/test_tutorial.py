@@ -148,7 +148,7 @@ def test_your_own_detector(
     assert (folder / "own.pt2").is_file()
     # What the page says of an unknown layer.
     text = (folder / "own.py").read_text()
-    (folder / "own.py").write_text(text.replace("MaxMin())\n", "MaxMin(), nn.GELU())\n"))
+    (folder / "own.py").write_text(text.replace("MaxMin())\n", "MaxMin(), nn.SELU())\n"))
     sys.modules.pop("own")
     with pytest.raises(SystemExit):
         main(["eval", "own:own", "--data", "rendered:1", "--certify", "--epsilon", "0.01"])

@@ -10,7 +10,6 @@ Notable choices:
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,6 +23,7 @@ from lipdet.attack.torchvision_models import ForeignDetector
 from lipdet.config import DetectorConfig, as_plain, detector_config
 from lipdet.detector import ARCHITECTURES, SSD, build_detector
 from lipdet.errors import InputError
+from lipdet.files import write_complete
 from lipdet.types import Framing
 from lipdet.user_module import load_module, names_module
 
@@ -186,16 +186,6 @@ def write_tensors(path: Path, tensors: Mapping[str, Tensor], info: Mapping[str, 
     """Write tensors and json to one safetensors file, atomically."""
     contiguous = {name: tensor.contiguous() for name, tensor in tensors.items()}
     write_complete(path, save(contiguous, metadata={"lipdet": json.dumps(info)}))
-
-
-def write_complete(path: Path, content: bytes) -> None:
-    """Write a file beside its place and move it there, so that it is never seen in part."""
-    unfinished = path.with_name(f".{path.name}.unfinished")
-    with unfinished.open("wb") as file:
-        file.write(content)
-        file.flush()
-        os.fsync(file.fileno())
-    unfinished.replace(path)
 
 
 def read_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:

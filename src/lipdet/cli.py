@@ -76,8 +76,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
         fail(f"{place}: {error.strerror}; choose another place.", 2)
     except (NonFiniteLossError, distributed.LostProcessError) as error:
         fail(str(error), 1)
-    except KeyboardInterrupt:
-        fail("Interrupted; finished work and checkpoints are kept.", 130)
+    except KeyboardInterrupt as error:
+        status = 143 if signal.SIGTERM in error.args else 130
+        fail("Interrupted; finished work and checkpoints are kept.", status)
 
 
 @contextmanager

@@ -19,6 +19,7 @@ from lipdet.boxes import DISPLAY_SELECTION
 from lipdet.checkpoint import LoadedDetector, load_detector
 from lipdet.evaluate.attacked import Campaign, attack_pack, prepare
 from lipdet.evaluate.chunks import State
+from lipdet.files import write_complete
 from lipdet.images.pack import Pack
 from lipdet.images.spec import open_data
 from lipdet.report.build import build_report
@@ -55,7 +56,7 @@ def demo(out: Path, seed: int) -> None:
     results, inspections = build_report(
         detectors, {framing: pack}, 0, campaign, (), {framing: shown}, state
     )
-    (out / "results.json").write_text(json.dumps(results, indent=1) + "\n")
+    write_complete(out / "results.json", json.dumps(results, indent=1) + "\n")
     found = [finding(results, epsilon) for epsilon in reversed(EPSILONS)]
     trained = " ".join(map(how_trained, detectors))
     note = f"{trained} Nothing was trained here; docs/your-own-data.md shows how."

@@ -21,6 +21,7 @@ from lipdet.certificate import UnknownLipschitz, output_bounds
 from lipdet.checkpoint import MODEL, PACKAGED, LoadedDetector, save_detector
 from lipdet.config import as_plain
 from lipdet.errors import InputError
+from lipdet.files import write_complete
 from lipdet.report.table import comparison_markdown
 from lipdet.results import EvaluationResult
 from lipdet.user_module import names_module
@@ -56,8 +57,8 @@ def write_folder(
     config = loaded.detector.config
     save_detector(folder / MODEL, loaded.detector, config, _without_detector(loaded.info))
     described = {"detector": as_plain(config), **_without_detector(loaded.info)}
-    (folder / CONFIG).write_text(json.dumps(described, indent=1) + "\n", encoding="utf-8")
-    (folder / CARD).write_text(model_card(loaded), encoding="utf-8")
+    write_complete(folder / CONFIG, json.dumps(described, indent=1) + "\n")
+    write_complete(folder / CARD, model_card(loaded))
 
 
 def is_repository(name: str) -> bool:

@@ -25,7 +25,8 @@ from rich.text import Text
 
 Item = TypeVar("Item")
 
-console = Console(stderr=True)
+# Lines of the source say nothing to whoever reads a log.
+console = Console(stderr=True, log_path=False)
 
 
 class RateColumn(ProgressColumn):

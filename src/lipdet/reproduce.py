@@ -18,13 +18,14 @@ from pathlib import Path
 
 from lipdet.attack import AttackSettings
 from lipdet.attack.settings import single_attacks
-from lipdet.checkpoint import LoadedDetector, load_detector, packaged_names, write_complete
+from lipdet.checkpoint import LoadedDetector, load_detector, packaged_names
 from lipdet.config import PRESETS
 from lipdet.evaluate.attacked import Campaign, attack_pack, prepare, worst
 from lipdet.evaluate.bootstrap import ap50_interval
 from lipdet.evaluate.chunks import State, in_order
 from lipdet.evaluate.false_positives import false_positives_per_image
 from lipdet.evaluate.run import clean_pass, evaluate
+from lipdet.files import write_complete
 from lipdet.images.pack import Pack, same_pictures
 from lipdet.images.spec import open_data
 from lipdet.progress import console
@@ -106,7 +107,7 @@ def reproduce(
         attacks = single_attacks("worst", first)
         inspections.append(inspect_detector(loaded, pack, shown[loaded.framing], attacks))
     _write(out / "results.json", results)
-    (out / "table.md").write_text(comparison_markdown(results))
+    write_complete(out / "table.md", comparison_markdown(results))
     write_page(out / "index.html", results, inspections, f"All detectors on {data}")
     write_figures(out / "figures", results, inspections)
     return results

@@ -28,6 +28,7 @@ class DataSummary(TypedDict):
     images: int
     objects: int
     skipped: int
+    ignored: NotRequired[int]
 
 
 class ClassAP(TypedDict):

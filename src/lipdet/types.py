@@ -11,8 +11,9 @@ Notable choices:
 from __future__ import annotations
 
 import math
-from typing import NamedTuple, TypedDict
+from typing import NamedTuple, NotRequired, TypedDict
 
+import torch
 from torch import Tensor
 
 
@@ -66,11 +67,27 @@ class Framing(NamedTuple):
         return f"{'whole pictures' if self.whole else 'crops'} of {self.canvas} pixels"
 
 
-class Target(TypedDict):
-    """The objects of one image: `boxes` (N, 4) float32 xyxy pixels, `labels` (N,) int64."""
+class Objects(TypedDict):
+    """Boxes of one image with their classes: `boxes` (N, 4) float32 xyxy pixels, `labels` (N,)."""
 
     boxes: Tensor
     labels: Tensor
+
+
+class Target(Objects):
+    """The objects of one image, and the areas in which what is found of a class is not judged.
+
+    `ignored` are COCO's crowds and VOC's difficult objects; see `ignored_of`.
+    """
+
+    ignored: NotRequired[Objects]
+
+
+def ignored_of(target: Target) -> Objects:
+    """Return the areas that are not judged; most targets have none."""
+    return target.get("ignored") or Objects(
+        boxes=torch.zeros(0, 4), labels=torch.zeros(0, dtype=torch.int64)
+    )
 
 
 class Detections(TypedDict):

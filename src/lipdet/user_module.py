@@ -28,12 +28,18 @@ def load_module(spec: str) -> nn.Module:
     if here not in sys.path:
         sys.path.insert(0, here)
     try:
-        build = getattr(importlib.import_module(name), attribute)
-    except (ImportError, AttributeError) as error:
-        raise InputError(f"{spec} cannot be imported ({error}).") from None
-    if isinstance(build, nn.Module) or not callable(build):
-        raise InputError(f"{spec} must be a function or class that is called without arguments.")
-    module = build()
+        try:
+            build = getattr(importlib.import_module(name), attribute)
+        except (ImportError, AttributeError) as error:
+            raise InputError(f"{spec} cannot be imported ({error}).") from None
+        if isinstance(build, nn.Module) or not callable(build):
+            raise InputError(
+                f"{spec} must be a function or class that is called without arguments."
+            )
+        module = build()
+    except OSError as error:
+        # Weights that cannot be downloaded or read are the likeliest; no file of ours is meant.
+        raise InputError(f"{spec}, your code, failed with: {error}") from error
     if not isinstance(module, nn.Module):
         raise InputError(f"{spec} returned {type(module).__name__}; it must return an nn.Module.")
     return module.eval()

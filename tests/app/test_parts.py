@@ -35,6 +35,7 @@ from lipdet.app.session import (
 from lipdet.config import DIGIT_CROP
 from lipdet.errors import InputError
 from lipdet.images.crop import Region
+from lipdet.images.source import load_rgb
 from lipdet.layers.base import ConstructedWeight
 
 # The detectors that these look at are proven first.
@@ -306,3 +307,10 @@ def test_certified_detections_survive_an_attack_inside_their_radius(
     ).found
     same = torch.tensor([one.box for one in found if one.label == best.label])
     assert bool((box_iou(torch.tensor([best.box]), same) >= 0.5).any())
+
+
+def test_a_picture_of_16_bits_is_read_as_the_command_line_does(tmp_path: Path) -> None:
+    grey = np.random.default_rng(0).integers(0, 65_536, (20, 30), dtype=np.uint16)
+    Image.fromarray(grey).save(tmp_path / "deep.png")
+    expected = np.asarray(load_rgb(tmp_path / "deep.png"))
+    assert np.array_equal(np.asarray(read_picture(tmp_path / "deep.png")), expected)

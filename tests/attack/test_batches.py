@@ -6,6 +6,8 @@ kernels for other batch sizes, so results agree to rounding, and detections are 
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import pytest
 import torch
 from torch import Tensor
@@ -14,6 +16,7 @@ from lipdet.attack import OBJECTIVES, AttackSettings, attack_batch
 from lipdet.boxes import SigmoidScores
 from lipdet.config import DetectorConfig
 from lipdet.detector import SSD, build_detector
+from lipdet.errors import InputError
 from lipdet.types import Target
 from tests.attack.toy import SIZE, linear_detector, nothing, on_both, on_left, weights
 
@@ -79,3 +82,28 @@ def test_the_detector_is_left_as_it_was(training: bool) -> None:
     assert all(parameter.grad is None for parameter in detector.parameters())
     assert not attacked.requires_grad
     assert attacked.grad_fn is None
+
+
+@pytest.mark.parametrize(
+    ("change", "found"),
+    [
+        (lambda images: images * 255, "float64 with values from .* to 25"),
+        (lambda images: (images - 0.5) / 0.25, "values from -"),
+        (lambda images: images.masked_fill(images > 0.9, torch.nan), "values from nan to nan"),
+        (lambda images: (images * 255).to(torch.uint8), "uint8 with values from 0 to 25"),
+    ],
+)
+def test_pictures_that_are_not_in_0_to_1_are_refused(
+    change: Callable[[Tensor], Tensor], found: str
+) -> None:
+    """In 0..255, normalised, with NaN, or as bytes: no ε could be promised."""
+    detector, images, targets = toy()
+    settings = AttackSettings(0.5, "multibox", steps=1)
+    with pytest.raises(InputError, match=found):
+        attack_batch(detector, change(images), targets, settings)
+
+
+def test_an_empty_batch_is_an_empty_batch() -> None:
+    detector, images, _ = toy()
+    attacked = attack_batch(detector, images[:0], [], AttackSettings(0.5, "multibox"))
+    assert attacked.shape == images[:0].shape

@@ -39,3 +39,13 @@ def test_radii_by_number_and_by_name() -> None:
     for text in ("much", "", "nan", "-1"):
         with pytest.raises(InputError, match="epsilon"):
             parse_epsilon(text)
+
+
+def test_fractions_are_read_and_linf_has_its_limit() -> None:
+    assert parse_epsilon("8/255") == 8 / 255
+    for text in ("8/0", "8/", "a/b", "1/2/3"):
+        with pytest.raises(InputError, match=r"such as 0\.25 or 8/255"):
+            parse_epsilon(text)
+    AttackSettings(1.0, norm="linf")
+    with pytest.raises(InputError, match="write 8/255"):
+        AttackSettings(8.0, norm="linf")

@@ -146,3 +146,45 @@ def test_scores_without_a_gradient_are_no_robustness() -> None:
     images = torch.full((1, 3, 8, 8), 0.5)
     with pytest.raises(InputError, match="cannot be differentiated"):
         attack_torchvision(Detached(0.0), images, TARGETS[:1], AttackSettings(0.1))
+
+
+class WithStatistics(nn.Module):
+    """Its losses follow a layer that normalises, by the picture's own statistics in training."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.body = nn.Sequential(
+            nn.Conv2d(3, 4, 3), nn.InstanceNorm2d(4, track_running_stats=True), nn.Dropout(0.5)
+        )
+        self.seen: list[tuple[Tensor, Tensor]] = []
+
+    def forward(self, images: list[Tensor], targets: object = None) -> object:
+        assert self.training
+        batch = torch.stack(images)
+        features = self.body(batch)
+        self.seen.append((batch.detach().clone(), features.detach()))
+        return {"loss": features.square().sum()}
+
+
+def test_statistics_stay_and_the_loss_is_that_of_the_detector_as_evaluated() -> None:
+    torch.manual_seed(0)
+    model = WithStatistics().eval()
+    state = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    image = torch.rand(1, 3, 8, 8)
+    settings = AttackSettings(0.5, "multibox", steps=2)
+    attack_torchvision(model, image, TARGETS[:1], settings)
+    assert all(torch.equal(tensor, state[name]) for name, tensor in model.state_dict().items())
+    assert not any(module.training for module in model.modules())
+    assert all(torch.equal(model.body(batch), found) for batch, found in model.seen)
+
+
+@pytest.mark.parametrize("kind", ["maskrcnn_resnet50_fpn", "keypointrcnn_resnet50_fpn"])
+def test_masks_and_keypoints_are_named_where_losses_need_them(kind: str) -> None:
+    """Mask and Keypoint R-CNN are evaluated and attacked by scores; their losses need more."""
+    torch.manual_seed(0)
+    few = {"rpn_pre_nms_top_n_test": 20, "rpn_post_nms_top_n_test": 5}
+    model = getattr(detection, kind)(weights=None, weights_backbone=None, **SMALL, **few).eval()
+    image = torch.rand(1, 3, 64, 64)
+    with pytest.raises(InputError, match=r"losses need '(masks|keypoints)' .* mislabel"):
+        attack_torchvision(model, image, TARGETS[:1], AttackSettings(0.5, "multibox", steps=1))
+    attack_torchvision(model, image, TARGETS[:1], AttackSettings(0.5, "vanish", steps=1))

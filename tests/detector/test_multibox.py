@@ -20,7 +20,7 @@ from lipdet.detector.multibox import (
     multibox_loss,
     training_scores,
 )
-from lipdet.types import RawOutput, Target
+from lipdet.types import Objects, RawOutput, Target
 from tests.detector.test_matching import naive_match, random_targets
 
 CODING = BoxCoding()
@@ -146,9 +146,9 @@ def test_near_boxes_are_no_negatives_of_their_class_and_learn_their_box() -> Non
 def test_near_boxes_do_not_count_in_a_softmax() -> None:
     logits = torch.randn(1, 3, 4, generator=torch.Generator().manual_seed(0))
     labels = torch.tensor([[0, BACKGROUND, BACKGROUND]])
-    ignored = torch.tensor([[BACKGROUND, 1, BACKGROUND]])
+    ignored = torch.tensor([[[False] * 3, [False, True, False], [False] * 3]])
     plain = classification_loss(logits, labels, SOFTMAX)
-    found = classification_loss(logits, labels, SOFTMAX, ignored_labels=ignored)
+    found = classification_loss(logits, labels, SOFTMAX, ignored=ignored)
     assert found.tolist() == [[plain[0, 0].item(), 0.0, plain[0, 2].item()]]
 
 
@@ -187,3 +187,22 @@ def test_temperature_rises_and_stays() -> None:
     risen = [training_scores(scores, 3.0, share) for share in (0.0, 0.3, 0.6, 1.0)]
     assert risen == [SigmoidScores(t) for t in (3.0, 11.5, 20.0, 20.0)]
     assert training_scores(SOFTMAX, 3.0, 0.0) is SOFTMAX
+
+
+@pytest.mark.parametrize("scores", [SOFTMAX, SigmoidScores(1.0)])
+def test_an_area_of_a_crowd_holds_no_negatives_of_its_class(scores: Scores) -> None:
+    """Of the default boxes those half inside the crowd do not learn that there is no such class."""
+    defaults = torch.tensor([[5.0, 5, 10, 10], [9.0, 5, 10, 10], [15.0, 5, 10, 10]])
+    crowd = Objects(boxes=torch.tensor([[0.0, 0, 10, 10]]), labels=torch.tensor([1]))
+    target = Target(
+        boxes=torch.zeros(0, 4), labels=torch.zeros(0, dtype=torch.int64), ignored=crowd
+    )
+    softmax = scores is SOFTMAX
+    logits = torch.zeros(1, 3, 3 + softmax, requires_grad=True)
+    raw = RawOutput(logits, torch.zeros(1, 3, 4))
+    its = decoder(defaults)._replace(scores=scores)
+    multibox_loss(raw, pad_targets([target]), its).total.backward()
+    learns = (logits.grad != 0)[0].tolist()
+    # By hand: 10 and 6 of 10 columns of the first two lie in the crowd, none of the third.
+    inside = [False] * 4 if softmax else [True, False, True]
+    assert learns == [inside, inside, [True] * len(inside)]

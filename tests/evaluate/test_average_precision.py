@@ -11,8 +11,11 @@ import torch
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
-from lipdet.evaluate.average_precision import average_precision
-from lipdet.types import Detections, Target
+from lipdet.attack.damage import damage
+from lipdet.evaluate.average_precision import average_precision, matched_scores
+from lipdet.evaluate.bootstrap import ap50, ranked
+from lipdet.evaluate.false_positives import false_positives_per_image
+from lipdet.types import Detections, Objects, Target, ignored_of
 
 CLASSES = ("a", "b", "c")
 
@@ -42,11 +45,12 @@ def pycocotools_ap(
             "category_id": label + 1,
             "bbox": [x1, y1, x2 - x1, y2 - y1],
             "area": (x2 - x1) * (y2 - y1),
-            "iscrowd": 0,
+            "iscrowd": crowd,
         }
         for image, one in enumerate(targets)
+        for crowd, part in enumerate((one, ignored_of(one)))
         for (x1, y1, x2, y2), label in zip(
-            one["boxes"].tolist(), one["labels"].tolist(), strict=True
+            part["boxes"].tolist(), part["labels"].tolist(), strict=True
         )
     ]
     results = [
@@ -135,6 +139,49 @@ def test_random_data_sets_equal_pycocotools(block: int) -> None:
         targets, detections = random_case(seed)
         # Oracle: pycocotools on the same boxes.
         assert_equals_pycocotools(targets, detections)
+
+
+def with_crowds(targets: list[Target], seed: int) -> list[Target]:
+    """Add up to three areas of any class to each image, anywhere."""
+    rng = np.random.default_rng([seed, 1])
+    result = []
+    for one in targets:
+        first = rng.uniform(0, 40, (rng.integers(0, 4), 2))
+        boxes = np.concatenate([first, first + rng.uniform(10, 40, first.shape)], axis=1)
+        areas = Objects(
+            boxes=torch.from_numpy(boxes).float(),
+            labels=torch.from_numpy(rng.integers(0, 3, len(boxes))),
+        )
+        result.append(Target(**one, ignored=areas))
+    return result
+
+
+@pytest.mark.parametrize("block", range(4))
+def test_random_data_sets_with_crowds_equal_pycocotools(block: int) -> None:
+    changed = 0
+    for seed in range(10 * block, 10 * block + 10):
+        plain, detections = random_case(seed)
+        targets = with_crowds(plain, seed)
+        # Oracle: pycocotools on the same boxes.
+        assert_equals_pycocotools(targets, detections)
+        # So does the AP50 of which intervals are made.
+        once = np.ones(len(targets), np.int64)
+        its = ap50(ranked(targets, detections, 3), once)
+        assert its == pytest.approx(max(pycocotools_ap(targets, detections)[0], 0), abs=1e-9)
+        changed += its != ap50(ranked(plain, detections, 3), once)
+    assert changed
+
+
+def test_a_hit_on_a_crowd_is_neither_right_nor_wrong() -> None:
+    """Two objects, one of them a crowd; detections on both, that on the crowd at 0.9."""
+    crowd = Objects(boxes=torch.tensor([FAR]), labels=torch.tensor([0]))
+    targets = [Target(**target((0, BOX)), ignored=crowd)]
+    detections = [found((0, FAR, 0.9), (0, BOX, 0.8))]
+    assert average_precision(targets, detections, CLASSES)["ap50"] == pytest.approx(1)
+    assert_equals_pycocotools(targets, detections)
+    assert [one.tolist() for one in matched_scores(targets, detections, CLASSES, 0.5)] == [[0.8]]
+    assert false_positives_per_image(targets, detections, 1.0) == 0
+    assert damage(detections[0], targets[0]) == -0.8
 
 
 def test_the_random_data_sets_hold_what_they_should() -> None:

@@ -120,7 +120,7 @@ def test_evaluation_says_all_that_is_needed_to_repeat_it(pack: Pack) -> None:
 
 def test_other_classes_are_refused(tmp_path: Path) -> None:
     pack = pack_of(tmp_path / "pack", [0], [0], class_names=("cat", "dog"))
-    with pytest.raises(InputError, match="by hand has the classes cat, dog; reader detects 0, 1"):
+    with pytest.raises(InputError, match="has the classes cat, dog; cat, dog is none of 0, 1"):
         evaluate(LoadedDetector("reader", Reader(), {}), pack, seed=0)
 
 
@@ -135,3 +135,19 @@ def test_each_picture_passes_the_network_once_for_each_answer(house_numbers: Pac
     # Of an attack: what it starts from, each step, and what it ends with; then the clean pictures.
     evaluate(loaded, pack, seed=0, campaign=Campaign("pgd", (0.1,), settings))
     assert sum(seen) == 3 * (1 + 1 + 2 + 1)
+
+
+def test_classes_are_matched_by_name(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """The same names in another order; some of the detector's classes only, which is said."""
+    shown: list[int | None] = [1, 2, 3, 2]
+    plain = pack_of(tmp_path / "plain", [1, 2, 3, 2], shown)
+    names = ("3", "1", "2")
+    labels = [names.index(str(label)) for label in shown]
+    other = pack_of(tmp_path / "other", [1, 2, 3, 2], labels, class_names=names)
+    loaded = LoadedDetector("reader", Reader(), {})
+    expected, found = (evaluate(loaded, pack, 0)["clean"] for pack in (plain, other))
+    assert found == expected
+    assert "does not have the classes 0, 4, 5, 6, 7, 8, 9" in " ".join(
+        capsys.readouterr().err.split()
+    )
+    assert other.in_classes(CONFIG.class_names).hash != other.hash

@@ -10,7 +10,7 @@ import pytest
 from PIL import ExifTags, Image
 
 from lipdet.errors import InputError
-from lipdet.images.source import load_rgb, picture_size
+from lipdet.images.source import as_rgb, load_rgb, picture_size
 
 
 @pytest.mark.parametrize("orientation", range(1, 9))
@@ -53,3 +53,24 @@ def test_too_large_a_picture(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
     for read in (load_rgb, picture_size):
         with warnings.catch_warnings(), pytest.raises(InputError, match=r"huge\.png"):
             read(path)
+
+
+def test_twelve_bits_in_sixteen_are_refused_not_nearly_black(tmp_path: Path) -> None:
+    grey = np.linspace(0, 4095, 30).reshape(5, 6).astype(np.uint16)
+    Image.fromarray(grey).save(tmp_path / "microscope.png")
+    with pytest.raises(InputError, match=r"microscope\.png: .*values end at 4095 of 65535"):
+        load_rgb(tmp_path / "microscope.png")
+
+
+def test_an_image_of_pillows_is_read_like_its_file(tmp_path: Path) -> None:
+    """Turned upright, and with 16 bits as they are in the file."""
+    grey = np.random.default_rng(0).integers(0, 256, (4, 7), dtype=np.uint8)
+    exif = Image.Exif()
+    exif[ExifTags.Base.Orientation] = 6
+    for name, pixels in (("turned.png", grey), ("deep.png", grey.astype(np.uint16) * 257)):
+        path = tmp_path / name
+        Image.fromarray(pixels).save(path, exif=exif)
+        with Image.open(path) as image:
+            same = as_rgb(image)
+        assert np.array_equal(np.asarray(same), np.asarray(load_rgb(path)))
+        assert same.size == (4, 7)

@@ -67,9 +67,9 @@ def test_reads_boxes_classes_and_difficult_objects(tmp_path: Path) -> None:
     assert a.labels.tolist() == [2, 0]
     assert (a.boxes.dtype, a.labels.dtype) == (np.float32, np.int64)
     assert (b.boxes.shape, b.labels.shape) == ((0, 4), (0,))
-    assert [(s.name, s.reason) for s in source.skipped] == [
-        ("a.jpg", "1 difficult objects left out")
-    ]
+    # The difficult dog: class and box.
+    np.testing.assert_array_equal(a.ignored, [[1, 1, 1, 9, 9]])
+    assert not source.skipped
 
 
 def test_a_split_keeps_the_classes_of_the_whole(tmp_path: Path) -> None:
@@ -92,13 +92,12 @@ def test_a_list_of_classes_decides(tmp_path: Path) -> None:
     ("old", "new", "line", "message"),
     [
         ("<annotation>", "<annotations>", 21, "is no xml"),
-        ("<filename>a.jpg", "<filename>z.jpg", 3, "its <filename> .*z.jpg does not exist"),
         ("<width>40", "<width>20", 4, r"stated as 20x20, but .*a\.jpg is 40x20"),
         ("<name>person</name>", "", 5, "<name> '' is none of the classes"),
         ("<xmin>1<", "<xmin>one<", 8, "needs a <bndbox> of four numbers"),
         ("bndbox", "robndbox", 5, "needs a <bndbox> of four numbers"),
-        ("<xmin>1<", "<xmin>nan<", 8, "box nan 1 40 20 has no area"),
-        ("<xmax>40<", "<xmax>inf<", 8, "box 1 1 inf 20 has no area"),
+        ("<xmin>1<", "<xmin>nan<", 8, "the box .* is not finite"),
+        ("<xmax>40<", "<xmax>inf<", 8, "the box .* is not finite"),
         ("<annotation>", '<!DOCTYPE a [<!ENTITY x "y">]><annotation>', 1, "document type"),
         ("<annotation>", '<!DOCTYPE a SYSTEM "file:///etc/passwd">\n<annotation>', 1, "document"),
         ("VOC2007", "&bomb;", 2, "is no xml"),
@@ -168,6 +167,7 @@ def test_round_trip(tmp_path: Path) -> None:
     """What is written reads back to the last bit."""
     target, names = drawn(), ("a < b", "cat & dog", "ünï")
     write(tmp_path)
+    (tmp_path / "JPEGImages" / "a.jpg").unlink()
     Image.new("RGB", (641, 479)).save(tmp_path / "JPEGImages" / "x & y.png")
     (tmp_path / "Annotations" / "a.xml").write_text(
         voc_xml("x & y.png", 641, 479, target, names), encoding="utf-8"
@@ -190,3 +190,79 @@ def test_written_form_is_read_by_torchvision() -> None:
     assert whole["name"] == "p"
     # Pixels count from 1, the last one included.
     assert whole["bndbox"] == {"xmin": "1", "ymin": "1", "xmax": "641", "ymax": "479"}
+
+
+def test_boxes_of_no_width_are_left_out_and_counted(tmp_path: Path) -> None:
+    """Where xmin = xmax an annotator clicked once; so are boxes beside the picture."""
+    narrow = FIRST.replace("<xmin>1<", "<xmin>40<").replace("<xmin>36<", "<xmin>41<")
+    source = read_voc(write(tmp_path, narrow))
+    assert len(source.pictures[0].labels) == 0
+    assert [(s.name, s.reason) for s in source.skipped] == [
+        ("a.jpg", "2 boxes without area inside the picture left out")
+    ]
+
+
+@pytest.mark.parametrize(
+    ("annotations", "pictures"),
+    [("annotations", "images"), (".", "."), ("Annotations", "images"), ("annotations", ".")],
+)
+def test_other_folders(tmp_path: Path, annotations: str, pictures: str) -> None:
+    for name in (annotations, pictures):
+        (tmp_path / name).mkdir(exist_ok=True)
+    (tmp_path / annotations / "a.xml").write_text(FIRST)
+    Image.new("RGB", (40, 20)).save(tmp_path / pictures / "a.JPG")
+    [picture] = read_voc(tmp_path).pictures
+    assert (picture.path, len(picture.labels)) == (tmp_path / pictures / "a.JPG", 2)
+
+
+@pytest.mark.parametrize("name", ["a", "z.jpg", "b.png", "C:\\x\\a.jpg", ""])
+def test_the_picture_is_that_of_the_name_of_the_xml(tmp_path: Path, name: str) -> None:
+    """`<filename>` has no ending, or is of another picture."""
+    write(tmp_path, FIRST.replace("<filename>a.jpg", f"<filename>{name}"))
+    assert read_voc(tmp_path).pictures[0].path == tmp_path / "JPEGImages" / "a.jpg"
+
+
+def test_a_filename_that_is_not_the_name_of_the_xml_is_read(tmp_path: Path) -> None:
+    write(tmp_path)
+    (tmp_path / "JPEGImages" / "a.jpg").rename(tmp_path / "JPEGImages" / "x y.jpg")
+    (tmp_path / "Annotations" / "a.xml").write_text(FIRST.replace("a.jpg", "/data/x y.jpg"))
+    assert read_voc(tmp_path).pictures[0].path.name == "x y.jpg"
+    (tmp_path / "JPEGImages" / "x y.jpg").unlink()
+    with pytest.raises(InputError, match=r"a\.xml, line 3: neither its <filename> x y\.jpg nor"):
+        read_voc(tmp_path)
+
+
+def test_a_size_of_zero_is_that_of_the_picture_and_said(tmp_path: Path) -> None:
+    zero = FIRST.replace(">40</width>", ">0</width>").replace(">20</height>", ">0</height>")
+    source = read_voc(write(tmp_path, zero))
+    assert len(source.pictures[0].labels) == 2
+    assert source.skipped[0].reason == "states no size; 40x20 was taken"
+
+
+def test_names_with_spaces_and_marks_in_lists(tmp_path: Path) -> None:
+    """`door 2` is a name, and so is `door` with the mark 1 of an old list."""
+    write(tmp_path)
+    for name in ("door", "door 2"):
+        (tmp_path / "Annotations" / f"{name}.xml").write_text(SECOND)
+        Image.new("RGB", (30, 30)).save(tmp_path / "JPEGImages" / f"{name}.png")
+    file = tmp_path / "ImageSets" / "Main" / "train.txt"
+    file.write_text("door 2\ndoor  1\ndoor 2 -1\ndoor 0\n")
+    found = [picture.path.stem for picture in read_voc(file).pictures]
+    assert found == ["door 2", "door", "door 2", "door"]
+
+
+def test_what_operating_systems_leave_is_ignored(tmp_path: Path) -> None:
+    write(tmp_path)
+    for name in ("Annotations/._a.xml", "JPEGImages/._a.jpg", "Annotations/.DS_Store", "Thumbs.db"):
+        (tmp_path / name).write_bytes(b"\0\1")
+    assert [picture.path.name for picture in read_voc(tmp_path).pictures] == ["a.jpg", "b.png"]
+
+
+def test_neighbours_are_sought_beside_a_link_first(tmp_path: Path) -> None:
+    lists = write(tmp_path / "set") / "ImageSets" / "Main"
+    (tmp_path / "lists").mkdir()
+    (lists / "train.txt").rename(tmp_path / "lists" / "mine.txt")
+    (lists / "link.txt").symlink_to(tmp_path / "lists" / "mine.txt")
+    assert [picture.path.name for picture in read_voc(lists / "link.txt").pictures] == ["b.png"]
+    (tmp_path / "elsewhere.txt").symlink_to(lists / "both.txt")
+    assert len(read_voc(tmp_path / "elsewhere.txt").pictures) == 2

@@ -89,8 +89,8 @@ def test_labels_of_a_lost_picture_are_listed(tmp_path: Path) -> None:
         ("nan 0.5 0.5 0.5 0.5", "class nan is none"),
         ("0 20 10 20 4", "must be fractions .* not 20 10 20 4; divide pixels"),
         ("0 0.5 0.5 -0.5 0.5", "must be fractions"),
+        ("0 0.5 0.5 0.5 0.5 0.9 0.1 0.2", "needs the five numbers"),
         ("0 0.5 nan 0.5 0.5", "must be fractions"),
-        ("0 1.005 0.5 0.005 0.5", "no area inside"),
     ],
 )
 def test_a_bad_line_is_named(tmp_path: Path, line: str, message: str) -> None:
@@ -173,3 +173,89 @@ def test_round_trip(tmp_path: Path) -> None:
     assert source.class_names == names
     np.testing.assert_array_equal(source.pictures[0].boxes, boxes.numpy())
     np.testing.assert_array_equal(source.pictures[0].labels, target["labels"].numpy())
+
+
+def one_line(tmp_path: Path, line: str) -> Source:
+    write(tmp_path)
+    (tmp_path / "labels" / "c.txt").write_text(line)
+    return read_yolo(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("line", "box", "said"),
+    [
+        ("1 0.5 0.5 0.5 0.2 0.93", [10, 8, 30, 12], None),
+        ("1 1.02 0.5 0.2 0.2", [36.8, 8, 40, 12], None),
+        ("1 0.25 0.5 0.5 0.25 0.25 0.75", [10, 5, 20, 15], "1 polygons read as the boxes"),
+        ("1 0.5 0.5 0 0.2", None, "1 boxes without area"),
+        ("1 1.005 0.5 0.005 0.5", None, "1 boxes without area"),
+    ],
+)
+def test_confidences_polygons_centres_outside_and_boxes_without_width(
+    tmp_path: Path, line: str, box: list[float] | None, said: str | None
+) -> None:
+    source = one_line(tmp_path, line)
+    expected = np.reshape([] if box is None else box, (-1, 4))
+    np.testing.assert_allclose(source.pictures[2].boxes, expected, rtol=1e-5)
+    assert [one.reason.startswith(said or "") for one in source.skipped] == [True] * bool(said)
+
+
+def test_pictures_in_subfolders_and_labels_beside_are_read(tmp_path: Path) -> None:
+    """Labels lie in the same subfolders of labels/, or beside the picture; others are reported."""
+    write(tmp_path)
+    for folder in ("images/x", "labels/x", "images/y"):
+        (tmp_path / folder).mkdir()
+    for name in ("x/1", "y/2", "y/3"):
+        Image.new("RGB", (40, 20)).save(tmp_path / "images" / f"{name}.png")
+    for text in ("labels/x/1.txt", "images/y/2.txt", "labels/3.txt"):
+        (tmp_path / text).write_text("0 0.5 0.5 0.5 0.5")
+    source = read_yolo(tmp_path)
+    counts = {p.path.name: len(p.labels) for p in source.pictures}
+    assert counts == {"a.png": 2, "b.JPG": 0, "c.png": 0, "1.png": 1, "2.png": 1, "3.png": 0}
+    assert [(s.name, s.reason) for s in source.skipped] == [
+        ("3.txt", "labels where none are expected")
+    ]
+
+
+def test_the_folder_that_cvat_writes(tmp_path: Path) -> None:
+    """YOLO 1.1: obj.data, obj.names, obj_train_data/ and a list."""
+    write(tmp_path, "obj_train_data", "obj_train_data", "obj.names")
+    (tmp_path / "obj.data").write_text("classes = 2\ntrain = data/train.txt\n")
+    lines = [f"data/obj_train_data/{name}" for name in ("a.png", "b.JPG", "c.png")]
+    (tmp_path / "train.txt").write_text("\n".join(lines) + "\n")
+    for path in (tmp_path, tmp_path / "train.txt"):
+        check(read_yolo(path))
+
+
+@pytest.mark.parametrize("key", ["train", "val"])
+def test_a_yaml_that_names_one_split_or_a_list(tmp_path: Path, key: str) -> None:
+    write(tmp_path, "images/x", "labels/x", "mine.yaml")
+    (tmp_path / "list.txt").write_text("./images/x/a.png\n./images/x/b.JPG\nimages/x/c.png\n")
+    for place in ("images/x", "../images/x", "list.txt"):
+        (tmp_path / "mine.yaml").write_text(f"names: {{1: 'no', 0: cat}}\n{key}: {place}\n")
+        check(read_yolo(tmp_path / "mine.yaml"))
+    check(read_yolo(tmp_path / "images" / "x"))  # finds the names, whatever the yaml is called
+    (tmp_path / "mine.yaml").write_text("names: [a, b]\ntrain: images/x\nval: list.txt\n")
+    with pytest.raises(InputError, match=r"names 2 splits; name one: .*images/x or .*list\.txt"):
+        read_yolo(tmp_path / "mine.yaml")
+
+
+def test_a_folder_of_images_that_is_a_link(tmp_path: Path) -> None:
+    write(tmp_path / "set")
+    (tmp_path / "set" / "images").rename(tmp_path / "elsewhere")
+    (tmp_path / "set" / "images").symlink_to(tmp_path / "elsewhere")
+    check(read_yolo(tmp_path / "set"))
+
+
+def test_what_operating_systems_leave_is_ignored(tmp_path: Path) -> None:
+    write(tmp_path)
+    for name in ("images/._a.png", "labels/._a.txt", "images/.DS_Store", "images/Thumbs.db"):
+        (tmp_path / name).write_bytes(b"\0\1")
+    check(read_yolo(tmp_path))
+
+
+def test_byte_order_marks(tmp_path: Path) -> None:
+    write(tmp_path)
+    for file in (tmp_path / "data.yaml", tmp_path / "labels" / "a.txt"):
+        file.write_bytes(b"\xef\xbb\xbf" + file.read_bytes())
+    check(read_yolo(tmp_path))

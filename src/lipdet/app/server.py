@@ -19,6 +19,7 @@ from lipdet.app.exhibits import Exhibit
 from lipdet.app.markup import CSS
 from lipdet.app.session import LARGEST_FILE, samples
 from lipdet.errors import InputError
+from lipdet.files import write_picture
 
 # Blobs and data are what the page itself makes; its scripts are compiled on the spot.
 POLICY = (
@@ -48,13 +49,16 @@ class Policy:
 
 
 @contextmanager
-def serving(exhibits: Mapping[str, Exhibit], host: str, port: int) -> Iterator[str]:
+def serving(
+    exhibits: Mapping[str, Exhibit], host: str, port: int, root_path: str = ""
+) -> Iterator[str]:
     """Serve the page until the block ends.
 
     Args:
         exhibits: detectors by name, at least one.
         host: address to listen on.
         port: 0 for any free one.
+        root_path: under which a proxy serves the page; empty for none.
 
     Yields:
         The address of the page.
@@ -80,6 +84,7 @@ def serving(exhibits: Mapping[str, Exhibit], host: str, port: int) -> Iterator[s
             _, address, _ = page.launch(
                 server_name=host,
                 server_port=port or _free_port(host),
+                root_path=root_path or None,
                 share=False,
                 quiet=True,
                 prevent_thread_lock=True,
@@ -112,7 +117,7 @@ def _write_samples(exhibits: Mapping[str, Exhibit], folder: Path) -> list[Path]:
     files = []
     for index, picture in enumerate(samples(canvas), start=1):
         files.append(folder / f"sample-{index}.png")
-        picture.save(files[-1])
+        write_picture(files[-1], picture)
     return files
 
 

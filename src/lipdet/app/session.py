@@ -11,7 +11,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from PIL import Image, ImageOps
+from PIL import Image
 
 from lipdet.app.exhibits import Attacked, Exhibit, Shown, look
 from lipdet.attack import AttackSettings
@@ -19,6 +19,7 @@ from lipdet.attack.settings import DEFAULT_OBJECTIVE, AttackName, single_attacks
 from lipdet.errors import InputError
 from lipdet.images.crop import Region, full_region
 from lipdet.images.render import rendered
+from lipdet.images.source import load_rgb
 from lipdet.reading import look as look_at
 from lipdet.reading.detections import as_rows, count_certified, distance, radii_told, read_out
 from lipdet.reading.marks import (
@@ -58,21 +59,12 @@ def read_picture(path: Path) -> Image.Image:
             f"{path.name} has more than {LARGEST_FILE >> 20} MB; choose a smaller one."
         )
     try:
-        with Image.open(path, formats=FORMATS) as image:
-            if image.width * image.height > MOST_PIXELS:
-                raise InputError(
-                    f"{path.name} has {image.width}×{image.height} pixels, "
-                    f"{image.width * image.height / 1e6:.1f} million; choose one of at most "
-                    f"{MOST_PIXELS // 1_000_000} million."
-                )
-            image.thumbnail((LONGEST_SIDE, LONGEST_SIDE))
-            return ImageOps.exif_transpose(image).convert("RGB")
-    except Image.DecompressionBombError:
-        raise InputError(f"{path.name} has far too many pixels; choose a smaller one.") from None
-    except (OSError, SyntaxError, ValueError):
-        raise InputError(
-            f"{path.name} cannot be read as a picture; choose a {', '.join(FORMATS)} file."
-        ) from None
+        image = load_rgb(path, FORMATS, MOST_PIXELS)
+    except InputError as error:
+        # The folder is the server's and tells a visitor nothing.
+        raise InputError(str(error).replace(str(path), path.name)) from None
+    image.thumbnail((LONGEST_SIDE, LONGEST_SIDE))
+    return image
 
 
 def samples(canvas: Canvas) -> list[Image.Image]:

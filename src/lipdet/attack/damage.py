@@ -14,7 +14,8 @@ import torch
 from torch import Tensor
 from torchvision.ops import box_iou
 
-from lipdet.types import Detections, Target
+from lipdet.detector.matching import share_inside
+from lipdet.types import Detections, Target, ignored_of
 
 MATCHING_IOU = 0.5
 
@@ -28,8 +29,15 @@ def damage(found: Detections, target: Target, false_weight: float = 1.0) -> floa
         false_weight: how much a false positive counts beside a true one.
     """
     right = true_positives(found, target)
-    scores = found["scores"].double()
-    return float(false_weight * scores[~right].sum() - scores[right].sum())
+    scores, false = found["scores"].double(), ~right & judged(found, target)
+    return float(false_weight * scores[false].sum() - scores[right].sum())
+
+
+def judged(found: Detections, target: Target) -> Tensor:
+    """Tell which detections (N,) are false if they are not right: not those in an ignored area."""
+    areas = ignored_of(target)
+    inside = share_inside(found["boxes"].double(), areas["boxes"].double()) >= MATCHING_IOU
+    return ~(inside & (found["labels"].unsqueeze(1) == areas["labels"])).any(dim=1)
 
 
 def true_positives(found: Detections, target: Target) -> Tensor:

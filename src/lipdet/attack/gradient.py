@@ -18,6 +18,7 @@ from lipdet.attack.balls import BALLS, Ball
 from lipdet.attack.loop import SCHEDULES, Iterates, Objective, OnStep, climb
 from lipdet.attack.settings import AttackSettings
 from lipdet.detector import SSD
+from lipdet.errors import InputError
 from lipdet.types import Target
 
 
@@ -88,6 +89,9 @@ def attack_in_parts(
 
     `objective_of` gives the objective of the images of one part, whose places then count from 0.
     """
+    if not len(images):
+        return Iterates(images, images.new_zeros(0), images)
+    check_images(images)
     numbers = list(range(len(images)) if indices is None else indices)
     ball = BALLS[settings.norm](settings.epsilon)
     found = []
@@ -98,6 +102,20 @@ def attack_in_parts(
         clean = images[start : part.stop]
         found.append(_best_of_starts(objective_of(part), clean, seeds, ball, settings, told))
     return Iterates(*(torch.cat(part) for part in zip(*found, strict=True)))
+
+
+def check_images(images: Tensor) -> None:
+    """Refuse pictures (B, 3, H, W) that are not floats in [0, 1]: within them ε is promised.
+
+    Raises:
+        InputError: it says what was found.
+    """
+    low, high = images.detach().aminmax()
+    if not (images.is_floating_point() and low >= 0 and high <= 1):
+        raise InputError(
+            f"Pictures to attack must be floats in [0, 1], but these are {images.dtype} with "
+            f"values from {low:g} to {high:g}; give them as they are before any normalisation."
+        )
 
 
 def _tell(on_step: OnStep, start: int, step: int, rows: Tensor, values: Tensor) -> None:

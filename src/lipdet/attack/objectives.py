@@ -25,7 +25,13 @@ from torchvision.ops import box_iou
 from lipdet.boxes import AP_SELECTION, Decoder
 from lipdet.boxes.coding import corners
 from lipdet.boxes.scores import logit
-from lipdet.detector.matching import PaddedTargets, match, pad_targets
+from lipdet.detector.matching import (
+    IGNORED_SHARE,
+    PaddedTargets,
+    match,
+    pad_targets,
+    share_inside,
+)
 from lipdet.detector.multibox import (
     BACKGROUND,
     LOCALISATION_WEIGHT,
@@ -42,6 +48,7 @@ class Scene(NamedTuple):
         boxes: (B, M, 4) xyxy pixels.
         labels: (B, M) int64.
         valid: (B, M) bool; the rest is padding.
+        ignored_boxes: (B, J, 4) areas that are not judged.
         positive: (B, A) bool, default boxes that answer for an object in the multibox loss.
         wanted_labels: (B, A) int64, the object's label; meaningful where positive.
         wanted_offsets: (B, A, 4), the object's box as offsets; meaningful where positive.
@@ -50,6 +57,7 @@ class Scene(NamedTuple):
     boxes: Tensor
     labels: Tensor
     valid: Tensor
+    ignored_boxes: Tensor
     positive: Tensor
     wanted_labels: Tensor
     wanted_offsets: Tensor
@@ -96,6 +104,7 @@ def scene_of(targets: Sequence[Target], decoder: Decoder) -> Scene:
         boxes=padded.boxes,
         labels=padded.labels,
         valid=padded.valid,
+        ignored_boxes=padded.ignored_boxes,
         positive=positive,
         wanted_labels=padded.labels.gather(1, objects),
         wanted_offsets=decoder.coding.encode(own_boxes, default_boxes),
@@ -143,8 +152,10 @@ def mislabel(found: Predictions, scene: PaddedTargets | Scene) -> Tensor:
 
 
 def fabricate(found: Predictions, scene: PaddedTargets | Scene) -> Tensor:
-    """Raise the best classes of the boxes that lie on no object."""
+    """Raise the best classes of the boxes that lie on no object and in no ignored area."""
     touched = _overlap(found.boxes, scene).amax(dim=2) >= EMPTY
+    inside = share_inside(found.boxes, scene.ignored_boxes) >= IGNORED_SHARE
+    touched |= inside.any(dim=2)
     best = found.log_odds.amax(dim=2)
     return functional.softplus(best).masked_fill(touched, 0).sum(dim=1)
 

@@ -51,6 +51,11 @@ class AttackSettings:
     def __post_init__(self) -> None:
         """Refuse what cannot be done, before anything is computed."""
         check_epsilon(self.epsilon)
+        if self.norm == "linf" and self.epsilon > 1:
+            raise InputError(
+                f"An L∞ radius of {self.epsilon:g} is more than all there is between black and "
+                f"white, which is 1; of 255 grey levels write {self.epsilon:g}/255."
+            )
         for name in ("steps", "restarts"):
             if not getattr(self, name) >= 1:
                 raise InputError(f"{name} must be at least 1, not {getattr(self, name)}.")
@@ -91,7 +96,7 @@ def check_epsilon(epsilon: float) -> None:
 
 
 def parse_epsilon(text: str) -> float:
-    """Return a radius as a user writes it: a number, or the name of a published setting.
+    """Return a radius as a user writes it: a number, a fraction, or the name of a setting.
 
     Raises:
         InputError: it is neither, or negative, infinite or not a number.
@@ -99,10 +104,11 @@ def parse_epsilon(text: str) -> float:
     if text in NAMED_EPSILONS:
         return NAMED_EPSILONS[text]
     try:
-        epsilon = float(text)
-    except ValueError:
+        number, slash, divisor = text.partition("/")
+        epsilon = float(number) / (float(divisor) if slash else 1)
+    except (ValueError, ZeroDivisionError):
         raise InputError(
-            f"--epsilon {text!r}: give a radius in [0, 1] pixel units or one of: "
+            f"--epsilon {text!r}: give a radius in [0, 1] pixel units, such as 0.25 or 8/255, or: "
             f"{', '.join(NAMED_EPSILONS)}."
         ) from None
     check_epsilon(epsilon)

@@ -6,8 +6,8 @@ Notable choices:
 - Labels of the module count from 1, as torchvision's do; everything here counts from 0.
 - `mislabel`, `vanish` and `fabricate` look at the detections that the model returns as it is
   evaluated; only their scores have a gradient.
-- The losses exist in training mode only. The modules are then in training mode, except those that
-  would behave differently on the same image: normalisation and dropout.
+- The losses exist in training mode only. The modules are then in training mode, except layers,
+  which would behave differently on the same image: normalisation, dropout, random resizing.
 - Images pass one by one, so that no image depends on its companions.
 - Faster R-CNN samples proposals at random in training; the sampling is seeded alike for every call.
 - The model's own resizing is part of the model: epsilon counts in the pixels that are given to it.
@@ -32,7 +32,7 @@ from lipdet.config import DIGIT_CROP
 from lipdet.detector.forward import frozen
 from lipdet.detector.matching import pad_targets
 from lipdet.errors import InputError
-from lipdet.types import Canvas, Detections, Framing, Target
+from lipdet.types import Canvas, Detections, Framing, Target, ignored_of
 
 # Words in the names of torchvision's losses; `multibox` is the sum of all.
 LOSSES = {
@@ -109,7 +109,7 @@ class ForeignDetector:
         def of(targets: Sequence[Target]) -> Objective:
             [one] = targets
             boxes, labels = one["boxes"].to(self.device), one["labels"].to(self.device)
-            target = Target(boxes=boxes, labels=labels + 1)
+            target = Target(boxes=boxes, labels=labels + 1, ignored=ignored_of(one))
             if on_predictions:
                 return lambda batch, _: _value(self.module, batch, target, on_predictions)
             return lambda batch, _: _loss(self.module, batch, target, LOSSES[objective])
@@ -132,6 +132,18 @@ class ForeignDetector:
             raise InputError(
                 f"The module returned labels from {labels.min()} to {labels.max()}; with {classes} "
                 "classes they must lie between 1 and that number."
+            )
+        if not ((scores >= 0) & (scores <= 1)).all():
+            raise InputError("The module returned scores that are not in [0, 1]; return shares.")
+        if not (boxes.isfinite().all() and (boxes[:, 2:] >= boxes[:, :2]).all()):
+            raise InputError(
+                "The module returned boxes that are infinite or turned round; return x1, y1, x2, y2"
+                " with x1 ≤ x2 and y1 ≤ y2."
+            )
+        if len(boxes) and 0 < boxes.max() <= 1:
+            raise InputError(
+                "The module returned boxes within the first pixel; return x1, y1, x2, y2 in pixels "
+                "of the picture, not shares of it."
             )
         order = scores.argsort(descending=True, stable=True)
         return Detections(
@@ -203,17 +215,41 @@ def _loss(model: nn.Module, image: Tensor, target: Target, words: Sequence[str])
     """Sum (1,) the losses of one image (1, 3, H, W) whose names contain one of the words."""
     with torch.random.fork_rng():
         torch.manual_seed(0)
-        losses: dict[str, Tensor] = model(list(image), [dict(target)])
+        objects = {"boxes": target["boxes"], "labels": target["labels"]}
+        try:
+            losses: dict[str, Tensor] = model(list(image), [objects])
+        except KeyError as error:
+            raise InputError(
+                f"The module's losses need {error} of the objects, and there are boxes and classes "
+                f"only; choose one of the objectives {', '.join(ON_PREDICTIONS)}."
+            ) from None
     chosen = [loss for name, loss in losses.items() if any(word in name for word in words)]
     return torch.stack(chosen).sum().view(1)
 
 
 @contextmanager
 def _computing_losses(model: nn.Module) -> Iterator[None]:
+    """Let a model compute losses of what it computes in eval mode; it is as before afterwards.
+
+    In training mode are the parts that put layers together, not the layers: these would normalise
+    by the picture's own statistics, drop, or resize at random.
+    """
+    buffers = {name: buffer.clone() for name, buffer in model.named_buffers()}
     with frozen(model):
         for module in model.modules():
-            statistics = isinstance(
-                module, nn.modules.batchnorm._BatchNorm | nn.modules.dropout._DropoutNd
-            )
-            module.training = not statistics
-        yield
+            module.training = module is model or not _is_layer(module)
+        try:
+            yield
+        finally:
+            with torch.no_grad():
+                for name, buffer in model.named_buffers():
+                    buffer.copy_(buffers[name])
+
+
+def _is_layer(module: nn.Module) -> bool:
+    """Return whether a module is a layer of torch's or torchvision's, or made of one."""
+    if isinstance(module, nn.modules.batchnorm._NormBase | nn.modules.dropout._DropoutNd):
+        return True
+    package, *_ = type(module).__module__.split(".")
+    made_of_parts = any(True for _ in module.children())
+    return package == "torch" or (package == "torchvision" and not made_of_parts)

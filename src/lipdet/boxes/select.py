@@ -18,7 +18,7 @@ from torchvision.ops import nms
 
 from lipdet.boxes.coding import BoxCoding
 from lipdet.boxes.scores import Scores
-from lipdet.types import Canvas, Detections, RawOutput, Target
+from lipdet.types import Canvas, Detections, Objects, RawOutput
 
 # Of the reference experiment.
 NMS_IOU = 0.3
@@ -145,6 +145,6 @@ def covered_share(boxes: Tensor) -> Tensor:
     return shared / torch.minimum(areas[:, None], areas).clamp(min=1e-9)
 
 
-def left_to_right(shown: Detections | Target) -> Tensor:
+def left_to_right(shown: Objects) -> Tensor:
     """Return the labels (N,) in the order of the left edges of their boxes."""
     return shown["labels"][shown["boxes"][:, 0].argsort(stable=True)]

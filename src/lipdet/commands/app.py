@@ -28,20 +28,23 @@ def parser() -> Parser:
     return parser
 
 
-def run(detectors: Sequence[str] = (), host: str = "127.0.0.1", port: int = 7860) -> None:
+def run(
+    detectors: Sequence[str] = (), host: str = "127.0.0.1", port: int = 7860, root_path: str = ""
+) -> None:
     """Serve the page until interrupted.
 
     Args:
         detectors: DETECTORs.
         host: address to listen on; others than 127.0.0.1 let other machines in.
         port: to listen on; 0 takes any free one.
+        root_path: path under which a proxy serves the page, such as /lipdet.
     """
     if not 0 <= port <= 65_535:
         raise InputError(f"--port must lie between 0 and 65535, not {port}.")
     # Visitors share the cores; networks this small gain nothing from several.
     torch.set_num_threads(1)
     exhibits = load_exhibits(list(detectors) or sorted(packaged_names(), key=_order))
-    with serving(exhibits, host, port) as address, bounding(exhibits):
+    with serving(exhibits, host, port, root_path) as address, bounding(exhibits):
         print(f"The page is at {address} (Ctrl-C ends it)", flush=True)
         threading.Event().wait()
 

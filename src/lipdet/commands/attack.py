@@ -25,6 +25,7 @@ from lipdet.commands.options import (
     picture_files,
     verb_parser,
 )
+from lipdet.files import write_complete, write_picture
 from lipdet.images.crop import cut, full_region
 from lipdet.images.source import load_rgb
 from lipdet.progress import progress_bar
@@ -98,7 +99,7 @@ def run(
         both = (before.detections[index], after.detections[index])
         found = [named(one, names) for one in both]
         images_of = (before.images[index], after.images[index])
-        _panel(*images_of, found, names).save(out / f"{stem}.png")
+        write_picture(out / f"{stem}.png", _panel(*images_of, found, names))
         clean_there, attacked_there = (
             as_rows(named(in_picture(one, region, canvas, photograph.size), names)) for one in both
         )
@@ -128,7 +129,7 @@ def run(
         "versions": versions(),
         "pictures": entries,
     }
-    (out / "attack.json").write_text(as_json(result) + "\n")
+    write_complete(out / "attack.json", as_json(result) + "\n")
     print(f"Panels and attack.json: {out} (ε = {radius:g}: {canvas.in_grey_levels(radius, norm)})")
 
 

@@ -25,6 +25,7 @@ from lipdet.commands.options import (
     verb_parser,
 )
 from lipdet.errors import InputError
+from lipdet.files import write_complete, write_picture
 from lipdet.images.source import load_rgb
 from lipdet.reading import certified, look, regions_of, shown_above, tallied
 from lipdet.reading.detections import radii_explained, with_radius
@@ -104,7 +105,7 @@ def run(
     check_no_input((out / name for name in overlays), images)
     out.mkdir(parents=True, exist_ok=True)
     for name, overlay in overlays.items():
-        overlay.save(out / name)
+        write_picture(out / name, overlay)
     result = {
         "weights": loaded.name,
         "canvas": list(canvas),
@@ -113,7 +114,7 @@ def run(
         "rounding": verifier.rounding_known,
         "pictures": entries,
     }
-    (out / "certificates.json").write_text(as_json(result) + "\n")
+    write_complete(out / "certificates.json", as_json(result) + "\n")
     print(
         f"Overlays and certificates.json: {out} ({radii_explained(canvas)}; rounding "
         f"{verifier.rounding_known})"

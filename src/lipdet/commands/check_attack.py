@@ -22,6 +22,8 @@ from lipdet.commands.options import (
 from lipdet.errors import InputError
 from lipdet.evaluate.attack_checks import judge
 from lipdet.evaluate.attack_curves import measure_attack
+from lipdet.evaluate.run import in_classes_of
+from lipdet.files import write_complete
 from lipdet.images.spec import open_data
 from lipdet.report.attack_checks import checks_table, plot_checks
 from lipdet.versions import versions
@@ -85,7 +87,7 @@ def run(
             f"{transfer} takes {other.framing} and {detector} {loaded.framing}; an attack can only "
             "be transferred at one size."
         )
-    pack = open_data(data, "test", loaded.framing, seed).head(limit)
+    pack = in_classes_of(loaded, open_data(data, "test", loaded.framing, seed).head(limit))
     report = judge(measure_attack(loaded.detector, pack, settings, other))
     if plot is not None:
         plot_checks(report, plot)
@@ -107,5 +109,5 @@ def run(
         print(as_json(result))
         return
     if json is not None:
-        json.write_text(as_json(result) + "\n")
+        write_complete(json, as_json(result) + "\n")
     Console().print(checks_table(loaded.name, report))

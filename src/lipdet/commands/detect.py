@@ -20,6 +20,7 @@ from lipdet.commands.options import (
 )
 from lipdet.detector.forward import Network
 from lipdet.export.runtime import load_onnx
+from lipdet.files import write_complete, write_picture
 from lipdet.images.source import load_rgb
 from lipdet.progress import track
 from lipdet.reading import Reading, certified_reading, known_verifier, read, shown_above
@@ -71,7 +72,7 @@ def run(
     verifier = known_verifier(model, selection)
     entries = []
     for path, stem, (image, reading) in zip(images, stems, readings, strict=True):
-        draw_classes(image, reading.detections, names).save(out / f"{stem}.png")
+        write_picture(out / f"{stem}.png", draw_classes(image, reading.detections, names))
         known = certified_reading(reading, verifier) if verifier else reading
         entries.append({"image": str(path), **known.as_dict()})
         print(f"{path}: {_words(known, canvas)}")
@@ -81,7 +82,7 @@ def run(
         "score": score,
         "pictures": entries,
     }
-    (out / "detections.json").write_text(as_json(result) + "\n")
+    write_complete(out / "detections.json", as_json(result) + "\n")
     print(f"Overlays and detections.json: {out} ({radii_explained(canvas)})")
 
 

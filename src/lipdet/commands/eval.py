@@ -27,6 +27,7 @@ from lipdet.commands.options import (
 from lipdet.errors import InputError
 from lipdet.evaluate.attacked import Campaign
 from lipdet.evaluate.together import evaluate_together
+from lipdet.files import write_complete
 from lipdet.images.spec import open_data
 from lipdet.report.certificate import (
     certified_classes_table,
@@ -125,7 +126,7 @@ def run(
         print(as_json(result))
         return
     if json is not None:
-        json.write_text(as_json(result) + "\n")
+        write_complete(json, as_json(result) + "\n")
     console = Console()
     console.print(results_table([result]))
     console.print(classes_table(result))

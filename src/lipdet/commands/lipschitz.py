@@ -20,6 +20,7 @@ from lipdet.commands.options import (
     verb_parser,
 )
 from lipdet.errors import InputError
+from lipdet.files import write_complete
 from lipdet.images.spec import open_data
 from lipdet.report.audit import audit_json, audit_module, audit_sentence, audit_table
 from lipdet.report.lipschitz import bounds_table, plot_profile, profile_json, profile_table
@@ -90,7 +91,7 @@ def run(
         print(as_json(profile_json(loaded.name, pack, rows, bounds)))
         return
     if json is not None:
-        json.write_text(as_json(profile_json(loaded.name, pack, rows, bounds)) + "\n")
+        write_complete(json, as_json(profile_json(loaded.name, pack, rows, bounds)) + "\n")
     console = Console()
     console.print(profile_table(loaded.name, rows))
     console.print(bounds_table(bounds))
@@ -109,6 +110,6 @@ def _audit(spec: str, image_size: Canvas | None, file: Path | None) -> None:
         print(text)
         return
     if file is not None:
-        file.write_text(text + "\n")
+        write_complete(file, text + "\n")
     print(audit_sentence(spec, found))
     Console().print(audit_table(found))

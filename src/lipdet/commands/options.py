@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import argparse
 import json
+import re
 import sys
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -38,8 +40,25 @@ class Parser(ArgumentParser):
 
     def error(self, message: str, ex: Exception | None = None) -> NoReturn:
         """Print the sentence on stderr and exit with status 2."""
-        program = self.prog.replace("[options] ", "")
-        fail(f"{' '.join(message.split())} (see `{program} --help`)", 2)
+        words, verbs = " ".join(message.split()), ""
+        for key in re.findall(r"(?:required: |, |Parser key \")((?:[a-z][\w-]*\.)+\w+)", words):
+            verbs, typed = self._typed(key)
+            words = re.sub(rf"(?<![\w.]){re.escape(key)}(?![\w.])", typed, words)
+        words = re.sub(r"Parser key \"(?:--)?([\w<> ]+)\"", r"--\1", words)
+        program = self.prog.replace("[options] ", "") + verbs
+        fail(f"{words} (see `{program} --help`)", 2)
+
+    def _typed(self, key: str) -> tuple[str, str]:
+        """Return the verbs of a key such as `data.prepare.out`, and the rest as it is typed."""
+        parser: argparse.ArgumentParser = self
+        *verbs, name = key.split(".")
+        for verb in verbs:
+            [subcommands] = [
+                one for one in parser._actions if isinstance(one, argparse._SubParsersAction)
+            ]
+            parser = subcommands.choices[verb]
+        flags = [one.option_strings for one in parser._actions if one.dest == name]
+        return "".join(f" {verb}" for verb in verbs), flags[0][-1] if any(flags) else f"<{name}>"
 
 
 def verb_parser(summary: str, example: str) -> Parser:

@@ -90,7 +90,7 @@ def run(
     build_detector(detector)
     specs = tuple(data), tuple(weights), tuple(validation)
     job = Job(preset, detector, train_config(settings), *specs)
-    if distributed.rank() == 0 and resume and (out / JOB).exists():
+    if distributed.rank() == 0 and resume:
         job = _resumed(job, load_job(out), out)
     best = train(distributed.of_first(job), out, resume)
     print(f"Weights: {best}\nEvaluate them: lipdet eval {out} --data SPEC")
@@ -112,7 +112,7 @@ def _resumed(asked: Job, stored: Job, out: Path) -> Job:
     asked_for = replace(asked.with_detector(**found), train=replace(asked.train, **given))
     if asked_for != stored and asked != nothing_asked:
         raise InputError(
-            f"{out} was started with other options; leave them out (its {JOB} holds them), or "
-            "choose another --out."
+            f"{out} was started with other options; leave them out (its {JOB} holds them). To go "
+            f"on from its weights with others, choose another --out and --start_from {out}."
         )
     return stored

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from lipdet.boxes import SigmoidScores
 from lipdet.boxes.coding import corners
-from lipdet.detector.matching import POSITIVE_IOU, PaddedTargets, match
+from lipdet.detector.matching import POSITIVE_IOU, PaddedTargets, match, no_negatives
 from lipdet.detector.ssd import SSD, Head
 
 LARGEST_SHIFT = 16.0
@@ -36,18 +36,18 @@ def calibrated(
     Args:
         detector: in eval mode.
         batches: images (B, 3, S, S) and their objects, held out from training.
-        near_iou: as in training; a box near an object does not count for the object's class.
+        near_iou: as in training; a box near an object, or in an ignored area, does not count for
+            that class.
     """
     shifted = copy.deepcopy(detector)
     if isinstance(detector.scores, SigmoidScores):
         logits, positives = [], 0
         for images, targets in batches:
             found = detector(images).logits.double()
-            matches = match(corners(detector.default_boxes), targets, near_iou)
-            labels = targets.labels.gather(1, matches.objects)
-            columns = torch.arange(found.shape[-1], device=found.device)
-            near = matches.near.unsqueeze(-1) & (columns == labels.unsqueeze(-1))
-            logits.append(found[~near])
+            boxes = corners(detector.default_boxes)
+            matches = match(boxes, targets, near_iou)
+            open_ = no_negatives(boxes, targets, matches, found.shape[-1])
+            logits.append(found[~open_ | matches.positive.unsqueeze(-1)])
             positives += int(matches.positive.sum())
         shift = calibration_shift(torch.cat(logits), positives, detector.scores.temperature)
         for head in shifted.heads:

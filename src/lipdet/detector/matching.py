@@ -8,9 +8,11 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from lipdet.types import Target
+from lipdet.types import Objects, Target, ignored_of
 
 POSITIVE_IOU = 0.5
+# From which share inside on a box lies in an ignored area, as at COCO's lowest threshold.
+IGNORED_SHARE = 0.5
 
 
 class PaddedTargets(NamedTuple):
@@ -20,11 +22,15 @@ class PaddedTargets(NamedTuple):
         boxes: (B, M, 4) float32 xyxy pixels.
         labels: (B, M) int64.
         valid: (B, M) bool; the rest is padding.
+        ignored_boxes: (B, J, 4) areas that are not judged, J ≥ 0; padding has no area.
+        ignored_labels: (B, J) int64, of which class.
     """
 
     boxes: Tensor
     labels: Tensor
     valid: Tensor
+    ignored_boxes: Tensor
+    ignored_labels: Tensor
 
     def to(self, device: torch.device) -> PaddedTargets:
         """Return the same targets on another device."""
@@ -33,8 +39,17 @@ class PaddedTargets(NamedTuple):
 
 def pad_targets(targets: Sequence[Target]) -> PaddedTargets:
     """Stack per-image targets, padding with invalid unit boxes."""
-    most = max([1, *(len(target["labels"]) for target in targets)])
-    boxes = torch.tensor([0.0, 0.0, 1.0, 1.0]).repeat(len(targets), most, 1)
+    boxes, labels, valid = _padded(targets, torch.tensor([0.0, 0.0, 1.0, 1.0]), least=1)
+    areas, of_class, _ = _padded([ignored_of(one) for one in targets], torch.zeros(4), least=0)
+    return PaddedTargets(boxes, labels, valid, areas, of_class)
+
+
+def _padded(
+    targets: Sequence[Objects], padding: Tensor, least: int
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Return boxes (B, M, 4), labels (B, M) and which are there (B, M), M ≥ least."""
+    most = max([least, *(len(target["labels"]) for target in targets)])
+    boxes = padding.repeat(len(targets), most, 1)
     labels = torch.zeros(len(targets), most, dtype=torch.int64)
     valid = torch.zeros(len(targets), most, dtype=torch.bool)
     for row, target in enumerate(targets):
@@ -42,7 +57,7 @@ def pad_targets(targets: Sequence[Target]) -> PaddedTargets:
         boxes[row, :count] = target["boxes"]
         labels[row, :count] = target["labels"]
         valid[row, :count] = True
-    return PaddedTargets(boxes, labels, valid)
+    return boxes, labels, valid
 
 
 class Matches(NamedTuple):
@@ -85,6 +100,34 @@ def match(
     objects = claimed.where(claimed >= 0, objects)
     positive = positive | (claimed >= 0)
     return Matches(positive, objects, (best_overlap >= near_iou) & ~positive)
+
+
+def no_negatives(
+    default_corners: Tensor, targets: PaddedTargets, matches: Matches, classes: int
+) -> Tensor:
+    """Return of which classes default boxes (A, 4) may be one or not, (B, A, classes) bool.
+
+    Those near an object, of its class; those in an ignored area, of the area's.
+    """
+    columns = torch.arange(classes, device=default_corners.device)
+    labels = targets.labels.gather(1, matches.objects).masked_fill(~matches.near, -1)
+    result = labels.unsqueeze(-1) == columns
+    inside = share_inside(default_corners, targets.ignored_boxes) >= IGNORED_SHARE
+    for area, label in zip(inside.unbind(2), targets.ignored_labels.unbind(1), strict=True):
+        result |= area.unsqueeze(-1) & (label[:, None, None] == columns)
+    return result
+
+
+def share_inside(boxes: Tensor, areas: Tensor) -> Tensor:
+    """Return which share of boxes (…, A, 4) lies in each of the areas (…, J, 4), (…, A, J).
+
+    It is COCO's overlap of a detection with a crowd.
+    """
+    first = torch.maximum(boxes[..., :, None, :2], areas[..., None, :, :2])
+    last = torch.minimum(boxes[..., :, None, 2:], areas[..., None, :, 2:])
+    inside = (last - first).clamp(min=0).prod(dim=-1)
+    size = (boxes[..., 2:] - boxes[..., :2]).clamp(min=0).prod(dim=-1)
+    return inside / size.unsqueeze(-1).clamp(min=torch.finfo(boxes.dtype).tiny)
 
 
 def pairwise_iou(default_corners: Tensor, boxes: Tensor) -> Tensor:

@@ -11,7 +11,7 @@ from torch.nn import functional
 
 from lipdet.boxes import Decoder, Scores, SigmoidScores, SoftmaxScores
 from lipdet.boxes.coding import corners
-from lipdet.detector.matching import POSITIVE_IOU, Matches, PaddedTargets, match
+from lipdet.detector.matching import POSITIVE_IOU, Matches, PaddedTargets, match, no_negatives
 from lipdet.types import RawOutput
 
 NEGATIVES_PER_POSITIVE = 3
@@ -47,7 +47,8 @@ def multibox_loss(
     """SSD loss (Liu et al., 2016, §2.2), in float32 whatever the precision of `raw`.
 
     Per image the negatives with the highest loss are kept, three per positive; an image without
-    objects keeps three, so that it teaches what background is. A default box near an object is no
+    objects keeps three, so that it teaches what background is. A default box of which half or more
+    lies in an ignored area is no negative of the area's class. A default box near an object is no
     negative of the object's class, and learns to find its box: a logit that cannot change steeply
     from one default box to the next would spend its margin there, and a near box that does score
     high must not take a good one's place in NMS.
@@ -70,7 +71,7 @@ def multibox_loss(
         labels.masked_fill(~positive, BACKGROUND),
         decoder.scores,
         margin,
-        labels.masked_fill(~matches.near, BACKGROUND),
+        no_negatives(corners(default_boxes), targets, matches, raw.logits.shape[-1]),
     )
     positives = positive.sum(dim=1, keepdim=True)
     negatives = NEGATIVES_PER_POSITIVE * positives.clamp(min=1)
@@ -101,7 +102,7 @@ def classification_loss(
     wanted_labels: Tensor,
     scores: Scores,
     margin: float = 0.0,
-    ignored_labels: Tensor | None = None,
+    ignored: Tensor | None = None,
 ) -> Tensor:
     """Cross-entropy of each default box: of the softmax, or summed over one-vs-all sigmoids.
 
@@ -110,8 +111,8 @@ def classification_loss(
         wanted_labels: (B, A) int64 classes, BACKGROUND where there is no object.
         scores: how logits become scores.
         margin: as in `multibox_loss`.
-        ignored_labels: (B, A) int64 classes of which a default box may be one or not, BACKGROUND
-            where there is none. Of a softmax, such a box does not count at all.
+        ignored: (B, A, K) bool, classes from 0 of which a default box may be one or not, unless
+            it is wanted there. Of a softmax, such a box does not count at all.
 
     Returns:
         (B, A).
@@ -123,11 +124,13 @@ def classification_loss(
     worst = torch.where(wanted, logits - margin, logits + margin)
     if softmax:
         entropy = functional.cross_entropy(worst.mT, wanted_labels + 1, reduction="none")
-        return entropy if ignored_labels is None else entropy * (ignored_labels == BACKGROUND)
+        if ignored is None:
+            return entropy
+        return entropy * ~(ignored.any(dim=-1) & (wanted_labels == BACKGROUND))
     log_odds = scores.log_odds(worst)
     entropy = functional.softplus(torch.where(wanted, -log_odds, log_odds))
-    if ignored_labels is not None:
-        entropy = entropy * (columns != ignored_labels.unsqueeze(-1))
+    if ignored is not None:
+        entropy = entropy * ~(ignored & ~wanted)
     return entropy.sum(dim=-1)
 
 

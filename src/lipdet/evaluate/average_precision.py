@@ -85,7 +85,8 @@ def matched_scores(
     # Pairs "detection_object" of numbers that count from 1, in the order given.
     for pair in evaluation.eval["matched"]:
         detection, annotation = (int(part) for part in pair.split("_"))
-        scores[annotation - 1] = results[detection - 1]["score"]
+        if annotation <= len(scores):  # ignored areas follow
+            scores[annotation - 1] = results[detection - 1]["score"]
     return list(torch.split(scores, counts))
 
 

@@ -18,7 +18,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from lipdet.attack.damage import true_positives
+from lipdet.attack.damage import judged, true_positives
 from lipdet.types import Detections, Target
 
 SAMPLES = 200
@@ -99,7 +99,14 @@ def ranked(
     image = np.repeat(np.arange(len(hits)), [len(one) for one in hits])
     labels = torch.cat([found["labels"] for found in detections]).numpy()
     scores = torch.cat([found["scores"] for found in detections]).numpy()
+    counts = torch.cat(
+        [
+            hit | judged(found, target)
+            for hit, found, target in zip(hits, detections, targets, strict=True)
+        ]
+    )
     order = np.argsort(-scores, kind="stable")
+    order = order[counts.numpy()[order]]
     rankings = []
     for label in range(classes):
         mine = order[labels[order] == label]

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import numpy as np
 import torch
 
-from lipdet.attack.damage import true_positives
+from lipdet.attack.damage import judged, true_positives
 from lipdet.types import Detections, Target
 
 
@@ -34,4 +34,5 @@ def false_positives_per_image(
     if not objects or not len(reached):
         return None
     passing = scores >= scores[order][reached[0]]
-    return float((passing & ~hits).sum()) / len(targets)
+    false = ~hits & torch.cat([*map(judged, detections, targets)]).numpy()
+    return float((passing & false).sum()) / len(targets)

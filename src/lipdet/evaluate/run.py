@@ -19,7 +19,7 @@ from lipdet.evaluate.average_precision import average_precision
 from lipdet.evaluate.certified import certified_results
 from lipdet.evaluate.chunks import Pass, State, detecting_pass, in_order
 from lipdet.images.pack import Pack
-from lipdet.progress import track
+from lipdet.progress import console, track
 from lipdet.results import EvaluationResult
 from lipdet.types import Detections
 from lipdet.versions import versions
@@ -47,8 +47,9 @@ def evaluate(
         The json object that docs/json.md describes; AP values are fractions.
 
     Raises:
-        InputError: the pack's classes are not the detector's, or it cannot be certified.
+        InputError: the pack has classes that the detector has not, or it cannot be certified.
     """
+    pack = in_classes_of(loaded, pack)
     detector = detector_for(loaded, pack)
     if not pack.describe()["objects"]:
         raise InputError(f"{pack.name} has no objects, so there is no AP.")
@@ -71,17 +72,22 @@ def evaluate(
     }
 
 
-def detector_for(loaded: AnyDetector, pack: Pack) -> SSD | ForeignDetector:
-    """Return what looks at the pictures; one that does not name its classes has theirs.
+def in_classes_of(loaded: AnyDetector, pack: Pack) -> Pack:
+    """Return pictures with the detector's labels, by the names of the classes.
 
     Raises:
         InputError: the pictures have other classes.
     """
-    if loaded.class_names is not None and pack.class_names != loaded.class_names:
-        raise InputError(
-            f"{pack.name} has the classes {', '.join(pack.class_names)}; "
-            f"{loaded.name} detects {', '.join(loaded.class_names)}."
-        )
+    if loaded.class_names is None:
+        return pack
+    renamed = pack.in_classes(loaded.class_names)
+    if missing := [name for name in loaded.class_names if name not in pack.class_names]:
+        console.log(f"{pack.name} does not have the classes {', '.join(missing)}.", markup=False)
+    return renamed
+
+
+def detector_for(loaded: AnyDetector, pack: Pack) -> SSD | ForeignDetector:
+    """Return what looks at the pictures; one that does not name its classes has theirs."""
     if isinstance(loaded, LoadedDetector):
         return loaded.detector
     return replace(loaded, class_names=pack.class_names)

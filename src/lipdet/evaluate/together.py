@@ -21,7 +21,7 @@ from lipdet.errors import InputError
 from lipdet.evaluate.attacked import Campaign, attack_passes
 from lipdet.evaluate.certified import certificate_pass
 from lipdet.evaluate.chunks import State, code, weights_hash
-from lipdet.evaluate.run import clean_pass, detector_for, evaluate
+from lipdet.evaluate.run import clean_pass, evaluate, in_classes_of
 from lipdet.images.pack import Pack
 from lipdet.results import EvaluationResult
 
@@ -54,7 +54,7 @@ def evaluate_together(
             "out --processes, or torchrun."
         )
     started = time.monotonic()
-    detector_for(loaded, pack)
+    pack = in_classes_of(loaded, pack)
     distributed.check_same("The pictures", pack.hash)
     distributed.check_same("The versions", code())
     with _shared(state) as folder:

@@ -30,12 +30,13 @@ from torch import Tensor
 
 from lipdet.boxes import Selection
 from lipdet.boxes.scores import logit
-from lipdet.checkpoint import LoadedDetector, write_complete
+from lipdet.checkpoint import LoadedDetector
 from lipdet.detector import SSD
 from lipdet.export.metadata import KEY, describe
 from lipdet.export.runtime import OnnxNetwork
 from lipdet.export.torch_file import RAW, SCORED, output_names, traced
 from lipdet.export.verify import check, compare, compare_certificates, same_detections
+from lipdet.files import write_complete
 
 # Pictures whose certificates are compared, which takes longer than their outputs.
 CERTIFIED = 20

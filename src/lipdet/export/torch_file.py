@@ -14,10 +14,11 @@ import torch
 from torch import Tensor, nn
 from torch.export import Dim, ExportedProgram
 
-from lipdet.checkpoint import LoadedDetector, write_complete
+from lipdet.checkpoint import LoadedDetector
 from lipdet.detector import SSD
 from lipdet.export.metadata import KEY, describe
 from lipdet.export.verify import check, compare
+from lipdet.files import write_complete
 from lipdet.layers import fold
 from lipdet.types import RawOutput
 

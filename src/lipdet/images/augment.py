@@ -11,14 +11,14 @@ Notable choices:
 from __future__ import annotations
 
 import math
-from collections.abc import Collection, Sequence
+from collections.abc import Callable, Collection, Sequence
 
 import torch
 from torch import Tensor
 from torch.nn import functional
 
 from lipdet.config import Change
-from lipdet.types import Target
+from lipdet.types import Objects, Target, ignored_of
 
 BRIGHTNESS = 0.2
 CONTRAST = (0.6, 1.4)
@@ -123,8 +123,9 @@ def _enlarged(
     left, top = round(place[0] * (width - columns)), round(place[1] * (height - rows))
     part = image[:, top : top + rows, left : left + columns]
     sides = torch.tensor([width / columns, height / rows] * 2)
-    boxes = (target["boxes"] - torch.tensor([left, top] * 2)) * sides
-    return _resized(part[None], height, width)[0], _inside(boxes, target["labels"], height, width)
+    origin = torch.tensor([left, top] * 2)
+    objects = _placed([target], lambda boxes, _: (boxes - origin) * sides, height, width)
+    return _resized(part[None], height, width)[0], objects
 
 
 def _reduced(
@@ -151,17 +152,20 @@ def _reduced(
     chosen = [(index + number - own) % len(images) for number in range(len(corners))]
     small = _resized(images[chosen], rows, columns)
     canvas = images.new_empty(images.shape[1:])
-    boxes, sides = [], torch.tensor([columns / width, rows / height] * 2)
-    for (x, y), source, tile in zip(corners, chosen, small, strict=True):
+    sides = torch.tensor([columns / width, rows / height] * 2)
+    for (x, y), tile in zip(corners, small, strict=True):
         part = tile[:, max(-y, 0) : height - y, max(-x, 0) : width - x]
         canvas[:, max(y, 0) : y + rows, max(x, 0) : x + columns] = part
-        boxes.append(targets[source]["boxes"] * sides + torch.tensor([x, y] * 2))
-    labels = torch.cat([targets[source]["labels"] for source in chosen])
-    return canvas, _inside(torch.cat(boxes), labels, height, width)
+
+    def move(boxes: Tensor, number: int) -> Tensor:
+        return boxes * sides + torch.tensor(corners[number] * 2)
+
+    return canvas, _placed([targets[source] for source in chosen], move, height, width)
 
 
 def _resized(images: Tensor, height: int, width: int) -> Tensor:
-    return functional.interpolate(images, (height, width), mode="bilinear", antialias=True)
+    resized = functional.interpolate(images, (height, width), mode="bilinear", antialias=True)
+    return resized.clamp(0, 1)  # rounding may go a little beyond
 
 
 def _turned(target: Target, sides: Sequence[int], quarters: int) -> Target:
@@ -176,14 +180,30 @@ def _turned(target: Target, sides: Sequence[int], quarters: int) -> Target:
 
 
 def _mirrored(target: Target, width: int) -> Target:
-    left, top, right, bottom = target["boxes"].unbind(1)
-    boxes = torch.stack([width - right, top, width - left, bottom], dim=1)
-    return Target(boxes=boxes, labels=target["labels"])
+    def mirrored(of: Objects) -> Objects:
+        left, top, right, bottom = of["boxes"].unbind(1)
+        boxes = torch.stack([width - right, top, width - left, bottom], dim=1)
+        return Objects(boxes=boxes, labels=of["labels"])
+
+    return Target(**mirrored(target), ignored=mirrored(ignored_of(target)))
 
 
-def _inside(boxes: Tensor, labels: Tensor, height: int, width: int) -> Target:
-    """Return objects of which enough lies inside, clipped."""
+def _placed(
+    targets: Sequence[Target], move: Callable[[Tensor, int], Tensor], height: int, width: int
+) -> Target:
+    """Return the objects of several pictures on one canvas, where `move` puts the boxes of each."""
+
+    def together(every: Sequence[Objects], least: float) -> Objects:
+        boxes = torch.cat([move(one["boxes"], number) for number, one in enumerate(every)])
+        return _inside(boxes, torch.cat([one["labels"] for one in every]), height, width, least)
+
+    objects = together(targets, LEAST_LEFT)
+    return Target(**objects, ignored=together([ignored_of(one) for one in targets], 0))
+
+
+def _inside(boxes: Tensor, labels: Tensor, height: int, width: int, least: float) -> Objects:
+    """Return boxes of which some area, and at least this share, lies inside, clipped."""
     inside = boxes.clamp(min=0).minimum(boxes.new_tensor([width, height] * 2))
     left = (inside[:, 2:] - inside[:, :2]).clamp(min=0).prod(dim=1)
-    kept = left >= LEAST_LEFT * (boxes[:, 2:] - boxes[:, :2]).prod(dim=1)
-    return Target(boxes=inside[kept], labels=labels[kept])
+    kept = (left > 0) & (left >= least * (boxes[:, 2:] - boxes[:, :2]).prod(dim=1))
+    return Objects(boxes=inside[kept], labels=labels[kept])

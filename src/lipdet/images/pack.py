@@ -6,6 +6,8 @@ A pack is a folder with
     labels.npy    (M,) int64
     starts.npy    (N + 1,) int64: picture i owns boxes starts[i] to starts[i + 1]
     pictures.npy  (N,) int64: crops of the same photograph share a number
+    ignored.npy   (K, 6) float64: areas of pictures in which what is found of a class is not judged:
+                  number of the picture, class, box; by picture. Only where there are any
     meta.json     name, class names, how it was made, what was skipped, SHA-256 of the arrays
 Reading maps the arrays; nothing is decoded, so that loading never holds up training.
 """
@@ -14,11 +16,12 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import shutil
 import tempfile
 import tokenize
 from collections.abc import Iterable, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -28,11 +31,13 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from lipdet.errors import InputError
+from lipdet.files import check_space, write_complete
 from lipdet.images.source import Skipped
 from lipdet.results import DataSummary
-from lipdet.types import Canvas, Target
+from lipdet.types import Canvas, Objects, Target
 
 ARRAYS = ("images", "boxes", "labels", "starts", "pictures")
+IGNORED = "ignored"
 
 
 class PackedPicture(NamedTuple):
@@ -43,12 +48,14 @@ class PackedPicture(NamedTuple):
         boxes: (n, 4) float32 xyxy pixels of `image`.
         labels: (n,) int64.
         picture: number of the photograph it was cut from.
+        ignored: (k, 5) class and box of areas that are not judged.
     """
 
     image: NDArray[np.uint8]
     boxes: NDArray[np.float32]
     labels: NDArray[np.int64]
     picture: int
+    ignored: NDArray[np.float64] = np.zeros((0, 5))
 
 
 @dataclass(frozen=True)
@@ -62,6 +69,7 @@ class Pack:
     starts: NDArray[np.int64]
     pictures: NDArray[np.int64]
     meta: dict[str, Any]
+    ignored: NDArray[np.float64] = field(default_factory=lambda: np.zeros((0, 6)))
 
     def __len__(self) -> int:
         return len(self.images)
@@ -99,10 +107,16 @@ class Pack:
     def target(self, index: int) -> Target:
         """Return the objects of one picture."""
         own = slice(self.starts[index], self.starts[index + 1])
-        return Target(
+        target = Target(
             boxes=torch.from_numpy(self.boxes[own].copy()),
             labels=torch.from_numpy(self.labels[own].copy()),
         )
+        if len(areas := self.ignored[self.ignored[:, 0] == index]):
+            target["ignored"] = Objects(
+                boxes=torch.from_numpy(areas[:, 2:].astype(np.float32)),
+                labels=torch.from_numpy(areas[:, 1].astype(np.int64)),
+            )
+        return target
 
     def pixels(self, indices: Sequence[int]) -> Tensor:
         """Return pictures as a batch (B, 3, S, S) float32 in [0, 1]."""
@@ -111,7 +125,7 @@ class Pack:
 
     def describe(self) -> DataSummary:
         """Return what a result says about its data."""
-        return {
+        summary: DataSummary = {
             "name": self.name,
             "canvas": list(self.canvas),
             "hash": self.hash,
@@ -119,6 +133,32 @@ class Pack:
             "objects": len(self.labels),
             "skipped": len(self.meta["skipped"]),
         }
+        return {**summary, "ignored": len(self.ignored)} if len(self.ignored) else summary
+
+    def in_classes(self, names: Sequence[str]) -> Pack:
+        """Return the same pictures with the labels of another list of class names.
+
+        Raises:
+            InputError: a class is not in the list.
+        """
+        own = self.class_names
+        if own == tuple(names):
+            return self
+        if unknown := [name for name in own if name not in names]:
+            raise InputError(
+                f"{self.name} has the classes {', '.join(own)}; {', '.join(unknown)} is none of "
+                f"{', '.join(names)}."
+            )
+        numbers = np.array([list(names).index(name) for name in own], np.int64)
+        ignored = self.ignored.copy()
+        ignored[:, 1] = numbers[ignored[:, 1].astype(np.int64)]
+        renamed = hashlib.sha256(repr(tuple(names)).encode()).hexdigest()[:8]
+        return replace(
+            self,
+            labels=numbers[self.labels],
+            ignored=ignored,
+            meta={**self.meta, "class_names": list(names), "hash": f"{self.hash}/{renamed}"},
+        )
 
     def head(self, limit: int) -> Pack:
         """Return the first `limit` pictures; the hash of a shorter pack says that it is a part."""
@@ -133,6 +173,7 @@ class Pack:
             starts=self.starts[: limit + 1],
             pictures=self.pictures[:limit],
             meta={**self.meta, "hash": f"{self.hash}[:{limit}]"},
+            ignored=self.ignored[self.ignored[:, 0] < limit],
         )
 
 
@@ -178,17 +219,19 @@ def write_pack(
     if count == 0:
         raise InputError(f"There is no usable picture to write into {folder}.")
     folder.parent.mkdir(parents=True, exist_ok=True)
+    size = count * math.prod(canvas) * 3
+    check_space(folder.parent, size, f"{count:,} pictures of {canvas} pixels")
     unfinished = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", dir=folder.parent))
     try:
         _fill(unfinished, pictures, count, canvas)
-        arrays = {name: _array(unfinished, name) for name in ARRAYS}
+        arrays = _arrays(unfinished)
         meta = {
             **provenance,
             "class_names": list(class_names),
             "skipped": [asdict(entry) for entry in skipped],
             "hash": _hash(arrays),
         }
-        (unfinished / "meta.json").write_text(json.dumps(meta, indent=1))
+        write_complete(unfinished / "meta.json", json.dumps(meta, indent=1))
         unfinished.chmod(0o755)
         _move(unfinished, folder)
     finally:
@@ -209,19 +252,22 @@ def _fill(folder: Path, pictures: Iterable[PackedPicture], count: int, canvas: C
     images = np.lib.format.open_memmap(
         folder / "images.npy", mode="w+", dtype=np.uint8, shape=(count, *canvas, 3)
     )
-    boxes, labels, starts, numbers = [], [], [0], []
+    boxes, labels, starts, numbers, ignored = [], [], [0], [], []
     for index, picture in enumerate(pictures):
         images[index] = picture.image
         boxes.append(picture.boxes.reshape(-1, 4))
         labels.append(picture.labels)
         starts.append(starts[-1] + len(picture.labels))
         numbers.append(picture.picture)
+        ignored.append(np.insert(picture.ignored, 0, index, axis=1))
     assert len(numbers) == count, f"{len(numbers)} pictures came where {count} were announced"
     images.flush()
     np.save(folder / "boxes.npy", np.concatenate(boxes).astype(np.float32))
     np.save(folder / "labels.npy", np.concatenate(labels).astype(np.int64))
     np.save(folder / "starts.npy", np.array(starts, np.int64))
     np.save(folder / "pictures.npy", np.array(numbers, np.int64))
+    if len(areas := np.concatenate(ignored)):
+        np.save(folder / f"{IGNORED}.npy", areas)
 
 
 def open_pack(folder: Path) -> Pack:
@@ -234,7 +280,7 @@ def open_pack(folder: Path) -> Pack:
         raise InputError(f"{folder} is no pack (it has no meta.json); see `lipdet data prepare`.")
     try:
         meta = json.loads((folder / "meta.json").read_text())
-        arrays = {name: _array(folder, name) for name in ARRAYS}
+        arrays = _arrays(folder)
         if missing := {"hash", "name", "class_names", "skipped"} - set(meta):
             raise ValueError(f"meta.json lacks {', '.join(sorted(missing))}")
     except (OSError, TypeError, ValueError) as error:
@@ -248,6 +294,12 @@ def open_pack(folder: Path) -> Pack:
 
 def _damaged(folder: Path, reason: str) -> InputError:
     return InputError(f"{folder} is a damaged pack ({reason}); remove it and prepare it again.")
+
+
+def _arrays(folder: Path) -> dict[str, NDArray[Any]]:
+    """Map the arrays of a pack; that of ignored areas is absent where there are none."""
+    names = [*ARRAYS, IGNORED] if (folder / f"{IGNORED}.npy").exists() else ARRAYS
+    return {name: _array(folder, name) for name in names}
 
 
 def _array(folder: Path, name: str) -> NDArray[Any]:
@@ -269,7 +321,7 @@ def _array(folder: Path, name: str) -> NDArray[Any]:
 
 def _hash(arrays: dict[str, NDArray[Any]]) -> str:
     digest = hashlib.sha256()
-    for name in ARRAYS:
+    for name in arrays:
         digest.update(f"{name}{arrays[name].dtype}{arrays[name].shape}".encode())
         # Python cannot look at an empty array as bytes.
         if arrays[name].size:

@@ -21,7 +21,7 @@ from lipdet.images.crop import (
 from lipdet.images.pack import Pack, PackedPicture, write_pack
 from lipdet.images.render import rendered
 from lipdet.images.source import AnnotatedPicture, Skipped, Source, load_rgb, picture_size
-from lipdet.progress import track
+from lipdet.progress import console, track
 from lipdet.types import Canvas
 
 Crop = Literal["reference", "jitter", "full"]
@@ -44,6 +44,9 @@ def pack_source(
         InputError: the folder exists, a picture cannot be read, or none is usable.
     """
     skipped = list(source.skipped)
+    if skipped:
+        first = f"{skipped[0].name}: {skipped[0].reason}"
+        console.log(f"{source.name}: {len(skipped)} remarks, such as {first}", markup=False)
     chosen: list[tuple[int, list[Region]]] = []
     for index, picture in enumerate(track(source.pictures, f"Measuring {source.name}")):
         rng = np.random.default_rng([seed, index])
@@ -89,8 +92,13 @@ def _cut_all(
         image = load_rgb(picture.path)
         for region in regions:
             boxes, has_area = into_region(picture.boxes, region, canvas)
+            areas, left = into_region(picture.ignored[:, 1:].astype(np.float32), region, canvas)
             yield PackedPicture(
-                cut(image, region, canvas), boxes[has_area], picture.labels[has_area], index
+                cut(image, region, canvas),
+                boxes[has_area],
+                picture.labels[has_area],
+                index,
+                np.hstack([picture.ignored[left, :1], areas[left]]),
             )
 
 

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import math
+import os
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +21,12 @@ from lipdet.errors import InputError
 PICTURES = frozenset({".bmp", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp"})
 # What holds a picture in Python; see `as_rgb`.
 Picture = Image.Image | Path | str | NDArray[np.uint8] | Tensor
+LARGEST_OF_12_BITS = 4095
+# By which share of its picture a box may reach beyond it: what rounding and drawing do.
+BEYOND = 0.05
+# Four numbers as they are written, and the box xyxy that they mean, as shares of the picture.
+Given = tuple[tuple[float, float, float, float], tuple[float, float, float, float]]
+LabelledBox = tuple[int, NDArray[np.float32]]
 
 
 @dataclass(frozen=True)
@@ -29,22 +37,29 @@ class AnnotatedPicture:
         path: the picture file.
         boxes: (N, 4) float32 xyxy in pixels of the picture, inside it, of positive area.
         labels: (N,) int64 class indices.
+        ignored: (K, 5) float64 class and xyxy box of areas in which what is found of that class is
+            neither right nor wrong: crowds, difficult objects.
     """
 
     path: Path
     boxes: NDArray[np.float32]
     labels: NDArray[np.int64]
+    ignored: NDArray[np.float64] = field(default_factory=lambda: np.zeros((0, 5)))
 
     @classmethod
-    def of(cls, path: Path, objects: Sequence[tuple[int, NDArray[np.float32]]]) -> AnnotatedPicture:
-        """Make one of the label and the box (4,) of each object."""
+    def of(
+        cls, path: Path, objects: Sequence[LabelledBox], ignored: Sequence[LabelledBox] = ()
+    ) -> AnnotatedPicture:
+        """Make one of the label and the box (4,) of each object and of each ignored area."""
         boxes = np.array([box for _, box in objects], np.float32).reshape(-1, 4)
-        return cls(path, boxes, np.array([label for label, _ in objects], np.int64))
+        labels = np.array([label for label, _ in objects], np.int64)
+        areas = np.array([[label, *box] for label, box in ignored], np.float64).reshape(-1, 5)
+        return cls(path, boxes, labels, areas)
 
 
 @dataclass(frozen=True)
 class Skipped:
-    """A picture that could not be used, and why, in a few words."""
+    """What was left out or is read otherwise than it is written, and why, in a few words."""
 
     name: str
     reason: str
@@ -52,7 +67,7 @@ class Skipped:
 
 @dataclass(frozen=True)
 class Source:
-    """The pictures of one data set in a fixed order, with those that had to be skipped."""
+    """The pictures of one data set in a fixed order, with what had to be skipped."""
 
     name: str
     class_names: tuple[str, ...]
@@ -60,14 +75,27 @@ class Source:
     skipped: Sequence[Skipped]
 
 
-def load_rgb(path: Path) -> Image.Image:
+def load_rgb(
+    path: Path, formats: tuple[str, ...] | None = None, most_pixels: float = math.inf
+) -> Image.Image:
     """Read a picture file as 8-bit RGB, turned upright as its EXIF orientation says.
+
+    Args:
+        path: the file.
+        formats: names of Pillow's that are allowed; all if not given.
+        most_pixels: a larger picture is refused before it is decoded.
 
     Raises:
         InputError: the file is missing, truncated, too large, not a picture, or has values whose
             range is not known.
     """
-    with _readable(path), Image.open(path) as image:
+    with _readable(path), Image.open(path, formats=formats) as image:
+        if image.width * image.height > most_pixels:
+            raise InputError(
+                f"{path} has {image.width}×{image.height} pixels, "
+                f"{image.width * image.height / 1e6:.1f} million; choose one of at most "
+                f"{most_pixels / 1e6:g} million."
+            )
         return _eight_bits(ImageOps.exif_transpose(image))
 
 
@@ -75,8 +103,8 @@ def as_rgb(picture: Picture) -> Image.Image:
     """Return one picture as 8-bit RGB, whatever holds it.
 
     Args:
-        picture: its file, an image of Pillow's (taken as it lies, not turned), an array (H, W, 3)
-            of uint8, or a tensor (3, H, W) of floats in [0, 1], rounded to 8 bits as in a file.
+        picture: its file, an image of Pillow's (turned upright like a file), an array (H, W, 3) of
+            uint8, or a tensor (3, H, W) of floats in [0, 1], rounded to 8 bits as in a file.
 
     Raises:
         InputError: it is none of these, or `load_rgb` refuses the file.
@@ -88,7 +116,7 @@ def as_rgb(picture: Picture) -> Image.Image:
         what = f"{what} of {picture.width}×{picture.height} pixels"
         if min(picture.size) > 0:
             with _readable(what):
-                return _eight_bits(picture)
+                return _eight_bits(ImageOps.exif_transpose(picture))
     if isinstance(picture, np.ndarray):
         what = f"{what} {picture.shape} of {picture.dtype}"
         if picture.dtype == np.uint8 and picture.shape[2:] == (3,) and picture.size:
@@ -112,7 +140,13 @@ def _eight_bits(image: Image.Image) -> Image.Image:
     """Return RGB; raise ValueError for values whose range is not known."""
     if image.mode.startswith("I;16"):
         # Pillow's own conversion clips them at 255.
-        image = Image.fromarray((np.asarray(image) // 257).astype(np.uint8))
+        values = np.asarray(image)
+        if values.size and values.max() <= LARGEST_OF_12_BITS:
+            raise ValueError(
+                f"its 16-bit values end at {values.max()} of 65535: 12 bits, or nearly black; "
+                "convert it to 8 bits"
+            )
+        image = Image.fromarray((values // 257).astype(np.uint8))
     elif image.mode in ("I", "F"):
         raise ValueError("its values have 32 bits, of unknown range; convert it to 8 bits")
     return image.convert("RGB")
@@ -128,6 +162,16 @@ def picture_size(path: Path) -> tuple[int, int]:
         width, height = image.size
         sideways = image.getexif().get(ExifTags.Base.Orientation, 1) >= 5
         return (height, width) if sideways else (width, height)
+
+
+def stored_size(path: Path) -> tuple[int, int]:
+    """Return width and height as they are stored, not turned; nothing is decoded.
+
+    Raises:
+        InputError: the file is missing, too large or not a picture.
+    """
+    with _readable(path), Image.open(path) as image:
+        return image.size
 
 
 @contextmanager
@@ -155,6 +199,41 @@ def box_inside(corners: Sequence[float], width: int, height: int) -> NDArray[np.
     exact = np.array([corners], np.float64)
     boxes, has_area = clip_boxes(exact, width, height)
     return boxes[0] if has_area[0] and np.isfinite(exact).all() else None
+
+
+def no_area(count: int) -> str:
+    """Say that boxes without area inside their picture were left out."""
+    return f"{count} boxes without area inside the picture left out"
+
+
+def doubts(
+    name: str, pictures: Sequence[AnnotatedPicture], given: Sequence[Given]
+) -> list[Skipped]:
+    """Return what is suspicious in a whole data set, a sentence each.
+
+    Args:
+        name: of the file or folder.
+        pictures: all.
+        given: all boxes, of a format that has width and height.
+    """
+    twice = sum(_repeated(picture) for picture in pictures)
+    limit = 1 + BEYOND
+    beyond = [numbers for numbers, box in given if min(box) < -BEYOND or max(box) > limit]
+    corners = sum(x < w <= limit and y < h <= limit for x, y, w, h in beyond)
+    found = []
+    if twice:
+        found.append(f"{twice} objects stand there twice, with the same box and class")
+    if 2 * corners > len(given):
+        found.append(
+            f"{len(beyond)} of {len(given)} boxes reach far beyond their picture, and {corners} of "
+            "them would fit as x1, y1, x2, y2, where a place, width and height are expected"
+        )
+    return [Skipped(name, words) for words in found]
+
+
+def _repeated(picture: AnnotatedPicture) -> int:
+    rows = np.hstack([picture.labels[:, None], picture.boxes])
+    return len(rows) - len(np.unique(rows, axis=0))
 
 
 def read_text(file: Path) -> str:
@@ -190,6 +269,23 @@ def check_names(file: Path, names: tuple[str, ...]) -> tuple[str, ...]:
     return names
 
 
-def pictures_in(folder: Path) -> list[Path]:
-    """Return picture files of a folder, by name; none if there is no such folder."""
-    return sorted(path for path in folder.glob("*") if path.suffix.lower() in PICTURES)
+def pictures_in(folder: Path, pattern: str = "*") -> list[Path]:
+    """Return picture files of a folder, by name; none if there is no such folder.
+
+    With the pattern `**/*` those of its subfolders, too.
+    """
+    return [path for path in files_in(folder, pattern) if path.suffix.lower() in PICTURES]
+
+
+def files_in(folder: Path, pattern: str) -> list[Path]:
+    """Return files that match a pattern, sorted; hidden ones are none of the user's."""
+    return sorted(
+        path
+        for path in folder.glob(pattern)
+        if not any(part.startswith(".") for part in path.relative_to(folder).parts)
+    )
+
+
+def absolute(path: Path) -> Path:
+    """Return a path from the root without following links: neighbours are sought beside a link."""
+    return Path(os.path.abspath(path))

@@ -141,6 +141,7 @@ def fingerprint(source: Source) -> str:
         digest.update(f"{picture.path.resolve()}{status.st_size}{status.st_mtime_ns}".encode())
         digest.update(picture.boxes.tobytes())
         digest.update(picture.labels.tobytes())
+        digest.update(picture.ignored.tobytes())
     return digest.hexdigest()[:16]
 
 

@@ -21,11 +21,10 @@ from typing import Any
 import h5py
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image
 
 from lipdet.config import DIGITS
 from lipdet.errors import InputError
-from lipdet.images.source import AnnotatedPicture, Skipped, Source, clip_boxes
+from lipdet.images.source import AnnotatedPicture, Skipped, Source, clip_boxes, stored_size
 
 SPLITS = ("train", "test", "extra")
 ANNOTATIONS = "digitStruct.mat"
@@ -146,13 +145,12 @@ def _picture(folder: Path, name: str, digits: NDArray[np.float64]) -> AnnotatedP
     path = folder / name
     if path.parent != folder or name in ("", ".."):
         return Skipped(name, "its name is not a plain file name")
-    try:
-        with Image.open(path) as image:
-            width, height = image.size
-    except FileNotFoundError:
+    if not path.exists():
         return Skipped(name, "the picture is missing from the folder")
-    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-        return Skipped(name, f"cannot be read as a picture ({type(error).__name__})")
+    try:
+        width, height = stored_size(path)
+    except InputError:
+        return Skipped(name, "cannot be read as a picture")
 
     labels = digits[:, 0]
     if not np.isin(labels, np.arange(1, 11)).all():

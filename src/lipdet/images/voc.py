@@ -1,6 +1,7 @@
 """Pascal VOC xml (Everingham et al., "The Pascal Visual Object Classes", IJCV 2010).
 
-A folder holds Annotations/*.xml and JPEGImages/, and may hold ImageSets/Main/SPLIT.txt.
+A folder holds Annotations/*.xml and JPEGImages/, and may hold ImageSets/Main/SPLIT.txt. Tools also
+write `annotations/` and `images/`, or all into one folder.
 
 Notable choices:
 - Coordinates are VOC's: pixels count from 1 and xmax, ymax are the last ones inside. A box is
@@ -8,34 +9,46 @@ Notable choices:
   that count from 0 give boxes one pixel too large at the left and the top.
 - The format has no list of classes: they are the lines of FOLDER/classes.txt, or else all names in
   Annotations (of every split), sorted.
-- Objects marked `difficult` are left out and counted in `skipped`, as VOC's own measure does.
-- Boxes that overhang the border are clipped; a box without area inside the picture is an error.
+- Objects marked `difficult` are areas in which detections are not judged, as in VOC's own measure.
+- Boxes that overhang the border are clipped; those without area inside the picture, as where
+  xmin = xmax, are left out and counted.
+- The picture of an annotation is the one with the name of the xml file, else that of `<filename>`.
 - A file with a document type is refused: only there could entities be declared, which expand to
   any size. No annotation needs one.
 """
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 from xml.parsers import expat
 
 import numpy as np
-from numpy.typing import NDArray
 
 from lipdet.errors import InputError
 from lipdet.images.source import (
     AnnotatedPicture,
+    LabelledBox,
     Skipped,
     Source,
+    absolute,
     box_inside,
+    doubts,
+    files_in,
+    no_area,
     picture_size,
+    pictures_in,
     read_names,
     read_text,
 )
 
 CLASSES = "classes.txt"
+ANNOTATION_FOLDERS = ("Annotations", "annotations", ".")
+PICTURE_FOLDERS = ("JPEGImages", "images", ".", "Annotations", "annotations")
+# What old lists say behind a name: whether a class is there.
+MARK = re.compile(r"\s+(-1|0|1)$")
 CORNERS = ("xmin", "ymin", "xmax", "ymax")
 
 
@@ -73,30 +86,38 @@ def read_voc(path: Path) -> Source:
             the file and the line.
     """
     listed = path.is_file()
-    folder = path.resolve().parent.parent.parent if listed else path
-    annotations = folder / "Annotations"
-    if not annotations.is_dir() or not (folder / "JPEGImages").is_dir():
-        raise InputError(
-            f"{path}: {folder} holds no Annotations/ and JPEGImages/; name a folder that does, or "
-            "its ImageSets/Main/SPLIT.txt."
-        )
-    files = sorted(annotations.glob("*.xml"))
+    folder, annotations = _annotations_of(path, listed)
+    files = files_in(annotations, "*.xml")
     roots = {file: _parse(file) for file in files}
     names = _class_names(folder, roots)
     chosen = _listed(path, annotations) if listed else files
     if not chosen:
         raise InputError(f"{path}: names no annotation; there is nothing to read.")
-    pictures: list[AnnotatedPicture] = []
+    places = [folder / name for name in PICTURE_FOLDERS if (folder / name).is_dir()]
+    by_stem = {picture.stem: picture for place in places[::-1] for picture in pictures_in(place)}
     skipped: list[Skipped] = []
-    for file in chosen:
-        objects = roots[file].all("object")
-        plain = [one for one in objects if one.value("difficult") not in ("1", "true")]
-        pictures.append(_picture(folder, file, roots[file], plain, names))
-        if difficult := len(objects) - len(plain):
-            reason = f"{difficult} difficult objects left out"
-            skipped.append(Skipped(pictures[-1].path.name, reason))
+    pictures = [
+        _picture(file, roots[file], _picture_of(file, roots[file], places, by_stem), names, skipped)
+        for file in chosen
+    ]
     name = f"{folder.resolve().name}/{path.stem}" if listed else folder.resolve().name
+    skipped += doubts(name, pictures, ())
     return Source(f"voc:{name}", names, tuple(pictures), tuple(skipped))
+
+
+def _annotations_of(path: Path, listed: bool) -> tuple[Path, Path]:
+    """Return the folder of a data set and that of its xml files; beside a link before behind it."""
+    folders = [path]
+    if listed:
+        folders = [one.parent.parent.parent for one in (absolute(path), path.resolve())]
+    for folder in folders:
+        for name in ANNOTATION_FOLDERS:
+            if (folder / name).is_dir() and files_in(folder / name, "*.xml"):
+                return folder, folder / name
+    raise InputError(
+        f"{path}: {folders[0]} holds no Annotations/ and JPEGImages/; name a folder that does, or "
+        "its ImageSets/Main/SPLIT.txt."
+    )
 
 
 def _parse(file: Path) -> Element:
@@ -149,40 +170,66 @@ def _class_names(folder: Path, roots: dict[Path, Element]) -> tuple[str, ...]:
 
 
 def _listed(file: Path, annotations: Path) -> list[Path]:
-    """Return the annotation files of a split's list, which may say more behind a name."""
+    """Return the annotation files of a split's list, which may say -1, 0 or 1 behind a name."""
     chosen = []
     for number, line in enumerate(read_text(file).splitlines(), start=1):
-        if line.strip():
-            annotation = annotations / f"{line.split()[0]}.xml"
-            if not annotation.is_file():
-                raise InputError(f"{file}, line {number}: {annotation} does not exist.")
+        if name := line.strip():
+            tries = [annotations / f"{one}.xml" for one in (name, MARK.sub("", name))]
+            annotation = next((one for one in tries if one.is_file()), None)
+            if annotation is None:
+                raise InputError(f"{file}, line {number}: {tries[1]} does not exist.")
             chosen.append(annotation)
     return chosen
 
 
-def _picture(
-    folder: Path, file: Path, root: Element, objects: list[Element], names: tuple[str, ...]
-) -> AnnotatedPicture:
-    path = folder / "JPEGImages" / root.value("filename")
-    if not path.is_file():
+def _picture_of(file: Path, root: Element, places: list[Path], by_stem: dict[str, Path]) -> Path:
+    """Return the picture of an annotation."""
+    if file.stem in by_stem:
+        return by_stem[file.stem]
+    name = root.value("filename").replace("\\", "/").rpartition("/")[2]
+    found = next((place / name for place in places if (place / name).is_file()), None)
+    if not name or found is None:
         line = next((element.line for element in root.all("filename")), root.line)
-        raise InputError(f"{file}, line {line}: its <filename> {path} does not exist.")
+        where = ", ".join(map(str, places))
+        raise InputError(
+            f"{file}, line {line}: neither its <filename> {name} nor a picture {file.stem} is in "
+            f"{where}; add the picture."
+        )
+    return found
+
+
+def _picture(
+    file: Path, root: Element, path: Path, names: tuple[str, ...], skipped: list[Skipped]
+) -> AnnotatedPicture:
+    """Read the objects of a picture, and add to what is skipped."""
     width, height = picture_size(path)
     for size in root.all("size"):
         stated = size.value("width"), size.value("height")
-        if stated != (str(width), str(height)):
+        if set(stated) <= {"", "0"}:
+            skipped.append(Skipped(file.name, f"states no size; {width}x{height} was taken"))
+        elif stated != (str(width), str(height)):
             raise InputError(
                 f"{file}, line {size.line}: the size is stated as {'x'.join(stated)}, but {path} "
                 f"is {width}x{height}; correct the size and the boxes."
             )
-    rows = [_object(file, one, names, width, height) for one in objects]
-    return AnnotatedPicture.of(path, rows)
+    kept: dict[bool, list[LabelledBox]] = {False: [], True: []}
+    empty = 0
+    for one in root.all("object"):
+        label, corners = _object(file, one, names)
+        box = box_inside(corners, width, height)
+        if box is None:
+            empty += 1
+        else:
+            kept[one.value("difficult") in ("1", "true")].append((label, box))
+    if empty:
+        skipped.append(Skipped(path.name, no_area(empty)))
+    return AnnotatedPicture.of(path, kept[False], kept[True])
 
 
 def _object(
-    file: Path, element: Element, names: tuple[str, ...], width: int, height: int
-) -> tuple[int, NDArray[np.float32]]:
-    """Return class and box (4,) of one object."""
+    file: Path, element: Element, names: tuple[str, ...]
+) -> tuple[int, tuple[float, float, float, float]]:
+    """Return class and box, xyxy in pixels from 0, of one object; empty where xmin = xmax."""
     name = element.value("name")
     if name not in names:
         raise InputError(
@@ -191,15 +238,13 @@ def _object(
     corners = next(iter(element.all("bndbox")), Element("bndbox", element.line))
     where = f"{file}, line {corners.line}"
     try:
-        xmin, ymin, xmax, ymax = (float(corners.value(tag)) for tag in CORNERS)
+        xmin, ymin, xmax, ymax = numbers = [float(corners.value(tag)) for tag in CORNERS]
     except ValueError:
         raise InputError(
             f"{where}: the object needs a <bndbox> of four numbers xmin, ymin, xmax, ymax."
         ) from None
-    box = box_inside((xmin - 1, ymin - 1, xmax, ymax), width, height)
-    if box is None:
-        raise InputError(
-            f"{where}: the box {xmin:g} {ymin:g} {xmax:g} {ymax:g} has no area inside the "
-            f"{width}x{height} picture; correct or remove it."
-        )
-    return names.index(name), box
+    if not np.isfinite(numbers).all():
+        raise InputError(f"{where}: the box {numbers} is not finite; correct it.")
+    if xmin == xmax or ymin == ymax:
+        return names.index(name), (0, 0, 0, 0)
+    return names.index(name), (xmin - 1, ymin - 1, xmax, ymax)

@@ -1,34 +1,41 @@
 """YOLO txt folders as Ultralytics documents them: one txt file of boxes per picture.
 
 A line is `class cx cy w h`: the class's number from 0, then the centre and size of the box as
-fractions of the (upright) picture's width and height.
+fractions of the (upright) picture's width and height. A sixth number, a confidence, does not count;
+`class x1 y1 x2 y2 x3 y3 …` is a polygon, of which the box around it is read.
 
 Notable choices:
-- FOLDER is one split. Its pictures lie in FOLDER/images or in FOLDER itself; the labels lie where
-  the last `images` of the pictures' path reads `labels`, or beside the pictures.
-- Class names come from the nearest data.yaml or classes.txt: in FOLDER, with the labels, or up to
-  two folders above.
-- A picture without a txt file has no objects, as for Ultralytics. A txt file without a picture is
-  listed in `skipped`, since a picture may have been lost.
-- Boxes that overhang the border are clipped; a box without area inside the picture is an error.
+- What is named is one split: a folder, a txt list of pictures, or a data.yaml that has one split.
+  Pictures lie in FOLDER/images, with those in its subfolders; in CVAT's FOLDER/obj_train_data; or
+  in FOLDER itself.
+- The labels of a picture lie where the last `images` of its path reads `labels`, or beside it.
+- Class names come from the nearest file that has any: in FOLDER, with the labels, or up to two
+  folders above.
+- A picture without a txt file has no objects, as for Ultralytics. A txt file without a picture, or
+  in an unexpected place, is listed in `skipped`, since a picture may have been lost.
+- Boxes that overhang the border are clipped; those without area are left out and counted.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import re
 from pathlib import Path
 
-import numpy as np
 import yaml
-from numpy.typing import NDArray
 
 from lipdet.errors import InputError
 from lipdet.images.source import (
     AnnotatedPicture,
+    Given,
+    LabelledBox,
     Skipped,
     Source,
+    absolute,
     box_inside,
     check_names,
+    doubts,
+    files_in,
+    no_area,
     picture_size,
     pictures_in,
     read_names,
@@ -36,84 +43,150 @@ from lipdet.images.source import (
 )
 
 YAML_NAMES = ("data.yaml", "dataset.yaml")
-TEXT_NAMES = "classes.txt"
-# Labels are rounded when written, so that a box at the border may end a little beyond it.
-ROUNDING = 0.01
+TEXT_NAMES = ("classes.txt", "obj.names")
+# What lies beside pictures and labels without being either.
+LISTS = frozenset({"classes.txt", "train.txt", "val.txt", "valid.txt", "test.txt"})
+SPLIT = re.compile(r"(train|val|test)[a-z]*\d*")
+# Numbers beyond are pixels; less is what drawing over the border and rounding do.
+LARGEST = 2.0
 
 
-def read_yolo(folder: Path) -> Source:
-    """Read a folder of pictures with YOLO labels.
+def read_yolo(path: Path) -> Source:
+    """Read pictures with YOLO labels.
 
     Args:
-        folder: one split; see the module's first lines for the layouts.
+        path: one split; see the module's first lines for the forms.
 
     Returns:
-        The pictures in the order of their names, those without objects included. Boxes are xyxy
-        pixels clipped to the picture.
+        The pictures in the order of their names or of the list, those without objects included.
+        Boxes are xyxy pixels clipped to the picture.
 
     Raises:
-        InputError: a folder, the class names or all labels are missing, or a file is malformed;
-            the message names the file and the line.
+        InputError: a folder, the class names or all labels are missing, several splits are there,
+            or a file is malformed; the message names the file and the line.
     """
-    pictures = _picture_folder(folder)
-    labels = _label_folder(pictures)
-    names = _class_names([folder, labels, *folder.resolve().parents[:2]])
-    found = [_picture(path, labels / f"{path.stem}.txt", names) for path in pictures_in(pictures)]
-    stems = {picture.path.stem for picture in found}
-    orphans = [
-        Skipped(file.name, "labels without a picture")
-        for file in _label_files(labels)
-        if file.stem not in stems
+    if path.suffix in (".yaml", ".yml") and path.is_file():
+        places = _splits_of_yaml(path)
+        if len(places) != 1:
+            advice = " or ".join(map(str, places)) or "a folder that holds images/ and labels/"
+            raise InputError(f"{path}: names {len(places)} splits; name one: {advice}.")
+        return _read(places[0], _names_of_yaml(path))
+    return _read(path, None)
+
+
+def _read(path: Path, names: tuple[str, ...] | None) -> Source:
+    listed = path.suffix == ".txt" and path.is_file()
+    folder = path.parent if listed else _picture_folder(path)
+    pattern = "**/*" if "images" in absolute(folder).parts or folder != path else "*"
+    files = _listed(path) if listed else pictures_in(folder, pattern)
+    labels = {file: _label_file(file) for file in files}
+    expected = _label_place(folder / "x").parent
+    trees = () if listed else dict.fromkeys([expected, absolute(folder)])
+    texts = [
+        text
+        for tree in trees
+        for text in files_in(tree, f"{pattern}.txt")
+        if text.name not in LISTS
     ]
-    return Source(f"yolo:{folder.resolve().name}", names, tuple(found), tuple(orphans))
+    if not texts and not any(file.is_file() for file in labels.values()):
+        raise InputError(f"{path}: its pictures have no labels; {expected} holds no txt file.")
+    beside = sorted({one.parent for one in labels.values()})
+    names = names or _class_names([folder if listed else path, *beside, folder])
+    name = path.stem if listed else path.resolve().name
+    skipped: list[Skipped] = []
+    given: list[Given] = []
+    found = [_picture(file, text, names, skipped, given) for file, text in labels.items()]
+    used, stems = {text.resolve() for text in labels.values()}, {file.stem for file in files}
+    for text in texts:
+        if text.resolve() not in used:
+            where = "where none are expected" if text.stem in stems else "without a picture"
+            skipped.append(Skipped(text.name, f"labels {where}"))
+    skipped += doubts(name, found, given)
+    return Source(f"yolo:{name}", names, tuple(found), tuple(skipped))
+
+
+def _listed(file: Path) -> list[Path]:
+    """Return the pictures of a list: as given, from its folder, or by the last parts from there."""
+    pictures = []
+    for number, line in enumerate(read_text(file).splitlines(), start=1):
+        if given := line.strip().replace("\\", "/"):
+            parts = Path(given).parts
+            tries = [file.parent / Path(*parts[at:]) for at in range(len(parts))]
+            path = next((one for one in tries if one.is_file()), None)
+            if path is None:
+                raise InputError(f"{file}, line {number}: {tries[0]} does not exist.")
+            pictures.append(path)
+    if not pictures:
+        raise InputError(f"{file}: lists no picture; there is nothing to read.")
+    return pictures
 
 
 def _picture_folder(folder: Path) -> Path:
     if not folder.is_dir():
-        raise InputError(f"{folder}: no such folder; name one that holds images/ and labels/.")
+        raise InputError(
+            f"{folder}: no such folder, txt list or data.yaml; name a folder that holds images/ "
+            "and labels/."
+        )
     for place in (folder / "images", folder):
         if any(pictures_in(place)):
             return place
-    splits = [*folder.glob("images/*"), *folder.glob("*/images")]
-    named = [
-        str(place.parent if place.name == "images" else place)
-        for place in sorted(splits)
-        if any(pictures_in(place))
+    subfolders = [one for one in files_in(folder / "images", "*") if any(pictures_in(one, "**/*"))]
+    if subfolders and not any(SPLIT.fullmatch(one.name) for one in subfolders):
+        return folder / "images"
+    splits = [
+        *subfolders,
+        *(one.parent for one in files_in(folder, "*/images") if any(pictures_in(one, "**/*"))),
+        *(one for one in files_in(folder, "obj_*_data") if any(pictures_in(one, "**/*"))),
     ]
-    advice = f"name one split: {' or '.join(named)}" if named else "it needs images/ and labels/"
+    if len(splits) == 1 and splits[0].name.startswith("obj_"):
+        return splits[0]
+    named = " or ".join(map(str, sorted(splits)))
+    advice = f"name one split: {named}" if named else "it needs images/ and labels/"
     raise InputError(f"{folder}: holds no pictures; {advice}.")
 
 
-def _label_folder(pictures: Path) -> Path:
-    parts = list(pictures.resolve().parts)
-    places = [pictures]
+def _label_place(picture: Path) -> Path:
+    """Return where the labels of a picture are expected: `labels` for its path's last `images`."""
+    parts = list(absolute(picture).with_suffix(".txt").parts)
     if "images" in parts:
-        last = len(parts) - 1 - parts[::-1].index("images")
-        places.insert(0, Path(*parts[:last], "labels", *parts[last + 1 :]))
-    for place in places:
-        if any(_label_files(place)):
-            return place
-    raise InputError(f"{pictures}: its pictures have no labels; {places[0]} holds no txt file.")
+        parts[len(parts) - 1 - parts[::-1].index("images")] = "labels"
+    return Path(*parts)
 
 
-def _label_files(folder: Path) -> Iterator[Path]:
-    return (file for file in sorted(folder.glob("*.txt")) if file.name != TEXT_NAMES)
+def _label_file(picture: Path) -> Path:
+    """Return the labels of a picture: where they are expected, beside it, or behind its links."""
+    places = [
+        _label_place(picture),
+        absolute(picture).with_suffix(".txt"),
+        _label_place(picture.resolve()),
+    ]
+    return next((place for place in places if place.is_file()), places[0])
 
 
 def _class_names(folders: list[Path]) -> tuple[str, ...]:
     """Return the names in the nearest file that holds any."""
-    for folder in folders:
-        file = next((folder / n for n in (*YAML_NAMES, TEXT_NAMES) if (folder / n).is_file()), None)
-        if file is not None:
-            return read_names(file) if file.name == TEXT_NAMES else _names_of_yaml(file)
+    first = folders[0]
+    above = [*absolute(first).parents[:2], *first.resolve().parents[:2]]
+    for folder in dict.fromkeys([*folders, *above]):
+        yamls = [*files_in(folder, "*.yaml"), *files_in(folder, "*.yml")]
+        preferred = [folder / name for name in YAML_NAMES if folder / name in yamls]
+        named = preferred[:1] or [one for one in yamls if "names" in _entries(one)]
+        if len(named) > 1:
+            both = " and ".join(map(str, named))
+            raise InputError(f"{both} have class names; name one of them, as yolo:{named[0]}.")
+        if named:
+            return _names_of_yaml(named[0])
+        text = next((folder / name for name in TEXT_NAMES if (folder / name).is_file()), None)
+        if text:
+            return read_names(text)
     raise InputError(
-        f"{folders[0]}: its classes have no names; add a data.yaml with `names`, or a "
-        f"{TEXT_NAMES} with one name per line."
+        f"{first}: its classes have no names; add a data.yaml with `names`, or a "
+        f"{TEXT_NAMES[0]} with one name per line."
     )
 
 
-def _names_of_yaml(file: Path) -> tuple[str, ...]:
-    """Return the entry `names`, a list or a mapping from 0, 1, …; words like `no` stay words."""
+def _entries(file: Path) -> dict[str, yaml.Node]:
+    """Return what a yaml file maps words to."""
     try:
         root = yaml.compose(read_text(file), Loader=yaml.SafeLoader)
     except yaml.MarkedYAMLError as error:
@@ -122,7 +195,29 @@ def _names_of_yaml(file: Path) -> tuple[str, ...]:
     except (yaml.YAMLError, RecursionError) as error:
         reason = str(error).splitlines()[0]
         raise InputError(f"{file}: is no YAML ({reason}).") from None
-    entries = {str(key.value): value for key, value in _items(root)}
+    return {str(key.value): value for key, value in _items(root)}
+
+
+def _splits_of_yaml(file: Path) -> list[Path]:
+    """Return the places that `train`, `val` and `test` of a data.yaml name and that exist."""
+    entries = _entries(file)
+    root = file.parent
+    if "path" in entries and (root / str(entries["path"].value)).is_dir():
+        root = root / str(entries["path"].value)
+    found = []
+    for key in ("train", "val", "test"):
+        node = entries.get(key)
+        values = node.value if isinstance(node, yaml.SequenceNode) else [node] if node else []
+        for given in (str(value.value) for value in values):
+            # Some tools write `../train/images` for what lies beside the file.
+            tries = [root / given, root / given.removeprefix("../"), file.parent / given]
+            found += [one for one in tries if one.exists()][:1]
+    return list(dict.fromkeys(found))
+
+
+def _names_of_yaml(file: Path) -> tuple[str, ...]:
+    """Return the entry `names`, a list or a mapping from 0, 1, …; words like `no` stay words."""
+    entries = _entries(file)
     if "names" not in entries:
         raise InputError(f"{file}: has no `names`; list the classes there.")
     names = check_names(file, _names(file, entries["names"]))
@@ -141,13 +236,14 @@ def _items(node: yaml.Node | None) -> list[tuple[yaml.Node, yaml.Node]]:
 
 def _names(file: Path, node: yaml.Node) -> tuple[str, ...]:
     if isinstance(node, yaml.MappingNode):
-        for position, (key, _) in enumerate(_items(node)):
-            if key.value != str(position):
+        numbered = {str(key.value): (key, value) for key, value in _items(node)}
+        for key, _ in _items(node):
+            if key.value not in map(str, range(len(numbered))):
                 raise InputError(
-                    f"{file}, line {_line(key)}: the numbers of the classes must be 0, 1, 2, … in "
-                    f"this order, not {key.value}."
+                    f"{file}, line {_line(key)}: the numbers of the classes must be 0, 1, 2, … "
+                    f"without a gap, not {key.value}."
                 )
-        values = [value for _, value in _items(node)]
+        values = [numbered[str(number)][1] for number in range(len(numbered))]
     elif isinstance(node, yaml.SequenceNode):
         values = list(node.value)
     else:
@@ -162,44 +258,63 @@ def _line(node: yaml.Node) -> int:
     return int(node.start_mark.line) + 1
 
 
-def _picture(path: Path, file: Path, names: tuple[str, ...]) -> AnnotatedPicture:
+def _picture(
+    path: Path,
+    file: Path,
+    names: tuple[str, ...],
+    skipped: list[Skipped],
+    given: list[Given],
+) -> AnnotatedPicture:
+    """Read the labels of a picture, and add to what is skipped and to the boxes as given."""
     width, height = picture_size(path)
     text = read_text(file) if file.is_file() else ""
-    rows = [
-        _object(f"{file}, line {number}", line.split(), len(names), width, height)
-        for number, line in enumerate(text.splitlines(), start=1)
-        if line.strip()
-    ]
-    return AnnotatedPicture.of(path, rows)
+    objects: list[LabelledBox] = []
+    polygons = empty = 0
+    for number, line in enumerate(text.splitlines(), start=1):
+        fields = line.split()
+        if not fields:
+            continue
+        label, (x1, y1, x2, y2) = _object(f"{file}, line {number}", fields, len(names))
+        polygons += len(fields) > 6
+        numbers = (x1 + x2) / 2, (y1 + y2) / 2, x2 - x1, y2 - y1
+        given.append((numbers, (x1, y1, x2, y2)))
+        box = box_inside((x1 * width, y1 * height, x2 * width, y2 * height), width, height)
+        if box is None:
+            empty += 1
+        else:
+            objects.append((label, box))
+    if polygons:
+        skipped.append(Skipped(path.name, f"{polygons} polygons read as the boxes around them"))
+    if empty:
+        skipped.append(Skipped(path.name, no_area(empty)))
+    return AnnotatedPicture.of(path, objects)
 
 
 def _object(
-    where: str, fields: list[str], classes: int, width: int, height: int
-) -> tuple[int, NDArray[np.float32]]:
-    """Return class and box (4,) of one line."""
+    where: str, fields: list[str], classes: int
+) -> tuple[int, tuple[float, float, float, float]]:
+    """Return class and box, xyxy as fractions of the picture, of one line."""
     try:
         number, *rest = (float(field) for field in fields)
-        cx, cy, w, h = rest
     except ValueError:
+        rest = []
+    polygon = len(rest) >= 6 and len(rest) % 2 == 0
+    if len(rest) not in (4, 5) and not polygon:
         raise InputError(
             f"{where}: needs the five numbers `class cx cy w h`, not {' '.join(fields)[:60]!r}."
-        ) from None
+        )
     if number not in range(classes):
         raise InputError(
             f"{where}: class {fields[0]} is none of the {classes} classes, which count from 0."
         )
-    if not all(-ROUNDING <= value <= 1 + ROUNDING for value in rest):
+    shares = rest if polygon else rest[:4]
+    least = -1.0 if polygon else min(rest[2:4])
+    if not all(-1 <= value <= LARGEST for value in shares) or -1 < least < 0:
         raise InputError(
             f"{where}: cx, cy, w, h must be fractions of the picture between 0 and 1, not "
             f"{' '.join(fields[1:])}; divide pixels by the picture's width and height."
         )
-    corners = (
-        (cx - w / 2) * width,
-        (cy - h / 2) * height,
-        (cx + w / 2) * width,
-        (cy + h / 2) * height,
-    )
-    box = box_inside(corners, width, height)
-    if box is None:
-        raise InputError(f"{where}: the box has no area inside the picture; correct or remove it.")
-    return int(number), box
+    if polygon:
+        return int(number), (min(rest[::2]), min(rest[1::2]), max(rest[::2]), max(rest[1::2]))
+    cx, cy, w, h = shares
+    return int(number), (cx - w / 2, cy - h / 2, cx + w / 2, cy + h / 2)

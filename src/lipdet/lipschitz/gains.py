@@ -58,6 +58,85 @@ def sigmoid(x: Tensor) -> float:
     return 0.25
 
 
+def gelu(x: Tensor, approximate: str = "none") -> float:
+    """Bound the slope Φ(x) + xφ(x), largest at √2 since its derivative is (2 − x²)φ(x): 1.12891.
+
+    That of the approximation by tanh ends at 1.12936 (docs/theory.md, section 3.1).
+    """
+    return 1.129 if approximate == "none" else 1.1294
+
+
+def silu(x: Tensor) -> float:
+    """Bound the slope σ(x)(1 + x(1 − σ(x))), which ends at 1.09984 (docs/theory.md, §3.1)."""
+    return 1.0999
+
+
+def mish(x: Tensor) -> float:
+    """Bound the slope of x·tanh(softplus(x)), which ends at 1.08850 (docs/theory.md, §3.1)."""
+    return 1.0886
+
+
+def hardswish(x: Tensor) -> float:
+    """Bound the slope (2x + 3)/6 between −3 and 3, largest at its end."""
+    return 1.5
+
+
+def elu(x: Tensor, alpha: float = 1.0) -> float:
+    """Bound the slopes 1 and α·exp(x), x ≤ 0.
+
+    Raises:
+        UnknownLipschitz: α is not finite.
+    """
+    return leaky_relu(x, alpha)
+
+
+def prelu(x: Tensor, weight: Tensor) -> float:
+    """Bound by the larger slope of any channel.
+
+    Raises:
+        UnknownLipschitz: a slope is not finite.
+    """
+    return max(1.0, _largest(_as_used(real(weight.detach()).double(), x.dtype)))
+
+
+def softplus(x: Tensor, beta: float = 1.0, threshold: float = 20.0) -> float:
+    """Bound the slope σ(βx) ≤ 1.
+
+    Raises:
+        UnknownLipschitz: the threshold, where the function jumps down to the identity, is so low
+            that the jump is more than rounding, or β is not positive.
+    """
+    if not (beta > 0 and threshold >= 20):
+        raise UnknownLipschitz("softplus needs a positive beta and a threshold of at least 20")
+    return 1.0
+
+
+def mean(x: Tensor, dim: int | Sequence[int] | None = None, keepdim: bool = False) -> float:
+    """Return the norm 1/√n of a mean of n numbers each.
+
+    Raises:
+        UnknownLipschitz: it is over all axes or the first, and mixes the images of a batch.
+    """
+    axes = () if dim is None else (dim,) if isinstance(dim, int) else tuple(dim)
+    if not axes or 0 in {axis % x.ndim for axis in axes}:
+        raise UnknownLipschitz("a mean over the batch mixes images; name the other axes")
+    return _FLOAT32_SLACK / math.sqrt(math.prod(x.shape[axis] for axis in axes))
+
+
+def adaptive_avg_pool(x: Tensor, output_size: Any) -> float:
+    """Return the norm of adaptive average pooling, of which each axis is a matrix of its own.
+
+    The windows of each axis depend on the size of the input, which is known here.
+    """
+    sizes = output_size if isinstance(output_size, list | tuple) else (output_size,) * 2
+
+    def along(axis: int) -> Callable[[Tensor], Tensor]:
+        size = x.shape[axis - 2] if sizes[axis] is None else sizes[axis]
+        return lambda lines: functional.adaptive_avg_pool1d(lines, size)
+
+    return _separable_norm(x, along)
+
+
 def softmax(x: Tensor, *_: object, **__: object) -> float:
     """Bound the Jacobian diag(p) − ppᵀ: Gershgorin's rows are p(1 − p) + p·Σ others ≤ 1/2."""
     return 0.5

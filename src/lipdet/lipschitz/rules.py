@@ -222,6 +222,7 @@ _ADD = FunctionRule(
     instead="SLLBlock: a residual block of norm 1; or the branches' mean",
     cause="branches are added up",
 )
+_SMOOTH = "MaxMin, ReLU or Softplus: norm 1"
 _CONSTANT = "a constant of at most 1"
 _JOIN = FunctionRule(
     _concatenation,
@@ -239,6 +240,15 @@ FUNCTIONS: dict[object, FunctionRule] = {
         _spellings("leaky_relu"),
         _of_one(gains.leaky_relu, instead="MaxMin: norm 1, and it keeps gradients"),
     ),
+    functional.gelu: _of_one(gains.gelu, instead=_SMOOTH),
+    functional.silu: _of_one(gains.silu, instead=_SMOOTH),
+    functional.mish: _of_one(gains.mish, instead=_SMOOTH),
+    functional.hardswish: _of_one(gains.hardswish, instead=_SMOOTH),
+    functional.elu: _of_one(gains.elu, instead="ELU with an alpha of at most 1"),
+    **dict.fromkeys(_spellings("prelu"), _of_one(gains.prelu, instead=_SMOOTH)),
+    functional.softplus: _of_one(gains.softplus),
+    **dict.fromkeys(_spellings("mean"), _of_one(gains.mean)),
+    functional.adaptive_avg_pool2d: _of_one(gains.adaptive_avg_pool),
     functional.dropout: _of_one(gains.dropout, rounding=0),
     functional.pad: _of_one(gains.pad, rounding=0, instead="ZeroPad2d"),
     functional.max_pool2d: _of_one(
@@ -367,6 +377,18 @@ MODULES: dict[type[nn.Module], ModuleRule] = {
     nn.ReLU: _calling(functional.relu),
     nn.LeakyReLU: _calling(functional.leaky_relu, "negative_slope"),
     nn.Sigmoid: _calling(torch.sigmoid),
+    nn.GELU: ModuleRule(
+        lambda layer, x, y: gains.gelu(x, layer.approximate),
+        lambda layer, x: functional.gelu(x, approximate=layer.approximate),
+        instead=_SMOOTH,
+    ),
+    nn.SiLU: _calling(functional.silu),
+    nn.Mish: _calling(functional.mish),
+    nn.Hardswish: _calling(functional.hardswish),
+    nn.ELU: _calling(functional.elu, "alpha"),
+    nn.PReLU: _calling(functional.prelu, "weight"),
+    nn.Softplus: _calling(functional.softplus, "beta", "threshold"),
+    nn.AdaptiveAvgPool2d: _calling(functional.adaptive_avg_pool2d, "output_size"),
     nn.Softmax: _calling(functional.softmax, "dim"),
     nn.Tanh: _calling(torch.tanh),
     **dict.fromkeys((nn.ReLU6, nn.Hardtanh), _calling(functional.hardtanh, "min_val", "max_val")),

@@ -12,7 +12,7 @@ from rich.text import Text
 
 from lipdet.evaluate.attack_checks import Report
 from lipdet.evaluate.attack_curves import Curves
-from lipdet.report.style import COLOURS, styled
+from lipdet.report.style import COLOURS, save_figure, styled
 from lipdet.report.table import new_table
 
 _OTHER, _ATTACK = COLOURS[:2]
@@ -42,7 +42,7 @@ def plot_checks(report: Report, file: Path) -> None:
     for axes, draw in zip(panels, (_against_radius, _against_steps, _kinds, _loss), strict=True):
         draw(axes, report.curves)
         axes.grid(visible=False, axis="x")
-    figure.savefig(file)
+    save_figure(figure, file)
 
 
 def _against_radius(axes: Axes, curves: Curves) -> None:

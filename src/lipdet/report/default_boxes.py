@@ -9,7 +9,7 @@ from rich.table import Table
 
 from lipdet.detector.fitting import Fit
 from lipdet.images.pack import Pack
-from lipdet.report.style import COLOURS, MARKERS, new_figure, styled
+from lipdet.report.style import COLOURS, MARKERS, new_figure, save_figure, styled
 from lipdet.report.table import new_table
 
 # Objects in the figure.
@@ -46,4 +46,4 @@ def plot_default_boxes(pack: Pack, fit: Fit, file: Path) -> None:
     axes.plot(shapes[:, 0], shapes[:, 1], "k+", markersize=9, label="default boxes")
     axes.set(xlabel="width in pixels", ylabel="height in pixels")
     axes.legend(fontsize=7, markerscale=1.5)
-    figure.savefig(file)
+    save_figure(figure, file)

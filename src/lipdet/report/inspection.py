@@ -75,7 +75,7 @@ def inspect_detector(
         shown: indices of the pictures that are attacked and shown.
         attacks: at one ε; none to show no pictures.
     """
-    detector = loaded.detector
+    detector, pack = loaded.detector, pack.in_classes(loaded.class_names)
     layers: tuple[LayerRow, ...] = ()
     lipschitz: dict[str, Any] | str
     try:

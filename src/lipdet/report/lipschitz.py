@@ -12,7 +12,7 @@ from rich.table import Table
 from lipdet.certificate.constants.outputs import OutputBounds
 from lipdet.images.pack import Pack
 from lipdet.lipschitz.profile import LayerRow
-from lipdet.report.style import COLOURS, Drawing, colour, marker, new_figure, styled
+from lipdet.report.style import COLOURS, Drawing, colour, marker, new_figure, save_figure, styled
 from lipdet.report.table import constant, new_table
 from lipdet.versions import versions
 
@@ -42,7 +42,7 @@ def plot_profile(rows: Sequence[LayerRow], file: Path) -> None:
     axes.set_xticks(range(len(rows)), [row.name for row in rows], rotation=90, fontsize=6)
     axes.grid(visible=False, axis="x")
     axes.legend()
-    figure.savefig(file)
+    save_figure(figure, file)
 
 
 @styled

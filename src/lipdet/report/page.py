@@ -8,7 +8,7 @@ from html import escape
 from pathlib import Path
 
 from lipdet.attack.torchvision_models import ForeignDetector
-from lipdet.errors import InputError
+from lipdet.files import write_complete
 from lipdet.report import sections
 from lipdet.report.architecture import draw_architecture, draw_presets
 from lipdet.report.audit import audit_foreign, audit_json, audit_section
@@ -163,7 +163,4 @@ def _write(
         f"<h1>{escape(title)}</h1>{answer}<nav>{links}</nav>{body}</main>"
         f'<script type="application/json" id="data">{data}</script></body></html>\n'
     )
-    try:
-        path.write_text(text, encoding="utf-8")
-    except OSError as error:
-        raise InputError(f"{path} cannot be written ({error.strerror}).") from None
+    write_complete(path, text)

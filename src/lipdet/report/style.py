@@ -18,6 +18,8 @@ import matplotlib
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
+from lipdet.files import write_complete
+
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#999999")
 MARKERS = ("o", "s", "^", "D", "v", "P", "X")
 INK = "#222222"
@@ -88,8 +90,15 @@ def save_drawing(drawing: Drawing, folder: Path) -> list[Path]:
     """Write a drawing as SVG and PNG into a folder that exists; return the files."""
     files = [folder / f"{drawing.name}.{ending}" for ending in FORMATS]
     for file in files:
-        file.write_bytes(_rendered(drawing.figure, file.suffix[1:]))
+        write_complete(file, _rendered(drawing.figure, file.suffix[1:]))
     return files
+
+
+def save_figure(figure: Figure, file: Path) -> None:
+    """Write a figure to a file, whose ending chooses the format."""
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format=file.suffix[1:] or None)
+    write_complete(file, buffer.getvalue())
 
 
 def inline_svg(drawing: Drawing) -> str:

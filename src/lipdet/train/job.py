@@ -10,6 +10,7 @@ from typing import Any
 
 from lipdet.config import DetectorConfig, TrainConfig, as_plain, detector_config, train_config
 from lipdet.errors import InputError
+from lipdet.files import write_complete
 
 JOB = "run.json"
 
@@ -69,9 +70,7 @@ class Job:
 
 def save_job(job: Job, run: Path) -> None:
     """Write the job into a run folder, atomically."""
-    unfinished = run / f".{JOB}.unfinished"
-    unfinished.write_text(json.dumps(job.as_dict(), indent=1))
-    unfinished.replace(run / JOB)
+    write_complete(run / JOB, json.dumps(job.as_dict(), indent=1))
 
 
 def load_job(run: Path) -> Job:

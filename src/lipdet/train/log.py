@@ -13,6 +13,7 @@ from types import TracebackType
 from typing import Any
 
 from lipdet.errors import InputError
+from lipdet.files import write_complete
 
 LOG = "log.jsonl"
 
@@ -31,9 +32,7 @@ class TrainLog:
         path = run / LOG
         lines = path.read_text().splitlines() if path.exists() else []
         kept = [line for line in lines if _step(line) <= step]
-        unfinished = path.with_name(f".{LOG}.unfinished")
-        unfinished.write_text("".join(line + "\n" for line in kept))
-        unfinished.replace(path)
+        write_complete(path, "".join(line + "\n" for line in kept))
         self._file = path.open("a")
 
     def write(self, step: int, **values: Any) -> None:

@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import math
 import signal
-import threading
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext
@@ -92,9 +91,9 @@ def train(job: Job, run: Path, resume: bool = False) -> Path:
     step, tensorboard = trainer.state.step, job.train.tensorboard
     with (
         TrainLog(run, step, tensorboard) if leads else nullcontext() as log,
-        _interruption() as interrupted,
+        _interruption() as numbers,
     ):
-        trainer.run_all(log, interrupted)
+        trainer.run_all(log, numbers)
     if leads:
         trainer.choose_rules()
     return run / BEST
@@ -122,7 +121,7 @@ class Trainer:
             "versions": versions(),
         }
 
-    def run_all(self, log: TrainLog | None, interrupted: threading.Event) -> None:
+    def run_all(self, log: TrainLog | None, numbers: list[int]) -> None:
         """Take all steps that are left, with validation after epochs and regular checkpoints.
 
         Without a log, another process validates and writes the checkpoints.
@@ -140,13 +139,13 @@ class Trainer:
                     self.log_step(log, epoch, loss, norm)
                 if log and index + 1 == per_epoch:
                     self.finish_epoch(log, epoch)
-                stops = distributed.any_of(interrupted.is_set())
+                stops = distributed.any_of(bool(numbers))
                 out_of_time = time.monotonic() - saved >= self.config.checkpoint_seconds
                 if log and (index + 1 == per_epoch or out_of_time or stops):
                     self.state.save(self.run, self.provenance)
                     saved = time.monotonic()
                 if stops:
-                    raise KeyboardInterrupt
+                    raise KeyboardInterrupt(*numbers)
 
     def step(self, epoch: int, index: int) -> tuple[MultiboxLoss, float]:
         """Return one optimizer step on one batch; returns its loss and the gradient's norm."""
@@ -293,10 +292,11 @@ class Trainer:
                 self.state.step, validation_ap50=measured["ap50"], validation_ap=measured["ap"]
             )
         # Without held-out pictures the last weights are the ones to keep.
-        score = measured["ap50"] if measured else 0.0
-        if score > self.state.best or not measured:
+        score = (measured["ap50"], measured["ap"]) if measured else (0.0, 0.0)
+        # Of epochs with the same AP50 the one with the higher AP; of those, the later one.
+        if score >= self.state.best or not measured:
             self.state.best = score
-            info = {**self.provenance, "epoch": epoch + 1, "validation_ap50": score}
+            info = {**self.provenance, "epoch": epoch + 1, "validation_ap50": score[0]}
             save_detector(self.run / BEST, detector, self.job.detector, info)
         self.restart_watch()
 
@@ -361,15 +361,15 @@ def _sentence(measured: AveragePrecision) -> str:
 
 
 @contextmanager
-def _interruption() -> Iterator[threading.Event]:
-    """Turn Ctrl-C and SIGTERM into an event, so that a step is never cut in two."""
-    event = threading.Event()
+def _interruption() -> Iterator[list[int]]:
+    """Collect Ctrl-C and SIGTERM by their numbers, so that a step is never cut in two."""
+    numbers: list[int] = []
     before = {
-        number: signal.signal(number, lambda *_: event.set())
+        number: signal.signal(number, lambda number, _: numbers.append(number))
         for number in (signal.SIGINT, signal.SIGTERM)
     }
     try:
-        yield event
+        yield numbers
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)

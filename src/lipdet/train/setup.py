@@ -71,15 +71,14 @@ def set_up(job: Job) -> Setup:
 
 
 def open_packs(job: Job, specs: Sequence[str]) -> list[Pack]:
-    """Return packs for a job; all must have the same classes."""
+    """Return packs for a job, with the labels of the one that has most classes.
+
+    Raises:
+        InputError: another has a class that this one has not, or a SPEC cannot be used.
+    """
     packs = [find_data(spec, "train", job.detector.framing, job.train.seed) for spec in specs]
-    for pack in packs[1:]:
-        if pack.class_names != packs[0].class_names:
-            raise InputError(
-                f"{pack.name} has the classes {', '.join(pack.class_names)}, but {packs[0].name} "
-                f"has {', '.join(packs[0].class_names)}; data sets that are mixed must agree."
-            )
-    return packs
+    names = max((pack.class_names for pack in packs), key=len, default=())
+    return [pack.in_classes(names) for pack in packs]
 
 
 def framed_whole(job: Job, packs: Sequence[Pack]) -> bool:
@@ -186,9 +185,7 @@ def training_data(
     Raises:
         InputError: other data have other classes, or an epoch is smaller than a batch.
     """
-    for pack in held_out:
-        if pack.class_names != packs[0].class_names:
-            raise InputError(f"{pack.name} has other classes than {packs[0].name}.")
+    held_out = [pack.in_classes(packs[0].class_names) for pack in held_out]
     share = 0.0 if held_out else config.validation_share
     halves = [split(pack, share, config.validation_limit, config.seed) for pack in packs]
     training = [part for part, _ in halves]

@@ -30,14 +30,14 @@ class TrainState:
         average: their exponential moving average, the ones that are evaluated and kept.
         optimizer: with its moments.
         step: optimizer steps done.
-        best: validation AP50 of the best weights so far; -1 before the first validation.
+        best: validation AP50 and AP of the best weights so far; -1 before the first validation.
     """
 
     detector: SSD
     average: AveragedModel
     optimizer: torch.optim.Optimizer
     step: int = 0
-    best: float = -1.0
+    best: tuple[float, float] = (-1.0, -1.0)
 
     @property
     def averaged(self) -> SSD:
@@ -79,7 +79,9 @@ class TrainState:
                     "the folder."
                 )
         self._load(tensors, run)
-        self.step, self.best = info["step"], info["best"]
+        # Until 0.2 AP50 alone was kept.
+        best = info["best"] if isinstance(info["best"], list) else [info["best"], -1.0]
+        self.step, self.best = info["step"], (best[0], best[1])
 
     def share(self, run: Path) -> None:
         """Take over the state of the first process, which alone reads the run folder."""

@@ -1,0 +1,71 @@
+"""Files appear whole or not at all, and there is one way of writing and reading them."""
+
+from __future__ import annotations
+
+import errno
+import os
+import re
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+import lipdet
+from lipdet.errors import InputError
+from lipdet.files import write_complete, write_picture
+
+PACKAGE = Path(lipdet.__file__).parent
+
+
+def test_a_full_disk_leaves_the_old_file_and_names_the_file(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file = tmp_path / "result.json"
+    write_complete(file, "good ε")
+
+    def full(_: int) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(os, "fsync", full)
+    for write in (
+        lambda: write_complete(file, "new"),
+        lambda: write_picture(file, Image.new("RGB", (2, 2))),
+    ):
+        with pytest.raises(InputError, match=r"result\.json cannot be written \(No space left"):
+            write()
+    assert file.read_text(encoding="utf-8") == "good ε"
+    assert list(tmp_path.iterdir()) == [file]
+
+
+def test_links_and_devices_stay_what_they_are(tmp_path: Path) -> None:
+    (tmp_path / "link").symlink_to(tmp_path / "file")
+    write_complete(tmp_path / "link", "text")
+    assert (tmp_path / "link").is_symlink()
+    assert (tmp_path / "file").read_text() == "text"
+    write_complete(Path(os.devnull), "text")
+    assert Path(os.devnull).is_char_device()
+
+
+# What reads or writes in another way, and where it may: logs and downloads grow, a pack is a folder
+# that appears at once, an exporter's library writes into a temporary folder.
+OTHERS = {
+    r"\.write_(text|bytes)\(": {"files.py": 1},
+    r"""open\([^)\n]*["'][wax]b?["']""": {
+        "files.py": 1,
+        "train/log.py": 1,
+        "images/download.py": 1,
+    },
+    r"\bnp\.save\(": {"images/pack.py": 5},
+    r"onnx\.save\(": {"export/onnx_file.py": 1},
+    r"Image\.open\(": {"images/source.py": 3, "images/render.py": 1},
+    r"savefig\(": {"report/style.py": 2},
+}
+
+
+@pytest.mark.parametrize("pattern", OTHERS)
+def test_there_is_no_other_way_in_the_source(pattern: str) -> None:
+    found = {
+        str(file.relative_to(PACKAGE)): len(re.findall(pattern, file.read_text(encoding="utf-8")))
+        for file in PACKAGE.rglob("*.py")
+    }
+    assert {name: count for name, count in found.items() if count} == OTHERS[pattern]

@@ -127,6 +127,23 @@ class CertifiedResult(Figures):
     rounding: str
 
 
+class ClassPixels(TypedDict):
+    """Of one class IoU, recall, precision (None where undefined), and how many pixels it has."""
+
+    iou: float | None
+    recall: float | None
+    precision: float | None
+    pixels: int
+
+
+class Pixels(TypedDict):
+    """Accuracy over labelled pixels, the mean of the classes' IoU, and each class."""
+
+    accuracy: float
+    miou: float
+    per_class: dict[str, ClassPixels]
+
+
 class WorkingPoint(TypedDict):
     """The 95 % interval of AP50 at one ε (0: clean), and false positives at fixed recalls."""
 

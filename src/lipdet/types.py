@@ -11,9 +11,12 @@ Notable choices:
 from __future__ import annotations
 
 import math
-from typing import NamedTuple, TypedDict
+from typing import NamedTuple, NotRequired, TypedDict
 
 from torch import Tensor
+
+# In masks: a pixel whose class is not known, as in Cityscapes.
+IGNORED = 255
 
 
 class Canvas(NamedTuple):
@@ -67,10 +70,14 @@ class Framing(NamedTuple):
 
 
 class Target(TypedDict):
-    """The objects of one image: `boxes` (N, 4) float32 xyxy pixels, `labels` (N,) int64."""
+    """The objects of one image: `boxes` (N, 4) float32 xyxy pixels, `labels` (N,) int64.
+
+    Where pixels are labelled, `mask` (H, W) uint8 has the class of each, or IGNORED.
+    """
 
     boxes: Tensor
     labels: Tensor
+    mask: NotRequired[Tensor]
 
 
 class Detections(TypedDict):

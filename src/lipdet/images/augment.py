@@ -77,12 +77,13 @@ def _moved(
     generator: torch.Generator,
     scales: tuple[float, float],
 ) -> tuple[Tensor, list[Target]]:
-    """Enlarge, reduce, place and mirror."""
+    """Enlarge, reduce, place, mirror and turn."""
     count = len(images)
     low, high = (math.log(factor) for factor in scales)
     scale = torch.exp(low + (high - low) * torch.rand(count, generator=generator))
     place = torch.rand(count, 2, generator=generator)
     mirrored = torch.rand(count, generator=generator) < 0.5
+    turned = torch.rand(count, generator=generator) < 0.5
     objects = list(targets)
     if "flip" in changes:
         images = torch.where(mirrored.to(images.device).view(-1, 1, 1, 1), images.flip(3), images)
@@ -90,6 +91,12 @@ def _moved(
         objects = [
             _mirrored(target, width) if flip else target
             for target, flip in zip(objects, mirrored.tolist(), strict=True)
+        ]
+    if "turn" in changes:
+        images = torch.where(turned.to(images.device).view(-1, 1, 1, 1), images.flip(2, 3), images)
+        objects = [
+            _half_turned(target, images.shape[2:]) if turn else target
+            for target, turn in zip(objects, turned.tolist(), strict=True)
         ]
     if "scale" not in changes:
         return images, objects
@@ -114,7 +121,11 @@ def _enlarged(
     part = image[:, top : top + rows, left : left + columns]
     sides = torch.tensor([width / columns, height / rows] * 2)
     boxes = (target["boxes"] - torch.tensor([left, top] * 2)) * sides
-    return _resized(part[None], height, width)[0], _inside(boxes, target["labels"], height, width)
+    found = _inside(boxes, target["labels"], height, width)
+    if "mask" in target:
+        shown = target["mask"][top : top + rows, left : left + columns]
+        found["mask"] = _resized_mask(shown, height, width)
+    return _resized(part[None], height, width)[0], found
 
 
 def _reduced(
@@ -141,13 +152,20 @@ def _reduced(
     chosen = [(index + number - own) % len(images) for number in range(len(corners))]
     small = _resized(images[chosen], rows, columns)
     canvas = images.new_empty(images.shape[1:])
+    mask = torch.empty(height, width, dtype=torch.uint8)
     boxes, sides = [], torch.tensor([columns / width, rows / height] * 2)
     for (x, y), source, tile in zip(corners, chosen, small, strict=True):
-        part = tile[:, max(-y, 0) : height - y, max(-x, 0) : width - x]
-        canvas[:, max(y, 0) : y + rows, max(x, 0) : x + columns] = part
+        shown = slice(max(-y, 0), height - y), slice(max(-x, 0), width - x)
+        place_of = slice(max(y, 0), y + rows), slice(max(x, 0), x + columns)
+        canvas[:, *place_of] = tile[:, *shown]
+        if "mask" in targets[source]:
+            mask[place_of] = _resized_mask(targets[source]["mask"], rows, columns)[shown]
         boxes.append(targets[source]["boxes"] * sides + torch.tensor([x, y] * 2))
     labels = torch.cat([targets[source]["labels"] for source in chosen])
-    return canvas, _inside(torch.cat(boxes), labels, height, width)
+    found = _inside(torch.cat(boxes), labels, height, width)
+    if "mask" in targets[index]:
+        found["mask"] = mask
+    return canvas, found
 
 
 def _resized(images: Tensor, height: int, width: int) -> Tensor:
@@ -157,7 +175,23 @@ def _resized(images: Tensor, height: int, width: int) -> Tensor:
 def _mirrored(target: Target, width: int) -> Target:
     left, top, right, bottom = target["boxes"].unbind(1)
     boxes = torch.stack([width - right, top, width - left, bottom], dim=1)
-    return Target(boxes=boxes, labels=target["labels"])
+    found = Target(boxes=boxes, labels=target["labels"])
+    if "mask" in target:
+        found["mask"] = target["mask"].flip(1)
+    return found
+
+
+def _half_turned(target: Target, size: Sequence[int]) -> Target:
+    boxes = torch.tensor([*reversed(size)] * 2) - target["boxes"][:, [2, 3, 0, 1]]
+    found = Target(boxes=boxes, labels=target["labels"])
+    if "mask" in target:
+        found["mask"] = target["mask"].flip(0, 1)
+    return found
+
+
+def _resized_mask(mask: Tensor, height: int, width: int) -> Tensor:
+    """Return a mask (h, w) at another size, with the class of the pixel at each one's centre."""
+    return functional.interpolate(mask[None, None], (height, width), mode="nearest-exact")[0, 0]
 
 
 def _inside(boxes: Tensor, labels: Tensor, height: int, width: int) -> Target:

@@ -6,6 +6,7 @@ A pack is a folder with
     labels.npy    (M,) int64
     starts.npy    (N + 1,) int64: picture i owns boxes starts[i] to starts[i + 1]
     pictures.npy  (N,) int64: crops of the same photograph share a number
+    masks.npy     (N, H, W) uint8 classes of pixels, or 255; only where pixels are labelled
     meta.json     name, class names, how it was made, what was skipped, SHA-256 of the arrays
 Reading maps the arrays; nothing is decoded, so that loading never holds up training.
 """
@@ -33,6 +34,7 @@ from lipdet.results import DataSummary
 from lipdet.types import Canvas, Target
 
 ARRAYS = ("images", "boxes", "labels", "starts", "pictures")
+MASKS = "masks"
 
 
 class PackedPicture(NamedTuple):
@@ -43,12 +45,14 @@ class PackedPicture(NamedTuple):
         boxes: (n, 4) float32 xyxy pixels of `image`.
         labels: (n,) int64.
         picture: number of the photograph it was cut from.
+        mask: (H, W) uint8, of all pictures of a pack or of none.
     """
 
     image: NDArray[np.uint8]
     boxes: NDArray[np.float32]
     labels: NDArray[np.int64]
     picture: int
+    mask: NDArray[np.uint8] | None = None
 
 
 @dataclass(frozen=True)
@@ -62,6 +66,7 @@ class Pack:
     starts: NDArray[np.int64]
     pictures: NDArray[np.int64]
     meta: dict[str, Any]
+    masks: NDArray[np.uint8] | None = None
 
     def __len__(self) -> int:
         return len(self.images)
@@ -99,10 +104,13 @@ class Pack:
     def target(self, index: int) -> Target:
         """Return the objects of one picture."""
         own = slice(self.starts[index], self.starts[index + 1])
-        return Target(
+        target = Target(
             boxes=torch.from_numpy(self.boxes[own].copy()),
             labels=torch.from_numpy(self.labels[own].copy()),
         )
+        if self.masks is not None:
+            target["mask"] = torch.from_numpy(self.masks[index].copy())
+        return target
 
     def pixels(self, indices: Sequence[int]) -> Tensor:
         """Return pictures as a batch (B, 3, S, S) float32 in [0, 1]."""
@@ -132,6 +140,7 @@ class Pack:
             labels=self.labels[:objects],
             starts=self.starts[: limit + 1],
             pictures=self.pictures[:limit],
+            masks=None if self.masks is None else self.masks[:limit],
             meta={**self.meta, "hash": f"{self.hash}[:{limit}]"},
         )
 
@@ -181,7 +190,7 @@ def write_pack(
     unfinished = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", dir=folder.parent))
     try:
         _fill(unfinished, pictures, count, canvas)
-        arrays = {name: _array(unfinished, name) for name in ARRAYS}
+        arrays = _arrays(unfinished)
         meta = {
             **provenance,
             "class_names": list(class_names),
@@ -209,19 +218,23 @@ def _fill(folder: Path, pictures: Iterable[PackedPicture], count: int, canvas: C
     images = np.lib.format.open_memmap(
         folder / "images.npy", mode="w+", dtype=np.uint8, shape=(count, *canvas, 3)
     )
-    boxes, labels, starts, numbers = [], [], [0], []
+    boxes, labels, starts, numbers, masks = [], [], [0], [], []
     for index, picture in enumerate(pictures):
         images[index] = picture.image
         boxes.append(picture.boxes.reshape(-1, 4))
         labels.append(picture.labels)
         starts.append(starts[-1] + len(picture.labels))
         numbers.append(picture.picture)
+        if picture.mask is not None:
+            masks.append(picture.mask)
     assert len(numbers) == count, f"{len(numbers)} pictures came where {count} were announced"
     images.flush()
     np.save(folder / "boxes.npy", np.concatenate(boxes).astype(np.float32))
     np.save(folder / "labels.npy", np.concatenate(labels).astype(np.int64))
     np.save(folder / "starts.npy", np.array(starts, np.int64))
     np.save(folder / "pictures.npy", np.array(numbers, np.int64))
+    if masks:
+        np.save(folder / f"{MASKS}.npy", np.stack(masks))
 
 
 def open_pack(folder: Path) -> Pack:
@@ -234,7 +247,7 @@ def open_pack(folder: Path) -> Pack:
         raise InputError(f"{folder} is no pack (it has no meta.json); see `lipdet data prepare`.")
     try:
         meta = json.loads((folder / "meta.json").read_text())
-        arrays = {name: _array(folder, name) for name in ARRAYS}
+        arrays = _arrays(folder)
         if missing := {"hash", "name", "class_names", "skipped"} - set(meta):
             raise ValueError(f"meta.json lacks {', '.join(sorted(missing))}")
     except (OSError, TypeError, ValueError) as error:
@@ -248,6 +261,11 @@ def open_pack(folder: Path) -> Pack:
 
 def _damaged(folder: Path, reason: str) -> InputError:
     return InputError(f"{folder} is a damaged pack ({reason}); remove it and prepare it again.")
+
+
+def _arrays(folder: Path) -> dict[str, NDArray[Any]]:
+    masks = [MASKS] if (folder / f"{MASKS}.npy").exists() else []
+    return {name: _array(folder, name) for name in (*ARRAYS, *masks)}
 
 
 def _array(folder: Path, name: str) -> NDArray[Any]:
@@ -269,7 +287,7 @@ def _array(folder: Path, name: str) -> NDArray[Any]:
 
 def _hash(arrays: dict[str, NDArray[Any]]) -> str:
     digest = hashlib.sha256()
-    for name in ARRAYS:
+    for name in arrays:
         digest.update(f"{name}{arrays[name].dtype}{arrays[name].shape}".encode())
         # Python cannot look at an empty array as bytes.
         if arrays[name].size:

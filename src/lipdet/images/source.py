@@ -6,7 +6,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -21,6 +21,13 @@ PICTURES = frozenset({".bmp", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp"}
 Picture = Image.Image | Path | str | NDArray[np.uint8] | Tensor
 
 
+class MaskFile(NamedTuple):
+    """A picture's mask: its file, and whether 255 is the second of two classes, or ignored."""
+
+    path: Path
+    white: bool
+
+
 @dataclass(frozen=True)
 class AnnotatedPicture:
     """One picture on disk and its objects.
@@ -29,11 +36,13 @@ class AnnotatedPicture:
         path: the picture file.
         boxes: (N, 4) float32 xyxy in pixels of the picture, inside it, of positive area.
         labels: (N,) int64 class indices.
+        mask: where the classes of its pixels are, if they are labelled.
     """
 
     path: Path
     boxes: NDArray[np.float32]
     labels: NDArray[np.int64]
+    mask: MaskFile | None = None
 
     @classmethod
     def of(cls, path: Path, objects: Sequence[tuple[int, NDArray[np.float32]]]) -> AnnotatedPicture:
@@ -67,7 +76,7 @@ def load_rgb(path: Path) -> Image.Image:
         InputError: the file is missing, truncated, too large, not a picture, or has values whose
             range is not known.
     """
-    with _readable(path), Image.open(path) as image:
+    with readable(path), Image.open(path) as image:
         return _eight_bits(ImageOps.exif_transpose(image))
 
 
@@ -87,7 +96,7 @@ def as_rgb(picture: Picture) -> Image.Image:
     if isinstance(picture, Image.Image):
         what = f"{what} of {picture.width}×{picture.height} pixels"
         if min(picture.size) > 0:
-            with _readable(what):
+            with readable(what):
                 return _eight_bits(picture)
     if isinstance(picture, np.ndarray):
         what = f"{what} {picture.shape} of {picture.dtype}"
@@ -124,14 +133,14 @@ def picture_size(path: Path) -> tuple[int, int]:
     Raises:
         InputError: the file is missing, too large or not a picture.
     """
-    with _readable(path), Image.open(path) as image:
+    with readable(path), Image.open(path) as image:
         width, height = image.size
         sideways = image.getexif().get(ExifTags.Base.Orientation, 1) >= 5
         return (height, width) if sideways else (width, height)
 
 
 @contextmanager
-def _readable(path: Path | str) -> Iterator[None]:
+def readable(path: Path | str) -> Iterator[None]:
     """Say in one sentence why a picture cannot be read."""
     try:
         yield

@@ -33,7 +33,7 @@ from lipdet.types import Framing
 
 # Blocks before and behind the next level, on the two finest maps, and those on the coarsest.
 BLOCKS = (2, 2)
-LAST_BLOCKS = 3
+LAST_BLOCKS = 2
 # The values of a cell of the finest map.
 LEAST_WIDTH = 3 * FIRST_STRIDE**2
 
@@ -113,12 +113,16 @@ class Segmenter(nn.Module):
         What is missing to multiples of the stride is zeros around the picture, and left out again.
         """
         height, width = images.shape[2:]
-        stride = self.cell * 2 ** len(BLOCKS)
-        down, across = -height % stride, -width % stride
-        above, left = down // 2, across // 2
-        padded = functional.pad(images, (left, across - left, above, down - above))
+        above, left, below, right = self.missing(height, width)
+        padded = functional.pad(images, (left, right, above, below))
         logits = functional.pixel_shuffle(self.head(self.body(padded)), self.cell)
         return logits[:, :, above : above + height, left : left + width]
+
+    def missing(self, height: int, width: int) -> tuple[int, int, int, int]:
+        """Return the rows and columns that a picture lacks: above, left, below, right."""
+        stride = self.cell * 2 ** len(BLOCKS)
+        down, across = -height % stride, -width % stride
+        return down // 2, across // 2, down - down // 2, across - across // 2
 
 
 def build_segmenter(config: SegmenterConfig) -> Segmenter:

@@ -33,6 +33,7 @@ from lipdet.commands import (
     lipschitz,
     report,
     reproduce,
+    segment,
     train,
 )
 from lipdet.commands.options import COMMON, PROGRAM, Parser, fail
@@ -166,7 +167,8 @@ def _run(options: Namespace, words: Sequence[str]) -> None:
     leads = distributed.rank() == 0
     quiet = common["quiet"] or not leads
     with quietly(keep_output=json_on_stdout and leads) if quiet else nullcontext():
-        VERBS[options.verb].run(**arguments)
+        run = segment.instead(options.verb, arguments) or VERBS[options.verb].run
+        run(**arguments)
 
 
 def _start_processes(count: int, words: Sequence[str]) -> None:

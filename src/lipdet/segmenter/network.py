@@ -9,7 +9,8 @@ Of the certified kind the body is 1-Lipschitz and every logit is, too. Notable c
   1-Lipschitz beside (theory §13.1), without a factor of √½ and without a merging layer.
 - As half of the channels at half the resolution are twice the channels, every level costs as much.
 - It starts at the identity, as the certified detectors do (`lipdet.detector.one_map`), and has no
-  normalisation and no scale anywhere: what a logit of 1 means is left to the temperature.
+  scale anywhere: what a logit of 1 means is left to the temperature. Grey is 0: to subtract it is
+  free, and what all pixels of a cell have in common would drown what tells them apart.
 - The head has filters of unit norm and gives the logits of all pixels of a cell at once. Each logit
   is 1-Lipschitz; together they share features, and their joint constant is that of the head.
 
@@ -34,6 +35,7 @@ from lipdet.types import Framing
 # Blocks before and behind the next level, on the two finest maps, and those on the coarsest.
 BLOCKS = (2, 2)
 LAST_BLOCKS = 2
+GREY = 0.5
 # The values of a cell of the finest map.
 LEAST_WIDTH = 3 * FIRST_STRIDE**2
 
@@ -55,7 +57,7 @@ class Kind:
 
 SEGMENTERS = {
     "orthogonal-segmenter": Kind(
-        KINDS["orthogonal-ssd"].block, KINDS["orthogonal-ssd"].classification, temperature=10.0
+        KINDS["orthogonal-ssd"].block, KINDS["orthogonal-ssd"].classification, temperature=2.0
     ),
     "plain-segmenter": Kind(
         KINDS["plain-ssd"].block, KINDS["plain-ssd"].classification, temperature=1.0
@@ -110,11 +112,11 @@ class Segmenter(nn.Module):
     def forward(self, images: Tensor) -> Tensor:
         """(B, 3, H, W) in [0, 1] of any size to logits (B, K, H, W).
 
-        What is missing to multiples of the stride is zeros around the picture, and left out again.
+        What is missing to multiples of the stride is grey around the picture, and left out again.
         """
         height, width = images.shape[2:]
         above, left, below, right = self.missing(height, width)
-        padded = functional.pad(images, (left, right, above, below))
+        padded = functional.pad(images - GREY, (left, right, above, below))
         logits = functional.pixel_shuffle(self.head(self.body(padded)), self.cell)
         return logits[:, :, above : above + height, left : left + width]
 

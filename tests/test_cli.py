@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import re
+import subprocess
+import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -135,6 +137,16 @@ def test_mistakes_end_in_one_sentence(
     monkeypatch.chdir(tmp_path)
     check_mistake(capsys, *words, names=names)
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_verb_imports_no_other() -> None:
+    # Torch's export, gradio and training take seconds that a certificate does not need.
+    code = (
+        "import sys; from lipdet.cli import VERBS, build_parser; build_parser(wanted=['certify']); "
+        "print(*(verb for verb in VERBS if f'lipdet.commands.{verb}' in sys.modules))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.split() == ["certify"]
 
 
 def test_no_picture(

@@ -44,6 +44,13 @@ def _holds_centre(box: np.ndarray, one: Detection) -> bool:
     return bool(box[0] < (left + right) / 2 < box[2] and box[1] < (top + bottom) / 2 < box[3])
 
 
+def test_of_each_place_only_the_best_detection_is_read() -> None:
+    place, beside = (10.0, 10.0, 30.0, 40.0), (40.0, 10.0, 60.0, 40.0)
+    found = [Detection("3", 0.9, beside), Detection("7", 0.8, place), Detection("1", 0.7, place)]
+    assert read_out(found) == "7 3"
+    assert read_out([]) == "nothing"
+
+
 @pytest.mark.slow
 def test_numbers_are_found_wherever_they_are() -> None:
     detector = load_detector("naive").detector

@@ -18,11 +18,11 @@ from torch import Tensor
 from lipdet.checkpoint import BEST, load_detector, read_tensors, write_tensors
 from lipdet.config import DIGIT_CHANGES, DIGIT_CROP, DetectorConfig, TrainConfig, as_plain
 from lipdet.detector import SSD, build_detector
-from lipdet.errors import InputError
+from lipdet.errors import InputError, NonFiniteLossError
 from lipdet.images.pack import Pack, PackedPicture, write_pack
 from lipdet.images.prepare import pack_rendered
 from lipdet.results import AveragePrecision
-from lipdet.train import NonFiniteLossError, Trainer, loop, set_up, train
+from lipdet.train import Trainer, loop, set_up, train
 from lipdet.train.job import Job, load_job
 from lipdet.train.log import LOG, TrainLog
 from lipdet.train.setup import open_packs, training_data

@@ -12,53 +12,46 @@ import re
 import signal
 import sys
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
+from importlib import import_module
 from pathlib import Path
+from types import ModuleType
 
 import yaml
 from jsonargparse import Namespace
 
 from lipdet import __version__, distributed
-from lipdet.commands import (
-    app,
-    attack,
-    certify,
-    check_attack,
-    data,
-    demo,
-    detect,
-    eval,
-    export,
-    lipschitz,
-    report,
-    reproduce,
-    segment,
-    train,
-)
 from lipdet.commands.options import COMMON, PROGRAM, Parser, fail
 from lipdet.config import PRESETS
-from lipdet.errors import InputError
+from lipdet.errors import InputError, NonFiniteLossError
 from lipdet.progress import quietly
-from lipdet.train import NonFiniteLossError
 
 # What several processes can do together.
 SHARED = ("train", "eval")
+# What knows segmenters, too (`commands.segment`).
+OF_SEGMENTERS = ("eval", "certify", "attack")
+# Each with a line of help; `verb_module` has its `parser` and its `run`.
 VERBS = {
-    "data": data.VERB,
-    "train": train.VERB,
-    "eval": eval.VERB,
-    "detect": detect.VERB,
-    "lipschitz": lipschitz.VERB,
-    "attack": attack.VERB,
-    "certify": certify.VERB,
-    "check-attack": check_attack.VERB,
-    "export": export.VERB,
-    "report": report.VERB,
-    "demo": demo.VERB,
-    "reproduce": reproduce.VERB,
-    "app": app.VERB,
+    "data": "render, prepare, download, inspect",
+    "train": "train a detector",
+    "eval": "average precision on a data set",
+    "detect": "find objects in pictures",
+    "lipschitz": "bound a detector's constants",
+    "attack": "change pictures so that the detector errs",
+    "certify": "say how much perturbation detections survive",
+    "check-attack": "whether an attack is strong enough",
+    "export": "write a detector for other programs",
+    "report": "one page about detectors, side by side",
+    "demo": "what attacks leave and what is proven, in a few minutes",
+    "reproduce": "the comparison of all detectors in one command",
+    "app": "a web page to play with",
 }
+
+
+def verb_module(name: str) -> ModuleType:
+    """Import what a verb consists of: others cost seconds that it does not need."""
+    return import_module(f"lipdet.commands.{name.replace('-', '_')}")
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -115,10 +108,11 @@ def _hint_at_key_value(words: Sequence[str]) -> None:
 
 def _parse(words: Sequence[str]) -> Namespace:
     # Help and --print_config are answered at once, by defaults that are those of the preset.
-    options = build_parser(_preset_in(words)).parse_args(words)
+    verb = next((word for word in words if not word.startswith("-")), "")
+    options = build_parser(_preset_in(words), [verb]).parse_args(words)
     if options.verb == "train":
         # The preset, which YAML may name too, decides the defaults of everything else.
-        options = build_parser(options.train.preset).parse_args(words)
+        options = build_parser(options.train.preset, [verb]).parse_args(words)
     return options
 
 
@@ -136,20 +130,32 @@ def _preset_in(words: Sequence[str]) -> str:
     return named.preset if named.preset in PRESETS else "naive"
 
 
-def build_parser(preset_name: str = "naive") -> Parser:
-    """Return the parser of all verbs, with the defaults of a preset for `train`."""
+def build_parser(preset_name: str = "naive", wanted: Collection[str] = tuple(VERBS)) -> Parser:
+    """Return the parser of all verbs.
+
+    Args:
+        preset_name: whose defaults `train` has.
+        wanted: verbs whose options are needed; the others have none.
+    """
     parser = Parser(
         prog=PROGRAM,
         description="Object detectors whose detections are provably stable.",
         version=__version__,
     )
     commands = parser.add_subcommands(dest="verb", metavar="VERB")
-    for name, verb in VERBS.items():
-        options = train.parser(preset_name) if verb is train.VERB else verb.parser()
-        commands.add_subcommand(name, options, help=verb.help)
-        if verb is data.VERB:
-            data.add_actions(options)
+    for name, summary in VERBS.items():
+        options = verb_options(name, preset_name) if name in wanted else Parser()
+        commands.add_subcommand(name, options, help=summary)
+        if name == "data" and name in wanted:
+            verb_module(name).add_actions(options)
     return parser
+
+
+def verb_options(name: str, preset_name: str = "naive") -> Parser:
+    """Return the parser of one verb, without its actions."""
+    module = verb_module(name)
+    options: Parser = module.parser(preset_name) if name == "train" else module.parser()
+    return options
 
 
 def _run(options: Namespace, words: Sequence[str]) -> None:
@@ -167,7 +173,9 @@ def _run(options: Namespace, words: Sequence[str]) -> None:
     leads = distributed.rank() == 0
     quiet = common["quiet"] or not leads
     with quietly(keep_output=json_on_stdout and leads) if quiet else nullcontext():
-        run = segment.instead(options.verb, arguments) or VERBS[options.verb].run
+        run = verb_module(options.verb).run
+        if options.verb in OF_SEGMENTERS:
+            run = verb_module("segment").instead(options.verb, arguments) or run
         run(**arguments)
 
 

@@ -123,11 +123,12 @@ class TrainConfig:
         gradient_clip: largest L2 norm of the whole gradient.
         ema_decay: decay per step of the averaged weights, which are the ones evaluated and kept.
         precision: bf16 autocast, float32, or auto (bf16 where the processor or GPU computes in it).
-        augment: changes of pictures in training: scale (and place), flip, turn (by half a turn),
-            light, inversion, channels (their order); which of them leave an object what it is
-            depends on the objects. None decides by the data: of whole pictures scale and light, of
-            crops of digits light, inversion and channels. Of these, photometric changes cost a
-            network of 1-Lipschitz layers what it needs, and are left out where there is a margin.
+        augment: changes of pictures in training: scale (and place), flip, turn (by quarters; by a
+            half where the canvas is no square), light, inversion, channels (their order); which of
+            them leave an object what it is depends on the objects. None decides by the data: of
+            whole pictures scale and light, of crops of digits light, inversion and channels. Of
+            these, photometric changes cost a network of 1-Lipschitz layers what it needs, and are
+            left out where there is a margin.
         scales: smallest and largest factor by which `scale` changes the sides of a picture.
         margin: ε in [0, 1] pixel units whose worst case the classification loss counts, where
             logits are 1-Lipschitz: the dial between clean and certified AP, or pixels.
@@ -265,7 +266,11 @@ def _for_photographs(preset: Preset) -> Preset:
     )
 
 
-PLAIN = Preset(_one_map("plain-ssd", CERTIFIED_WIDTH), TrainConfig(near_iou=0.3))
+def _plain(width: int) -> Preset:
+    return Preset(_one_map("plain-ssd", width), TrainConfig(near_iou=0.3))
+
+
+PLAIN = _plain(CERTIFIED_WIDTH)
 CERTIFIED = _certified(CERTIFIED_WIDTH)
 
 SEGMENT = Preset(
@@ -279,6 +284,7 @@ PRESETS = {
     "segment": SEGMENT,
     "segment-plain": Preset(SegmenterConfig("plain-segmenter"), TrainConfig(batch_size=16)),
     "plain": PLAIN,
+    "plain-small": _plain(CERTIFIED_SMALL_WIDTH),
     "plain-photo": _for_photographs(PLAIN),
     "naive": Preset(),
     "naive-adversarial": Preset(train=TrainConfig(adversarial_epsilon=0.5)),

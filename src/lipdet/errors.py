@@ -1,4 +1,4 @@
-"""The one exception for bad input: its message is a sentence that a user can act on."""
+"""Exceptions whose message is all that a user is told; of bad input, a sentence to act on."""
 
 
 class InputError(Exception):
@@ -21,3 +21,7 @@ class UnknownLipschitz(InputError):  # noqa: N818 - "unknown" is the finding, no
     def __init__(self, reason: str, instead: str = "") -> None:
         super().__init__(reason)
         self.instead = instead
+
+
+class NonFiniteLossError(Exception):
+    """The loss or its gradient is not a number; the message names the step."""

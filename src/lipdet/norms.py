@@ -20,6 +20,7 @@ import math
 
 import torch
 from torch import Tensor
+from torch.nn import functional
 
 from lipdet.errors import UnknownLipschitz
 
@@ -239,41 +240,44 @@ def _response_norm(kernel: Tensor, cells: list[int]) -> float:
 
     At most 5e-7 of it above it.
 
-    Summed as it stands instead of by FFT, a kernel larger than the grid wraps around by itself.
+    At each frequency, (response)ᴴ(response) is the Fourier sum of the kernel's correlation with
+    itself, which is computed once. Summed as it stands instead of by FFT, a kernel larger than the
+    grid wraps around by itself.
     """
+    if kernel.shape[1] < kernel.shape[2]:
+        kernel = kernel.transpose(1, 2)
+    height, width = kernel.shape[-2:]
+    lags = torch.stack(
+        [
+            functional.conv2d(taps, taps, padding=(height - 1, width - 1))
+            for taps in kernel.transpose(1, 2)
+        ]
+    )
     down, across = (
         torch.polar(torch.ones_like(angles), -angles)
         for angles in (
-            2 * math.pi / n * (torch.outer(torch.arange(k), torch.arange(n)) % n).to(kernel)
-            for k, n in zip(kernel.shape[-2:], cells, strict=True)
+            2 * math.pi / n * (torch.outer(torch.arange(1 - k, k), torch.arange(n)) % n).to(kernel)
+            for k, n in zip((height, width), cells, strict=True)
         )
     )
+    # Those of an orthogonal kernel are nearly m·I at every frequency, and ‖G‖ ≤ |m| + ‖G − m·I‖_F
+    # whatever m is; eigenvalues take longest.
+    middle = lags[..., height - 1, width - 1].diagonal(dim1=-2, dim2=-1)
+    mean = float(middle.mean())
+    middle -= mean
     # A real kernel's response at −θ is the conjugate of that at θ.
-    rows = (kernel.to(down) @ across[:, : cells[1] // 2 + 1]).permute(0, 4, 1, 2, 3)
-    if rows.shape[2] < rows.shape[3]:
-        rows = rows.transpose(2, 3)
+    columns = (lags.to(down) @ across[:, : cells[1] // 2 + 1]).permute(4, 3, 0, 1, 2)
     largest = allowed = 0.0
-    for phase in down.T:
-        response = rows @ phase
-        gram = (response.mH @ response).flatten(0, 1)
-        # Those of an orthogonal kernel are nearly I at every frequency; eigenvalues take longest.
-        bound = _nearly_scalar_norm(gram)
+    for column in columns:
+        apart = (down.T @ column.flatten(1)).view(-1, *lags.shape[1:3])
+        bound = abs(mean) + torch.view_as_real(apart).flatten(1).norm(dim=1)
         close = bound <= largest * _CLOSE
         if close.any():
             allowed = max(allowed, float(bound[close].max()))
         if not close.all():
-            eigenvalues = torch.linalg.eigvalsh(gram[~close])
+            eigenvalues = torch.linalg.eigvalsh(apart[~close]) + mean
             largest = max(largest, float(eigenvalues[..., -1].max()))
     return math.sqrt(max(largest, allowed))
-
-
-def _nearly_scalar_norm(gram: Tensor) -> Tensor:
-    """Bound the largest eigenvalues of Hermitian matrices: ‖G‖ ≤ m + ‖G − m·I‖_F for every m."""
-    mean = gram.diagonal(dim1=-2, dim2=-1).real.mean(dim=-1)
-    identity = torch.eye(gram.shape[-1], dtype=gram.dtype, device=gram.device)
-    apart = torch.linalg.matrix_norm(gram - mean[..., None, None] * identity)
-    bound: Tensor = mean.abs() + apart
-    return bound
 
 
 def _eigen_work(kernel: Tensor, cells: list[int]) -> float:

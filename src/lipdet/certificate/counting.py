@@ -86,8 +86,8 @@ def certified_counts(verifier: Verifier, raw: RawOutput, epsilon: Tensor) -> Cou
     # Of all that is put out, the other classes have at least their own.
     others = least.sum(dim=1, keepdim=True) - least
     most = torch.minimum(most, verifier.selection.top_k - others)
-    steady = [len(one.rest) == 0 and in_one_order(one) for one in shown]
-    return Counts(least, most, torch.tensor(steady))
+    exact = (least == most).all(dim=1)
+    return Counts(least, most, exact & torch.tensor([in_one_order(one) for one in shown]))
 
 
 def reading_radii(verifier: Verifier, raw: RawOutput, tolerance: float = TOLERANCE) -> Tensor:

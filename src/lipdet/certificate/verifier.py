@@ -8,6 +8,7 @@ arguments hold: log-odds that rise with their logit, and boxes that rise with th
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -109,7 +110,9 @@ def _check(holds: bool, name: str, value: object) -> None:
         raise UnknownLipschitz(f"Nothing can be certified with {name} = {value}.")
 
 
+# Images that are made up, unless so many outputs are seen in fewer larger ones.
 EXAMPLES = 8
+EXAMPLE_PIXELS = EXAMPLES * 74 * 74
 
 
 @dataclass(frozen=True)
@@ -262,5 +265,6 @@ def verifier_of(detector: SSD, selection: Selection, images: Tensor | None = Non
 def _examples(canvas: Canvas) -> Tensor:
     """Make images of areas of a few colours, since rounding grows with what is in an image."""
     generator = torch.Generator().manual_seed(0)
-    cells = torch.rand((EXAMPLES, 3, 6, 6), generator=generator)
+    count = min(EXAMPLES, math.ceil(EXAMPLE_PIXELS / (canvas.height * canvas.width)))
+    cells = torch.rand((count, 3, 6, 6), generator=generator)
     return functional.interpolate(cells, tuple(canvas))

@@ -10,7 +10,7 @@ import torch
 from lipdet.app.exhibits import bounding, load_exhibits
 from lipdet.app.server import serving
 from lipdet.checkpoint import packaged_names
-from lipdet.commands.options import DETECTOR_HELP, Parser, Verb, verb_parser
+from lipdet.commands.options import DETECTOR_HELP, Parser, verb_parser
 from lipdet.errors import InputError
 
 
@@ -49,6 +49,3 @@ def run(detectors: Sequence[str] = (), host: str = "127.0.0.1", port: int = 7860
 def _order(name: str) -> tuple[bool, str]:
     """Return the naive detector first: it is the one to compare with."""
     return name != "naive", name
-
-
-VERB = Verb("a web page to play with", parser, run)

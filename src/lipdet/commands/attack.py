@@ -18,7 +18,6 @@ from lipdet.commands.attack_options import EPSILON_HELP, parse_epsilons
 from lipdet.commands.options import (
     ANY_DETECTOR_HELP,
     Parser,
-    Verb,
     as_json,
     check_folder,
     check_no_input,
@@ -170,6 +169,3 @@ def _panel(
         (draw_classes(difference, (), class_names), f"difference × {gain:g}, L2 {norm:.3f}"),
     ]
     return contact_sheet([captioned(picture, text) for picture, text in panels], columns=3)
-
-
-VERB = Verb("change pictures so that the detector errs", parser, run)

@@ -16,7 +16,6 @@ from lipdet.commands.options import (
     DETECTOR_HELP,
     FLOAT64_HELP,
     Parser,
-    Verb,
     as_json,
     check_folder,
     check_no_input,
@@ -119,6 +118,3 @@ def run(
         f"Overlays and certificates.json: {out} ({radii_explained(canvas)}; rounding "
         f"{verifier.rounding_known})"
     )
-
-
-VERB = Verb("say how much perturbation detections survive", parser, run)

@@ -14,7 +14,6 @@ from lipdet.commands.options import (
     DETECTOR_HELP,
     SPEC_HELP,
     Parser,
-    Verb,
     as_json,
     check_positive,
     check_writable,
@@ -110,6 +109,3 @@ def run(
     if json is not None:
         json.write_text(as_json(result) + "\n")
     Console().print(checks_table(loaded.name, report))
-
-
-VERB = Verb("whether an attack is strong enough", parser, run)

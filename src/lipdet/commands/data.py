@@ -13,7 +13,6 @@ from lipdet.commands.options import (
     COMMON,
     SPEC_HELP,
     Parser,
-    Verb,
     check_positive,
     check_writable,
     verb_parser,
@@ -215,6 +214,3 @@ def _print_pack(description: DataSummary, out: Path) -> None:
         f"{out}: {description['images']} pictures, {description['objects']} objects, "
         f"{description['skipped']} skipped"
     )
-
-
-VERB = Verb("render, prepare, download, inspect", parser, run)

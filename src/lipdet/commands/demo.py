@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from lipdet.commands.options import Parser, Verb, verb_parser
+from lipdet.commands.options import Parser, verb_parser
 from lipdet.demo import demo
 
 
@@ -26,6 +26,3 @@ def run(out: Path = Path("demo"), seed: int = 0) -> None:
         seed: of the attacks.
     """
     demo(out, seed)
-
-
-VERB = Verb("what attacks leave and what is proven, in a few minutes", parser, run)

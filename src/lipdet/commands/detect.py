@@ -10,7 +10,6 @@ from lipdet.checkpoint import load_detector
 from lipdet.commands.options import (
     DETECTOR_HELP,
     Parser,
-    Verb,
     as_json,
     check_folder,
     check_no_input,
@@ -102,6 +101,3 @@ def _words(reading: Reading, canvas: Canvas) -> str:
         for one in left_to_right(reading.detections)
     ]
     return " ".join(words) or "nothing found"
-
-
-VERB = Verb("find objects in pictures", parser, run)

@@ -17,7 +17,6 @@ from lipdet.commands.options import (
     FLOAT64_HELP,
     SPEC_HELP,
     Parser,
-    Verb,
     add_processes,
     as_json,
     check_positive,
@@ -137,6 +136,3 @@ def run(
         console.print(certified_classes_table(result))
         console.print(reading_table(result))
         console.print(reasons_table(result))
-
-
-VERB = Verb("average precision on a data set", parser, run)

@@ -9,7 +9,7 @@ from typing import Any, Literal
 from torch import Tensor
 
 from lipdet.checkpoint import LoadedDetector, load_detector
-from lipdet.commands.options import DETECTOR_HELP, Parser, Verb, check_writable, verb_parser
+from lipdet.commands.options import DETECTOR_HELP, Parser, check_writable, verb_parser
 from lipdet.errors import InputError
 from lipdet.export.torch_file import export_torch
 from lipdet.images.spec import Purpose, open_data
@@ -114,6 +114,3 @@ def _differences(comparison: dict[str, Any]) -> str:
         for name in ("logits", "offsets")
     ]
     return f"from torch, {' and '.join(parts)}"
-
-
-VERB = Verb("write a detector for other programs", parser, run)

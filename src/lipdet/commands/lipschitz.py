@@ -15,7 +15,6 @@ from lipdet.checkpoint import LoadedDetector, load_any, load_detector
 from lipdet.commands.options import (
     DETECTOR_HELP,
     Parser,
-    Verb,
     as_json,
     check_writable,
     verb_parser,
@@ -113,6 +112,3 @@ def _audit(spec: str, image_size: Canvas | None, file: Path | None) -> None:
         file.write_text(text + "\n")
     print(audit_sentence(spec, found))
     Console().print(audit_table(found))
-
-
-VERB = Verb("bound a detector's constants", parser, run)

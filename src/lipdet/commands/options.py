@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import NamedTuple, NoReturn
+from typing import NoReturn
 
 from jsonargparse import ArgumentParser
 from jsonargparse.typing import PositiveInt, register_type
@@ -40,14 +40,6 @@ class Parser(ArgumentParser):
         """Print the sentence on stderr and exit with status 2."""
         program = self.prog.replace("[options] ", "")
         fail(f"{' '.join(message.split())} (see `{program} --help`)", 2)
-
-
-class Verb(NamedTuple):
-    """One verb: a line of help, its parser, and the function that takes the parsed options."""
-
-    help: str
-    parser: Callable[[], Parser]
-    run: Callable[..., None]
 
 
 def verb_parser(summary: str, example: str) -> Parser:

@@ -16,7 +16,6 @@ from lipdet.commands.options import (
     ANY_DETECTOR_HELP,
     SPEC_HELP,
     Parser,
-    Verb,
     check_folder,
     check_positive,
     check_state,
@@ -144,6 +143,3 @@ def _report_foreign(
     write_module_page(out, detector, measured, seen)
     Console().print(comparison_table([measured]))
     print(f"Page: {out}")
-
-
-VERB = Verb("one page about detectors, side by side", parser, run)

@@ -10,7 +10,7 @@ from rich.console import Console
 
 from lipdet.checkpoint import weights_file
 from lipdet.commands.attack_options import EPSILON_HELP, parse_epsilons
-from lipdet.commands.options import SPEC_HELP, Parser, Verb, check_folder, verb_parser
+from lipdet.commands.options import SPEC_HELP, Parser, check_folder, verb_parser
 from lipdet.config import PRESETS
 from lipdet.errors import InputError
 from lipdet.report.table import comparison_table
@@ -108,6 +108,3 @@ def _check(rows: Sequence[str]) -> None:
     for name in names:
         if names.count(name) > 1:
             raise InputError(f"Two rows are called {name}; give each once, under its own name.")
-
-
-VERB = Verb("the comparison of all detectors in one command", parser, run)

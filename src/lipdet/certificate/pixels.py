@@ -119,9 +119,9 @@ def _rounding(segmenter: Segmenter, folded: Segmenter, images: Tensor) -> float:
     with frozen(segmenter):
         for batch in probes(images):
             off = float((segmenter(batch).double() - exact(batch.double())).abs().max())
+            if not math.isfinite(off):
+                raise UnknownLipschitz("Logits are not all finite, so their rounding has no bound.")
             largest = max(largest, off)
-    if not math.isfinite(largest):
-        raise UnknownLipschitz("Logits are not all finite, so their rounding has no bound.")
     return SAFETY * largest
 
 

@@ -176,7 +176,7 @@ def _resized(images: Tensor, height: int, width: int) -> Tensor:
 
 
 def _turned(target: Target, sides: Sequence[int], quarters: int) -> Target:
-    """Turn boxes and mask against the clock as often as a picture (height, width), which keeps its shape."""
+    """Turn boxes and mask against the clock as often as a picture (height, width)."""
     height, width = sides
     boxes = target["boxes"]
     for _ in range(quarters):

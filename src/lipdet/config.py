@@ -276,7 +276,7 @@ CERTIFIED = _certified(CERTIFIED_WIDTH)
 SEGMENT = Preset(
     SegmenterConfig(),
     TrainConfig(
-        learning_rate=2e-3, weight_decay=0.0, gradient_clip=100.0, margin=0.05, batch_size=16
+        learning_rate=4e-3, weight_decay=0.0, gradient_clip=100.0, margin=0.05, batch_size=16
     ),
 )
 

@@ -128,7 +128,7 @@ def test_pictures_near_by_break_no_promise(seed: int) -> None:
             after = segmenter(changed[None])[0].argmax(dim=0).numpy()
         flipped = after != found.predicted
         assert flipped.any() or epsilon < 1
-        distance = float((changed - picture).norm())
+        distance = float((changed.detach() - picture).norm())
         assert (found.radius[flipped] <= distance + 1e-6).all()
         promised = [
             most(costs.flip.ravel(), costs.budget)

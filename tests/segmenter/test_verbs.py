@@ -21,6 +21,7 @@ from lipdet.errors import InputError
 from lipdet.evaluate.segmentation import confusion, figures, pixel_attacks
 from lipdet.images.pack import Pack
 from lipdet.images.prepare import pack_rendered
+from lipdet.images.source import load_rgb
 from lipdet.train import Trainer
 from lipdet.train.state import STATE
 from lipdet.types import IGNORED, Canvas
@@ -120,10 +121,10 @@ def test_certify_draws_radii_and_counts_what_can_flip(
     assert sum(entry["pixels"].values()) == 32 * 32
     [certified] = entry["certified"]
     assert certified["together"] <= certified["alone"] <= 32 * 32
-    overlay = Image.open(out / "door.png")
+    overlay = load_rgb(out / "door.png")
     assert overlay.height == 256
     assert overlay.width > overlay.height + 50  # the colour bar
-    assert Image.open(out / "door-classes.png").size == (32, 32)
+    assert load_rgb(out / "door-classes.png").size == (32, 32)
 
 
 def test_attack_changes_what_is_seen_within_the_radius(

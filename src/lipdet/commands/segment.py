@@ -15,6 +15,7 @@ from PIL import Image
 from rich.console import Console
 from torch import Tensor
 
+from lipdet import distributed
 from lipdet.attack import AttackSettings
 from lipdet.attack.pixels import attack_pixels
 from lipdet.certificate.pixels import bounds_of_pixels, largest_reach, margins_of
@@ -51,6 +52,8 @@ def instead(verb: str, options: Mapping[str, Any]) -> Callable[..., None] | None
 
 def evaluate(detector: str, data: str, **options: Any) -> None:
     """Do what `lipdet.commands.eval.run` does, for a segmenter."""
+    if distributed.size() > 1:
+        raise InputError("A segmenter is measured by one process: leave out --processes.")
     _refuse(options, float64="Rounding is measured, not proven", state="Nothing is kept")
     epsilon, attack, certify = options["epsilon"], options["attack"], options["certify"]
     limit, json, seed = options["limit"], options["json"], options["seed"]

@@ -195,7 +195,7 @@ def _attacked(
     for start in track(range(0, len(pack), step), label):
         chosen = range(start, min(start + step, len(pack)))
         images = pack.pixels(chosen)
-        masks = torch.from_numpy(masks_of(pack)[chosen.start : chosen.stop])
+        masks = torch.from_numpy(masks_of(pack)[list(chosen)])
         found = attack_pixels(segmenter, images, masks, attacks, chosen)
         before, after = (logits_of(segmenter, one) for one in (images, found))
         counts += confusion(after, masks)

@@ -68,10 +68,11 @@ def bounds_of_pixels(segmenter: Segmenter, images: Tensor) -> PixelBounds:
     Raises:
         UnknownLipschitz: it has a layer without a bound, or an output that is not finite.
     """
-    drop_caches(segmenter)
-    folded = fold(segmenter)
     if type(segmenter) is not Segmenter or has_forward_hooks(segmenter):
         raise UnknownLipschitz("Nothing can be certified of another class than Segmenter itself.")
+    drop_caches(segmenter)
+    folded = fold(segmenter)
+    assert isinstance(folded, Segmenter)
     body = _bound(folded.body, "body")
     head = folded.head
     if type(head) is not nn.Conv2d or not _is_simple(head):
@@ -169,8 +170,9 @@ def margins_of(logits: Tensor, segmenter: Segmenter, bounds: PixelBounds) -> Pix
     columns = (torch.arange(width) + left) % segmenter.cell
     placed = bounds.pairwise[:, :, rows][:, :, :, columns]
     constants = placed.gather(0, predicted[None, None].expand(1, *placed.shape[1:]))[0]
-    # Two classes with the same filters never change places.
-    radii = torch.where(constants > 0, margins / constants, math.inf)
+    # Two classes with the same filters change places by rounding alone.
+    alike = torch.where(margins > 0, math.inf, 0.0)
+    radii = torch.where(constants > 0, margins / constants, alike)
     return PixelMargins(predicted.numpy(), margins.numpy(), radii.numpy())
 
 

@@ -16,6 +16,7 @@ from lipdet.config import SegmenterConfig
 from lipdet.errors import InputError, UnknownLipschitz
 from lipdet.layers import orthogonal_
 from lipdet.segmenter import Segmenter, build_segmenter
+from lipdet.segmenter.calibration import add_offsets, choose_offsets
 from lipdet.segmenter.loss import class_weights, labelled_weight, pixel_loss
 from lipdet.segmenter.network import Beside
 from lipdet.types import IGNORED, Canvas
@@ -155,3 +156,32 @@ def test_the_loss_is_that_of_a_plain_loop() -> None:
     assert float(loss) == pytest.approx(total / counted, rel=1e-5)
     assert float(labelled_weight(masks, weights)) == pytest.approx(counted, rel=1e-5)
     assert not pixel_loss(logits, torch.full_like(masks, IGNORED), weights, 7.0).total
+
+
+def test_offsets_make_the_mean_iou_as_high_as_a_fine_search() -> None:
+    generator = torch.Generator().manual_seed(0)
+    labels = (torch.rand(4000, generator=generator) < 0.15).long()
+    logits = torch.randn(4000, 2, generator=generator)
+    logits[:, 1] += 1.5 * labels + 0.7  # too much is shown of the second class
+
+    def mean_iou(offset: float) -> float:
+        shown = logits[:, 1] + offset > logits[:, 0]
+        pairs = [(shown, labels == 1), (~shown, labels == 0)]
+        return float(sum((a & b).sum() / (a | b).sum() for a, b in pairs)) / 2
+
+    offsets = choose_offsets(logits, labels)
+    assert offsets[0] == 0
+    best = max(mean_iou(offset / 100) for offset in range(-400, 400))
+    assert mean_iou(0.0) < mean_iou(float(offsets[1]))
+    assert mean_iou(float(offsets[1])) > best - 0.005
+
+
+def test_offsets_move_logits_and_no_constant() -> None:
+    segmenter, picture = trained_alike(), torch.rand(1, 3, *SMALL.canvas)
+    with torch.no_grad():
+        before, bounds = segmenter(picture), bounds_of_pixels(segmenter, picture)
+        add_offsets(segmenter, torch.tensor([0.0, 0.5, -1.0]))
+        moved = segmenter(picture) - before
+    assert torch.allclose(moved[:, 1], torch.tensor(0.5), atol=1e-5)
+    assert torch.allclose(moved[:, 2], torch.tensor(-1.0), atol=1e-5)
+    assert bounds_of_pixels(segmenter, picture).joint == bounds.joint

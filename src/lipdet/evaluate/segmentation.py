@@ -29,6 +29,7 @@ from lipdet.checkpoint import LoadedSegmenter
 from lipdet.detector.forward import MOST_PIXELS, frozen
 from lipdet.errors import InputError
 from lipdet.evaluate.attacked import Campaign
+from lipdet.images.batches import Part
 from lipdet.images.pack import Pack
 from lipdet.progress import track
 from lipdet.results import (
@@ -42,6 +43,9 @@ from lipdet.results import (
 from lipdet.segmenter import Segmenter
 from lipdet.types import IGNORED
 from lipdet.versions import versions
+
+# Of a picture, where offsets of classes are chosen.
+SAMPLED = 4096
 
 
 @torch.no_grad()
@@ -82,6 +86,19 @@ def confusion_of_pack(
         found = logits_of(segmenter, pack.pixels(chosen))
         total += confusion(found, torch.from_numpy(masks[chosen]))
     return total
+
+
+def sampled_pixels(segmenter: Segmenter, part: Part, seed: int) -> tuple[Tensor, Tensor]:
+    """Return logits (N, K) and classes (N,) of labelled pixels, SAMPLED of each picture at most."""
+    rng, masks = np.random.default_rng([seed, 5]), masks_of(part.pack)
+    logits, labels = [], []
+    for index in part.indices.tolist():
+        [found] = logits_of(segmenter, part.pack.pixels([index]))
+        mask = masks[index].ravel()
+        chosen = rng.permutation(np.flatnonzero(mask != IGNORED))[:SAMPLED]
+        logits.append(found.flatten(1).T[chosen])
+        labels.append(torch.from_numpy(mask[chosen].astype(np.int64)))
+    return torch.cat(logits), torch.cat(labels)
 
 
 def masks_of(pack: Pack) -> NDArray[np.uint8]:

@@ -28,7 +28,7 @@ from lipdet.attack import AttackSettings, attack_batch
 from lipdet.batch_norm import share_batch_statistics
 from lipdet.boxes import AP_SELECTION, Decoder
 from lipdet.boxes.coding import corners
-from lipdet.checkpoint import BEST, load_detector, save_detector
+from lipdet.checkpoint import BEST, load_detector, load_segmenter, save_detector
 from lipdet.config import DetectorConfig, SegmenterConfig
 from lipdet.detector import SSD
 from lipdet.detector.calibration import calibrated
@@ -39,12 +39,13 @@ from lipdet.detector.one_map import KINDS
 from lipdet.errors import InputError, NonFiniteLossError
 from lipdet.evaluate.average_precision import average_precision
 from lipdet.evaluate.run import detect_pack
-from lipdet.evaluate.segmentation import confusion_of_pack, figures
+from lipdet.evaluate.segmentation import confusion_of_pack, figures, sampled_pixels
 from lipdet.evaluate.selection import choose_rules
 from lipdet.hardware import computes_in_bf16, keep_freed_memory, training_device
 from lipdet.images.augment import augment
 from lipdet.images.batches import Part
 from lipdet.progress import console, progress_bar
+from lipdet.segmenter.calibration import add_offsets, choose_offsets
 from lipdet.segmenter.loss import class_weights, labelled_weight, pixel_loss
 from lipdet.train.job import Job, save_job
 from lipdet.train.log import Stopwatch, TrainLog, check_tensorboard
@@ -332,16 +333,16 @@ class Trainer:
             return
         detector = self.calibrated_average()
         measured = self.validate(detector)
-        figures = {f"validation_{name}": measured[name] for name in self.FIGURES if measured}
-        if figures:
-            told = zip(self.FIGURES.values(), figures.values(), strict=True)
+        found = {f"validation_{name}": measured[name] for name in self.FIGURES if measured}
+        if found:
+            told = zip(self.FIGURES.values(), found.values(), strict=True)
             words = ", ".join(f"{name} {100 * value:.1f}" for name, value in told)
             console.log(f"epoch {epoch + 1}/{self.config.epochs}: validation {words}")
-            log.write(self.state.step, **figures)
+            log.write(self.state.step, **found)
         # Without held-out pictures the last weights are the ones to keep.
         chosen_by = f"validation_{next(iter(self.FIGURES))}"
-        score = figures.get(chosen_by, 0.0)
-        if score > self.state.best or not figures:
+        score = found.get(chosen_by, 0.0)
+        if score > self.state.best or not found:
             self.state.best = score
             info = {**self.provenance, "epoch": epoch + 1, chosen_by: score}
             save_detector(self.run / BEST, detector, self.job.detector, info)
@@ -431,7 +432,7 @@ class SegmenterTrainer(Trainer):
         return labelled_weight(targets, self.weights)
 
     def calibrated_average(self) -> Any:
-        """Return the averaged weights; their biases are learnt as they are needed."""
+        """Return the averaged weights as they are; offsets are chosen once, at the end."""
         return self.state.averaged.eval()
 
     def validate(self, detector: Any) -> Any:
@@ -441,7 +442,20 @@ class SegmenterTrainer(Trainer):
         return figures(sum(counts[1:], counts[0]), parts[0].pack.class_names) if parts else None
 
     def choose_rules(self) -> None:
-        """Do nothing: there are no boxes."""
+        """Choose, once, how much each class is preferred, by held-out pictures of the best run."""
+        parts = [part for part in self.validation if len(part.indices)]
+        best = load_segmenter(str(self.run / BEST))
+        if not parts or "offsets" in best.info:
+            return
+        sampled = [sampled_pixels(best.segmenter, part, self.config.seed) for part in parts]
+        logits, labels = (torch.cat(both) for both in zip(*sampled, strict=True))
+        offsets = choose_offsets(logits, labels)
+        add_offsets(best.segmenter, offsets)
+        measured = self.validate(best.segmenter)
+        told = [f"{name} {100 * measured[key]:.1f}" for key, name in self.FIGURES.items()]
+        console.log(f"With offsets of classes chosen on held-out pictures: {', '.join(told)}")
+        info = {**best.info, "offsets": offsets.tolist()}
+        save_detector(self.run / BEST, best.segmenter, self.job.detector, info)
 
 
 @contextmanager

@@ -264,6 +264,8 @@ def _read(file: Path) -> list[EvaluationResult]:
                 else "no object"
             )
             raise InputError(f"{file} holds no result of `lipdet eval` ({what}).")
+        if "joint_constant" in result:
+            raise InputError(f"{file} is of a segmenter; this is for results of detectors.")
     return results
 
 

@@ -22,6 +22,7 @@ from lipdet.evaluate.segmentation import confusion, figures, pixel_attacks
 from lipdet.images.pack import Pack
 from lipdet.images.prepare import pack_rendered
 from lipdet.images.source import load_rgb
+from lipdet.results import read_results
 from lipdet.train import Trainer
 from lipdet.train.state import STATE
 from lipdet.types import IGNORED, Canvas
@@ -109,6 +110,8 @@ def test_eval_says_what_is_certified_attacked_and_clean(
             assert entry["false_negatives"] >= 1 - attacked["per_class"][name]["recall"] - 1e-9
     share = float((ink.head(6).masks == 0).mean())  # type: ignore[union-attr]
     assert result["constant"]["accuracy"] == pytest.approx(max(share, 1 - share))
+    with pytest.raises(InputError, match="is of a segmenter"):
+        read_results([file])
 
 
 def test_certify_draws_radii_and_counts_what_can_flip(

@@ -215,10 +215,8 @@ def _move(unfinished: Path, folder: Path) -> None:
 
 
 def _fill(folder: Path, pictures: Iterable[PackedPicture], count: int, canvas: Canvas) -> None:
-    images = np.lib.format.open_memmap(
-        folder / "images.npy", mode="w+", dtype=np.uint8, shape=(count, *canvas, 3)
-    )
-    boxes, labels, starts, numbers, masks = [], [], [0], [], []
+    images = _new_array(folder, "images", (count, *canvas, 3))
+    boxes, labels, starts, numbers, masks = [], [], [0], [], None
     for index, picture in enumerate(pictures):
         images[index] = picture.image
         boxes.append(picture.boxes.reshape(-1, 4))
@@ -226,15 +224,23 @@ def _fill(folder: Path, pictures: Iterable[PackedPicture], count: int, canvas: C
         starts.append(starts[-1] + len(picture.labels))
         numbers.append(picture.picture)
         if picture.mask is not None:
-            masks.append(picture.mask)
+            masks = _new_array(folder, MASKS, (count, *canvas)) if masks is None else masks
+            masks[index] = picture.mask
     assert len(numbers) == count, f"{len(numbers)} pictures came where {count} were announced"
     images.flush()
     np.save(folder / "boxes.npy", np.concatenate(boxes).astype(np.float32))
     np.save(folder / "labels.npy", np.concatenate(labels).astype(np.int64))
     np.save(folder / "starts.npy", np.array(starts, np.int64))
     np.save(folder / "pictures.npy", np.array(numbers, np.int64))
-    if masks:
-        np.save(folder / f"{MASKS}.npy", np.stack(masks))
+    if masks is not None:
+        masks.flush()
+
+
+def _new_array(folder: Path, name: str, shape: tuple[int, ...]) -> np.memmap[Any, Any]:
+    found: np.memmap[Any, Any] = np.lib.format.open_memmap(
+        folder / f"{name}.npy", mode="w+", dtype=np.uint8, shape=shape
+    )
+    return found
 
 
 def open_pack(folder: Path) -> Pack:

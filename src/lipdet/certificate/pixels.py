@@ -160,19 +160,19 @@ def margins_of(logits: Tensor, segmenter: Segmenter, bounds: PixelBounds) -> Pix
         bounds: of it.
     """
     classes, height, width = logits.shape
-    exact = logits.double()
-    predicted = exact.argmax(dim=0)
-    ahead = exact.gather(0, predicted[None]) - exact - 4 * bounds.rounding
-    own = torch.arange(classes)[:, None, None] == predicted
-    margins = ahead.clamp_min(0).masked_fill(own, math.inf)
+    top, predicted = logits.max(dim=0)
+    # A difference of numbers of float32 is one of float64.
+    margins = (top.double() - logits - 4 * bounds.rounding).clamp_min(0)
+    margins.scatter_(0, predicted[None], math.inf)
     above, left = segmenter.missing(height, width)[:2]
-    rows = (torch.arange(height) + above) % segmenter.cell
+    rows = (torch.arange(height) + above) % segmenter.cell * segmenter.cell
     columns = (torch.arange(width) + left) % segmenter.cell
-    placed = bounds.pairwise[:, :, rows][:, :, :, columns]
-    constants = placed.gather(0, predicted[None, None].expand(1, *placed.shape[1:]))[0]
-    # Two classes with the same filters change places by rounding alone.
-    alike = torch.where(margins > 0, math.inf, 0.0)
-    radii = torch.where(constants > 0, margins / constants, alike)
+    places = (rows[:, None] + columns) * classes + predicted
+    table = bounds.pairwise.permute(1, 2, 3, 0).flatten(1)
+    constants = table.index_select(1, places.flatten()).reshape(margins.shape)
+    radii = margins / constants
+    # Two classes with the same filters change places by rounding alone; 0 / 0 is no number.
+    radii.masked_fill_((constants == 0) & (margins == 0), 0.0)
     return PixelMargins(predicted.numpy(), margins.numpy(), radii.numpy())
 
 

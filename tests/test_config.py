@@ -14,7 +14,8 @@ from lipdet.config import (
     DetectorConfig,
     TrainConfig,
     as_plain,
-    detector_config,
+    network_config,
+    stored,
     train_config,
 )
 from lipdet.errors import InputError
@@ -53,8 +54,7 @@ def test_offset_units_that_cannot_work(unit: float) -> None:
 
 @pytest.mark.parametrize("preset", PRESETS.values())
 def test_settings_survive_json(preset: Any) -> None:
-    detector = json.loads(json.dumps(as_plain(preset.detector)))
-    assert detector_config(detector) == preset.detector
+    assert network_config(json.loads(json.dumps(stored(preset.detector)))) == preset.detector
     assert train_config(json.loads(json.dumps(as_plain(preset.train)))) == preset.train
 
 

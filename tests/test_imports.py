@@ -36,20 +36,24 @@ ALLOWED: dict[str, set[str]] = {
     "images": BASE | {"config", "files", "types", "progress", "results"},
     "boxes": {"types"},
     "detector": BASE | {"boxes", "config", "layers", "types"},
+    "segmenter": BASE | {"config", "detector", "layers", "types"},
     "user_module": BASE,
-    "checkpoint": BASE | {"attack", "config", "detector", "files", "types", "user_module"},
-    "attack": BASE | {"boxes", "config", "detector", "progress", "types"},
-    "certificate": BASE | {"boxes", "config", "detector", "layers", "lipschitz", "norms", "types"},
+    "checkpoint": BASE
+    | {"attack", "config", "detector", "files", "segmenter", "types", "user_module"},
+    "attack": BASE | {"boxes", "config", "detector", "progress", "segmenter", "types"},
+    "certificate": BASE
+    | {"boxes", "config", "detector", "layers", "lipschitz", "norms", "segmenter", "types"},
     "evaluate": BASE
     | {"attack", "boxes", "certificate", "checkpoint", "config", "detector", "images"}
-    | {"distributed", "hardware", "progress", "results", "types", "versions"},
+    | {"distributed", "hardware", "progress", "results", "segmenter", "types", "versions"},
     "reading": BASE | {"boxes", "certificate", "detector", "images", "types"},
     "export": BASE
     | {"boxes", "certificate", "checkpoint", "config", "detector", "layers", "types", "versions"}
     | {"files", "norms"},
     "train": BASE
     | {"attack", "boxes", "checkpoint", "config", "detector", "evaluate", "images", "results"}
-    | {"batch_norm", "distributed", "files", "hardware", "progress", "types", "versions"},
+    | {"batch_norm", "distributed", "files", "hardware", "progress", "segmenter", "types"}
+    | {"versions"},
 }
 # These stand at the end of the way and may import all before them; nothing before imports them.
 LAST = {"report", "demo", "reproduce", "app", "hub", "pretrained"}

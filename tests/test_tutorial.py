@@ -46,6 +46,11 @@ SMALLER = {
     },
     "export.md": {"--int8 rendered:200": "--int8 rendered:100"},
     "app.md": {},
+    "segmentation.md": {
+        "rendered-ink:2400 --epochs 2": "rendered-ink:40 --epochs 1 --image_size 32",
+        "rendered-ink:100 --epsilon 0.1 0.25 --certify --attack pgd --steps 20": "rendered-ink:4 "
+        "--epsilon 0.25 --certify --attack pgd --steps 2",
+    },
     "more-machines.md": {},
     "sweeps.md": {},
 }
@@ -154,6 +159,16 @@ def test_your_own_detector(
         main(["eval", "own:own", "--data", "rendered:1", "--certify", "--epsilon", "0.01"])
     sentence = capsys.readouterr().err.removeprefix("lipdet: ").strip()
     assert f"`{sentence}`" in (ROOT / "docs" / "your-own-detector.md").read_text()
+
+
+def test_segmentation(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    follow("segmentation.md", monkeypatch)
+    result = json.loads((folder / "ink.json").read_text())
+    assert list(result["clean"]["per_class"]) == ["background", "ink"]
+    [certified], [attacked] = result["certified"], result["attacked"]
+    assert certified["accuracy"] <= attacked["accuracy"]
+    assert (folder / "found" / "door.png").exists()
+    assert (folder / "attacked" / "attack.json").exists()
 
 
 def test_hub(

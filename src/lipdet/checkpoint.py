@@ -20,10 +20,11 @@ from safetensors.torch import save
 from torch import Tensor, nn
 
 from lipdet.attack.torchvision_models import ForeignDetector
-from lipdet.config import DetectorConfig, as_plain, detector_config
+from lipdet.config import NetworkConfig, SegmenterConfig, network_config, stored
 from lipdet.detector import ARCHITECTURES, SSD, build_detector
 from lipdet.errors import InputError
 from lipdet.files import write_complete
+from lipdet.segmenter import SEGMENTERS, Segmenter, build_segmenter
 from lipdet.types import Framing
 from lipdet.user_module import load_module, names_module
 
@@ -61,6 +62,21 @@ class LoadedDetector:
     def module(self) -> nn.Module:
         """The detector as a module, as of one that lipdet did not build."""
         return self.detector
+
+
+@dataclass(frozen=True)
+class LoadedSegmenter:
+    """A segmenter in eval mode and what its file says about it.
+
+    Attributes:
+        name: as the user gave it.
+        segmenter: with its trained weights.
+        info: `segmenter`, `training`, `figures`, `versions` as stored.
+    """
+
+    name: str
+    segmenter: Segmenter
+    info: dict[str, Any]
 
 
 # Made of lipdet's parts, or not.
@@ -103,7 +119,12 @@ def load_any(spec: str) -> AnyDetector:
         InputError: as `load_detector`, but for a module that is no `SSD`.
     """
     if not names_module(spec):
-        return _load_weights(spec)
+        loaded = _load_weights(spec)
+        if isinstance(loaded, LoadedSegmenter):
+            raise InputError(
+                f"{spec} is a segmenter, and this is for detectors (docs/segmentation.md)."
+            )
+        return loaded
     module = load_module(spec)
     if isinstance(module, SSD):
         return LoadedDetector(spec, module, {})
@@ -146,18 +167,44 @@ def certifiable(loaded: AnyDetector) -> SSD:
     return loaded.detector
 
 
-def _load_weights(spec: str) -> LoadedDetector:
+def is_segmenter(spec: str) -> bool:
+    """Return whether a DETECTOR is a weights file that says that it is of a segmenter.
+
+    Raises:
+        InputError: there is no such weights file, or it is damaged.
+    """
+    return not names_module(spec) and "segmenter" in read_tensors(weights_file(spec))[1]
+
+
+def load_segmenter(spec: str) -> LoadedSegmenter:
+    """Build the segmenter that a weights file describes.
+
+    Raises:
+        InputError: missing, damaged, or weights of a detector.
+    """
+    loaded = None if names_module(spec) else _load_weights(spec)
+    if not isinstance(loaded, LoadedSegmenter):
+        raise InputError(f"{spec} is no segmenter; train one with --preset segment.")
+    return loaded
+
+
+def _load_weights(spec: str) -> LoadedDetector | LoadedSegmenter:
     path = weights_file(spec)
     tensors, info = read_tensors(path)
     try:
-        config = detector_config(info["detector"])
+        config = network_config(info)
     except (KeyError, TypeError) as error:
         raise InputError(f"{path} does not describe a lipdet detector ({error}).") from None
-    if config.architecture not in ARCHITECTURES:
+    known = SEGMENTERS if isinstance(config, SegmenterConfig) else ARCHITECTURES
+    if config.architecture not in known:
         raise InputError(
             f"{path} needs the architecture {config.architecture!r}, which this version of lipdet "
-            f"does not have; it has: {', '.join(ARCHITECTURES)}."
+            f"does not have; it has: {', '.join(known)}."
         )
+    if isinstance(config, SegmenterConfig):
+        segmenter = build_segmenter(config)
+        load_state(segmenter, tensors, path)
+        return LoadedSegmenter(spec, segmenter.eval(), info)
     detector = build_detector(config)
     load_state(detector, tensors, path)
     return LoadedDetector(spec, detector.eval(), info)
@@ -176,10 +223,10 @@ def load_state(module: nn.Module, tensors: Mapping[str, Tensor], path: Path) -> 
         ) from None
 
 
-def save_detector(path: Path, detector: nn.Module, config: DetectorConfig, info: Any) -> None:
-    """Write a detector's weights with its configuration and `info` (plain values)."""
+def save_detector(path: Path, detector: nn.Module, config: NetworkConfig, info: Any) -> None:
+    """Write a network's weights with its configuration and `info` (plain values)."""
     state = {name: tensor.detach().cpu() for name, tensor in detector.state_dict().items()}
-    write_tensors(path, state, {**info, "detector": as_plain(config)})
+    write_tensors(path, state, {**info, **stored(config)})
 
 
 def write_tensors(path: Path, tensors: Mapping[str, Tensor], info: Mapping[str, Any]) -> None:

@@ -29,6 +29,8 @@ from lipdet.progress import quietly
 
 # What several processes can do together.
 SHARED = ("train", "eval")
+# What knows segmenters, too (`commands.segment`).
+OF_SEGMENTERS = ("eval", "certify", "attack")
 # Each with a line of help; `verb_module` has its `parser` and its `run`.
 VERBS = {
     "data": "render, prepare, download, inspect",
@@ -172,7 +174,10 @@ def _run(options: Namespace, words: Sequence[str]) -> None:
     leads = distributed.rank() == 0
     quiet = common["quiet"] or not leads
     with quietly(keep_output=json_on_stdout and leads) if quiet else nullcontext():
-        verb_module(options.verb).run(**arguments)
+        run = verb_module(options.verb).run
+        if options.verb in OF_SEGMENTERS:
+            run = verb_module("segment").instead(options.verb, arguments) or run
+        run(**arguments)
 
 
 def _start_processes(count: int, words: Sequence[str]) -> None:

@@ -13,7 +13,10 @@ from lipdet.errors import InputError
 from lipdet.types import Canvas, Framing
 
 DIGITS = tuple("0123456789")
+# Of the pixels of rendered house numbers.
+INK_CLASSES = ("background", "ink")
 DIGIT_CROP = Canvas(74, 74)
+LARGE_CANVAS = 192
 # Nine tenths of the digits in SVHN's official annotations are then between 18 and 93 pixels high
 # (scripts/photograph_heights.py), about as large as in crops.
 PHOTOGRAPH = Canvas(120, 240)
@@ -77,6 +80,35 @@ class DetectorConfig:
 
 
 @dataclass(frozen=True)
+class SegmenterConfig:
+    """What fixes a segmenter's shape; stored with its weights.
+
+    Attributes:
+        architecture: name of the kind in `lipdet.segmenter`.
+        class_names: the classes; index 0 is the background, if there is one.
+        canvas: height and width in pixels of the pictures that it was trained on.
+        whole: as in `lipdet.types.Framing`.
+        width: channels of the finest map; twice as many of each that is half as fine.
+    """
+
+    architecture: str = "orthogonal-segmenter"
+    class_names: tuple[str, ...] = INK_CLASSES
+    canvas: Canvas = DIGIT_CROP
+    whole: bool = False
+    width: int = 48
+
+    @property
+    def cell(self) -> int:
+        """Pixels between the cells of the finest map: of large pictures a step would take long."""
+        return 4 if min(self.canvas) < LARGE_CANVAS else 16
+
+    @property
+    def framing(self) -> Framing:
+        """How pictures get onto the canvas."""
+        return Framing(self.canvas, self.whole)
+
+
+@dataclass(frozen=True)
 class TrainConfig:
     """How a detector is trained; every field can be given in YAML or on the command line.
 
@@ -99,7 +131,7 @@ class TrainConfig:
             left out where there is a margin.
         scales: smallest and largest factor by which `scale` changes the sides of a picture.
         margin: ε in [0, 1] pixel units whose worst case the classification loss counts, where
-            logits are 1-Lipschitz: the dial between clean and certified AP.
+            logits are 1-Lipschitz: the dial between clean and certified AP, or pixels.
         localisation_weight: of the loss of offsets; that of classes has weight 1.
         near_iou: default boxes that overlap an object by at least this much, but by less than 0.5,
             are no negatives of its class; 0.5 for none.
@@ -186,9 +218,9 @@ class TrainConfig:
 
 @dataclass(frozen=True)
 class Preset:
-    """A named detector with the training that suits it."""
+    """A named detector or segmenter with the training that suits it."""
 
-    detector: DetectorConfig = field(default_factory=DetectorConfig)
+    detector: DetectorConfig | SegmenterConfig = field(default_factory=DetectorConfig)
     train: TrainConfig = field(default_factory=TrainConfig)
 
 
@@ -241,7 +273,16 @@ def _plain(width: int) -> Preset:
 PLAIN = _plain(CERTIFIED_WIDTH)
 CERTIFIED = _certified(CERTIFIED_WIDTH)
 
+SEGMENT = Preset(
+    SegmenterConfig(),
+    TrainConfig(
+        learning_rate=4e-3, weight_decay=0.0, gradient_clip=100.0, margin=0.05, batch_size=16
+    ),
+)
+
 PRESETS = {
+    "segment": SEGMENT,
+    "segment-plain": Preset(SegmenterConfig("plain-segmenter"), TrainConfig(batch_size=16)),
     "plain": PLAIN,
     "plain-small": _plain(CERTIFIED_SMALL_WIDTH),
     "plain-photo": _for_photographs(PLAIN),
@@ -263,10 +304,32 @@ PRESETS = {
 }
 
 
-def as_plain(config: DetectorConfig | TrainConfig) -> dict[str, Any]:
+NetworkConfig = DetectorConfig | SegmenterConfig
+
+
+def as_plain(config: NetworkConfig | TrainConfig) -> dict[str, Any]:
     """Return a dataclass as values that json and YAML can hold."""
     plain: dict[str, Any] = json.loads(json.dumps(dataclasses.asdict(config)))
     return plain
+
+
+def stored(config: NetworkConfig) -> dict[str, Any]:
+    """Return a network's configuration under the name of what it is: detector or segmenter."""
+    kind = "segmenter" if isinstance(config, SegmenterConfig) else "detector"
+    return {kind: as_plain(config)}
+
+
+def network_config(plain: Mapping[str, Any]) -> NetworkConfig:
+    """Return what `stored` was given, beside whatever else there is.
+
+    Raises:
+        KeyError, TypeError: it is something else.
+    """
+    if "segmenter" not in plain:
+        return detector_config(plain["detector"])
+    found = plain["segmenter"]
+    names, canvas = tuple(found["class_names"]), Canvas(*found["canvas"])
+    return SegmenterConfig(**{**found, "class_names": names, "canvas": canvas})
 
 
 def detector_config(plain: Mapping[str, Any]) -> DetectorConfig:

@@ -128,6 +128,92 @@ class CertifiedResult(Figures):
     rounding: str
 
 
+class ClassPixels(TypedDict):
+    """Of one class IoU, recall, precision (None where undefined), and how many pixels it has."""
+
+    iou: float | None
+    recall: float | None
+    precision: float | None
+    pixels: int
+
+
+class Pixels(TypedDict):
+    """Accuracy over labelled pixels, the mean of the classes' IoU, and each class."""
+
+    accuracy: float
+    miou: float
+    per_class: dict[str, ClassPixels]
+
+
+class AttackedPixels(Pixels):
+    """Figures under one attack: of each picture the worst by wrong pixels that was found.
+
+    `cross_entropy` (nats) and `margin` (logits, by which right classes are ahead) are means over
+    labelled pixels, `flipped` is the mean number of pixels of a picture whose class changed;
+    `grey_levels` as in an `AttackedResult`.
+    """
+
+    epsilon: float
+    grey_levels: float
+    attack: str
+    norm: str
+    objectives: list[str]
+    steps: int
+    restarts: int
+    cross_entropy: float
+    margin: float
+    flipped: float
+
+
+class CertifiedClassPixels(TypedDict):
+    """Bounds of one class: the least IoU, and the largest share of its pixels that is not found."""
+
+    iou: float | None
+    false_negatives: float | None
+
+
+class CertifiedPixels(TypedDict):
+    """What no perturbation of a picture with an L2 norm of at most `epsilon` changes.
+
+    `accuracy`, `miou` and `per_class` use both promises at once, `single` and `joint` are the
+    accuracy by one of them, and `larger` names the one that promises more; `flipped` bounds the
+    mean number of pixels of a picture whose class can change. Bounds of different figures need not
+    be reached by one perturbation.
+    """
+
+    epsilon: float
+    grey_levels: float
+    accuracy: float
+    single: float
+    joint: float
+    larger: str
+    miou: float
+    per_class: dict[str, CertifiedClassPixels]
+    flipped: float
+
+
+class SegmentationResult(TypedDict):
+    """What is measured of one segmenter on one data set.
+
+    `constant` are the figures of one answer for all pixels, the most frequent class, which is
+    certified at every radius. `joint_constant` is that of the map to all logits, and `rounding` how
+    far each may lie from real arithmetic, as measured in float32; None without certificates.
+    """
+
+    weights: str
+    parameters: int
+    data: DataSummary
+    seed: int
+    versions: dict[str, str]
+    seconds: float
+    clean: Pixels
+    constant: Pixels
+    attacked: list[AttackedPixels]
+    certified: list[CertifiedPixels]
+    joint_constant: float | None
+    rounding: float | None
+
+
 class WorkingPoint(TypedDict):
     """The 95 % interval of AP50 at one ε (0: clean), and false positives at fixed recalls."""
 
@@ -179,6 +265,8 @@ def _read(file: Path) -> list[EvaluationResult]:
                 else "no object"
             )
             raise InputError(f"{file} holds no result of `lipdet eval` ({what}).")
+        if "joint_constant" in result:
+            raise InputError(f"{file} is of a segmenter; this is for results of detectors.")
     return results
 
 

@@ -16,6 +16,9 @@ from typing import NamedTuple, NotRequired, TypedDict
 import torch
 from torch import Tensor
 
+# In masks: a pixel whose class is not known, as in Cityscapes.
+IGNORED = 255
+
 
 class Canvas(NamedTuple):
     """Height and width in pixels of the pictures that a network takes."""
@@ -77,10 +80,12 @@ class Objects(TypedDict):
 class Target(Objects):
     """The objects of one image, and the areas in which what is found of a class is not judged.
 
-    `ignored` are COCO's crowds and VOC's difficult objects; see `ignored_of`.
+    `ignored` are COCO's crowds and VOC's difficult objects; see `ignored_of`. Where pixels are
+    labelled, `mask` (H, W) uint8 has the class of each, or IGNORED.
     """
 
     ignored: NotRequired[Objects]
+    mask: NotRequired[Tensor]
 
 
 def ignored_of(target: Target) -> Objects:

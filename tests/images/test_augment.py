@@ -167,3 +167,25 @@ def test_scales_lie_in_their_range() -> None:
     assert len(heights) > 4 * 200
     assert 1.25 <= heights.min() < 2.5
     assert 4.7 < heights.max() <= 5
+
+
+@pytest.mark.parametrize("changes", [("flip",), ("turn",), ("scale",), ("scale", "flip", "turn")])
+@pytest.mark.parametrize("size", [(12, 12), (12, 20)])
+def test_masks_go_with_their_pictures(changes: tuple[Change, ...], size: tuple[int, int]) -> None:
+    """Where a picture is white its mask is 1, and so it is after whatever happens to both."""
+    generator = torch.Generator().manual_seed(0)
+    coarse = torch.randint(0, 2, (16, 1, 3, 4), generator=generator).float()
+    white = torch.nn.functional.interpolate(coarse, size)
+    nothing = torch.zeros(0, 4), torch.zeros(0, dtype=torch.int64)
+    targets = [
+        Target(boxes=nothing[0], labels=nothing[1], mask=one[0].to(torch.uint8)) for one in white
+    ]
+    images, changed = augment(white.expand(-1, 3, -1, -1), targets, changes, generator, (0.5, 2.0))
+    masks = torch.stack([one["mask"] for one in changed])
+    assert masks.dtype == torch.uint8
+    assert masks.shape[1:] == size
+    clear = (images[:, 0] < 0.1) | (images[:, 0] > 0.9)  # not blurred by resizing
+    assert clear.float().mean() > 0.6
+    agree = (images[:, 0] > 0.5) == (masks == 1)
+    assert agree[clear].float().mean() > 0.98
+    assert not torch.equal(masks, torch.stack([one["mask"] for one in targets]))

@@ -12,6 +12,7 @@ from lipdet.errors import InputError
 Norm = Literal["l2", "linf"]
 ScheduleName = Literal["pgd", "apgd"]
 AttackName = Literal["pgd", "apgd", "worst"]
+PixelObjective = Literal["flip", "margin", "cross-entropy"]
 
 # The strongest single objective, and what `worst` tries, each with its share of the steps: together
 # they leave what all objectives would. Chosen by scripts/choose_attack.py; a new objective changes
@@ -62,7 +63,7 @@ class AttackSettings:
         if self.seed < 0:
             raise InputError(f"seed must not be negative, but is {self.seed}.")
         choices = {
-            "objective": tuple(OBJECTIVES),
+            "objective": (*OBJECTIVES, *get_args(PixelObjective)),
             "schedule": get_args(ScheduleName),
             "norm": get_args(Norm),
         }

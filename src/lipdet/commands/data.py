@@ -186,7 +186,7 @@ def boxes(
 
 
 def info(spec: str, image_size: Canvas = DIGIT_CROP, whole: bool = False) -> None:
-    """Say what a data set holds.
+    """Say what a data set holds; per class objects, or pixels where these are labelled.
 
     Args:
         spec: any SPEC, as it would be evaluated.
@@ -194,9 +194,8 @@ def info(spec: str, image_size: Canvas = DIGIT_CROP, whole: bool = False) -> Non
         whole: of svhn:, whole pictures instead of crops.
     """
     pack = _opened(spec, "test", image_size, whole)
-    counts = {
-        name: int((pack.labels == label).sum()) for label, name in enumerate(pack.class_names)
-    }
+    labels = pack.labels if pack.masks is None else pack.masks
+    counts = {name: int((labels == label).sum()) for label, name in enumerate(pack.class_names)}
     print(
         json.dumps({**pack.describe(), "folder": str(pack.folder), "per_class": counts}, indent=1)
     )

@@ -9,7 +9,14 @@ from typing import Any
 
 from lipdet import distributed
 from lipdet.commands.options import SPEC_HELP, Parser, add_processes, verb_parser
-from lipdet.config import PRESETS, TrainConfig, as_plain, train_config
+from lipdet.config import (
+    PRESETS,
+    DetectorConfig,
+    SegmenterConfig,
+    TrainConfig,
+    as_plain,
+    train_config,
+)
 from lipdet.detector import build_detector
 from lipdet.errors import InputError
 from lipdet.train import train
@@ -25,7 +32,9 @@ def parser(preset_name: str = "naive") -> Parser:
         "--out runs/first",
     )
     parser.add_argument("--preset", choices=tuple(PRESETS), default="naive", help="what to train")
-    parser.add_argument("--data", nargs="+", default=["rendered"], metavar="SPEC", help=SPEC_HELP)
+    segments = isinstance(PRESETS[preset_name].detector, SegmenterConfig)
+    data = ["rendered-ink" if segments else "rendered"]
+    parser.add_argument("--data", nargs="+", default=data, metavar="SPEC", help=SPEC_HELP)
     parser.add_argument(
         "--weights",
         nargs="+",
@@ -84,10 +93,13 @@ def run(
     detector = PRESETS[preset].detector
     if image_size is not None:
         detector = replace(detector, canvas=image_size)
-    if offset_unit is not None:
-        detector = replace(detector, offset_unit=offset_unit)
-    # Refused before any data are prepared.
-    build_detector(detector)
+    if isinstance(detector, DetectorConfig):
+        if offset_unit is not None:
+            detector = replace(detector, offset_unit=offset_unit)
+        # Refused before any data are prepared.
+        build_detector(detector)
+    elif offset_unit is not None:
+        raise InputError(f"{preset} has no boxes: leave out --offset_unit.")
     specs = tuple(data), tuple(weights), tuple(validation)
     job = Job(preset, detector, train_config(settings), *specs)
     if distributed.rank() == 0 and resume:
@@ -99,7 +111,9 @@ def run(
 def _resumed(asked: Job, stored: Job, out: Path) -> Job:
     """Return the stored job, unless other options than its own were given."""
     of_data = "class_names", "whole", "stride", "sides", "most_shown"
-    found = {name: getattr(stored.detector, name) for name in of_data}
+    found = {
+        name: getattr(stored.detector, name) for name in of_data if hasattr(stored.detector, name)
+    }
     decided = {
         name: getattr(stored.train, name) for name in ("epochs", "validate_every", "augment")
     }

@@ -35,6 +35,15 @@ class MultiboxLoss(NamedTuple):
         """Classification + α · localisation."""
         return self.classification + self.localisation_weight * self.localisation
 
+    @property
+    def parts(self) -> dict[str, Tensor]:
+        """What the log shows besides the total."""
+        return {"classification": self.classification, "localisation": self.localisation}
+
+    def with_means(self, means: Tensor) -> MultiboxLoss:
+        """Return the loss of a larger batch, whose means (2,) of the parts are known."""
+        return self._replace(classification=means[0], localisation=means[1])
+
 
 def multibox_loss(
     raw: RawOutput,

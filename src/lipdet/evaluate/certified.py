@@ -257,8 +257,10 @@ def read_right(
 ) -> Tensor:
     """Return whether what is shown of each picture is what is there, left to right, (B,) bool."""
     found = map(one_per_place, select_detections(raw, decoder, display))
-    pairs = [map(left_to_right, pair) for pair in zip(found, targets, strict=True)]
-    return torch.tensor([torch.equal(shown, there.cpu()) for shown, there in pairs])
+    pairs = zip(found, targets, strict=True)
+    return torch.tensor(
+        [torch.equal(left_to_right(shown), left_to_right(there).cpu()) for shown, there in pairs]
+    )
 
 
 def join(parts: Sequence[Certified]) -> Certified:

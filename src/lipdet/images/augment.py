@@ -124,8 +124,11 @@ def _enlarged(
     part = image[:, top : top + rows, left : left + columns]
     sides = torch.tensor([width / columns, height / rows] * 2)
     origin = torch.tensor([left, top] * 2)
-    objects = _placed([target], lambda boxes, _: (boxes - origin) * sides, height, width)
-    return _resized(part[None], height, width)[0], objects
+    found = _placed([target], lambda boxes, _: (boxes - origin) * sides, height, width)
+    if "mask" in target:
+        shown = target["mask"][top : top + rows, left : left + columns]
+        found["mask"] = _resized_mask(shown, height, width)
+    return _resized(part[None], height, width)[0], found
 
 
 def _reduced(
@@ -153,14 +156,21 @@ def _reduced(
     small = _resized(images[chosen], rows, columns)
     canvas = images.new_empty(images.shape[1:])
     sides = torch.tensor([columns / width, rows / height] * 2)
-    for (x, y), tile in zip(corners, small, strict=True):
-        part = tile[:, max(-y, 0) : height - y, max(-x, 0) : width - x]
-        canvas[:, max(y, 0) : y + rows, max(x, 0) : x + columns] = part
+    mask = torch.empty(height, width, dtype=torch.uint8)
+    for (x, y), source, tile in zip(corners, chosen, small, strict=True):
+        shown = slice(max(-y, 0), height - y), slice(max(-x, 0), width - x)
+        place_of = slice(max(y, 0), y + rows), slice(max(x, 0), x + columns)
+        canvas[:, *place_of] = tile[:, *shown]
+        if "mask" in targets[source]:
+            mask[place_of] = _resized_mask(targets[source]["mask"], rows, columns)[shown]
 
     def move(boxes: Tensor, number: int) -> Tensor:
         return boxes * sides + torch.tensor(corners[number] * 2)
 
-    return canvas, _placed([targets[source] for source in chosen], move, height, width)
+    found = _placed([targets[source] for source in chosen], move, height, width)
+    if "mask" in targets[index]:
+        found["mask"] = mask
+    return canvas, found
 
 
 def _resized(images: Tensor, height: int, width: int) -> Tensor:
@@ -169,14 +179,20 @@ def _resized(images: Tensor, height: int, width: int) -> Tensor:
 
 
 def _turned(target: Target, sides: Sequence[int], quarters: int) -> Target:
-    """Turn boxes against the clock as often as a picture (height, width), which keeps its shape."""
-    height, width = sides
-    boxes = target["boxes"]
-    for _ in range(quarters):
-        left, top, right, bottom = boxes.unbind(1)
-        boxes = torch.stack([top, width - right, bottom, width - left], dim=1)
-        height, width = width, height
-    return Target(boxes=boxes, labels=target["labels"])
+    """Turn boxes and mask against the clock as often as a picture (height, width)."""
+
+    def turned(of: Objects) -> Objects:
+        boxes, (height, width) = of["boxes"], sides
+        for _ in range(quarters):
+            left, top, right, bottom = boxes.unbind(1)
+            boxes = torch.stack([top, width - right, bottom, width - left], dim=1)
+            height, width = width, height
+        return Objects(boxes=boxes, labels=of["labels"])
+
+    found = _with_ignored(turned(target), turned(ignored_of(target)))
+    if "mask" in target:
+        found["mask"] = target["mask"].rot90(quarters)
+    return found
 
 
 def _mirrored(target: Target, width: int) -> Target:
@@ -185,7 +201,19 @@ def _mirrored(target: Target, width: int) -> Target:
         boxes = torch.stack([width - right, top, width - left, bottom], dim=1)
         return Objects(boxes=boxes, labels=of["labels"])
 
-    return Target(**mirrored(target), ignored=mirrored(ignored_of(target)))
+    found = _with_ignored(mirrored(target), mirrored(ignored_of(target)))
+    if "mask" in target:
+        found["mask"] = target["mask"].flip(1)
+    return found
+
+
+def _with_ignored(objects: Objects, ignored: Objects) -> Target:
+    return Target(boxes=objects["boxes"], labels=objects["labels"], ignored=ignored)
+
+
+def _resized_mask(mask: Tensor, height: int, width: int) -> Tensor:
+    """Return a mask (h, w) at another size, with the class of the pixel at each one's centre."""
+    return functional.interpolate(mask[None, None], (height, width), mode="nearest-exact")[0, 0]
 
 
 def _placed(
@@ -198,7 +226,7 @@ def _placed(
         return _inside(boxes, torch.cat([one["labels"] for one in every]), height, width, least)
 
     objects = together(targets, LEAST_LEFT)
-    return Target(**objects, ignored=together([ignored_of(one) for one in targets], 0))
+    return _with_ignored(objects, together([ignored_of(one) for one in targets], 0))
 
 
 def _inside(boxes: Tensor, labels: Tensor, height: int, width: int, least: float) -> Objects:

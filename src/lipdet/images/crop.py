@@ -17,7 +17,7 @@ from PIL import Image
 
 from lipdet.images.resize import resized
 from lipdet.images.source import clip_boxes
-from lipdet.types import Canvas
+from lipdet.types import IGNORED, Canvas
 
 EXPANSION = 0.3
 JITTER_ENLARGEMENT = 1.4
@@ -110,6 +110,26 @@ def cut(image: Image.Image, region: Region, canvas: Canvas) -> NDArray[np.uint8]
     picture = Image.fromarray(pixels)
     size = canvas.width, canvas.height
     return np.asarray(resized(picture, size, Image.Resampling.BILINEAR, box))
+
+
+def cut_mask(mask: NDArray[np.uint8], region: Region, canvas: Canvas) -> NDArray[np.uint8]:
+    """Return a region of a mask (h, w) at the size of a canvas (H, W); beyond it is IGNORED.
+
+    Each pixel has the class of the one at its centre.
+    """
+    rows, columns = (
+        np.floor(low + (np.arange(count) + 0.5) * (high - low) / count).astype(int)
+        for low, high, count in (
+            (region.top, region.bottom, canvas.height),
+            (region.left, region.right, canvas.width),
+        )
+    )
+    inside = [
+        (axis >= 0) & (axis < size) for axis, size in zip((rows, columns), mask.shape, strict=True)
+    ]
+    placed = np.full(tuple(canvas), IGNORED, np.uint8)
+    placed[np.ix_(*inside)] = mask[np.ix_(rows[inside[0]], columns[inside[1]])]
+    return placed
 
 
 def into_region(

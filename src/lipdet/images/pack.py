@@ -8,6 +8,7 @@ A pack is a folder with
     pictures.npy  (N,) int64: crops of the same photograph share a number
     ignored.npy   (K, 6) float64: areas of pictures in which what is found of a class is not judged:
                   number of the picture, class, box; by picture. Only where there are any
+    masks.npy     (N, H, W) uint8 classes of pixels, or 255; only where pixels are labelled
     meta.json     name, class names, how it was made, what was skipped, SHA-256 of the arrays
 Reading maps the arrays; nothing is decoded, so that loading never holds up training.
 """
@@ -38,6 +39,7 @@ from lipdet.types import Canvas, Objects, Target
 
 ARRAYS = ("images", "boxes", "labels", "starts", "pictures")
 IGNORED = "ignored"
+MASKS = "masks"
 
 
 class PackedPicture(NamedTuple):
@@ -49,6 +51,7 @@ class PackedPicture(NamedTuple):
         labels: (n,) int64.
         picture: number of the photograph it was cut from.
         ignored: (k, 5) class and box of areas that are not judged.
+        mask: (H, W) uint8, of all pictures of a pack or of none.
     """
 
     image: NDArray[np.uint8]
@@ -56,6 +59,7 @@ class PackedPicture(NamedTuple):
     labels: NDArray[np.int64]
     picture: int
     ignored: NDArray[np.float64] = np.zeros((0, 5))
+    mask: NDArray[np.uint8] | None = None
 
 
 @dataclass(frozen=True)
@@ -70,6 +74,7 @@ class Pack:
     pictures: NDArray[np.int64]
     meta: dict[str, Any]
     ignored: NDArray[np.float64] = field(default_factory=lambda: np.zeros((0, 6)))
+    masks: NDArray[np.uint8] | None = None
 
     def __len__(self) -> int:
         return len(self.images)
@@ -116,6 +121,8 @@ class Pack:
                 boxes=torch.from_numpy(areas[:, 2:].astype(np.float32)),
                 labels=torch.from_numpy(areas[:, 1].astype(np.int64)),
             )
+        if self.masks is not None:
+            target["mask"] = torch.from_numpy(self.masks[index].copy())
         return target
 
     def pixels(self, indices: Sequence[int]) -> Tensor:
@@ -172,6 +179,7 @@ class Pack:
             labels=self.labels[:objects],
             starts=self.starts[: limit + 1],
             pictures=self.pictures[:limit],
+            masks=None if self.masks is None else self.masks[:limit],
             meta={**self.meta, "hash": f"{self.hash}[:{limit}]"},
             ignored=self.ignored[self.ignored[:, 0] < limit],
         )
@@ -249,10 +257,8 @@ def _move(unfinished: Path, folder: Path) -> None:
 
 
 def _fill(folder: Path, pictures: Iterable[PackedPicture], count: int, canvas: Canvas) -> None:
-    images = np.lib.format.open_memmap(
-        folder / "images.npy", mode="w+", dtype=np.uint8, shape=(count, *canvas, 3)
-    )
-    boxes, labels, starts, numbers, ignored = [], [], [0], [], []
+    images = _new_array(folder, "images", (count, *canvas, 3))
+    boxes, labels, starts, numbers, ignored, masks = [], [], [0], [], [], None
     for index, picture in enumerate(pictures):
         images[index] = picture.image
         boxes.append(picture.boxes.reshape(-1, 4))
@@ -260,6 +266,9 @@ def _fill(folder: Path, pictures: Iterable[PackedPicture], count: int, canvas: C
         starts.append(starts[-1] + len(picture.labels))
         numbers.append(picture.picture)
         ignored.append(np.insert(picture.ignored, 0, index, axis=1))
+        if picture.mask is not None:
+            masks = _new_array(folder, MASKS, (count, *canvas)) if masks is None else masks
+            masks[index] = picture.mask
     assert len(numbers) == count, f"{len(numbers)} pictures came where {count} were announced"
     images.flush()
     np.save(folder / "boxes.npy", np.concatenate(boxes).astype(np.float32))
@@ -268,6 +277,15 @@ def _fill(folder: Path, pictures: Iterable[PackedPicture], count: int, canvas: C
     np.save(folder / "pictures.npy", np.array(numbers, np.int64))
     if len(areas := np.concatenate(ignored)):
         np.save(folder / f"{IGNORED}.npy", areas)
+    if masks is not None:
+        masks.flush()
+
+
+def _new_array(folder: Path, name: str, shape: tuple[int, ...]) -> np.memmap[Any, Any]:
+    found: np.memmap[Any, Any] = np.lib.format.open_memmap(
+        folder / f"{name}.npy", mode="w+", dtype=np.uint8, shape=shape
+    )
+    return found
 
 
 def open_pack(folder: Path) -> Pack:
@@ -297,9 +315,9 @@ def _damaged(folder: Path, reason: str) -> InputError:
 
 
 def _arrays(folder: Path) -> dict[str, NDArray[Any]]:
-    """Map the arrays of a pack; that of ignored areas is absent where there are none."""
-    names = [*ARRAYS, IGNORED] if (folder / f"{IGNORED}.npy").exists() else ARRAYS
-    return {name: _array(folder, name) for name in names}
+    """Map the arrays of a pack; those of ignored areas and of masks only where there are any."""
+    more = [name for name in (IGNORED, MASKS) if (folder / f"{name}.npy").exists()]
+    return {name: _array(folder, name) for name in (*ARRAYS, *more)}
 
 
 def _array(folder: Path, name: str) -> NDArray[Any]:

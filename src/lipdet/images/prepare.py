@@ -9,17 +9,19 @@ from typing import Literal
 import numpy as np
 from PIL import Image
 
-from lipdet.config import DIGITS
+from lipdet.config import DIGITS, INK_CLASSES
 from lipdet.images.crop import (
     Region,
     cut,
+    cut_mask,
     full_region,
     into_region,
     jittered_region,
     reference_region,
 )
+from lipdet.images.masks import read_mask
 from lipdet.images.pack import Pack, PackedPicture, write_pack
-from lipdet.images.render import rendered
+from lipdet.images.render import rendered, rendered_ink
 from lipdet.images.source import AnnotatedPicture, Skipped, Source, load_rgb, picture_size
 from lipdet.progress import console, track
 from lipdet.types import Canvas
@@ -99,16 +101,21 @@ def _cut_all(
                 picture.labels[has_area],
                 index,
                 np.hstack([picture.ignored[left, :1], areas[left]]),
+                cut_mask(read_mask(picture.mask), region, canvas) if picture.mask else None,
             )
 
 
-def pack_rendered(folder: Path, stream: str, count: int, canvas: Canvas, seed: int) -> Pack:
+def pack_rendered(
+    folder: Path, stream: str, count: int, canvas: Canvas, seed: int, ink: bool = False
+) -> Pack:
     """Render the first `count` pictures of a stream and pack them.
 
-    They are squares; on another canvas they are letter-boxed.
+    They are squares; on another canvas they are letter-boxed. With `ink` no digit has a box, and
+    every pixel a class.
     """
+    draw = _ink_on if ink else _rendered_on
     pictures = (
-        _rendered_on(canvas, stream, index, seed)
+        draw(canvas, stream, index, seed)
         for index in track(range(count), f"Rendering {count} house numbers")
     )
     return write_pack(
@@ -116,8 +123,12 @@ def pack_rendered(folder: Path, stream: str, count: int, canvas: Canvas, seed: i
         pictures,
         count=count,
         canvas=canvas,
-        class_names=DIGITS,
-        provenance={"name": f"rendered:{count} ({stream} stream)", "crop": "none", "seed": seed},
+        class_names=INK_CLASSES if ink else DIGITS,
+        provenance={
+            "name": f"rendered{'-ink' if ink else ''}:{count} ({stream} stream)",
+            "crop": "none",
+            "seed": seed,
+        },
     )
 
 
@@ -127,3 +138,12 @@ def _rendered_on(canvas: Canvas, stream: str, index: int, seed: int) -> PackedPi
     region = full_region(side, side, canvas)
     placed, _ = into_region(boxes, region, canvas)
     return PackedPicture(cut(Image.fromarray(image), region, canvas), placed, labels, index)
+
+
+def _ink_on(canvas: Canvas, stream: str, index: int, seed: int) -> PackedPicture:
+    side = min(canvas)
+    image, mask = rendered_ink(stream, index, seed, side)
+    region = full_region(side, side, canvas)
+    nothing = np.zeros((0, 4), np.float32), np.zeros(0, np.int64)
+    placed = cut(Image.fromarray(image), region, canvas)
+    return PackedPicture(placed, *nothing, index, mask=cut_mask(mask, region, canvas))

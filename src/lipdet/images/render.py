@@ -67,15 +67,33 @@ def rendered(stream: str, index: int, seed: int = 0, size: int = 74) -> Picture:
     Raises:
         InputError: unknown stream, or a negative index or seed.
     """
+    picture, boxes, labels, _ = _render(_generator(stream, index, seed), size)
+    return picture, boxes, labels
+
+
+def rendered_ink(
+    stream: str, index: int, seed: int = 0, size: int = 74
+) -> tuple[NDArray[np.uint8], NDArray[np.uint8]]:
+    """Return picture `index` of a stream (size, size, 3) uint8, and where its digits' ink is.
+
+    The mask (size, size) uint8 is 1 where ink covers at least half of a pixel. Arguments and errors
+    are those of `rendered`, and so is the picture.
+    """
+    picture, _, _, digits = _render(_generator(stream, index, seed), size)
+    covered = Image.fromarray(digits).resize((size, size), Image.Resampling.BILINEAR)
+    return picture, (np.asarray(covered) >= 0.5).astype(np.uint8)
+
+
+def _generator(stream: str, index: int, seed: int) -> np.random.Generator:
     if stream not in STREAMS:
         raise InputError(f"rendered stream {stream!r} does not exist; use one of {STREAMS}.")
     if index < 0 or seed < 0:
         raise InputError(f"rendered picture {index} of seed {seed}: use numbers from 0 upwards.")
     sequence = np.random.SeedSequence(seed, spawn_key=(STREAMS.index(stream), index))
-    return _render(np.random.default_rng(sequence), size)
+    return np.random.default_rng(sequence)
 
 
-def _render(rng: np.random.Generator, size: int) -> Picture:
+def _render(rng: np.random.Generator, size: int) -> tuple[*Picture, Plane]:
     boxes, labels, slope = sample_layout(rng)
     face = sample_typeface(rng, slope)
     ink = ink_boxes(rng, boxes, labels, natural_one_aspect(face))
@@ -85,7 +103,7 @@ def _render(rng: np.random.Generator, size: int) -> Picture:
     scene = _paint_digits(rng, scene, digits, paint)
     digit_height = float((boxes[:, 3] - boxes[:, 1]).mean())
     picture = _photograph(rng, scene, size, digit_height)
-    return picture, (boxes * size).astype(np.float32), labels
+    return picture, (boxes * size).astype(np.float32), labels, digits
 
 
 def _contrast(rng: np.random.Generator) -> tuple[Colour, Colour]:

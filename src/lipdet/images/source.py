@@ -8,7 +8,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -29,6 +29,13 @@ Given = tuple[tuple[float, float, float, float], tuple[float, float, float, floa
 LabelledBox = tuple[int, NDArray[np.float32]]
 
 
+class MaskFile(NamedTuple):
+    """A picture's mask: its file, and whether 255 is the second of two classes, or ignored."""
+
+    path: Path
+    white: bool
+
+
 @dataclass(frozen=True)
 class AnnotatedPicture:
     """One picture on disk and its objects.
@@ -39,12 +46,14 @@ class AnnotatedPicture:
         labels: (N,) int64 class indices.
         ignored: (K, 5) float64 class and xyxy box of areas in which what is found of that class is
             neither right nor wrong: crowds, difficult objects.
+        mask: where the classes of its pixels are, if they are labelled.
     """
 
     path: Path
     boxes: NDArray[np.float32]
     labels: NDArray[np.int64]
     ignored: NDArray[np.float64] = field(default_factory=lambda: np.zeros((0, 5)))
+    mask: MaskFile | None = None
 
     @classmethod
     def of(
@@ -89,7 +98,7 @@ def load_rgb(
         InputError: the file is missing, truncated, too large, not a picture, or has values whose
             range is not known.
     """
-    with _readable(path), Image.open(path, formats=formats) as image:
+    with readable(path), Image.open(path, formats=formats) as image:
         if image.width * image.height > most_pixels:
             raise InputError(
                 f"{path} has {image.width}×{image.height} pixels, "
@@ -115,7 +124,7 @@ def as_rgb(picture: Picture) -> Image.Image:
     if isinstance(picture, Image.Image):
         what = f"{what} of {picture.width}×{picture.height} pixels"
         if min(picture.size) > 0:
-            with _readable(what):
+            with readable(what):
                 return _eight_bits(ImageOps.exif_transpose(picture))
     if isinstance(picture, np.ndarray):
         what = f"{what} {picture.shape} of {picture.dtype}"
@@ -158,7 +167,7 @@ def picture_size(path: Path) -> tuple[int, int]:
     Raises:
         InputError: the file is missing, too large or not a picture.
     """
-    with _readable(path), Image.open(path) as image:
+    with readable(path), Image.open(path) as image:
         width, height = image.size
         sideways = image.getexif().get(ExifTags.Base.Orientation, 1) >= 5
         return (height, width) if sideways else (width, height)
@@ -170,12 +179,12 @@ def stored_size(path: Path) -> tuple[int, int]:
     Raises:
         InputError: the file is missing, too large or not a picture.
     """
-    with _readable(path), Image.open(path) as image:
+    with readable(path), Image.open(path) as image:
         return image.size
 
 
 @contextmanager
-def _readable(path: Path | str) -> Iterator[None]:
+def readable(path: Path | str) -> Iterator[None]:
     """Say in one sentence why a picture cannot be read."""
     try:
         yield

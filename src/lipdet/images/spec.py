@@ -1,4 +1,4 @@
-"""The `--data SPEC` of every verb: `rendered[:N]`, an annotation format and its path, or a pack.
+"""The `--data SPEC` of every verb: what is rendered, an annotation format and its path, or a pack.
 
 What has to be cut or rendered first is packed once into the user's cache, under a name made of
 everything that determines its bytes.
@@ -15,6 +15,7 @@ from typing import Literal
 
 from lipdet.errors import InputError
 from lipdet.images.coco import read_coco
+from lipdet.images.masks import read_masks
 from lipdet.images.pack import Pack, open_pack
 from lipdet.images.prepare import Crop, pack_rendered, pack_source
 from lipdet.images.source import Source
@@ -32,9 +33,10 @@ READERS: dict[str, Callable[[Path], Source]] = {
     "coco": read_coco,
     "yolo": read_yolo,
     "voc": read_voc,
+    "masks": read_masks,
 }
-SOURCES = "svhn:FOLDER, coco:FILE.json, yolo:FOLDER, voc:FOLDER"
-FORMS = f"rendered, rendered:N, {SOURCES}, or the folder of a pack"
+SOURCES = "svhn:FOLDER, coco:FILE.json, yolo:FOLDER, voc:FOLDER, masks:FOLDER"
+FORMS = f"rendered[:N], rendered-ink[:N], {SOURCES}, or the folder of a pack"
 
 
 def open_data(spec: str, purpose: Purpose, framing: Framing, seed: int = 0) -> Pack:
@@ -79,12 +81,12 @@ def find_data(spec: str, purpose: Purpose, framing: Framing, seed: int = 0) -> P
         raise InputError(f"seed must not be negative, but is {seed}.")
     kind, _, rest = spec.partition(":")
     canvas = framing.canvas
-    if kind == "rendered":
-        count = _count(spec, rest, RENDERED_DEFAULT[purpose])
+    if kind in ("rendered", "rendered-ink"):
+        count, ink = _count(spec, rest, RENDERED_DEFAULT[purpose]), kind == "rendered-ink"
         return _cached(
-            f"rendered-{purpose}-{count}",
+            f"{kind}-{purpose}-{count}",
             {"count": count, "stream": purpose, "canvas": canvas, "seed": seed},
-            lambda folder: pack_rendered(folder, purpose, count, canvas, seed),
+            lambda folder: pack_rendered(folder, purpose, count, canvas, seed, ink),
         )
     if kind in READERS and rest:
         source = read_source(spec)
@@ -137,8 +139,9 @@ def fingerprint(source: Source) -> str:
     """Return a short hash of the annotations and of each file's size and time of change."""
     digest = hashlib.sha256(repr(source.class_names).encode())
     for picture in source.pictures:
-        status = picture.path.stat()
-        digest.update(f"{picture.path.resolve()}{status.st_size}{status.st_mtime_ns}".encode())
+        for file in (picture.path, *([picture.mask.path] if picture.mask else [])):
+            status = file.stat()
+            digest.update(f"{file.resolve()}{status.st_size}{status.st_mtime_ns}".encode())
         digest.update(picture.boxes.tobytes())
         digest.update(picture.labels.tobytes())
         digest.update(picture.ignored.tobytes())

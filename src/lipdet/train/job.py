@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from lipdet.config import DetectorConfig, TrainConfig, as_plain, detector_config, train_config
+from lipdet.config import NetworkConfig, TrainConfig, as_plain, network_config, stored, train_config
 from lipdet.errors import InputError
 from lipdet.files import write_complete
 
@@ -21,8 +21,8 @@ class Job:
 
     Attributes:
         preset: name of the preset it came from.
-        detector: what to build; its classes, framing and default boxes become those of the data,
-            and it shows as many boxes as these need.
+        detector: what to build, a detector or a segmenter; its classes, framing and default boxes
+            become those of the data, and it shows as many boxes as these need.
         train: how to train it.
         data: SPECs of the training data.
         weights: relative share of each SPEC in an epoch.
@@ -30,7 +30,7 @@ class Job:
     """
 
     preset: str
-    detector: DetectorConfig
+    detector: NetworkConfig
     train: TrainConfig
     data: tuple[str, ...]
     weights: tuple[float, ...] = ()
@@ -44,7 +44,7 @@ class Job:
         """Plain values for json."""
         return {
             "preset": self.preset,
-            "detector": as_plain(self.detector),
+            **stored(self.detector),
             "train": as_plain(self.train),
             "data": list(self.data),
             "weights": list(self.weights),
@@ -60,7 +60,7 @@ class Job:
         """
         return cls(
             plain["preset"],
-            detector_config(plain["detector"]),
+            network_config(plain),
             train_config(plain["train"]),
             tuple(plain["data"]),
             tuple(plain["weights"]),

@@ -17,6 +17,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import replace
 from pathlib import Path
+from typing import Any, ClassVar, Protocol, Self
 
 import numpy as np
 import torch
@@ -26,30 +27,55 @@ from lipdet.attack import AttackSettings, attack_batch
 from lipdet.batch_norm import share_batch_statistics
 from lipdet.boxes import AP_SELECTION, Decoder
 from lipdet.boxes.coding import corners
-from lipdet.checkpoint import BEST, load_detector, save_detector
+from lipdet.checkpoint import BEST, load_detector, load_segmenter, save_detector
+from lipdet.config import DetectorConfig, SegmenterConfig
 from lipdet.detector import SSD
 from lipdet.detector.calibration import calibrated
 from lipdet.detector.forward import BATCH_SIZE
 from lipdet.detector.matching import PaddedTargets, match, pad_targets
-from lipdet.detector.multibox import MultiboxLoss, multibox_loss, training_scores
+from lipdet.detector.multibox import multibox_loss, training_scores
 from lipdet.detector.one_map import KINDS
 from lipdet.errors import InputError, NonFiniteLossError
 from lipdet.evaluate.average_precision import average_precision
 from lipdet.evaluate.run import detect_pack
+from lipdet.evaluate.segmentation import confusion_of_pack, figures, sampled_pixels
 from lipdet.evaluate.selection import choose_rules
 from lipdet.hardware import computes_in_bf16, keep_freed_memory, training_device
 from lipdet.images.augment import augment
 from lipdet.images.batches import Part
 from lipdet.progress import console, progress_bar
-from lipdet.results import AveragePrecision
+from lipdet.segmenter.calibration import add_offsets, choose_offsets
+from lipdet.segmenter.loss import class_weights, labelled_weight, pixel_loss
 from lipdet.train.job import Job, save_job
 from lipdet.train.log import Stopwatch, TrainLog, check_tensorboard
-from lipdet.train.setup import LEAST_HELD_OUT, Setup, objects_of, set_up, summary_of
+from lipdet.train.setup import (
+    LEAST_HELD_OUT,
+    Setup,
+    objects_of,
+    pixels_of_classes,
+    set_up,
+    summary_of,
+)
 from lipdet.train.state import STATE, TrainState
 from lipdet.types import Target
 from lipdet.versions import versions
 
 LOG_EVERY = 20
+
+
+class Loss(Protocol):
+    """A mean over a batch, and the means that it is made of."""
+
+    @property
+    def total(self) -> torch.Tensor:
+        """What is minimised."""
+
+    @property
+    def parts(self) -> dict[str, torch.Tensor]:
+        """What the log shows besides the total, which is linear in them; none if it is alone."""
+
+    def with_means(self, means: torch.Tensor, /) -> Self:
+        """Return the loss of a larger batch, of whose parts, or whose total, the means are."""
 
 
 def train(job: Job, run: Path, resume: bool = False) -> Path:
@@ -81,7 +107,8 @@ def train(job: Job, run: Path, resume: bool = False) -> Path:
     setup = set_up(job)
     if leads:
         console.log(summary_of(setup))
-    trainer = Trainer(setup, run)
+    is_segmenter = isinstance(setup.job.detector, SegmenterConfig)
+    trainer = (SegmenterTrainer if is_segmenter else Trainer)(setup, run)
     if leads:
         run.mkdir(parents=True, exist_ok=True)
         if (run / STATE).exists():
@@ -100,7 +127,10 @@ def train(job: Job, run: Path, resume: bool = False) -> Path:
 
 
 class Trainer:
-    """The loop and what it needs; `run_all` is the way in."""
+    """The loop and what it needs of a detector; `run_all` is the way in."""
+
+    # Of a validation, and what they are called; the first one chooses the best weights.
+    FIGURES: ClassVar[dict[str, str]] = {"ap50": "AP50", "ap": "AP"}
 
     def __init__(self, setup: Setup, run: Path) -> None:
         self.job, detector, self.training, self.validation = setup
@@ -147,8 +177,8 @@ class Trainer:
                 if stops:
                     raise KeyboardInterrupt(*numbers)
 
-    def step(self, epoch: int, index: int) -> tuple[MultiboxLoss, float]:
-        """Return one optimizer step on one batch; returns its loss and the gradient's norm."""
+    def step(self, epoch: int, index: int) -> tuple[Loss, float]:
+        """Take one optimizer step on one batch; return its loss and the gradient's norm."""
         detector, optimizer, part = self.state.detector, self.state.optimizer, self.watch.part
         with part("load"):
             images, targets = self.load(epoch, index)
@@ -156,14 +186,7 @@ class Trainer:
         with part("forward"), torch.autocast(self.device.type, torch.bfloat16, self.bf16):
             raw = detector(images)
         with part("loss"):
-            loss = multibox_loss(
-                raw,
-                targets,
-                self.decoder(),
-                self.config.margin,
-                self.config.localisation_weight,
-                self.config.near_iou,
-            )
+            loss = self.loss(raw, targets)
         with part("backward"):
             optimizer.zero_grad()
             if distributed.size() > 1:
@@ -186,39 +209,63 @@ class Trainer:
         self.state.step += 1
         return loss, norm
 
-    def backward_of_all(self, loss: MultiboxLoss, targets: PaddedTargets) -> MultiboxLoss:
+    def loss(self, raw: Any, targets: Any) -> Loss:
+        """Return the loss of what the network gives for pictures, with what `collated` gave."""
+        return multibox_loss(
+            raw,
+            targets,
+            self.decoder(),
+            self.config.margin,
+            self.config.localisation_weight,
+            self.config.near_iou,
+        )
+
+    def collated(self, targets: Sequence[Target]) -> Any:
+        """Return the targets of a batch as the loss takes them, on the device."""
+        return pad_targets(targets).to(self.device)
+
+    def divisor(self, targets: Any) -> torch.Tensor:
+        """Return what a loss is divided by, if that is at least 1: here the positives."""
+        return match(corners(self.ssd.default_boxes), targets).positive.sum()
+
+    def backward_of_all(self, loss: Loss, targets: Any) -> Loss:
         """Take the gradient of the loss of the whole batch; returns that loss.
 
-        Every loss is a sum over pictures divided by the positives among them, or by 1 if there are
-        none. So the sums are added, and divided by the positives of all. Hard negatives are chosen
-        in each picture by itself.
+        Every loss is a sum over pictures divided by what `divisor` counts in them, or by 1 if that
+        is less. So the sums are added, and divided by that of all. Hard negatives are chosen in
+        each picture by itself.
 
         Args:
             loss: of this process's part of the batch.
             targets: of the same part.
         """
-        detector = self.state.detector
-        positives = match(corners(detector.default_boxes), targets).positive.sum()
-        own = positives.clamp(min=1)
+        counted = self.divisor(targets)
+        own = counted.clamp(min=1)
         (loss.total * own).backward()  # type: ignore[no-untyped-call]
-        parts = loss.classification, loss.localisation
-        sums = torch.stack([*(own * one.detach() for one in parts), positives.float()])
-        gradients = [one.grad for one in detector.parameters() if one.grad is not None]
+        parts = list(loss.parts.values()) or [loss.total]
+        sums = torch.stack([*(own * one.detach() for one in parts), counted.float()])
+        gradients = [one.grad for one in self.state.detector.parameters() if one.grad is not None]
         distributed.add_up([*gradients, sums])
-        whole = sums[2].clamp(min=1)
+        whole = sums[-1].clamp(min=1)
         for gradient in gradients:
             gradient /= whole
-        return MultiboxLoss(sums[0] / whole, sums[1] / whole, loss.localisation_weight)
+        return loss.with_means(sums[:-1] / whole)
+
+    @property
+    def ssd(self) -> SSD:
+        """The detector that is trained."""
+        assert isinstance(self.state.detector, SSD)
+        return self.state.detector
 
     def decoder(self) -> Decoder:
         """Return the detector's decoder, with the scores that this step trains."""
-        decoder = self.state.detector.decoder
+        decoder = self.ssd.decoder
         progress = 1.0 if self.config.start_from else self.state.step / self.total_steps
         return decoder._replace(
             scores=training_scores(decoder.scores, self.config.start_temperature, progress)
         )
 
-    def load(self, epoch: int, index: int) -> tuple[torch.Tensor, PaddedTargets]:
+    def load(self, epoch: int, index: int) -> tuple[torch.Tensor, Any]:
         """This process's images (B, 3, H, W) in [0, 1], channels last, and targets, on the device.
 
         The random choices are those of the whole batch, whoever takes which part.
@@ -232,7 +279,7 @@ class Trainer:
         wanted = targets[self.own_part]
         if self.config.adversarial_epsilon:
             images = self.attacked(images, wanted)
-        return images, pad_targets(wanted).to(self.device)
+        return images, self.collated(wanted)
 
     def attacked(self, images: torch.Tensor, targets: Sequence[Target]) -> torch.Tensor:
         """The worst pictures that a few steps of PGD on the loss find, from starts of this step."""
@@ -245,7 +292,7 @@ class Trainer:
         first = self.state.step * self.config.batch_size + self.own_part.start
         with torch.autocast(self.device.type, torch.bfloat16, self.bf16):
             return attack_batch(
-                self.state.detector, images, targets, settings, range(first, first + len(images))
+                self.ssd, images, targets, settings, range(first, first + len(images))
             )
 
     def learning_rate(self) -> float:
@@ -260,7 +307,7 @@ class Trainer:
         rest = (done - self.config.warmup) / (1 - self.config.warmup)
         return self.config.learning_rate * (1 + math.cos(math.pi * rest)) / 2
 
-    def log_step(self, log: TrainLog, epoch: int, loss: MultiboxLoss, norm: float) -> None:
+    def log_step(self, log: TrainLog, epoch: int, loss: Loss, norm: float) -> None:
         """Write the last step's figures and the loop's speed since the last entry."""
         steps = self.state.step - self.watched_from
         seconds, shares = self.restart_watch()
@@ -271,8 +318,7 @@ class Trainer:
             self.state.step,
             epoch=epoch,
             loss=loss.total.item(),
-            classification=loss.classification.item(),
-            localisation=loss.localisation.item(),
+            **{name: part.item() for name, part in loss.parts.items()},
             gradient_norm=norm,
             learning_rate=self.state.optimizer.param_groups[0]["lr"],
             images_per_second=round(steps * self.config.batch_size / seconds, 1),
@@ -286,17 +332,19 @@ class Trainer:
             return
         detector = self.calibrated_average()
         measured = self.validate(detector)
-        if measured:
-            console.log(f"epoch {epoch + 1}/{self.config.epochs}: {_sentence(measured)}")
-            log.write(
-                self.state.step, validation_ap50=measured["ap50"], validation_ap=measured["ap"]
-            )
+        found = {f"validation_{name}": measured[name] for name in self.FIGURES if measured}
+        if found:
+            told = zip(self.FIGURES.values(), found.values(), strict=True)
+            words = ", ".join(f"{name} {100 * value:.1f}" for name, value in told)
+            console.log(f"epoch {epoch + 1}/{self.config.epochs}: validation {words}")
+            log.write(self.state.step, **found)
         # Without held-out pictures the last weights are the ones to keep.
-        score = (measured["ap50"], measured["ap"]) if measured else (0.0, 0.0)
-        # Of epochs with the same AP50 the one with the higher AP; of those, the later one.
-        if score >= self.state.best or not measured:
+        score = tuple(found.values()) or (0.0, 0.0)
+        # Of epochs with the same first figure the one with the higher second; then the later one.
+        if score >= self.state.best or not found:
             self.state.best = score
-            info = {**self.provenance, "epoch": epoch + 1, "validation_ap50": score[0]}
+            chosen_by = f"validation_{next(iter(self.FIGURES))}"
+            info = {**self.provenance, "epoch": epoch + 1, chosen_by: score[0]}
             save_detector(self.run / BEST, detector, self.job.detector, info)
         self.restart_watch()
 
@@ -307,6 +355,7 @@ class Trainer:
         and enough objects are held out.
         """
         asked = self.job.detector
+        assert isinstance(asked, DetectorConfig)
         kind, given = KINDS.get(asked.architecture), (asked.nms_iou, asked.class_margin)
         if not kind or given != (None, None):
             return
@@ -326,9 +375,10 @@ class Trainer:
         self.watched_from = self.state.step
         return self.watch.take()
 
-    def calibrated_average(self) -> SSD:
+    def calibrated_average(self) -> Any:
         """Return the averaged weights, calibrated on the held-out pictures if there are any."""
         averaged = self.state.averaged.eval()
+        assert isinstance(averaged, SSD)
         parts = [part for part in self.validation if len(part.indices)]
         if not parts:
             return averaged
@@ -342,8 +392,8 @@ class Trainer:
                 targets = [part.pack.target(index) for index in indices.tolist()]
                 yield images, pad_targets(targets).to(self.device)
 
-    def validate(self, detector: SSD) -> AveragePrecision | None:
-        """AP on all held-out pictures together; None without any."""
+    def validate(self, detector: Any) -> Any:
+        """Return the figures on all held-out pictures together; None without any."""
         parts = [part for part in self.validation if len(part.indices)]
         if not parts:
             return None
@@ -356,8 +406,56 @@ class Trainer:
         return average_precision(targets, found, self.job.detector.class_names)
 
 
-def _sentence(measured: AveragePrecision) -> str:
-    return f"validation AP50 {100 * measured['ap50']:.1f}, AP {100 * measured['ap']:.1f}"
+class SegmenterTrainer(Trainer):
+    """The same loop for a segmenter: it learns from the class of every labelled pixel."""
+
+    FIGURES: ClassVar[dict[str, str]] = {"miou": "mean IoU", "accuracy": "pixel accuracy"}
+
+    def __init__(self, setup: Setup, run: Path) -> None:
+        super().__init__(setup, run)
+        classes = len(self.job.detector.class_names)
+        counts = pixels_of_classes(self.training.parts, classes)
+        self.weights = class_weights(torch.from_numpy(counts)).to(self.device)
+
+    def loss(self, raw: torch.Tensor, targets: torch.Tensor) -> Loss:
+        """Return the loss of logits (B, K, H, W) with masks (B, H, W)."""
+        temperature = self.state.detector.temperature
+        assert isinstance(temperature, float)
+        return pixel_loss(raw, targets, self.weights, temperature, self.config.margin)
+
+    def collated(self, targets: Sequence[Target]) -> torch.Tensor:
+        """Return the masks of a batch, (B, H, W) on the device."""
+        return torch.stack([one["mask"] for one in targets]).to(self.device)
+
+    def divisor(self, targets: torch.Tensor) -> torch.Tensor:
+        """Return the weight of the labelled pixels."""
+        return labelled_weight(targets, self.weights)
+
+    def calibrated_average(self) -> Any:
+        """Return the averaged weights as they are; offsets are chosen once, at the end."""
+        return self.state.averaged.eval()
+
+    def validate(self, detector: Any) -> Any:
+        """Return mean IoU and accuracy over all held-out pixels; None without held-out pictures."""
+        parts = [part for part in self.validation if len(part.indices)]
+        counts = [confusion_of_pack(detector, one.pack, one.indices.tolist()) for one in parts]
+        return figures(sum(counts[1:], counts[0]), parts[0].pack.class_names) if parts else None
+
+    def choose_rules(self) -> None:
+        """Choose, once, how much each class is preferred, by held-out pictures of the best run."""
+        parts = [part for part in self.validation if len(part.indices)]
+        best = load_segmenter(str(self.run / BEST))
+        if not parts or "offsets" in best.info:
+            return
+        sampled = [sampled_pixels(best.segmenter, part, self.config.seed) for part in parts]
+        logits, labels = (torch.cat(both) for both in zip(*sampled, strict=True))
+        offsets = choose_offsets(logits, labels)
+        add_offsets(best.segmenter, offsets)
+        measured = self.validate(best.segmenter)
+        told = [f"{name} {100 * measured[key]:.1f}" for key, name in self.FIGURES.items()]
+        console.log(f"With offsets of classes chosen on held-out pictures: {', '.join(told)}")
+        info = {**best.info, "offsets": offsets.tolist()}
+        save_detector(self.run / BEST, best.segmenter, self.job.detector, info)
 
 
 @contextmanager

@@ -18,8 +18,8 @@ import torch
 from numpy.typing import NDArray
 
 from lipdet import distributed
-from lipdet.checkpoint import load_detector
-from lipdet.config import DIGIT_CHANGES, TrainConfig
+from lipdet.checkpoint import load_detector, load_segmenter
+from lipdet.config import DIGIT_CHANGES, DetectorConfig, SegmenterConfig, TrainConfig
 from lipdet.detector import SSD, build_detector
 from lipdet.detector.fitting import LEAST_COVERED, described, fit_default_boxes, warning_of
 from lipdet.errors import InputError
@@ -27,7 +27,9 @@ from lipdet.images.batches import Mixture, Part, split
 from lipdet.images.pack import Pack
 from lipdet.images.spec import find_data
 from lipdet.progress import console
+from lipdet.segmenter import Segmenter, build_segmenter
 from lipdet.train.job import Job
+from lipdet.types import IGNORED
 
 # Where no number of epochs is given: pictures that are seen, and validations.
 PICTURES_SEEN, VALIDATIONS = 100_000, 20
@@ -40,13 +42,13 @@ class Setup(NamedTuple):
 
     Attributes:
         job: in which nothing is left to be decided by the data.
-        detector: random, or made of the weights to start from.
+        detector: or segmenter; random, or made of the weights to start from.
         training: batches of pictures.
         validation: held-out pictures.
     """
 
     job: Job
-    detector: SSD
+    detector: SSD | Segmenter
     training: Mixture
     validation: list[Part]
 
@@ -61,10 +63,12 @@ def set_up(job: Job) -> Setup:
         lambda: (open_packs(job, job.data), open_packs(job, job.validation))
     )
     distributed.check_same("The training data", [pack.hash for pack in (*packs, *held_out)])
-    start = load_detector(job.train.start_from).detector if job.train.start_from else None
     job = job.with_detector(class_names=packs[0].class_names, whole=framed_whole(job, packs))
     training, validation = training_data(job.train, job.weights, packs, held_out)
     job = replace(job, train=decided(job, training))
+    if isinstance(job.detector, SegmenterConfig):
+        return Setup(job, first_segmenter(job, [*packs, *held_out]), training, validation)
+    start = load_detector(job.train.start_from).detector if job.train.start_from else None
     job = job.with_detector(**default_boxes_of(job, training.parts, start))
     job = job.with_detector(most_shown=most_shown_by(job, training.parts))
     return Setup(job, first_detector(job, start), training, validation)
@@ -102,6 +106,7 @@ def default_boxes_of(job: Job, parts: Sequence[Part], start: SSD | None) -> dict
     Raises:
         InputError: there is no object.
     """
+    assert isinstance(job.detector, DetectorConfig)
     boxes, labels = objects_of(parts)
     if not len(labels):
         raise InputError(f"{', '.join(job.data)}: there is no object, so nothing to learn.")
@@ -125,6 +130,7 @@ def most_shown_by(job: Job, parts: Sequence[Part]) -> int:
     Twice its objects, since false positives take places too, and certificates need room for all
     that a perturbation could put ahead.
     """
+    assert isinstance(job.detector, DetectorConfig)
     crowded = max(int(np.diff(part.pack.starts)[part.indices].max(initial=0)) for part in parts)
     return max(job.detector.most_shown, 2 * crowded)
 
@@ -149,6 +155,13 @@ def summary_of(setup: Setup) -> str:
     pictures = sum(len(part.indices) for part in training.parts)
     objects, held_out = len(objects_of(training.parts)[1]), len(objects_of(validation)[1])
     steps = job.train.epochs * training.batches_per_epoch
+    if isinstance(job.detector, SegmenterConfig):
+        kept = sum(len(part.indices) for part in validation)
+        return (
+            f"{job.preset} on {pictures:,} pictures of {job.detector.canvas} pixels, each of "
+            f"{len(job.detector.class_names)} classes; {steps:,} steps of {job.train.batch_size} "
+            f"pictures in {job.train.epochs} epochs. Held out: {kept:,} pictures."
+        )
     text = (
         f"{job.preset} on {pictures:,} pictures of {job.detector.canvas} pixels with "
         f"{objects:,} objects of {len(job.detector.class_names)} classes; {steps:,} steps of "
@@ -158,6 +171,45 @@ def summary_of(setup: Setup) -> str:
     if held_out < LEAST_HELD_OUT:
         return text + ", too few to choose by; give more with --validation."
     return text + "."
+
+
+def pixels_of_classes(parts: Sequence[Part], classes: int) -> NDArray[np.int64]:
+    """Return how many pixels of some parts of packs have each class, (classes,)."""
+    counts = np.zeros(IGNORED + 1, np.int64)
+    for part in parts:
+        assert part.pack.masks is not None
+        for index in part.indices:
+            counts += np.bincount(part.pack.masks[index].ravel(), minlength=IGNORED + 1)
+    return counts[:classes]
+
+
+def first_segmenter(job: Job, packs: Sequence[Pack]) -> Segmenter:
+    """Return the segmenter before the first step: random, or the one to start from.
+
+    Raises:
+        InputError: some data have no masks, adversarial training is asked for, which is for
+            detectors, or the weights to start from are of another segmenter.
+    """
+    assert isinstance(job.detector, SegmenterConfig)
+    for pack in packs:
+        if pack.masks is None:
+            raise InputError(
+                f"{pack.name} has no masks, from which {job.preset} learns; give masks:FOLDER or "
+                "rendered-ink."
+            )
+    if job.train.adversarial_epsilon:
+        raise InputError("Adversarial training is for detectors: leave out --adversarial_epsilon.")
+    torch.manual_seed(job.train.seed)
+    segmenter = build_segmenter(job.detector)
+    if job.train.start_from:
+        start = load_segmenter(job.train.start_from).segmenter
+        if start.config != job.detector:
+            raise InputError(
+                f"{job.train.start_from} is of another width, canvas or classes than the segmenter "
+                "to be trained; start from weights that are alike."
+            )
+        segmenter.load_state_dict(start.state_dict())
+    return segmenter
 
 
 def random_scales(count: int, scales: tuple[float, float], seed: int) -> NDArray[np.float32]:
@@ -210,6 +262,7 @@ def first_detector(job: Job, start: SSD | None = None) -> SSD:
     Raises:
         InputError: the weights to start from have another body than the job's detector.
     """
+    assert isinstance(job.detector, DetectorConfig)
     torch.manual_seed(job.train.seed)
     detector = build_detector(job.detector)
     if start is None:

@@ -16,6 +16,7 @@ from lipdet.checkpoint import load_state, read_tensors, write_tensors
 from lipdet.config import TrainConfig
 from lipdet.detector import SSD
 from lipdet.errors import InputError
+from lipdet.segmenter import Segmenter
 from lipdet.train.job import Job
 
 STATE = "last.safetensors"
@@ -26,28 +27,28 @@ class TrainState:
     """A training between two steps.
 
     Attributes:
-        detector: the weights that are trained.
+        detector: the weights that are trained, of a detector or a segmenter.
         average: their exponential moving average, the ones that are evaluated and kept.
         optimizer: with its moments.
         step: optimizer steps done.
         best: validation AP50 and AP of the best weights so far; -1 before the first validation.
     """
 
-    detector: SSD
+    detector: SSD | Segmenter
     average: AveragedModel
     optimizer: torch.optim.Optimizer
     step: int = 0
     best: tuple[float, float] = (-1.0, -1.0)
 
     @property
-    def averaged(self) -> SSD:
+    def averaged(self) -> SSD | Segmenter:
         """The detector with the averaged weights."""
         module = self.average.module
-        assert isinstance(module, SSD)
+        assert isinstance(module, SSD | Segmenter)
         return module
 
     @classmethod
-    def start(cls, detector: SSD, config: TrainConfig) -> TrainState:
+    def start(cls, detector: SSD | Segmenter, config: TrainConfig) -> TrainState:
         """Return the state before the first step."""
         average = AveragedModel(
             detector, avg_fn=_moving_average(config.ema_decay), use_buffers=True
@@ -122,7 +123,7 @@ def _moving_average(decay: float) -> Any:
     return update
 
 
-def _optimizer(detector: SSD, config: TrainConfig) -> torch.optim.Optimizer:
+def _optimizer(detector: SSD | Segmenter, config: TrainConfig) -> torch.optim.Optimizer:
     parameters = list(detector.parameters())
     groups = [
         {"params": [p for p in parameters if p.ndim > 1], "weight_decay": config.weight_decay},

@@ -75,7 +75,7 @@ def rounding_of(detector: SSD, images: Tensor) -> Rounding:
 def measured_rounding(detector: SSD, images: Tensor) -> float:
     """Return `SAFETY` times the largest difference of an output from the same network in float64.
 
-    Besides the images, the pass sees each with as much noise as fits into [0, 1], and noise alone.
+    The pass sees the `probes` of the images.
 
     Args:
         detector: in eval mode, on the device in which it detects; one in float64 is measured in
@@ -90,9 +90,8 @@ def measured_rounding(detector: SSD, images: Tensor) -> float:
     assert isinstance(exact, SSD)
     if detector.default_boxes.dtype == torch.float64:
         detector = copy.deepcopy(detector).float()
-    noise = torch.rand(images.shape, generator=torch.Generator().manual_seed(0)).to(images)
     largest = 0.0
-    for batch in (images, (images + noise - 0.5).clamp(0, 1), noise, noise.round()):
+    for batch in probes(images):
         found, wanted = forward(detector, batch), forward(exact, batch.double())
         for outputs, reference in zip(found, wanted, strict=True):
             difference = float((outputs.double() - reference).abs().max())
@@ -102,6 +101,12 @@ def measured_rounding(detector: SSD, images: Tensor) -> float:
                 )
             largest = max(largest, difference)
     return SAFETY * largest
+
+
+def probes(images: Tensor) -> tuple[Tensor, ...]:
+    """Return images (B, 3, H, W), each with as much noise as fits into [0, 1], and noise alone."""
+    noise = torch.rand(images.shape, generator=torch.Generator().manual_seed(0)).to(images)
+    return images, (images + noise - 0.5).clamp(0, 1), noise, noise.round()
 
 
 def proven_rounding(detector: SSD, dtype: torch.dtype) -> float:

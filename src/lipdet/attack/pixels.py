@@ -1,0 +1,95 @@
+"""Attacks on segmenters: the same climbing, with objectives of pixels.
+
+A mask tells what is right; what is not labelled counts for nothing.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from lipdet.attack.gradient import attack_images
+from lipdet.attack.settings import AttackSettings
+from lipdet.detector.forward import frozen
+from lipdet.segmenter import Segmenter
+from lipdet.types import IGNORED
+
+
+class PixelScores(NamedTuple):
+    """What objectives are made of, for the labelled pixels of each picture of a batch.
+
+    Attributes:
+        behind: (B, H, W) how far the logit of the right class is behind the best other one.
+        entropy: (B, H, W) cross entropy in nats.
+        known: (B, H, W) whether a pixel is labelled.
+    """
+
+    behind: Tensor
+    entropy: Tensor
+    known: Tensor
+
+    def mean(self, values: Tensor) -> Tensor:
+        """Return the mean over the labelled pixels of each picture, (B,)."""
+        counts = self.known.flatten(1).sum(dim=1).clamp(min=1)
+        return (values * self.known).flatten(1).sum(dim=1) / counts
+
+
+def pixel_scores(logits: Tensor, masks: Tensor, temperature: float) -> PixelScores:
+    """Compare logits (B, K, H, W) with masks (B, H, W); the loss multiplies by `temperature`."""
+    known = masks != IGNORED
+    labels = masks.long().where(known, 0)
+    own = logits.gather(1, labels[:, None])
+    others = logits.scatter(1, labels[:, None], -torch.inf).amax(dim=1)
+    entropy = functional.cross_entropy(temperature * logits, labels, reduction="none")
+    return PixelScores(others - own[:, 0], entropy, known)
+
+
+# Scores and the temperature to what an attack raises, (B,): the share of pixels that are wrong, as
+# a gradient can climb it; the mean margin lost; the mean loss.
+OBJECTIVES: dict[str, Callable[[PixelScores, float], Tensor]] = {
+    "flip": lambda scores, t: scores.mean(torch.sigmoid(t * scores.behind)),
+    "margin": lambda scores, t: scores.mean(scores.behind),
+    "cross-entropy": lambda scores, t: scores.mean(scores.entropy),
+}
+
+
+def attack_pixels(
+    segmenter: Segmenter,
+    images: Tensor,
+    masks: Tensor,
+    attacks: Sequence[AttackSettings],
+    indices: Sequence[int] | None = None,
+) -> Tensor:
+    """Return of each picture the worst that several attacks find: the one with most wrong pixels.
+
+    Args:
+        segmenter: frozen meanwhile.
+        images: (B, 3, H, W) in [0, 1].
+        masks: (B, H, W) uint8.
+        attacks: each with an objective of OBJECTIVES, for every picture.
+        indices: as in `lipdet.attack.attack_batch`.
+    """
+    temperature = segmenter.temperature
+    reference = next(segmenter.parameters())
+    images, masks = images.to(reference), masks.to(reference.device)
+    worst, most = images, torch.full((len(images),), -1.0, device=images.device)
+    with frozen(segmenter):
+        for settings in attacks:
+            value = OBJECTIVES[settings.objective]
+
+            def raised(batch: Tensor, rows: Tensor, value: Callable[..., Tensor] = value) -> Tensor:
+                scores = pixel_scores(segmenter(batch), masks[rows], temperature)
+                return value(scores, temperature)
+
+            found = attack_images(raised, images, settings, indices).images
+            with torch.no_grad():
+                scores = pixel_scores(segmenter(found), masks, temperature)
+                wrong = scores.mean((scores.behind > 0).float())
+            better = wrong > most
+            worst = torch.where(better[:, None, None, None], found, worst)
+            most = torch.where(better, wrong, most)
+    return worst

@@ -1,0 +1,195 @@
+"""What the verbs do with a segmenter: the same options, where they mean something.
+
+`instead` is the one place where it is decided: a weights file says what it is of.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+from rich.console import Console
+from torch import Tensor
+
+from lipdet import distributed
+from lipdet.attack import AttackSettings
+from lipdet.attack.pixels import attack_pixels
+from lipdet.certificate.pixels import bounds_of_pixels, largest_reach, margins_of
+from lipdet.checkpoint import LoadedSegmenter, is_segmenter, load_segmenter
+from lipdet.commands.attack_options import parse_epsilons
+from lipdet.commands.options import (
+    as_json,
+    check_folder,
+    check_no_input,
+    check_positive,
+    check_writable,
+    distinct_stems,
+    picture_files,
+)
+from lipdet.errors import InputError
+from lipdet.evaluate.attacked import Campaign
+from lipdet.evaluate.segmentation import evaluate_segmenter, logits_of, pixel_attacks
+from lipdet.images.crop import cut, full_region
+from lipdet.images.source import load_rgb
+from lipdet.images.spec import open_data
+from lipdet.reading.marks import contact_sheet
+from lipdet.reading.pixels import draw_classes, draw_radii
+from lipdet.report.segmentation import missed_table, segmentation_table
+from lipdet.versions import versions
+
+
+def instead(verb: str, options: Mapping[str, Any]) -> Callable[..., None] | None:
+    """Return what a verb does with the segmenter that its options name; None for a detector."""
+    named = options.get("detector")
+    if verb not in VERBS or not isinstance(named, str) or not is_segmenter(named):
+        return None
+    return VERBS[verb]
+
+
+def evaluate(detector: str, data: str, **options: Any) -> None:
+    """Do what `lipdet.commands.eval.run` does, for a segmenter."""
+    if distributed.size() > 1:
+        raise InputError("A segmenter is measured by one process: leave out --processes.")
+    _refuse(options, float64="Rounding is measured, not proven", state="Nothing is kept")
+    epsilon, attack, certify = options["epsilon"], options["attack"], options["certify"]
+    limit, json, seed = options["limit"], options["json"], options["seed"]
+    if limit is not None:
+        check_positive("--limit", limit)
+    check_writable(json)
+    epsilons = parse_epsilons(epsilon) if epsilon or attack or certify else ()
+    campaign = None
+    if attack is not None:
+        campaign = Campaign(attack, epsilons, _settings(epsilons[0], options))
+        pixel_attacks(attack, campaign.settings)  # refused before any data are prepared
+    loaded = load_segmenter(detector)
+    pack = open_data(data, "test", loaded.segmenter.framing, seed)
+    pack = pack if limit is None else pack.head(limit)
+    result = evaluate_segmenter(loaded, pack, seed, campaign, epsilons if certify else ())
+    if json == Path("-"):
+        print(as_json(result))
+        return
+    if json is not None:
+        json.write_text(as_json(result) + "\n")
+    console = Console()
+    console.print(segmentation_table(result))
+    if result["certified"]:
+        console.print(missed_table(result))
+
+
+def certify(detector: str, images: Sequence[Path], out: Path, **options: Any) -> None:
+    """Do what `lipdet.commands.certify.run` does, for a segmenter: radii of pixels as overlays."""
+    _refuse(options, float64="Rounding is measured, not proven", crop="The whole picture is seen")
+    epsilons = parse_epsilons(options["epsilon"])
+    loaded, files, pictures = _opened(detector, images, out)
+    segmenter, canvas = loaded.segmenter, loaded.segmenter.framing.canvas
+    bounds = bounds_of_pixels(segmenter, _batch(pictures))
+    entries = []
+    for (path, stem), picture in zip(files, pictures, strict=True):
+        [logits] = logits_of(segmenter, _batch([picture]))
+        found = margins_of(logits, segmenter, bounds)
+        shown = Image.fromarray(picture)
+        draw_classes(shown, found.predicted).save(out / f"{stem}-classes.png")
+        draw_radii(shown, found.radius).save(out / f"{stem}.png")
+        certified = []
+        for epsilon in epsilons:
+            alone = int((found.radius <= epsilon).sum())
+            together = largest_reach(found, bounds, epsilon)
+            certified.append({"epsilon": epsilon, "alone": alone, "together": together})
+        names = segmenter.config.class_names
+        counts = np.bincount(found.predicted.ravel(), minlength=len(names)).tolist()
+        pixels = dict(zip(names, counts, strict=True))
+        entries.append({"image": str(path), "pixels": pixels, "certified": certified})
+        told = ", ".join(
+            f"ε = {one['epsilon']:g}: at most {one['together']:,} can flip" for one in certified
+        )
+        shares = ", ".join(f"{100 * n / picture[..., 0].size:.1f} % {k}" for k, n in pixels.items())
+        print(f"{path}: {shares}; of {picture[..., 0].size:,} pixels, {told}")
+    result = {
+        "weights": loaded.name,
+        "canvas": list(canvas),
+        "joint_constant": bounds.joint,
+        "rounding": bounds.rounding,
+        "pictures": entries,
+    }
+    (out / "certificates.json").write_text(as_json(result) + "\n")
+    print(f"Overlays and certificates.json: {out} (radii in L2 norm at {canvas})")
+
+
+def attack(
+    detector: str, images: Sequence[Path], out: Path, epsilon: Sequence[str], **options: Any
+) -> None:
+    """Do what `lipdet.commands.attack.run` does, for a segmenter: what it sees is to change."""
+    [radius] = parse_epsilons(epsilon)
+    attacks = pixel_attacks(options["attack"], _settings(radius, options))
+    loaded, files, pictures = _opened(detector, images, out)
+    segmenter, canvas = loaded.segmenter, loaded.segmenter.framing.canvas
+    clean = _batch(pictures)
+    before = logits_of(segmenter, clean).argmax(dim=1)
+    changed = attack_pixels(segmenter, clean, before.to(torch.uint8), attacks).cpu()
+    after = logits_of(segmenter, changed).argmax(dim=1)
+    entries = []
+    for at, (path, stem) in enumerate(files):
+        attacked = (changed[at].permute(1, 2, 0) * 255).round().to(torch.uint8).numpy()
+        panels = [
+            draw_classes(Image.fromarray(one), seen[at].numpy())
+            for one, seen in ((pictures[at], before), (attacked, after))
+        ]
+        contact_sheet(panels, 2).save(out / f"{stem}.png")
+        flipped = int((before[at] != after[at]).sum())
+        distance = float((changed[at] - clean[at]).norm())
+        entries.append({"image": str(path), "distance": distance, "flipped": flipped})
+        print(f"{path}: {flipped:,} of {before[at].numel():,} pixels flipped")
+    result = {
+        "weights": loaded.name,
+        "canvas": list(canvas),
+        "epsilon": radius,
+        "attack": options["attack"],
+        "objectives": [one.objective for one in attacks],
+        "versions": versions(),
+        "pictures": entries,
+    }
+    (out / "attack.json").write_text(as_json(result) + "\n")
+    print(f"Panels and attack.json: {out} (ε = {radius:g}: {canvas.in_grey_levels(radius)})")
+
+
+VERBS: dict[str, Callable[..., None]] = {
+    "eval": evaluate,
+    "certify": certify,
+    "attack": attack,
+}
+
+
+def _settings(epsilon: float, options: Mapping[str, Any]) -> AttackSettings:
+    names = "objective", "norm", "steps", "restarts", "seed"
+    return AttackSettings(epsilon, **{name: options[name] for name in names})
+
+
+def _refuse(options: Mapping[str, Any], **reasons: str) -> None:
+    """Refuse options that mean nothing for a segmenter."""
+    for name, reason in reasons.items():
+        if options[name]:
+            raise InputError(f"{reason} of a segmenter: leave out --{name}.")
+
+
+def _opened(
+    detector: str, images: Sequence[Path], out: Path
+) -> tuple[LoadedSegmenter, list[tuple[Path, str]], list[np.ndarray]]:
+    """Return the segmenter, picture files with the names of their results, and what it sees."""
+    check_folder(out)
+    paths = picture_files(images)
+    stems = distinct_stems(paths)
+    check_no_input((out / f"{stem}.png" for stem in stems), paths)
+    loaded = load_segmenter(detector)
+    canvas = loaded.segmenter.framing.canvas
+    photographs = [load_rgb(path) for path in paths]
+    pictures = [cut(one, full_region(*one.size, canvas), canvas) for one in photographs]
+    out.mkdir(parents=True, exist_ok=True)
+    return loaded, list(zip(paths, stems, strict=True)), pictures
+
+
+def _batch(pictures: Sequence[np.ndarray]) -> Tensor:
+    return torch.from_numpy(np.stack(pictures)).permute(0, 3, 1, 2).float() / 255

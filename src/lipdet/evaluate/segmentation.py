@@ -1,0 +1,321 @@
+"""What a segmenter gets right, pixel by pixel: confusions over a data set, and their figures."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from dataclasses import replace
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from lipdet.attack.pixels import OBJECTIVES, attack_pixels, pixel_scores
+from lipdet.attack.settings import DEFAULT_OBJECTIVE, AttackName, AttackSettings
+from lipdet.certificate.pixels import (
+    Front,
+    Mask,
+    PixelBounds,
+    PixelMargins,
+    bounds_of_pixels,
+    front,
+    least_iou,
+    margins_of,
+    most,
+    reach,
+)
+from lipdet.checkpoint import LoadedSegmenter
+from lipdet.detector.forward import MOST_PIXELS, frozen
+from lipdet.errors import InputError
+from lipdet.evaluate.attacked import Campaign
+from lipdet.images.batches import Part
+from lipdet.images.pack import Pack
+from lipdet.progress import track
+from lipdet.results import (
+    AttackedPixels,
+    CertifiedClassPixels,
+    CertifiedPixels,
+    ClassPixels,
+    Pixels,
+    SegmentationResult,
+)
+from lipdet.segmenter import Segmenter
+from lipdet.types import IGNORED
+from lipdet.versions import versions
+
+# Of a picture, where offsets of classes are chosen.
+SAMPLED = 4096
+
+
+@torch.no_grad()
+def logits_of(segmenter: Segmenter, images: Tensor) -> Tensor:
+    """Return logits (B, K, H, W) of images (B, 3, H, W) in [0, 1] in eval mode, on the CPU."""
+    reference = next(segmenter.parameters())
+    with frozen(segmenter):
+        found: Tensor = segmenter(images.to(reference)).cpu()
+    return found
+
+
+def at_once(pack: Pack) -> int:
+    """Return how many pictures of a pack pass together."""
+    return max(1, MOST_PIXELS // (2 * pack.canvas.height * pack.canvas.width))
+
+
+def confusion(logits: Tensor, masks: Tensor) -> NDArray[np.int64]:
+    """Count labelled pixels by class (rows) and what has the highest logit (columns), (K, K).
+
+    Args:
+        logits: (B, K, H, W).
+        masks: (B, H, W) uint8.
+    """
+    classes, known = logits.shape[1], masks != IGNORED
+    pairs = masks[known].long() * classes + logits.argmax(dim=1)[known]
+    counts = torch.bincount(pairs, minlength=classes**2).reshape(classes, classes)
+    return np.asarray(counts.numpy(), np.int64)
+
+
+def confusion_of_pack(
+    segmenter: Segmenter, pack: Pack, indices: Sequence[int]
+) -> NDArray[np.int64]:
+    """Return the confusions (K, K) of all pixels of some pictures together."""
+    masks, step = masks_of(pack), at_once(pack)
+    total = np.zeros((len(pack.class_names),) * 2, np.int64)
+    for start in track(range(0, len(indices), step), f"Segmenting {pack.name}"):
+        chosen = list(indices[start : start + step])
+        found = logits_of(segmenter, pack.pixels(chosen))
+        total += confusion(found, torch.from_numpy(masks[chosen]))
+    return total
+
+
+def sampled_pixels(segmenter: Segmenter, part: Part, seed: int) -> tuple[Tensor, Tensor]:
+    """Return logits (N, K) and classes (N,) of labelled pixels, SAMPLED of each picture at most."""
+    rng, masks = np.random.default_rng([seed, 5]), masks_of(part.pack)
+    logits, labels = [], []
+    for index in part.indices.tolist():
+        [found] = logits_of(segmenter, part.pack.pixels([index]))
+        mask = masks[index].ravel()
+        chosen = rng.permutation(np.flatnonzero(mask != IGNORED))[:SAMPLED]
+        logits.append(found.flatten(1).T[chosen])
+        labels.append(torch.from_numpy(mask[chosen].astype(np.int64)))
+    return torch.cat(logits), torch.cat(labels)
+
+
+def masks_of(pack: Pack) -> NDArray[np.uint8]:
+    """Return the masks (N, H, W) of a pack that has some."""
+    assert pack.masks is not None
+    return pack.masks
+
+
+def figures(counts: NDArray[np.int64], class_names: Sequence[str]) -> Pixels:
+    """Sum up confusions (K, K): over all pixels together, so that large pictures count as much.
+
+    A class that neither the masks nor the segmenter shows has no IoU, and is left out of the mean.
+    """
+    right, shown = np.diag(counts), counts.sum(axis=0)
+    there = counts.sum(axis=1)
+    per_class: dict[str, ClassPixels] = {
+        name: {
+            "iou": _share(right[k], there[k] + shown[k] - right[k]),
+            "recall": _share(right[k], there[k]),
+            "precision": _share(right[k], shown[k]),
+            "pixels": int(there[k]),
+        }
+        for k, name in enumerate(class_names)
+    }
+    known = [one["iou"] for one in per_class.values() if one["iou"] is not None]
+    return {
+        "accuracy": float(right.sum() / max(counts.sum(), 1)),
+        "miou": float(np.mean(known)) if known else 0.0,
+        "per_class": per_class,
+    }
+
+
+def _share(part: np.int64, whole: np.int64) -> float | None:
+    return float(part / whole) if whole else None
+
+
+def evaluate_segmenter(
+    loaded: LoadedSegmenter,
+    pack: Pack,
+    seed: int,
+    campaign: Campaign | None = None,
+    certify: Sequence[float] = (),
+) -> SegmentationResult:
+    """Measure a segmenter: clean, under attack and certified.
+
+    Args:
+        loaded: the segmenter.
+        pack: pictures with masks, of any size.
+        seed: the one that the pack was made with; recorded.
+        campaign: the attacks to run, with objectives of pixels, if any.
+        certify: L2 radii at which to certify, if any.
+
+    Returns:
+        The json object that docs/json.md describes; shares are fractions.
+
+    Raises:
+        InputError: the pack has no masks, or other classes.
+        UnknownLipschitz: it is to be certified, and has a layer without a bound.
+    """
+    segmenter = loaded.segmenter
+    check_pack(loaded, pack)
+    started = time.monotonic()
+    counts = confusion_of_pack(segmenter, pack, range(len(pack)))
+    answer = np.zeros_like(counts)
+    answer[:, counts.sum(axis=1).argmax()] = counts.sum(axis=1)
+    attacked = attacked_pixels(segmenter, pack, campaign) if campaign else []
+    bounds = None
+    if certify:
+        bounds = bounds_of_pixels(segmenter, pack.pixels(range(min(len(pack), at_once(pack)))))
+    certified = certified_pixels(segmenter, pack, certify, bounds) if bounds else []
+    return {
+        "weights": loaded.name,
+        "parameters": sum(parameter.numel() for parameter in segmenter.parameters()),
+        "data": pack.describe(),
+        "seed": seed,
+        "versions": versions(),
+        "seconds": round(time.monotonic() - started, 3),
+        "clean": figures(counts, pack.class_names),
+        "constant": figures(answer, pack.class_names),
+        "attacked": attacked,
+        "certified": certified,
+        "joint_constant": bounds.joint if bounds else None,
+        "rounding": bounds.rounding if bounds else None,
+    }
+
+
+def check_pack(loaded: LoadedSegmenter, pack: Pack) -> None:
+    """Refuse pictures without masks, or with other classes than the segmenter's."""
+    names = loaded.segmenter.config.class_names
+    if pack.masks is None:
+        raise InputError(f"{pack.name} has no masks; give masks:FOLDER or rendered-ink.")
+    if pack.class_names != names:
+        raise InputError(
+            f"{pack.name} has the classes {', '.join(pack.class_names)}; {loaded.name} knows "
+            f"{', '.join(names)}."
+        )
+
+
+def attacked_pixels(segmenter: Segmenter, pack: Pack, campaign: Campaign) -> list[AttackedPixels]:
+    """Return the figures under an attack of each radius."""
+    return [_attacked(segmenter, pack, campaign, epsilon) for epsilon in campaign.epsilons]
+
+
+def _attacked(
+    segmenter: Segmenter, pack: Pack, campaign: Campaign, epsilon: float
+) -> AttackedPixels:
+    attacks = pixel_attacks(campaign.attack, replace(campaign.settings, epsilon=epsilon))
+    classes, step = len(pack.class_names), at_once(pack)
+    counts, sums = np.zeros((classes, classes), np.int64), np.zeros(3)
+    label = f"Attacking {pack.name}, ε = {epsilon:g}"
+    for start in track(range(0, len(pack), step), label):
+        chosen = range(start, min(start + step, len(pack)))
+        images = pack.pixels(chosen)
+        masks = torch.from_numpy(masks_of(pack)[list(chosen)])
+        found = attack_pixels(segmenter, images, masks, attacks, chosen)
+        before, after = (logits_of(segmenter, one) for one in (images, found))
+        counts += confusion(after, masks)
+        scores = pixel_scores(after, masks, segmenter.temperature)
+        flipped = (before.argmax(dim=1) != after.argmax(dim=1)).sum()
+        entropy, behind = (one[scores.known].sum() for one in (scores.entropy, scores.behind))
+        sums += [float(entropy), -float(behind), float(flipped)]
+    labelled = max(int(counts.sum()), 1)
+    first = attacks[0]
+    return {
+        **figures(counts, pack.class_names),
+        "epsilon": epsilon,
+        "grey_levels": pack.canvas.grey_levels(epsilon, first.norm),
+        "attack": campaign.attack,
+        "norm": first.norm,
+        "objectives": [one.objective for one in attacks],
+        "steps": first.steps,
+        "restarts": first.restarts,
+        "cross_entropy": sums[0] / labelled,
+        "margin": sums[1] / labelled,
+        "flipped": sums[2] / len(pack),
+    }
+
+
+class _Tally:
+    """What is certified so far at one radius."""
+
+    def __init__(self, classes: int) -> None:
+        self.kept, self.flipped = np.zeros(3, np.int64), 0
+        self.fronts: list[list[Front]] = [[] for _ in range(classes)]
+        self.found = np.zeros(classes, np.int64)
+
+
+def certified_pixels(
+    segmenter: Segmenter, pack: Pack, epsilons: Sequence[float], bounds: PixelBounds
+) -> list[CertifiedPixels]:
+    """Return what is certified at each radius, each picture being perturbed for itself."""
+    classes, step = len(pack.class_names), at_once(pack)
+    tallies = {epsilon: _Tally(classes) for epsilon in epsilons}
+    there = np.zeros(classes, np.int64)
+    for start in track(range(0, len(pack), step), f"Certifying {pack.name}"):
+        chosen = range(start, min(start + step, len(pack)))
+        for index, logits in zip(chosen, logits_of(segmenter, pack.pixels(chosen)), strict=True):
+            mask, found = masks_of(pack)[index], margins_of(logits, segmenter, bounds)
+            there += np.bincount(mask[mask != IGNORED], minlength=classes)
+            for epsilon, tally in tallies.items():
+                _count(tally, found, mask, bounds, epsilon)
+    return [_summed(pack, epsilon, tally, there) for epsilon, tally in tallies.items()]
+
+
+def _count(
+    tally: _Tally, found: PixelMargins, mask: Mask, bounds: PixelBounds, epsilon: float
+) -> None:
+    right = found.predicted == mask
+    ways = {"single": True, "joint": True}, {"joint": False}, {"single": False}
+    for place, way in enumerate(ways):
+        costs = reach(found, bounds, epsilon, **way)
+        tally.kept[place] += right.sum() - most(costs.flip[right], costs.budget)
+    both = reach(found, bounds, epsilon)
+    tally.flipped += most(both.flip.ravel(), both.budget)
+    for label, fronts in enumerate(tally.fronts):
+        fronts.append(front(found, mask, label, both))
+        shown = right & (mask == label)
+        tally.found[label] += shown.sum() - most(both.flip[shown], both.budget)
+
+
+def _summed(pack: Pack, epsilon: float, tally: _Tally, there: NDArray[np.int64]) -> CertifiedPixels:
+    kept, single, joint = (float(one / max(there.sum(), 1)) for one in tally.kept)
+    per_class: dict[str, CertifiedClassPixels] = {
+        name: {
+            "iou": least_iou(fronts),
+            "false_negatives": None if not count else float(1 - found / count),
+        }
+        for name, fronts, found, count in zip(
+            pack.class_names, tally.fronts, tally.found, there, strict=True
+        )
+    }
+    known = [one["iou"] for one in per_class.values() if one["iou"] is not None]
+    return {
+        "epsilon": epsilon,
+        "grey_levels": pack.canvas.grey_levels(epsilon),
+        "accuracy": kept,
+        "single": single,
+        "joint": joint,
+        "larger": "single" if single > joint else "joint",
+        "miou": float(np.mean(known)) if known else 0.0,
+        "per_class": per_class,
+        "flipped": tally.flipped / len(pack),
+    }
+
+
+def pixel_attacks(attack: AttackName, settings: AttackSettings) -> list[AttackSettings]:
+    """List the attacks behind a name: the one of `settings`, or PGD with every objective.
+
+    The objective that detectors are attacked with by default stands for `flip` here.
+
+    Raises:
+        InputError: the objective is one of detectors.
+    """
+    if attack == "worst":
+        return [replace(settings, schedule="pgd", objective=name) for name in OBJECTIVES]
+    asked = settings.objective
+    objective = next(iter(OBJECTIVES)) if asked == DEFAULT_OBJECTIVE else asked
+    if objective not in OBJECTIVES:
+        raise InputError(f"A segmenter is attacked by {', '.join(OBJECTIVES)}, not {asked}.")
+    return [replace(settings, schedule=attack, objective=objective)]

@@ -1,0 +1,65 @@
+"""A segmented picture: its classes, and how far each pixel is from another, as pictures."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from matplotlib import colormaps
+from numpy.typing import NDArray
+from PIL import Image, ImageDraw
+
+from lipdet.reading.marks import COLOURS, text_font
+
+# Opacity of a class or a radius over the picture.
+OPACITY = 0.55
+# Radii are shown on a logarithmic scale between these; below the first one nothing is promised.
+RADII = (0.01, 3.0)
+TICKS = (0.01, 0.03, 0.1, 0.3, 1.0, 3.0)
+COLOUR_MAP = "viridis"
+# Of the colour bar and its text, in pixels.
+BAR, TEXT, GAP = 18, 14, 8
+# Pictures are enlarged to this at least, so that the bar's text can be read beside them.
+SMALLEST = 256
+
+
+def draw_classes(picture: Image.Image, predicted: NDArray[np.int64]) -> Image.Image:
+    """Return a picture with all classes (H, W) but the first in their colours."""
+    colours = [colour.removeprefix("#") for colour in COLOURS]
+    table = np.array([list(bytes.fromhex(colour)) for colour in colours], np.uint8)
+    tint = table[(predicted - 1) % len(table)]
+    return _blended(picture, tint, np.where(predicted > 0, OPACITY, 0.0))
+
+
+def draw_radii(picture: Image.Image, radius: NDArray[np.float64]) -> Image.Image:
+    """Return a picture under the radius of each pixel (H, W), beside a bar that says its colour."""
+    scale = max(1, -(-SMALLEST // min(picture.size)))
+    tint = _colours(_place(radius))
+    shown = _blended(picture, tint, np.full(radius.shape, OPACITY))
+    shown = shown.resize((shown.width * scale, shown.height * scale), Image.Resampling.NEAREST)
+    font = text_font(TEXT)
+    sheet = Image.new("RGB", (shown.width + 3 * GAP + BAR + 4 * TEXT, shown.height), "white")
+    sheet.paste(shown, (0, 0))
+    left, top, tall = shown.width + GAP, TEXT, shown.height - 2 * TEXT
+    ramp = _colours(np.repeat(np.linspace(1, 0, tall)[:, None], BAR, axis=1))
+    sheet.paste(Image.fromarray(ramp), (left, top))
+    pen = ImageDraw.Draw(sheet)
+    for tick in TICKS:
+        y = top + (1 - float(_place(np.array(tick)))) * (tall - 1)
+        pen.line((left + BAR, y, left + BAR + GAP // 2, y), fill="black")
+        pen.text((left + BAR + GAP, y), f"{tick:g}", "black", font, anchor="lm")
+    return sheet
+
+
+def _place(radius: NDArray[np.float64]) -> NDArray[np.float64]:
+    low, high = np.log(RADII)
+    return np.asarray((np.log(radius.clip(*RADII)) - low) / (high - low))
+
+
+def _colours(share: NDArray[np.float64]) -> NDArray[np.uint8]:
+    return np.asarray(colormaps[COLOUR_MAP](share, bytes=True)[..., :3])
+
+
+def _blended(picture: Image.Image, tint: NDArray[Any], opacity: NDArray[np.float64]) -> Image.Image:
+    pixels, weight = np.asarray(picture, np.float64), opacity[..., None]
+    return Image.fromarray((pixels + weight * (tint - pixels)).round().astype(np.uint8))

@@ -234,6 +234,7 @@ FUNCTIONS: dict[object, FunctionRule] = {
     **dict.fromkeys(_spellings("tanh"), _of_one(gains.one)),
     **dict.fromkeys(_spellings("clamp", "clip"), _of_one(gains.clamp)),
     **dict.fromkeys(_spellings("sigmoid"), _of_one(gains.sigmoid)),
+    functional.silu: _of_one(gains.silu),
     **dict.fromkeys(_spellings("softmax"), _of_one(gains.softmax)),
     **dict.fromkeys(
         _spellings("leaky_relu"),
@@ -367,6 +368,7 @@ MODULES: dict[type[nn.Module], ModuleRule] = {
     nn.ReLU: _calling(functional.relu),
     nn.LeakyReLU: _calling(functional.leaky_relu, "negative_slope"),
     nn.Sigmoid: _calling(torch.sigmoid),
+    nn.SiLU: _calling(functional.silu, cause="slope of up to 1.1"),
     nn.Softmax: _calling(functional.softmax, "dim"),
     nn.Tanh: _calling(torch.tanh),
     **dict.fromkeys((nn.ReLU6, nn.Hardtanh), _calling(functional.hardtanh, "min_val", "max_val")),

@@ -22,7 +22,7 @@ ALLOWED: dict[str, set[str]] = {
     "errors": set(),
     "types": set(),
     "progress": set(),
-    "hardware": set(),
+    "hardware": BASE,
     "distributed": BASE,
     "batch_norm": {"distributed"},
     "versions": set(),

@@ -21,7 +21,7 @@ import torch
 
 from lipdet.config import PRESETS
 from lipdet.detector import build_detector
-from lipdet.hardware import computes_in_bf16, keep_freed_memory, training_device
+from lipdet.hardware import chosen_device, computes_in_bf16, keep_freed_memory
 from lipdet.train import train
 from lipdet.train.job import Job
 
@@ -44,7 +44,7 @@ def loop(name: str, steps: int) -> list[dict[str, float]]:
 
 def bare(name: str, steps: int) -> float:
     """Images per second of forward and backward alone."""
-    device, batch = training_device(), PRESETS[name].train.batch_size
+    device, batch = chosen_device(), PRESETS[name].train.batch_size
     detector = build_detector(PRESETS[name].detector).to(device, memory_format=torch.channels_last)
     images = torch.rand(batch, 3, 74, 74, device=device)
     images = images.contiguous(memory_format=torch.channels_last)

@@ -23,7 +23,7 @@ ALLOWED: dict[str, set[str]] = {
     "types": set(),
     "files": BASE,
     "progress": set(),
-    "hardware": set(),
+    "hardware": BASE,
     "distributed": BASE,
     "batch_norm": {"distributed"},
     "versions": set(),
@@ -37,7 +37,8 @@ ALLOWED: dict[str, set[str]] = {
     "boxes": {"types"},
     "detector": BASE | {"boxes", "config", "layers", "types"},
     "segmenter": BASE | {"config", "detector", "layers", "types"},
-    "user_module": BASE,
+    "ultralytics_yolo": BASE | {"types"},
+    "user_module": BASE | {"ultralytics_yolo"},
     "checkpoint": BASE
     | {"attack", "config", "detector", "files", "segmenter", "types", "user_module"},
     "attack": BASE | {"boxes", "config", "detector", "progress", "segmenter", "types"},

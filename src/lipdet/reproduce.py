@@ -16,6 +16,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+import torch
+
 from lipdet.attack import AttackSettings
 from lipdet.attack.settings import single_attacks
 from lipdet.checkpoint import LoadedDetector, load_detector, packaged_names
@@ -73,7 +75,12 @@ QUICK = Effort(("rendered:4000",), 2, 24, 10, False)
 
 
 def reproduce(
-    out: Path, rows: Sequence[str], data: str, effort: Effort, seed: int
+    out: Path,
+    rows: Sequence[str],
+    data: str,
+    effort: Effort,
+    seed: int,
+    device: torch.device = torch.device("cpu"),  # noqa: B008 (immutable)
 ) -> list[EvaluationResult]:
     """Measure every row and write the page; a second call goes on from what the first has left.
 
@@ -84,6 +91,7 @@ def reproduce(
         data: SPEC to evaluate on.
         effort: how much is spent.
         seed: of trainings, crops and random starts.
+        device: where rows are measured; trainings choose for themselves.
 
     Returns:
         The rows, each the json object of `lipdet eval` with `working_points`.
@@ -100,6 +108,7 @@ def reproduce(
     for number, row in enumerate(rows, start=1):
         console.log(f"{row} ({number} of {len(rows)})")
         loaded = detector_of(row, out, effort, seed)
+        loaded.detector.to(device)
         pack = packs[loaded.framing]
         results.append(measured(loaded, pack, out / "state", effort, seed))
         # A row can be read before the last one is done.

@@ -1,4 +1,7 @@
-"""Modules in the user's own code, named `package.module:callable`; importing one runs that code."""
+"""Modules in code that is not lipdet's, named `package.module:callable` or `ultralytics:FILE`.
+
+Importing one runs that code.
+"""
 
 from __future__ import annotations
 
@@ -10,19 +13,26 @@ from pathlib import Path
 from torch import nn
 
 from lipdet.errors import InputError
+from lipdet.ultralytics_yolo import PREFIX, load_yolo
 
 
 def names_module(spec: str) -> bool:
-    """Return whether a DETECTOR names a callable and no file."""
-    return re.fullmatch(r"[A-Za-z_][\w.]*:[A-Za-z_]\w*", spec) is not None
+    """Return whether a DETECTOR names a callable, or a file of ultralytics, and no file of ours."""
+    return (
+        spec.startswith(PREFIX) or re.fullmatch(r"[A-Za-z_][\w.]*:[A-Za-z_]\w*", spec) is not None
+    )
 
 
 def load_module(spec: str) -> nn.Module:
     """Call `package.module:callable`, looked for here first, and take the module it returns.
 
+    `ultralytics:FILE` is the YOLO in that file.
+
     Raises:
         InputError: it cannot be imported, is no callable, or returns no nn.Module.
     """
+    if spec.startswith(PREFIX):
+        return load_yolo(spec.removeprefix(PREFIX))
     name, _, attribute = spec.partition(":")
     here = str(Path.cwd())
     if here not in sys.path:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import platform
+import sys
 from importlib.metadata import version
 
 PACKAGES = ("lipdet", "torch", "torchvision", "numpy", "pillow", "faster-coco-eval")
@@ -10,4 +11,6 @@ PACKAGES = ("lipdet", "torch", "torchvision", "numpy", "pillow", "faster-coco-ev
 
 def versions() -> dict[str, str]:
     """Name to version of Python and of the packages that determine a figure."""
-    return {"python": platform.python_version(), **{name: version(name) for name in PACKAGES}}
+    # A detector of the user's may be its.
+    used = (*PACKAGES, *({"ultralytics"} & sys.modules.keys()))
+    return {"python": platform.python_version(), **{name: version(name) for name in used}}

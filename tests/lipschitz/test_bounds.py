@@ -85,6 +85,7 @@ def test_every_chain_of_functions_is_bounded(number: int) -> None:
         (Apply(lambda x: torch.cat([x, x, x], 1)), math.sqrt(3)),
         (Apply(lambda x: (x, [x, 1.0], {"x": x})), math.sqrt(3)),
         (Apply(lambda x: x.shape[1] * x.chunk(2, 1)[0]), 2.0),
+        (Apply(lambda x: torch.cat([*x.chunk(2, 1), x], 1)), math.sqrt(3)),
     ],
 )
 def test_rules(layer: nn.Module, constant: float) -> None:

@@ -32,6 +32,7 @@ from lipdet.certificate.constants.joint_outputs import (
 )
 from lipdet.certificate.constants.outputs import OutputBounds, bounds_of_outputs, propagate_detector
 from lipdet.certificate.constants.rounding import MEASURED, rounding_of
+from lipdet.detector.forward import on_cpu
 from lipdet.detector.ssd import SSD
 from lipdet.errors import UnknownLipschitz
 from lipdet.types import Canvas, RawOutput
@@ -220,26 +221,23 @@ def verifier_of(detector: SSD, selection: Selection, images: Tensor | None = Non
     check_parts(detector.decoder, selection)
     if images is None:
         images = _examples(detector.config.canvas)
+    # Constants are those of the weights; rounding is that of the device.
+    placed, detector = detector, on_cpu(detector)
     propagation = propagate_detector(detector)
     bounds = bounds_of_outputs(detector, propagation)
     one_vs_all = isinstance(detector.scores, SigmoidScores)
-    rounding = rounding_of(detector, images.to(detector.default_boxes.device))
+    rounding = rounding_of(placed, images)
     return Verifier(
-        bounds=dataclasses.replace(
-            bounds,
-            logits=bounds.logits.cpu(),
-            offsets=bounds.offsets.cpu(),
-            offsets_joint=bounds.offsets_joint.cpu(),
-        ),
-        decoder=detector.decoder._replace(default_boxes=detector.default_boxes.cpu()),
+        bounds=bounds,
+        decoder=detector.decoder,
         selection=selection,
         rounding=rounding.bound,
         rounding_known=rounding.known,
-        collective=collective_class_constants(detector, propagation, bounds).cpu()
+        collective=collective_class_constants(detector, propagation, bounds)
         if one_vs_all
         else None,
         pairwise=PairwiseLogits(detector, propagation, bounds) if one_vs_all else None,
-        contrasts=class_contrasts(detector, propagation, bounds).cpu() if one_vs_all else None,
+        contrasts=class_contrasts(detector, propagation, bounds) if one_vs_all else None,
     )
 
 

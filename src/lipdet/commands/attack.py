@@ -26,6 +26,7 @@ from lipdet.commands.options import (
     verb_parser,
 )
 from lipdet.files import write_complete, write_picture
+from lipdet.hardware import DeviceName, measuring_device
 from lipdet.images.crop import cut, full_region
 from lipdet.images.source import load_rgb
 from lipdet.progress import progress_bar
@@ -60,6 +61,7 @@ def run(
     steps: int = 50,
     restarts: int = 1,
     seed: int = 0,
+    device: DeviceName | None = None,
 ) -> None:
     """Attack each whole picture, letter-boxed to the network's input.
 
@@ -75,6 +77,7 @@ def run(
         steps: gradients per start.
         restarts: random starts.
         seed: of the random starts.
+        device: cpu or cuda; by default the GPU if there is one.
     """
     [radius] = parse_epsilons(epsilon)
     settings = AttackSettings(
@@ -84,7 +87,9 @@ def run(
     images = picture_files(images)
     stems = distinct_stems(images)
     check_no_input((out / f"{stem}.png" for stem in stems), images)
+    place = measuring_device(device)
     loaded = load_any(detector)
+    loaded.module.to(place)
     photographs = [load_rgb(path) for path in images]
     canvas = loaded.framing.canvas
     regions = [full_region(*photograph.size, canvas) for photograph in photographs]
@@ -144,8 +149,9 @@ def _attack(
         def on_step(step: int, places: Tensor, values: Tensor) -> None:
             bar.advance(task, len(places))
 
-        shown = attack_unlabelled(loaded.detector, clean, singles, on_step)
-        return *shown, loaded.class_names or _numbers(shown)
+        found = attack_unlabelled(loaded.detector, clean, singles, on_step)
+        before, after = (one._replace(images=one.images.cpu()) for one in found)
+        return before, after, loaded.class_names or _numbers(found)
 
 
 def _numbers(outcomes: Sequence[Outcome]) -> tuple[str, ...]:

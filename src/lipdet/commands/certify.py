@@ -26,6 +26,7 @@ from lipdet.commands.options import (
 )
 from lipdet.errors import InputError
 from lipdet.files import write_complete, write_picture
+from lipdet.hardware import DeviceName, measuring_device
 from lipdet.images.source import load_rgb
 from lipdet.reading import certified, look, regions_of, shown_above, tallied
 from lipdet.reading.detections import radii_explained, with_radius
@@ -58,6 +59,7 @@ def run(
     score: float = DISPLAY_SELECTION.score_floor,
     epsilon: Sequence[str] = ("0.1",),
     float64: bool = False,
+    device: DeviceName | None = None,
 ) -> None:
     """Certify the detections in pictures; write an overlay of each square and one json for all.
 
@@ -70,13 +72,16 @@ def run(
         score: show what has a higher score; radii are about remaining above it.
         epsilon: radii at which objects are counted.
         float64: compute in float64.
+        device: cpu or cuda; by default the GPU if there is one, with --float64 the CPU.
     """
     if not 0 < iou < 1:
         raise InputError(f"--iou must lie between 0 and 1, not {iou:g}.")
     epsilons = parse_epsilons(epsilon)
     check_folder(out)
     images = picture_files(images)
+    place = measuring_device(device, float64)
     loaded = load_detector(detector)
+    loaded.detector.to(place)
     model = loaded.detector.double() if float64 else loaded.detector
     names = model.config.class_names
     canvas = model.framing.canvas

@@ -24,6 +24,7 @@ from lipdet.evaluate.attack_checks import judge
 from lipdet.evaluate.attack_curves import measure_attack
 from lipdet.evaluate.run import in_classes_of
 from lipdet.files import write_complete
+from lipdet.hardware import DeviceName, measuring_device
 from lipdet.images.spec import open_data
 from lipdet.report.attack_checks import checks_table, plot_checks
 from lipdet.versions import versions
@@ -55,6 +56,7 @@ def run(
     seed: int = 0,
     transfer: str | None = None,
     plot: Path | None = None,
+    device: DeviceName | None = None,
     json: Path | None = None,  # the option is called --json
 ) -> None:
     """Check an L2 attack.
@@ -71,6 +73,7 @@ def run(
         seed: of crops, rendered pictures and random choices.
         transfer: DETECTOR to transfer an attack from; without it, a copy with weights 5 % off.
         plot: file for the figure; its ending chooses the format.
+        device: cpu or cuda; by default the GPU if there is one.
         json: file for the result; `-` prints it instead of the table.
     """
     check_positive("--limit", limit)
@@ -80,8 +83,10 @@ def run(
         raise InputError(f"--plot {plot}: its ending must be one of: {', '.join(PLOT_FORMATS)}.")
     # No radius is the subject here: the checks sweep over all.
     settings = AttackSettings(0.0, objective, attack, steps=steps, restarts=restarts, seed=seed)
+    place = measuring_device(device)
     loaded = load_detector(detector)
-    other = load_detector(transfer).detector if transfer else None
+    loaded.detector.to(place)
+    other = load_detector(transfer).detector.to(place) if transfer else None
     if other is not None and other.framing != loaded.framing:
         raise InputError(
             f"{transfer} takes {other.framing} and {detector} {loaded.framing}; an attack can only "

@@ -28,6 +28,7 @@ from lipdet.errors import InputError
 from lipdet.evaluate.attacked import Campaign
 from lipdet.evaluate.together import evaluate_together
 from lipdet.files import write_complete
+from lipdet.hardware import DeviceName, measuring_device
 from lipdet.images.spec import open_data
 from lipdet.report.certificate import (
     certified_classes_table,
@@ -72,6 +73,7 @@ def run(
     steps: int = 50,
     restarts: int = 1,
     state: Path | None = None,
+    device: DeviceName | None = None,
     json: Path | None = None,  # the option is called --json
 ) -> None:
     """Measure average precision.
@@ -92,6 +94,7 @@ def run(
         steps: gradients of an attack per start.
         restarts: random starts of an attack.
         state: folder that keeps finished parts, for going on after an interruption.
+        device: cpu or cuda; by default the GPU if there is one, with --float64 the CPU.
         json: file for the result; `-` prints it instead of the tables.
     """
     if limit is not None:
@@ -111,7 +114,9 @@ def run(
         raise InputError("Certificates hold for L2 perturbations: leave out --norm, or --certify.")
     if float64 and attack is not None:
         raise InputError("Attacks run in float32: leave out --float64, or --attack.")
+    place = measuring_device(device, float64)
     loaded = load_any(detector)
+    loaded.module.to(place)
     if certify or float64:
         network = certifiable(loaded)
         if float64:

@@ -25,7 +25,10 @@ PROGRAM = "lipdet"
 SPEC_HELP = FORMS
 _WEIGHTS_HELP = "name of packaged weights, a run folder, a weights file, or package.module:callable"
 DETECTOR_HELP = f"{_WEIGHTS_HELP} of yours that returns a lipdet.detector.SSD"
-ANY_DETECTOR_HELP = f"{_WEIGHTS_HELP} of yours that returns a detector (docs/your-own-detector.md)"
+ANY_DETECTOR_HELP = (
+    f"{_WEIGHTS_HELP} of yours that returns a detector, or ultralytics:FILE "
+    "(docs/your-own-detector.md)"
+)
 FLOAT64_HELP = (
     "compute in float64, twice as slow: what certificates allow for rounding is then proven, not "
     "measured"
@@ -139,12 +142,12 @@ def check_writable(file: Path | None) -> None:
 
 
 def check_state(state: Path | None, detectors: Sequence[str]) -> None:
-    """Refuse to keep finished parts of what code of the user's computes."""
+    """Refuse to keep finished parts of what code computes that is not lipdet's."""
     own = next(filter(names_module, detectors), None)
     if state is not None and own is not None:
         raise InputError(
             f"{own}: finished parts are found again by a hash of the weights, which says nothing "
-            "of your code; leave out --state."
+            "of its code; leave out --state."
         )
 
 

@@ -25,6 +25,7 @@ from lipdet.commands.options import (
 from lipdet.errors import InputError
 from lipdet.evaluate.attacked import Campaign
 from lipdet.evaluate.run import detector_for, evaluate
+from lipdet.hardware import DeviceName, measuring_device
 from lipdet.images.pack import Pack, same_pictures
 from lipdet.images.spec import open_data
 from lipdet.report.build import build_report
@@ -69,6 +70,7 @@ def run(
     state: Path | None = None,
     pictures: int = 6,
     figures: Path | None = None,
+    device: DeviceName | None = None,
 ) -> None:
     """Evaluate, attack, certify and inspect detectors; write the page.
 
@@ -86,6 +88,7 @@ def run(
         state: folder that keeps finished parts, for going on after an interruption.
         pictures: how many pictures are shown, clean and attacked.
         figures: folder for the figures as SVG and PNG.
+        device: cpu or cuda; by default the GPU if there is one.
     """
     for option, value in (("--limit", limit), ("--pictures", pictures)):
         if value is not None:
@@ -100,7 +103,10 @@ def run(
         campaign = Campaign(attack, epsilons, settings)
     check_state(state, detectors)
     known = read_results(results)
+    place = measuring_device(device)
     given = [load_any(name) for name in detectors]
+    for one in given:
+        one.module.to(place)
     loaded = [one for one in given if isinstance(one, LoadedDetector)]
     foreign = [one for one in given if isinstance(one, ForeignDetector)]
     if foreign and (len(given) > 1 or results or figures is not None):

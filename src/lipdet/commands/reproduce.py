@@ -13,6 +13,7 @@ from lipdet.commands.attack_options import EPSILON_HELP, parse_epsilons
 from lipdet.commands.options import SPEC_HELP, Parser, check_folder, verb_parser
 from lipdet.config import PRESETS
 from lipdet.errors import InputError
+from lipdet.hardware import DeviceName, measuring_device
 from lipdet.report.table import comparison_table
 from lipdet.reproduce import EPSILONS, FULL, QUICK, QUICK_ROWS, ROWS, reproduce, row_name
 from lipdet.user_module import names_module
@@ -66,6 +67,7 @@ def run(
     steps: int | None = None,
     quick: bool = False,
     seed: int = 0,
+    device: DeviceName | None = None,
 ) -> None:
     """Make the table.
 
@@ -78,6 +80,7 @@ def run(
         steps: of each attack.
         quick: see its help.
         seed: of trainings, crops and random starts.
+        device: where to measure, cpu or cuda; by default the GPU if there is one.
     """
     check_folder(out)
     rows = tuple(presets or (QUICK_ROWS if quick else ROWS))
@@ -89,7 +92,7 @@ def run(
         effort = dataclasses.replace(effort, epsilons=parse_epsilons(epsilon))
     if steps is not None:
         effort = dataclasses.replace(effort, steps=steps)
-    results = reproduce(out, rows, data, effort, seed)
+    results = reproduce(out, rows, data, effort, seed, measuring_device(device))
     Console().print(comparison_table(results))
     print(f"Page: {out}/index.html; figures: {out}/figures; results: {out}/results.json")
 

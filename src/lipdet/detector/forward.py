@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import math
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
@@ -58,6 +59,13 @@ def raw_output(network: Network, images: Tensor) -> RawOutput:
 def detect_images(network: Network, images: Tensor, selection: Selection) -> list[Detections]:
     """Return detections, on the CPU, on images (B, 3, H, W) in [0, 1]."""
     return select_detections(forward(network, images), decoder_on_cpu(network), selection)
+
+
+def on_cpu(detector: SSD) -> SSD:
+    """Return the detector for what is computed in float64: itself, or a copy on the CPU."""
+    if detector.default_boxes.device.type == "cpu":
+        return detector
+    return copy.deepcopy(detector).cpu()
 
 
 def decoder_on_cpu(network: Network) -> Decoder:

@@ -169,9 +169,13 @@ class State:
 
 
 def weights_hash(detector: SSD) -> str:
-    """A hash of what a detector computes: its weights, buffers, layers and what decodes outputs."""
+    """A hash of what a detector computes: its weights, buffers, layers and what decodes outputs.
+
+    A GPU sums in another order than a CPU, so where it computes counts, too.
+    """
     rules = (detector.config, detector.coding, detector.scores, detector.nms_iou, detector)
-    digest = hashlib.sha256(repr(rules).encode())
+    place = detector.default_boxes.device.type
+    digest = hashlib.sha256(repr((*rules, place)).encode())
     # `default_boxes` are a buffer that no state dict has.
     tensors = {**detector.state_dict(), **dict(detector.named_buffers())}
     for name, tensor in sorted(tensors.items()):

@@ -197,6 +197,17 @@ class _Tracer(fx.Tracer):
     def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
         return find_rule(m) is not None or super().is_leaf_module(m, module_qualified_name)
 
+    def create_proxy(self, kind: str, target: Any, args: Any, *more: Any, **named: Any) -> Any:
+        """Return what a call gives; of `x.chunk(n, …)` the n parts, as a list.
+
+        A chunk of fewer parts is a graph that does not run, and is refused.
+        """
+        found: Any = super().create_proxy(kind, target, args, *more, **named)
+        match args:
+            case (_, int(parts), *_) if target in ("chunk", torch.chunk):
+                return [found[part] for part in range(parts)]
+        return found
+
 
 class _Bounding(fx.Interpreter):
     """Runs a graph and bounds each node as it is computed."""

@@ -382,7 +382,7 @@ MODULES: dict[type[nn.Module], ModuleRule] = {
         lambda layer, x: functional.gelu(x, approximate=layer.approximate),
         instead=_SMOOTH,
     ),
-    nn.SiLU: _calling(functional.silu),
+    nn.SiLU: _calling(functional.silu, cause="slope of up to 1.1"),
     nn.Mish: _calling(functional.mish),
     nn.Hardswish: _calling(functional.hardswish),
     nn.ELU: _calling(functional.elu, "alpha"),

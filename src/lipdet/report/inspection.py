@@ -18,6 +18,7 @@ from lipdet.certificate.constants.outputs import (
 )
 from lipdet.checkpoint import LoadedDetector
 from lipdet.detector import SSD
+from lipdet.detector.forward import on_cpu
 from lipdet.errors import UnknownLipschitz
 from lipdet.evaluate.attacked import prepare
 from lipdet.images.pack import Pack
@@ -80,9 +81,10 @@ def inspect_detector(
     lipschitz: dict[str, Any] | str
     try:
         part = pack.head(OBSERVED)
-        propagation = propagate_detector(detector)
-        bounds = bounds_of_outputs(detector, propagation)
-        layers = tuple(detector_profile(propagation, _images(detector, part)))
+        bounded = on_cpu(detector)
+        propagation = propagate_detector(bounded)
+        bounds = bounds_of_outputs(bounded, propagation)
+        layers = tuple(detector_profile(propagation, _images(bounded, part)))
         lipschitz = profile_json(loaded.name, part, layers, bounds)
     except UnknownLipschitz as error:
         lipschitz = str(error)

@@ -40,7 +40,7 @@ from lipdet.evaluate.average_precision import average_precision
 from lipdet.evaluate.run import detect_pack
 from lipdet.evaluate.segmentation import confusion_of_pack, figures, sampled_pixels
 from lipdet.evaluate.selection import choose_rules
-from lipdet.hardware import computes_in_bf16, keep_freed_memory, training_device
+from lipdet.hardware import chosen_device, computes_in_bf16, keep_freed_memory
 from lipdet.images.augment import augment
 from lipdet.images.batches import Part
 from lipdet.progress import console, progress_bar
@@ -135,7 +135,7 @@ class Trainer:
     def __init__(self, setup: Setup, run: Path) -> None:
         self.job, detector, self.training, self.validation = setup
         self.config, self.run = self.job.train, run
-        self.device = training_device()
+        self.device = chosen_device()
         self.own_part = distributed.own_part(self.config.batch_size)
         share_batch_statistics(detector)
         detector = detector.to(self.device, memory_format=torch.channels_last)  # type: ignore[call-overload]

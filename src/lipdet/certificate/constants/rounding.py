@@ -12,7 +12,8 @@ Notable choices:
 - A detector in float64 still gets no less than what is measured in float32: then what is certified
   in either precision holds in both, |Δz| ≤ ε·L + κ₃₂ + κ₆₄ ≤ ε·L + 2κ.
 - The measurement runs on the detector's own device with the settings in force, and so shows what
-  TF32, FFT or Winograd do there, at the images that it sees.
+  TF32, FFT or Winograd do there, at the images that it sees. What it is held against is computed on
+  the CPU.
 - An output that is not finite has no rounding, and is refused.
 """
 
@@ -26,7 +27,7 @@ import torch
 from torch import Tensor, fx, nn
 
 from lipdet.certificate.constants.outputs import propagate_detector
-from lipdet.detector.forward import forward
+from lipdet.detector.forward import forward, on_cpu
 from lipdet.detector.ssd import SSD
 from lipdet.errors import UnknownLipschitz
 from lipdet.layers import fold
@@ -86,7 +87,7 @@ def measured_rounding(detector: SSD, images: Tensor) -> float:
     Raises:
         UnknownLipschitz: an output is not finite, in either precision.
     """
-    exact, images = fold(detector).double(), images.float()
+    exact, images = fold(on_cpu(detector)).double(), images.float()
     assert isinstance(exact, SSD)
     if detector.default_boxes.dtype == torch.float64:
         detector = copy.deepcopy(detector).float()

@@ -96,7 +96,7 @@ def test_a_layer_of_norm_one_is_no_finding() -> None:
 class Gated(nn.Module):
     def __init__(self) -> None:
         super().__init__()
-        self.activation = nn.Hardswish()
+        self.activation = nn.Hardsigmoid()
         self.conv = scaled_identity(3.0)
 
     def forward(self, images: Tensor) -> Tensor:
@@ -108,7 +108,7 @@ def test_what_has_no_bound_is_named_first() -> None:
     found = audit(propagate(Gated().eval(), (3, 8, 8), past_obstacles=True))
     assert found.bound is None
     assert [(one.name, one.kind, one.factor) for one in found.findings[:2]] == [
-        ("activation", "Hardswish", None),
+        ("activation", "Hardsigmoid", None),
         ("", "mul", None),
     ]
     assert "gates" in found.findings[1].instead

@@ -5,6 +5,7 @@ The oracle of constants is the dense Jacobian at random pictures; of the map, th
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
 
 import pytest
@@ -124,6 +125,46 @@ def test_what_cannot_be_bounded_is_refused() -> None:
         broken.head.bias.fill_(torch.nan)  # type: ignore[union-attr, operator]
     with pytest.raises(UnknownLipschitz, match="not all finite"):
         bounds_of_pixels(broken, torch.rand(1, 3, *SMALL.canvas))
+
+
+def _own_forward(module: nn.Module) -> None:
+    original = module.forward
+    module.forward = lambda x: 100 * original(x)  # type: ignore[method-assign]
+
+
+def _hooked_plain_head(segmenter: Segmenter) -> None:
+    segmenter.head = nn.Conv2d(*segmenter.head.weight.shape[1::-1], 3, padding=1)
+    segmenter.head.register_forward_hook(lambda module, args, y: 100 * y)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        _own_forward,
+        lambda segmenter: _own_forward(segmenter.head),
+        _hooked_plain_head,
+        # Its rounding would be measured against itself.
+        lambda segmenter: segmenter.double(),
+    ],
+)
+def test_a_segmenter_that_does_something_else_is_refused(
+    change: Callable[[Segmenter], object],
+) -> None:
+    segmenter = trained_alike()
+    change(segmenter)
+    with pytest.raises((UnknownLipschitz, ValueError)):
+        bounds_of_pixels(segmenter, torch.rand(1, 3, *SMALL.canvas))
+
+
+def test_a_layer_that_is_passed_twice_counts_twice() -> None:
+    segmenter = trained_alike()
+    double = nn.Conv2d(SMALL.width, SMALL.width, 1, bias=False)
+    with torch.no_grad():
+        double.weight.copy_(2 * torch.eye(SMALL.width)[..., None, None])
+    picture = torch.rand(1, 3, *SMALL.canvas)
+    before = bounds_of_pixels(segmenter, picture).joint
+    segmenter.body = nn.Sequential(*segmenter.body, double, double)
+    assert bounds_of_pixels(segmenter, picture).joint == pytest.approx(4 * before, rel=1e-4)
 
 
 @pytest.mark.parametrize(

@@ -21,6 +21,7 @@ from lipdet.certificate.pixels import (
     most,
     reach,
 )
+from lipdet.errors import UnknownLipschitz
 from lipdet.types import IGNORED
 from tests.segmenter.test_network import SMALL, trained_alike
 
@@ -48,7 +49,10 @@ def problem(seed: int) -> tuple[PixelMargins, PixelBounds, np.ndarray]:
 
 
 def every_choice(found: PixelMargins, epsilon: float) -> list[np.ndarray]:
-    """All predictions (1, 7) that some picture within ε of the given one has, by brute force."""
+    """All predictions (1, 7) whose pixels pay for what they become within ε, by brute force.
+
+    With more than two classes a pixel may have to pay more than that, to pass a third one.
+    """
     choices = []
     for labels in itertools.product(range(3), repeat=7):
         wanted = np.array([labels])
@@ -151,3 +155,15 @@ def test_rounding_is_taken_from_every_margin() -> None:
     off = margins_of(logits, segmenter, replace(bounds, rounding=0.01)).margins
     there = np.isfinite(exact)
     assert np.allclose(off[there], np.maximum(exact[there] - 0.04, 0))
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf])
+def test_logits_that_are_no_numbers_promise_nothing(value: float) -> None:
+    segmenter = trained_alike()
+    picture = torch.rand(1, 3, *SMALL.canvas)
+    bounds = bounds_of_pixels(segmenter, picture)
+    with torch.no_grad():
+        logits = segmenter(picture)[0]
+    logits[0, 0, 0] = value
+    with pytest.raises(UnknownLipschitz, match="not all finite"):
+        margins_of(logits, segmenter, bounds)

@@ -149,6 +149,10 @@ def test_attack_changes_what_is_seen_within_the_radius(
     [
         (("eval", "--data", "rendered:3"), "has no masks"),
         (("eval", "--data", "rendered-ink:3", "--float64"), "leave out --float64"),
+        (("eval", "--data", "rendered-ink:3", "--device", "cpu"), "leave out --device"),
+        (("eval", "--data", "rendered-ink:3", "--epsilon", "1"), "--epsilon needs --certify"),
+        ((*ATTACK_INK, "--certify", "--norm", "linf"), "Certificates hold for L2"),
+        (("certify", "door.png", "--out", "found", "--iou", "0.7"), "leave out --iou"),
         (
             (*ATTACK_INK, "--objective", "vanish"),
             "attacked by flip, margin, cross-entropy, not vanish",

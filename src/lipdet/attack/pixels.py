@@ -64,7 +64,9 @@ def attack_pixels(
     attacks: Sequence[AttackSettings],
     indices: Sequence[int] | None = None,
 ) -> Tensor:
-    """Return of each picture the worst that several attacks find: the one with most wrong pixels.
+    """Return of each picture the worst that several attacks find, by pixels that are wrong.
+
+    Where none finds anything worse, the picture itself is returned.
 
     Args:
         segmenter: frozen meanwhile.
@@ -76,8 +78,15 @@ def attack_pixels(
     temperature = segmenter.temperature
     reference = next(segmenter.parameters())
     images, masks = images.to(reference), masks.to(reference.device)
-    worst, most = images, torch.full((len(images),), -1.0, device=images.device)
+
+    def wrong(batch: Tensor) -> Tensor:
+        predicted: Tensor = segmenter(batch).argmax(dim=1)
+        missed = (predicted != masks) & (masks != IGNORED)
+        return missed.flatten(1).sum(dim=1)
+
     with frozen(segmenter):
+        with torch.no_grad():
+            worst, most = images, wrong(images)
         for settings in attacks:
             value = OBJECTIVES[settings.objective]
 
@@ -87,9 +96,8 @@ def attack_pixels(
 
             found = attack_images(raised, images, settings, indices).images
             with torch.no_grad():
-                scores = pixel_scores(segmenter(found), masks, temperature)
-                wrong = scores.mean((scores.behind > 0).float())
-            better = wrong > most
+                count = wrong(found)
+            better = count > most
             worst = torch.where(better[:, None, None, None], found, worst)
-            most = torch.where(better, wrong, most)
+            most = torch.where(better, count, most)
     return worst

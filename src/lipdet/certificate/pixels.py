@@ -68,14 +68,17 @@ def bounds_of_pixels(segmenter: Segmenter, images: Tensor) -> PixelBounds:
     Raises:
         UnknownLipschitz: it has a layer without a bound, or an output that is not finite.
     """
-    if type(segmenter) is not Segmenter or has_forward_hooks(segmenter):
+    own = {"forward", "missing"} & vars(segmenter).keys()
+    if type(segmenter) is not Segmenter or own or has_forward_hooks(segmenter):
         raise UnknownLipschitz("Nothing can be certified of another class than Segmenter itself.")
+    if {one.dtype for one in segmenter.parameters()} != {torch.float32}:
+        raise UnknownLipschitz("Rounding is measured in float32 alone: call float() first.")
     drop_caches(segmenter)
     folded = fold(segmenter)
     assert isinstance(folded, Segmenter)
     body = _bound(folded.body, "body")
     head = folded.head
-    if type(head) is not nn.Conv2d or not _is_simple(head):
+    if type(head) is not nn.Conv2d or not _is_simple(head) or _is_changed(head):
         raise UnknownLipschitz("Nothing can be certified with another head than a convolution.")
     classes, cell = len(segmenter.config.class_names), segmenter.cell
     kernel = head.weight.detach().double()
@@ -92,10 +95,10 @@ def bounds_of_pixels(segmenter: Segmenter, images: Tensor) -> PixelBounds:
 
 def _bound(module: nn.Module, name: str) -> float:
     """Bound a folded part of a body, made of known classes alone, for every size of picture."""
-    if has_forward_hooks(module) or "forward" in vars(module):
+    if _is_changed(module):
         raise UnknownLipschitz(f'Nothing can be certified: "{name}" has hooks or a forward.')
     if type(module) is nn.Sequential:
-        return math.prod(_bound(part, f"{name}.{at}") for at, part in module.named_children())
+        return math.prod(_bound(part, f"{name}.{at}") for at, part in enumerate(module))
     if type(module) is Beside:
         return max(1.0, _bound(module.inner, f"{name}.inner"))
     if type(module) is nn.Conv2d and _is_simple(module):
@@ -105,6 +108,11 @@ def _bound(module: nn.Module, name: str) -> float:
         return 1.0
     kind = type(module).__name__
     raise UnknownLipschitz(f'Nothing can be certified: "{name}" is a {kind}, which has no bound.')
+
+
+def _is_changed(module: nn.Module) -> bool:
+    """Return whether a module does something else than its class says."""
+    return has_forward_hooks(module) or "forward" in vars(module)
 
 
 def _is_simple(conv: nn.Conv2d) -> bool:
@@ -158,7 +166,12 @@ def margins_of(logits: Tensor, segmenter: Segmenter, bounds: PixelBounds) -> Pix
         logits: (K, H, W).
         segmenter: that gave them.
         bounds: of it.
+
+    Raises:
+        UnknownLipschitz: a logit is not finite.
     """
+    if not logits.isfinite().all():
+        raise UnknownLipschitz("Logits are not all finite, so nothing is certified.")
     classes, height, width = logits.shape
     top, predicted = logits.max(dim=0)
     # A difference of numbers of float32 is one of float64.

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from lipdet.attack import NAMED_EPSILONS, parse_epsilon
+from lipdet.attack.settings import AttackName, Norm
 from lipdet.errors import InputError
 
 EPSILON_HELP = (
@@ -22,3 +23,20 @@ def parse_epsilons(words: Sequence[str]) -> tuple[float, ...]:
     if not words:
         raise InputError("An attack needs a radius: give --epsilon, such as --epsilon 0.25.")
     return tuple(parse_epsilon(word) for word in words)
+
+
+def measured_epsilons(
+    words: Sequence[str], attack: AttackName | None, certify: bool, norm: Norm
+) -> tuple[float, ...]:
+    """Return the radii at which `eval` attacks or certifies; none if it does neither.
+
+    Raises:
+        InputError: a radius has no use, one is missing, or certificates are asked for in L∞.
+    """
+    if certify and norm != "l2":
+        raise InputError("Certificates hold for L2 perturbations: leave out --norm, or --certify.")
+    if attack or certify:
+        return parse_epsilons(words)
+    if words:
+        raise InputError("--epsilon needs --certify, or an attack such as --attack worst.")
+    return ()

@@ -11,7 +11,7 @@ from lipdet import distributed
 from lipdet.attack import AttackSettings
 from lipdet.attack.settings import DEFAULT_OBJECTIVE, AttackName, Norm
 from lipdet.checkpoint import certifiable, load_any
-from lipdet.commands.attack_options import EPSILON_HELP, parse_epsilons
+from lipdet.commands.attack_options import EPSILON_HELP, measured_epsilons
 from lipdet.commands.options import (
     ANY_DETECTOR_HELP,
     FLOAT64_HELP,
@@ -102,16 +102,12 @@ def run(
     check_writable(json)
     check_state(state, [detector])
     campaign = None
-    epsilons = parse_epsilons(epsilon) if epsilon or attack or certify else ()
+    epsilons = measured_epsilons(epsilon, attack, certify, norm)
     if attack is not None:
         settings = AttackSettings(
             epsilons[0], objective, norm=norm, steps=steps, restarts=restarts, seed=seed
         )
         campaign = Campaign(attack, epsilons, settings)
-    elif epsilon and not certify:
-        raise InputError("--epsilon needs --certify, or an attack such as --attack worst.")
-    if certify and norm != "l2":
-        raise InputError("Certificates hold for L2 perturbations: leave out --norm, or --certify.")
     if float64 and attack is not None:
         raise InputError("Attacks run in float32: leave out --float64, or --attack.")
     place = measuring_device(device, float64)

@@ -18,9 +18,11 @@ from torch import Tensor
 from lipdet import distributed
 from lipdet.attack import AttackSettings
 from lipdet.attack.pixels import attack_pixels
+from lipdet.boxes import DISPLAY_SELECTION
 from lipdet.certificate.pixels import bounds_of_pixels, largest_reach, margins_of
+from lipdet.certificate.radius import REMAINING_IOU
 from lipdet.checkpoint import LoadedSegmenter, is_segmenter, load_segmenter
-from lipdet.commands.attack_options import parse_epsilons
+from lipdet.commands.attack_options import measured_epsilons, parse_epsilons
 from lipdet.commands.options import (
     as_json,
     check_folder,
@@ -33,6 +35,7 @@ from lipdet.commands.options import (
 from lipdet.errors import InputError
 from lipdet.evaluate.attacked import Campaign
 from lipdet.evaluate.segmentation import evaluate_segmenter, logits_of, pixel_attacks
+from lipdet.files import write_complete, write_picture
 from lipdet.images.crop import cut, full_region
 from lipdet.images.source import load_rgb
 from lipdet.images.spec import open_data
@@ -40,6 +43,9 @@ from lipdet.reading.marks import contact_sheet
 from lipdet.reading.pixels import draw_classes, draw_radii
 from lipdet.report.segmentation import missed_table, segmentation_table
 from lipdet.versions import versions
+
+MEASURED = "Rounding is measured, not proven"
+ON_THE_CPU = "Pixels are computed on the CPU"
 
 
 def instead(verb: str, options: Mapping[str, Any]) -> Callable[..., None] | None:
@@ -54,13 +60,13 @@ def evaluate(detector: str, data: str, **options: Any) -> None:
     """Do what `lipdet.commands.eval.run` does, for a segmenter."""
     if distributed.size() > 1:
         raise InputError("A segmenter is measured by one process: leave out --processes.")
-    _refuse(options, float64="Rounding is measured, not proven", state="Nothing is kept")
-    epsilon, attack, certify = options["epsilon"], options["attack"], options["certify"]
+    _refuse(options, float64=MEASURED, device=ON_THE_CPU, state="Nothing is kept")
+    attack, certify = options["attack"], options["certify"]
     limit, json, seed = options["limit"], options["json"], options["seed"]
     if limit is not None:
         check_positive("--limit", limit)
     check_writable(json)
-    epsilons = parse_epsilons(epsilon) if epsilon or attack or certify else ()
+    epsilons = measured_epsilons(options["epsilon"], attack, certify, options["norm"])
     campaign = None
     if attack is not None:
         campaign = Campaign(attack, epsilons, _settings(epsilons[0], options))
@@ -73,7 +79,7 @@ def evaluate(detector: str, data: str, **options: Any) -> None:
         print(as_json(result))
         return
     if json is not None:
-        json.write_text(as_json(result) + "\n")
+        write_complete(json, as_json(result) + "\n")
     console = Console()
     console.print(segmentation_table(result))
     if result["certified"]:
@@ -82,18 +88,20 @@ def evaluate(detector: str, data: str, **options: Any) -> None:
 
 def certify(detector: str, images: Sequence[Path], out: Path, **options: Any) -> None:
     """Do what `lipdet.commands.certify.run` does, for a segmenter: radii of pixels as overlays."""
-    _refuse(options, float64="Rounding is measured, not proven", crop="The whole picture is seen")
+    _refuse(options, float64=MEASURED, device=ON_THE_CPU, crop="The whole picture is seen")
+    if (options["iou"], options["score"]) != (REMAINING_IOU, DISPLAY_SELECTION.score_floor):
+        raise InputError("A segmenter finds no boxes: leave out --iou and --score.")
     epsilons = parse_epsilons(options["epsilon"])
     loaded, files, pictures = _opened(detector, images, out)
     segmenter, canvas = loaded.segmenter, loaded.segmenter.framing.canvas
-    bounds = bounds_of_pixels(segmenter, _batch(pictures))
+    bounds = bounds_of_pixels(segmenter, _batch(pictures[:8]))
     entries = []
     for (path, stem), picture in zip(files, pictures, strict=True):
         [logits] = logits_of(segmenter, _batch([picture]))
         found = margins_of(logits, segmenter, bounds)
         shown = Image.fromarray(picture)
-        draw_classes(shown, found.predicted).save(out / f"{stem}-classes.png")
-        draw_radii(shown, found.radius).save(out / f"{stem}.png")
+        write_picture(out / f"{stem}-classes.png", draw_classes(shown, found.predicted))
+        write_picture(out / f"{stem}.png", draw_radii(shown, found.radius))
         certified = []
         for epsilon in epsilons:
             alone = int((found.radius <= epsilon).sum())
@@ -115,7 +123,7 @@ def certify(detector: str, images: Sequence[Path], out: Path, **options: Any) ->
         "rounding": bounds.rounding,
         "pictures": entries,
     }
-    (out / "certificates.json").write_text(as_json(result) + "\n")
+    write_complete(out / "certificates.json", as_json(result) + "\n")
     print(f"Overlays and certificates.json: {out} (radii in L2 norm at {canvas})")
 
 
@@ -124,6 +132,8 @@ def attack(
 ) -> None:
     """Do what `lipdet.commands.attack.run` does, for a segmenter: what it sees is to change."""
     [radius] = parse_epsilons(epsilon)
+    _refuse(options, device=ON_THE_CPU)
+    norm = options["norm"]
     attacks = pixel_attacks(options["attack"], _settings(radius, options))
     loaded, files, pictures = _opened(detector, images, out)
     segmenter, canvas = loaded.segmenter, loaded.segmenter.framing.canvas
@@ -138,7 +148,7 @@ def attack(
             draw_classes(Image.fromarray(one), seen[at].numpy())
             for one, seen in ((pictures[at], before), (attacked, after))
         ]
-        contact_sheet(panels, 2).save(out / f"{stem}.png")
+        write_picture(out / f"{stem}.png", contact_sheet(panels, 2))
         flipped = int((before[at] != after[at]).sum())
         distance = float((changed[at] - clean[at]).norm())
         entries.append({"image": str(path), "distance": distance, "flipped": flipped})
@@ -147,13 +157,15 @@ def attack(
         "weights": loaded.name,
         "canvas": list(canvas),
         "epsilon": radius,
+        "grey_levels": canvas.grey_levels(radius, norm),
         "attack": options["attack"],
+        "norm": norm,
         "objectives": [one.objective for one in attacks],
         "versions": versions(),
         "pictures": entries,
     }
-    (out / "attack.json").write_text(as_json(result) + "\n")
-    print(f"Panels and attack.json: {out} (ε = {radius:g}: {canvas.in_grey_levels(radius)})")
+    write_complete(out / "attack.json", as_json(result) + "\n")
+    print(f"Panels and attack.json: {out} (ε = {radius:g}: {canvas.in_grey_levels(radius, norm)})")
 
 
 VERBS: dict[str, Callable[..., None]] = {
@@ -172,7 +184,7 @@ def _refuse(options: Mapping[str, Any], **reasons: str) -> None:
     """Refuse options that mean nothing for a segmenter."""
     for name, reason in reasons.items():
         if options[name]:
-            raise InputError(f"{reason} of a segmenter: leave out --{name}.")
+            raise InputError(f"{reason}: leave out --{name} with a segmenter.")
 
 
 def _opened(

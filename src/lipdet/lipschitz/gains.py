@@ -61,9 +61,9 @@ def sigmoid(x: Tensor) -> float:
 def gelu(x: Tensor, approximate: str = "none") -> float:
     """Bound the slope Φ(x) + xφ(x), largest at √2 since its derivative is (2 − x²)φ(x): 1.12891.
 
-    That of the approximation by tanh ends at 1.12936 (docs/theory.md, section 3.1).
+    That of the approximation by tanh ends at 1.12900 (docs/theory.md, section 3.1).
     """
-    return 1.129 if approximate == "none" else 1.1294
+    return 1.129 if approximate == "none" else 1.1291
 
 
 def silu(x: Tensor) -> float:

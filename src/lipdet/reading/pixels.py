@@ -13,7 +13,7 @@ from lipdet.reading.marks import COLOURS, text_font
 
 # Opacity of a class or a radius over the picture.
 OPACITY = 0.55
-# Radii are shown on a logarithmic scale between these; below the first one nothing is promised.
+# Radii are shown on a logarithmic scale between these; what lies beyond has the colour of the end.
 RADII = (0.01, 3.0)
 TICKS = (0.01, 0.03, 0.1, 0.3, 1.0, 3.0)
 COLOUR_MAP = "viridis"
@@ -47,7 +47,8 @@ def draw_radii(picture: Image.Image, radius: NDArray[np.float64]) -> Image.Image
     for tick in TICKS:
         y = top + (1 - float(_place(np.array(tick)))) * (tall - 1)
         pen.line((left + BAR, y, left + BAR + GAP // 2, y), fill="black")
-        pen.text((left + BAR + GAP, y), f"{tick:g}", "black", font, anchor="lm")
+        beyond = {TICKS[0]: "≤ ", TICKS[-1]: "≥ "}.get(tick, "")
+        pen.text((left + BAR + GAP, y), f"{beyond}{tick:g}", "black", font, anchor="lm")
     return sheet
 
 

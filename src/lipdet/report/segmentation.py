@@ -28,7 +28,7 @@ def segmentation_table(result: SegmentationResult) -> Table:
         shares = [entry["accuracy"], entry["miou"], *ious]
         table.add_row("certified", f"{entry['epsilon']:g}", *map(percent, shares))
     for attack in result["attacked"]:
-        row(f"attacked ({attack['attack']})", f"{attack['epsilon']:g}", attack)
+        row(f"attacked ({attack['attack']}, {attack['norm']})", f"{attack['epsilon']:g}", attack)
     row("clean", "0", result["clean"])
     row("one answer for all", "any", result["constant"])
     return table
@@ -43,12 +43,12 @@ def missed_table(result: SegmentationResult) -> Table:
         *missed,
         "accuracy by single pixels",
         "accuracy by the budget",
-        "pixels flipped",
+        "pixels flipped at most, mean",
     )
     table = new_table(f"{result['weights']}, certified, percent", columns)
     for entry in result["certified"]:
         shares = [entry["per_class"][name]["false_negatives"] for name in names]
         promises = entry["single"], entry["joint"]
         cells = map(percent, (*shares, *promises))
-        table.add_row(f"{entry['epsilon']:g}", *cells, f"{entry['flipped']:,.0f}")
+        table.add_row(f"{entry['epsilon']:g}", *cells, f"{entry['flipped']:,.1f}")
     return table

@@ -78,6 +78,7 @@ def test_rows_can_be_detectors(tmp_path: Path) -> None:
         (["naive", "nowhere"], "There is no detector 'nowhere'"),
         (["naive", "certified", "naive"], "Two rows are called naive"),
         (["naive", "mine:detector"], "mine:detector: finished parts"),
+        (["naive", "segment"], "segment is a segmenter"),
     ],
 )
 def test_rows_are_checked_before_any_work(rows: list[str], problem: str, tmp_path: Path) -> None:

@@ -107,3 +107,9 @@ def test_an_empty_batch_is_an_empty_batch() -> None:
     detector, images, _ = toy()
     attacked = attack_batch(detector, images[:0], [], AttackSettings(0.5, "multibox"))
     assert attacked.shape == images[:0].shape
+
+
+def test_objectives_of_segmenters_are_refused() -> None:
+    detector, images, targets = toy()
+    with pytest.raises(InputError, match="attacked by mislabel, .*, not flip"):
+        attack_batch(detector, images, targets, AttackSettings(0.5, "flip", steps=1))

@@ -11,7 +11,7 @@ from rich.console import Console
 from lipdet.checkpoint import weights_file
 from lipdet.commands.attack_options import EPSILON_HELP, parse_epsilons
 from lipdet.commands.options import SPEC_HELP, Parser, check_folder, verb_parser
-from lipdet.config import PRESETS
+from lipdet.config import PRESETS, DetectorConfig
 from lipdet.errors import InputError
 from lipdet.hardware import DeviceName, measuring_device
 from lipdet.report.table import comparison_table
@@ -107,6 +107,8 @@ def _check(rows: Sequence[str]) -> None:
             )
         if row not in PRESETS:
             weights_file(row)
+        elif not isinstance(PRESETS[row].detector, DetectorConfig):
+            raise InputError(f"{row} is a segmenter, and the rows of this table are detectors.")
     names = [row_name(row) for row in rows]
     for name in names:
         if names.count(name) > 1:

@@ -220,12 +220,16 @@ def _described(name: str, architecture: Architecture) -> str:
 
 
 def draw_presets(without: Collection[DetectorConfig]) -> list[Drawing]:
-    """Return one drawing for each architecture among the presets, named `preset-NAME`.
+    """Return one drawing for each detector's architecture among the presets, named `preset-NAME`.
 
     Args:
         without: architectures that are drawn elsewhere.
     """
-    names = {preset.detector: name for name, preset in reversed(PRESETS.items())}
+    names = {
+        preset.detector: name
+        for name, preset in reversed(PRESETS.items())
+        if isinstance(preset.detector, DetectorConfig)
+    }
     return [
         draw_architecture(name, _of_preset(config))._replace(name=f"{PREFIX}{name}")
         for config, name in reversed(names.items())

@@ -72,7 +72,7 @@ def test_a_failed_write_leaves_the_old_file(
         raise OSError("disk full")
 
     monkeypatch.setattr(os, "fsync", broken)
-    with pytest.raises(OSError, match="disk full"):
+    with pytest.raises(InputError, match="disk full"):
         save_detector(saved, detector, CONFIG, {"training": {"seed": 4}})
     assert saved.read_bytes() == before
 

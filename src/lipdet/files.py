@@ -37,7 +37,8 @@ def write_complete(path: Path, content: bytes | str) -> None:
             unfinished.unlink(missing_ok=True)
     except OSError as error:
         raise InputError(
-            f"{path} cannot be written ({error.strerror}); an older file of that name is as it was."
+            f"{path} cannot be written ({error.strerror or error}); an older file of that name is "
+            "as it was."
         ) from None
 
 

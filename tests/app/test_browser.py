@@ -141,7 +141,7 @@ def test_what_cannot_be_used_is_refused_in_a_sentence(page: Page, tmp_path: Path
     text = tmp_path / "text.png"
     text.write_text("no picture")
     upload(page, text)
-    wait_for(page, "text.png cannot be read as a picture")
+    wait_for(page, "text.png: cannot be read as a picture")
     assert page.locator("#result img").count() == 0
     # It lives on.
     page.locator("#samples button img").nth(1).click()

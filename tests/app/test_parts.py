@@ -93,7 +93,7 @@ def test_what_is_no_picture_is_refused(tmp_path: Path) -> None:
     Image.effect_noise((64, 64), 50).save(buffer, "PNG")
     truncated.write_bytes(buffer.getvalue()[: len(buffer.getvalue()) // 2])
     for file in (text, empty, truncated):
-        with pytest.raises(InputError, match=f"{file.name} cannot be read as a picture"):
+        with pytest.raises(InputError, match=f"{file.name}: cannot be read as a picture"):
             read_picture(file)
 
 

@@ -218,11 +218,11 @@ def _loss(model: nn.Module, image: Tensor, target: Target, words: Sequence[str])
         objects = {"boxes": target["boxes"], "labels": target["labels"]}
         try:
             losses: dict[str, Tensor] = model(list(image), [objects])
-        except KeyError as error:
+        except (KeyError, ValueError) as error:
             raise InputError(
-                f"The module's losses need {error} of the objects, and there are boxes and classes "
-                f"only; choose one of the objectives {', '.join(ON_PREDICTIONS)}."
-            ) from None
+                f"The module's losses cannot be computed of boxes and classes alone ({error}); "
+                f"choose one of the objectives {', '.join(ON_PREDICTIONS)}."
+            ) from error
     chosen = [loss for name, loss in losses.items() if any(word in name for word in words)]
     return torch.stack(chosen).sum().view(1)
 

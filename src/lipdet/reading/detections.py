@@ -69,6 +69,11 @@ def left_to_right(found: Sequence[Detection]) -> list[Detection]:
     return sorted(found, key=lambda one: one.box[0])
 
 
+def listed(found: Sequence[Detection]) -> str:
+    """Return all class names, left to right."""
+    return " ".join(one.label for one in left_to_right(found)) or "nothing"
+
+
 def read_out(found: Sequence[Detection]) -> str:
     """Return the class names, left to right, of each place only that of the best detection."""
     rows = best_rows(
@@ -78,7 +83,7 @@ def read_out(found: Sequence[Detection]) -> str:
             scores=torch.tensor([one.score for one in found], dtype=torch.float64),
         )
     )
-    return " ".join(one.label for one in left_to_right([found[row] for row in rows])) or "nothing"
+    return listed([found[row] for row in rows])
 
 
 def with_radius(one: Detection, canvas: Canvas) -> str:

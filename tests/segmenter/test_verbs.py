@@ -139,7 +139,8 @@ def test_attack_changes_what_is_seen_within_the_radius(
     result = json.loads((out / "attack.json").read_text())
     assert result["objectives"] == ["flip"]
     [entry] = result["pictures"]
-    assert 0 < entry["distance"] <= 2
+    assert 0 < entry["distance"]["l2"] <= 2
+    assert (result["norm"], result["steps"]) == ("l2", 5)
     assert entry["flipped"] > 0
     assert (out / "door.png").exists()
 

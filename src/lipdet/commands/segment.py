@@ -39,6 +39,7 @@ from lipdet.files import write_complete, write_picture
 from lipdet.images.crop import cut, full_region
 from lipdet.images.source import load_rgb
 from lipdet.images.spec import open_data
+from lipdet.reading.detections import distance
 from lipdet.reading.marks import contact_sheet
 from lipdet.reading.pixels import draw_classes, draw_radii
 from lipdet.report.segmentation import missed_table, segmentation_table
@@ -150,8 +151,8 @@ def attack(
         ]
         write_picture(out / f"{stem}.png", contact_sheet(panels, 2))
         flipped = int((before[at] != after[at]).sum())
-        distance = float((changed[at] - clean[at]).norm())
-        entries.append({"image": str(path), "distance": distance, "flipped": flipped})
+        moved = distance(clean[at], changed[at])
+        entries.append({"image": str(path), "distance": moved, "flipped": flipped})
         print(f"{path}: {flipped:,} of {before[at].numel():,} pixels flipped")
     result = {
         "weights": loaded.name,
@@ -161,6 +162,9 @@ def attack(
         "attack": options["attack"],
         "norm": norm,
         "objectives": [one.objective for one in attacks],
+        "steps": options["steps"],
+        "restarts": options["restarts"],
+        "seed": options["seed"],
         "versions": versions(),
         "pictures": entries,
     }

@@ -26,7 +26,7 @@ from lipdet.detector.forward import frozen
 from lipdet.errors import UnknownLipschitz
 from lipdet.layers import MaxMin, ScaledAvgPool2d, SpaceToDepth, ZeroPadChannels, fold
 from lipdet.layers.base import drop_caches
-from lipdet.layers.fold import has_forward_hooks
+from lipdet.layers.fold import is_changed
 from lipdet.norms import SLACK, conv_norm, gram_norm
 from lipdet.segmenter import Segmenter
 from lipdet.segmenter.network import Beside
@@ -68,8 +68,8 @@ def bounds_of_pixels(segmenter: Segmenter, images: Tensor) -> PixelBounds:
     Raises:
         UnknownLipschitz: it has a layer without a bound, or an output that is not finite.
     """
-    own = {"forward", "missing"} & vars(segmenter).keys()
-    if type(segmenter) is not Segmenter or own or has_forward_hooks(segmenter):
+    own = "missing" in vars(segmenter) or is_changed(segmenter)
+    if type(segmenter) is not Segmenter or own:
         raise UnknownLipschitz("Nothing can be certified of another class than Segmenter itself.")
     if {one.dtype for one in segmenter.parameters()} != {torch.float32}:
         raise UnknownLipschitz("Rounding is measured in float32 alone: call float() first.")
@@ -78,7 +78,7 @@ def bounds_of_pixels(segmenter: Segmenter, images: Tensor) -> PixelBounds:
     assert isinstance(folded, Segmenter)
     body = _bound(folded.body, "body")
     head = folded.head
-    if type(head) is not nn.Conv2d or not _is_simple(head) or _is_changed(head):
+    if type(head) is not nn.Conv2d or not _is_simple(head) or is_changed(head):
         raise UnknownLipschitz("Nothing can be certified with another head than a convolution.")
     classes, cell = len(segmenter.config.class_names), segmenter.cell
     kernel = head.weight.detach().double()
@@ -95,7 +95,7 @@ def bounds_of_pixels(segmenter: Segmenter, images: Tensor) -> PixelBounds:
 
 def _bound(module: nn.Module, name: str) -> float:
     """Bound a folded part of a body, made of known classes alone, for every size of picture."""
-    if _is_changed(module):
+    if is_changed(module):
         raise UnknownLipschitz(f'Nothing can be certified: "{name}" has hooks or a forward.')
     if type(module) is nn.Sequential:
         return math.prod(_bound(part, f"{name}.{at}") for at, part in enumerate(module))
@@ -108,11 +108,6 @@ def _bound(module: nn.Module, name: str) -> float:
         return 1.0
     kind = type(module).__name__
     raise UnknownLipschitz(f'Nothing can be certified: "{name}" is a {kind}, which has no bound.')
-
-
-def _is_changed(module: nn.Module) -> bool:
-    """Return whether a module does something else than its class says."""
-    return has_forward_hooks(module) or "forward" in vars(module)
 
 
 def _is_simple(conv: nn.Conv2d) -> bool:

@@ -14,16 +14,15 @@ from lipdet.commands.options import (
     DETECTOR_HELP,
     SPEC_HELP,
     Parser,
-    as_json,
     check_positive,
     check_writable,
     verb_parser,
+    write_json,
 )
 from lipdet.errors import InputError
 from lipdet.evaluate.attack_checks import judge
 from lipdet.evaluate.attack_curves import measure_attack
 from lipdet.evaluate.run import in_classes_of
-from lipdet.files import write_complete
 from lipdet.hardware import DeviceName, measuring_device
 from lipdet.images.spec import open_data
 from lipdet.report.attack_checks import checks_table, plot_checks
@@ -110,9 +109,6 @@ def run(
         "checks": [asdict(check) for check in report.checks],
         "curves": asdict(report.curves),
     }
-    if json == Path("-"):
-        print(as_json(result))
+    if write_json(json, result):
         return
-    if json is not None:
-        write_complete(json, as_json(result) + "\n")
     Console().print(checks_table(loaded.name, report))

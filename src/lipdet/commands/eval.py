@@ -18,16 +18,15 @@ from lipdet.commands.options import (
     SPEC_HELP,
     Parser,
     add_processes,
-    as_json,
     check_positive,
     check_state,
     check_writable,
     verb_parser,
+    write_json,
 )
 from lipdet.errors import InputError
 from lipdet.evaluate.attacked import Campaign
 from lipdet.evaluate.together import evaluate_together
-from lipdet.files import write_complete
 from lipdet.hardware import DeviceName, measuring_device
 from lipdet.images.spec import open_data
 from lipdet.report.certificate import (
@@ -123,11 +122,8 @@ def run(
     result = evaluate_together(loaded, pack, seed, campaign, epsilons if certify else (), state)
     if result is None:
         return  # the first of several processes writes it
-    if json == Path("-"):
-        print(as_json(result))
+    if write_json(json, result):
         return
-    if json is not None:
-        write_complete(json, as_json(result) + "\n")
     console = Console()
     console.print(results_table([result]))
     console.print(classes_table(result))

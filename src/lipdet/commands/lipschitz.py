@@ -18,6 +18,7 @@ from lipdet.commands.options import (
     as_json,
     check_writable,
     verb_parser,
+    write_json,
 )
 from lipdet.errors import InputError
 from lipdet.files import write_complete
@@ -87,11 +88,8 @@ def run(
     bounds = bounds_of_outputs(model, propagation)
     if plot is not None:
         plot_profile(rows, plot)
-    if json == Path("-"):
-        print(as_json(profile_json(loaded.name, pack, rows, bounds)))
+    if write_json(json, profile_json(loaded.name, pack, rows, bounds)):
         return
-    if json is not None:
-        write_complete(json, as_json(profile_json(loaded.name, pack, rows, bounds)) + "\n")
     console = Console()
     console.print(profile_table(loaded.name, rows))
     console.print(bounds_table(bounds))

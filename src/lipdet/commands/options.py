@@ -15,6 +15,7 @@ from jsonargparse.typing import PositiveInt, register_type
 
 from lipdet import distributed
 from lipdet.errors import InputError
+from lipdet.files import write_complete
 from lipdet.images.crop import Region
 from lipdet.images.source import PICTURES, pictures_in
 from lipdet.images.spec import FORMS
@@ -96,6 +97,16 @@ def fail(sentence: str, status: int) -> NoReturn:
 def as_json(value: object) -> str:
     """Return the text of a json file."""
     return json.dumps(value, indent=1)
+
+
+def write_json(file: Path | None, value: object) -> bool:
+    """Write a result where `--json` says; return whether it was printed in place of tables."""
+    if file == Path("-"):
+        print(as_json(value))
+        return True
+    if file is not None:
+        write_complete(file, as_json(value) + "\n")
+    return False
 
 
 def picture_files(paths: Sequence[Path]) -> list[Path]:

@@ -31,6 +31,7 @@ from lipdet.commands.options import (
     check_writable,
     distinct_stems,
     picture_files,
+    write_json,
 )
 from lipdet.errors import InputError
 from lipdet.evaluate.attacked import Campaign
@@ -76,11 +77,8 @@ def evaluate(detector: str, data: str, **options: Any) -> None:
     pack = open_data(data, "test", loaded.segmenter.framing, seed)
     pack = pack if limit is None else pack.head(limit)
     result = evaluate_segmenter(loaded, pack, seed, campaign, epsilons if certify else ())
-    if json == Path("-"):
-        print(as_json(result))
+    if write_json(json, result):
         return
-    if json is not None:
-        write_complete(json, as_json(result) + "\n")
     console = Console()
     console.print(segmentation_table(result))
     if result["certified"]:

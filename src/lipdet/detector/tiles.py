@@ -27,7 +27,7 @@ from lipdet.layers import (
     ZeroPadChannels,
 )
 from lipdet.layers.conv import as_pair
-from lipdet.layers.fold import has_forward_hooks
+from lipdet.layers.fold import is_changed
 from lipdet.types import RawOutput
 
 # What tiles can pass: each looks at what its kernel covers, or at one cell.
@@ -46,7 +46,7 @@ def halo_of(detector: SSD) -> int | None:
     body = detector.backbone
     if type(detector) is not SSD or type(body) is not Backbone or len(detector.heads) != 1:
         return None
-    if any(has_forward_hooks(part) or "forward" in vars(part) for part in detector.modules()):
+    if any(map(is_changed, detector.modules())):
         return None
     heads = list(detector.heads[0].children())
     layers = [*itertools.chain(*body.stages), *heads]

@@ -23,9 +23,10 @@ def fold(module: nn.Module) -> nn.Module:
     return _fold(copy.deepcopy(module), "", {})
 
 
-def has_forward_hooks(module: nn.Module) -> bool:
-    """Return whether hooks may change what a module computes."""
-    return bool(module._forward_hooks or module._forward_pre_hooks)
+def is_changed(module: nn.Module) -> bool:
+    """Return whether hooks, or a forward of its own, make a module differ from its class."""
+    hooks = module._forward_hooks or module._forward_pre_hooks
+    return bool(hooks) or "forward" in vars(module)
 
 
 def _fold(module: nn.Module, path: str, done: dict[nn.Module, nn.Module]) -> nn.Module:
@@ -40,7 +41,7 @@ def _fold(module: nn.Module, path: str, done: dict[nn.Module, nn.Module]) -> nn.
 
 def _folded(layer: ConstructedWeight, path: str) -> nn.Module:
     own_forward = _definer(layer, "forward") is _definer(layer, "folded")
-    if has_forward_hooks(layer) or not own_forward or "forward" in vars(layer):
+    if not own_forward or is_changed(layer):
         where = f' at "{path}"' if path else ""
         raise ValueError(
             f"{type(layer).__name__}{where} cannot be folded: its forward hooks or its own forward "

@@ -17,7 +17,7 @@ from torch.nn import functional
 
 from lipdet.detector.ssd import SSD, Head
 from lipdet.errors import InputError, UnknownLipschitz
-from lipdet.layers.fold import has_forward_hooks
+from lipdet.layers.fold import is_changed
 from lipdet.lipschitz.gains import as_pair, batch_norm_factors, vanishes
 from lipdet.lipschitz.profile import LayerRow, layer_profile
 from lipdet.lipschitz.propagation import Propagation, bound_graph, example, propagate
@@ -137,8 +137,7 @@ def head_convolution(
 
 def _check_plain(module: nn.Module, kind: type[nn.Module], name: str) -> None:
     """Refuse a part whose forward method is not that of its kind, `name` in the message."""
-    same = type(module).forward is kind.forward and "forward" not in vars(module)
-    if not same or has_forward_hooks(module):
+    if type(module).forward is not kind.forward or is_changed(module):
         raise UnknownLipschitz(
             f'No Lipschitz bounds for "{name}": it has forward hooks, or another forward method '
             f"than {kind.__name__}."

@@ -19,6 +19,7 @@ from lipdet.images.pack import Pack
 from lipdet.report.attack_checks import plot_checks
 
 GOOD = Curves(
+    objects=200,
     clean=0.8,
     epsilon=0.25,
     attack=0.4,
@@ -56,6 +57,13 @@ def test_each_check_fails_alone(change: dict[str, object], name: str) -> None:
     report = judge(replace(GOOD, **change))  # type: ignore[arg-type]
     assert not report.passed
     assert [name in check.name for check in report.checks if not check.passed] == [True]
+
+
+def test_of_few_objects_two_may_be_chance() -> None:
+    steps = [(1, 0.7), (10, 0.38), (50, 0.4), (100, 0.37)]
+    assert not judge(replace(GOOD, steps=steps)).passed
+    assert judge(replace(GOOD, steps=steps, objects=60)).passed
+    assert not judge(replace(GOOD, steps=[(1, 0.7), (50, 0.4), (100, 0.36)], objects=60)).passed
 
 
 @pytest.fixture

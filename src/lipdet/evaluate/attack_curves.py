@@ -31,7 +31,7 @@ from lipdet.progress import progress_bar
 
 RADII = (0.1, 0.25, 0.5, 1.0, 2.0, 4.0)
 LARGEST_RADIUS = 64.0
-COLLAPSED = 0.01  # AP50 below which nothing is left
+COLLAPSED = 0.05  # of clean AP50; below that, what is right may be so by chance
 MORE_RESTARTS = 3
 QUERIES = 500
 OFF = 0.05
@@ -46,6 +46,7 @@ class Curves:
     """What the checks rest on; AP50 as fractions.
 
     Attributes:
+        objects: number of objects in the pictures.
         clean: AP50 of the clean pictures.
         epsilon: radius at which attacks are compared.
         attack: AP50 under the attack there.
@@ -59,6 +60,7 @@ class Curves:
         loss: mean over images of the best objective value, at each step.
     """
 
+    objects: int
     clean: float
     epsilon: float
     attack: float
@@ -175,13 +177,14 @@ def _curves(bench: _Bench, stranger: SSD) -> Curves:
         raise InputError(
             f"The detector finds nothing right on {bench.pack.name}; there is nothing to attack."
         )
-    sweep, losses = _sweep(bench)
+    sweep, losses = _sweep(bench, COLLAPSED * clean)
     chosen = next((i for i, row in enumerate(sweep) if row[1] <= clean / 2), len(sweep) - 1)
     epsilon, attack, noise = sweep[chosen]
     settings = bench.settings = replace(bench.settings, epsilon=epsilon)
     fewer = sorted({1, max(1, settings.steps // 5)} - {settings.steps})
     more = MORE_RESTARTS * settings.restarts
     return Curves(
+        objects=sum(len(target["labels"]) for target in bench.targets),
         clean=clean,
         epsilon=epsilon,
         attack=attack,
@@ -200,15 +203,17 @@ def _curves(bench: _Bench, stranger: SSD) -> Curves:
     )
 
 
-def _sweep(bench: _Bench) -> tuple[list[tuple[float, float, float]], list[_Losses]]:
-    """Radius, AP50 under attack and under noise, with ever larger radii until nothing is left."""
+def _sweep(
+    bench: _Bench, collapsed: float
+) -> tuple[list[tuple[float, float, float]], list[_Losses]]:
+    """Return radius, AP50 under attack and under noise, up to where what is left has collapsed."""
     rows, losses = [], []
     radii = list(RADII)
     for radius in radii:
         losses.append(_Losses(len(bench.images), bench.settings.steps))
         attacked = bench.attacked(epsilon=radius, on_step=losses[-1])
         rows.append((radius, attacked, bench.noise(radius)))
-        if radius == radii[-1] < LARGEST_RADIUS and attacked >= COLLAPSED:
+        if radius == radii[-1] < LARGEST_RADIUS and attacked >= collapsed:
             radii.append(2 * radius)
     return rows, losses
 

@@ -273,6 +273,36 @@ def test_folders_stand_for_their_pictures(
     assert "empty holds no picture" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize(
+    ("words", "file"),
+    [
+        (("detect", "naive"), "detections.json"),
+        (("certify", "certified-small"), "certificates.json"),
+        (("attack", "naive", "--epsilon", "0.5", "--steps", "2"), "attack.json"),
+    ],
+)
+def test_a_broken_picture_does_not_take_the_finished_ones_along(
+    words: tuple[str, ...],
+    file: str,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("lipdet.commands.attack.BATCH", 1)
+    folder, out = tmp_path / "doors", tmp_path / "out"
+    folder.mkdir()
+    Image.fromarray(rendered("test", 0, size=74)[0]).save(folder / "1.png")
+    (folder / "2.png").write_bytes(b"no picture")
+    verb, detector, *options = words
+    status, told, err = run(capsys, verb, detector, str(folder), *options, "--out", str(out))
+    assert status == 2
+    assert "2.png" in err
+    assert "1.png" in told
+    [entry] = json.loads((out / file).read_text())["pictures"]
+    assert Path(entry["image"]).name == "1.png"
+    assert len(list(out.glob("1*.png"))) >= 1
+
+
 def test_a_missing_option_is_named_as_it_is_typed(capsys: pytest.CaptureFixture[str]) -> None:
     """With the help of the verb itself: `--out`, not `train.out`."""
     for words, missing in (

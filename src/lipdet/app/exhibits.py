@@ -191,6 +191,6 @@ def attack(
         done += 1
         on_progress(done, total)
 
-    _, outcome = attack_unlabelled(exhibit.detector, image[None], settings, on_step)
+    _, outcome = attack_unlabelled(exhibit.detector, image[None], settings, on_step=on_step)
     found = reading.named(outcome.detections[0], exhibit.class_names)
     return Attacked(settings, outcome.images[0].cpu(), found)

@@ -48,6 +48,7 @@ def attack_unlabelled(
     detector: SSD | Attackable,
     images: Tensor,
     attacks: Sequence[AttackSettings],
+    indices: Sequence[int] | None = None,
     on_step: OnStep | None = None,
 ) -> tuple[Outcome, Outcome]:
     """Attack images without annotation: what the detector shows on them is taken for the truth.
@@ -56,6 +57,7 @@ def attack_unlabelled(
         detector: attacks and looks.
         images: (B, 3, S, S) in [0, 1].
         attacks: the worst of them counts, per image.
+        indices: of the images, see `attack_batch`.
         on_step: told about every step of every attack.
 
     Returns:
@@ -65,7 +67,9 @@ def attack_unlabelled(
     images = images.to(attackable(detector).device)
     shown = detect(detector, images, display)
     targets = [Target(boxes=one["boxes"], labels=one["labels"]) for one in shown]
-    attacked = [attack_batch(detector, images, targets, one, on_step=on_step) for one in attacks]
+    attacked = [
+        attack_batch(detector, images, targets, one, indices, on_step=on_step) for one in attacks
+    ]
     clean, *outcomes = (look(detector, batch, targets, display) for batch in [images, *attacked])
     return clean, worst_of(outcomes)
 

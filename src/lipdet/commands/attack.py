@@ -13,28 +13,32 @@ from torch import Tensor
 from lipdet.attack import AttackSettings, attack_unlabelled
 from lipdet.attack.outcome import Outcome
 from lipdet.attack.settings import DEFAULT_OBJECTIVE, AttackName, Norm, single_attacks
-from lipdet.checkpoint import AnyDetector, load_any
+from lipdet.checkpoint import load_any
 from lipdet.commands.attack_options import EPSILON_HELP, parse_epsilons
 from lipdet.commands.options import (
     ANY_DETECTOR_HELP,
     Parser,
-    as_json,
     check_folder,
     check_no_input,
     distinct_stems,
     picture_files,
+    pictures_kept,
     verb_parser,
 )
-from lipdet.files import write_complete, write_picture
+from lipdet.files import write_picture
 from lipdet.hardware import DeviceName, measuring_device
-from lipdet.images.crop import cut, full_region
+from lipdet.images.crop import Region, cut, full_region
 from lipdet.images.source import load_rgb
 from lipdet.progress import progress_bar
 from lipdet.reading import Detection, named
 from lipdet.reading.detections import as_rows, distance, read_out
 from lipdet.reading.marks import captioned, contact_sheet, draw_classes, magnified, to_picture
 from lipdet.reading.search import in_picture
+from lipdet.types import Canvas
 from lipdet.versions import versions
+
+# Pictures at a time; those that are done are written while the next are attacked.
+BATCH = 16
 
 
 def parser() -> Parser:
@@ -65,6 +69,8 @@ def run(
 ) -> None:
     """Attack each whole picture, letter-boxed to the network's input.
 
+    Panels are written as they are done; the json, when all are or the work is interrupted.
+
     Args:
         detector: DETECTOR.
         images: picture files, or folders of them.
@@ -90,36 +96,8 @@ def run(
     place = measuring_device(device)
     loaded = load_any(detector)
     loaded.module.to(place)
-    photographs = [load_rgb(path) for path in images]
     canvas = loaded.framing.canvas
-    regions = [full_region(*photograph.size, canvas) for photograph in photographs]
-    cuts = [cut(one, region, canvas) for one, region in zip(photographs, regions, strict=True)]
-    clean = torch.from_numpy(np.stack(cuts)).permute(0, 3, 1, 2).float() / 255
     singles = single_attacks(attack, settings)
-    before, after, names = _attack(loaded, clean, singles)
-    out.mkdir(parents=True, exist_ok=True)
-    entries = []
-    for index, (path, stem) in enumerate(zip(images, stems, strict=True)):
-        photograph, region = photographs[index], regions[index]
-        both = (before.detections[index], after.detections[index])
-        found = [named(one, names) for one in both]
-        images_of = (before.images[index], after.images[index])
-        write_picture(out / f"{stem}.png", _panel(*images_of, found, names))
-        clean_there, attacked_there = (
-            as_rows(named(in_picture(one, region, canvas, photograph.size), names)) for one in both
-        )
-        entries.append(
-            {
-                "image": str(path),
-                "width": photograph.width,
-                "height": photograph.height,
-                "region": list(region),
-                "distance": distance(*images_of),
-                "clean": clean_there,
-                "attacked": attacked_there,
-            }
-        )
-        print(f"{path}: {read_out(found[0])} → {read_out(found[1])}")
     result = {
         "weights": loaded.name,
         "canvas": list(canvas),
@@ -132,26 +110,51 @@ def run(
         "restarts": restarts,
         "seed": seed,
         "versions": versions(),
-        "pictures": entries,
     }
-    write_complete(out / "attack.json", as_json(result) + "\n")
-    print(f"Panels and attack.json: {out} (ε = {radius:g}: {canvas.in_grey_levels(radius, norm)})")
-
-
-def _attack(
-    loaded: AnyDetector, clean: Tensor, singles: Sequence[AttackSettings]
-) -> tuple[Outcome, Outcome, tuple[str, ...]]:
-    """Return what is shown before and after, and the names of its classes."""
-    gradients = singles[0].restarts * (singles[0].steps + 1)
-    with progress_bar() as bar:
-        task = bar.add_task("Attacking", total=len(singles) * len(clean) * gradients)
+    gradients = restarts * sum(one.steps + 1 for one in singles)
+    with pictures_kept(out / "attack.json", result) as pictures, progress_bar() as bar:
+        task = bar.add_task("Attacking", total=len(images) * gradients)
 
         def on_step(step: int, places: Tensor, values: Tensor) -> None:
             bar.advance(task, len(places))
 
-        found = attack_unlabelled(loaded.detector, clean, singles, on_step)
-        before, after = (one._replace(images=one.images.cpu()) for one in found)
-        return before, after, loaded.class_names or _numbers(found)
+        for start in range(0, len(images), BATCH):
+            indices = range(len(images))[start : start + BATCH]
+            photographs = [load_rgb(images[index]) for index in indices]
+            regions = [full_region(*photograph.size, canvas) for photograph in photographs]
+            clean = _batch(photographs, regions, canvas)
+            found = attack_unlabelled(loaded.detector, clean, singles, indices, on_step)
+            before, after = (one._replace(images=one.images.cpu()) for one in found)
+            names = loaded.class_names or _numbers(found)
+            out.mkdir(parents=True, exist_ok=True)
+            for at, index in enumerate(indices):
+                seen = [named(one.detections[at], names) for one in (before, after)]
+                panel = _panel(before.images[at], after.images[at], seen, names)
+                write_picture(out / f"{stems[index]}.png", panel)
+                size = photographs[at].size
+                rows = [
+                    as_rows(named(in_picture(one.detections[at], regions[at], canvas, size), names))
+                    for one in (before, after)
+                ]
+                pictures.append(
+                    {
+                        "image": str(images[index]),
+                        "width": size[0],
+                        "height": size[1],
+                        "region": list(regions[at]),
+                        "distance": distance(before.images[at], after.images[at]),
+                        "clean": rows[0],
+                        "attacked": rows[1],
+                    }
+                )
+                print(f"{images[index]}: {read_out(seen[0])} → {read_out(seen[1])}")
+    print(f"Panels and attack.json: {out} (ε = {radius:g}: {canvas.in_grey_levels(radius, norm)})")
+
+
+def _batch(photographs: Sequence[Image.Image], regions: Sequence[Region], canvas: Canvas) -> Tensor:
+    """Return (B, 3, height, width) in [0, 1] of the canvas."""
+    cuts = [cut(one, region, canvas) for one, region in zip(photographs, regions, strict=True)]
+    return torch.from_numpy(np.stack(cuts)).permute(0, 3, 1, 2).float() / 255
 
 
 def _numbers(outcomes: Sequence[Outcome]) -> tuple[str, ...]:

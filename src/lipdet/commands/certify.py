@@ -16,16 +16,16 @@ from lipdet.commands.options import (
     DETECTOR_HELP,
     FLOAT64_HELP,
     Parser,
-    as_json,
     check_folder,
     check_no_input,
     distinct_stems,
     parse_region,
     picture_files,
+    pictures_kept,
     verb_parser,
 )
 from lipdet.errors import InputError
-from lipdet.files import write_complete, write_picture
+from lipdet.files import write_picture
 from lipdet.hardware import DeviceName, measuring_device
 from lipdet.images.source import load_rgb
 from lipdet.reading import certified, look, regions_of, shown_above, tallied
@@ -63,6 +63,8 @@ def run(
 ) -> None:
     """Certify the detections in pictures; write an overlay of each square and one json for all.
 
+    Each overlay is written when it is done; the json, when all are or the work is interrupted.
+
     Args:
         detector: DETECTOR.
         images: picture files, or folders of them.
@@ -88,38 +90,35 @@ def run(
     region = parse_region(crop) if crop else None
     selection = shown_above(model, score)
     verifier = verifier_of(model, selection)
-    entries, overlays = [], {}
-    for path, stem in zip(images, distinct_stems(images), strict=True):
-        image = load_rgb(path)
-        views = look(model, names, image, regions_of(model, image, region), selection)
-        views = certified(views, verifier, iou)
-        tallies = tallied(views, verifier, epsilons)
-        regions = [
-            {**view.as_dict(), **tally.as_dict()}
-            for view, tally in zip(views, tallies, strict=True)
-        ]
-        entries.append({"image": str(path), "regions": regions})
-        for index, view in enumerate(views, start=1):
-            drawn = draw_certificates(Image.fromarray(view.pixels), view.detections)
-            overlays[f"{stem}-{index}.png"] = drawn
-        words = [with_radius(one, canvas) for view in views for one in view.detections]
-        print(f"{path}: {', '.join(words) or 'nothing found'}")
-        for index, tally in enumerate(tallies, start=1):
-            square = f"square {index} of {len(tallies)} " if len(tallies) > 1 else ""
-            print(f"  {square}{tally.words}")
-    check_no_input((out / name for name in overlays), images)
-    out.mkdir(parents=True, exist_ok=True)
-    for name, overlay in overlays.items():
-        write_picture(out / name, overlay)
     result = {
         "weights": loaded.name,
         "canvas": list(canvas),
         "iou": iou,
         "score": score,
         "rounding": verifier.rounding_known,
-        "pictures": entries,
     }
-    write_complete(out / "certificates.json", as_json(result) + "\n")
+    with pictures_kept(out / "certificates.json", result) as pictures:
+        for path, stem in zip(images, distinct_stems(images), strict=True):
+            image = load_rgb(path)
+            views = look(model, names, image, regions_of(model, image, region), selection)
+            views = certified(views, verifier, iou)
+            tallies = tallied(views, verifier, epsilons)
+            overlays = [out / f"{stem}-{index}.png" for index in range(1, len(views) + 1)]
+            check_no_input(overlays, images)
+            out.mkdir(parents=True, exist_ok=True)
+            for overlay, view in zip(overlays, views, strict=True):
+                drawn = draw_certificates(Image.fromarray(view.pixels), view.detections)
+                write_picture(overlay, drawn)
+            regions = [
+                {**view.as_dict(), **tally.as_dict()}
+                for view, tally in zip(views, tallies, strict=True)
+            ]
+            pictures.append({"image": str(path), "regions": regions})
+            words = [with_radius(one, canvas) for view in views for one in view.detections]
+            print(f"{path}: {', '.join(words) or 'nothing found'}")
+            for index, tally in enumerate(tallies, start=1):
+                square = f"square {index} of {len(tallies)} " if len(tallies) > 1 else ""
+                print(f"  {square}{tally.words}")
     print(
         f"Overlays and certificates.json: {out} ({radii_explained(canvas)}; rounding "
         f"{verifier.rounding_known})"

@@ -10,17 +10,17 @@ from lipdet.checkpoint import load_detector
 from lipdet.commands.options import (
     DETECTOR_HELP,
     Parser,
-    as_json,
     check_folder,
     check_no_input,
     distinct_stems,
     parse_region,
     picture_files,
+    pictures_kept,
     verb_parser,
 )
 from lipdet.detector.forward import Network
 from lipdet.export.runtime import load_onnx
-from lipdet.files import write_complete, write_picture
+from lipdet.files import write_picture
 from lipdet.images.source import load_rgb
 from lipdet.progress import track
 from lipdet.reading import Reading, certified_reading, known_verifier, read, shown_above
@@ -49,6 +49,8 @@ def run(
 ) -> None:
     """Find objects in pictures; write an overlay of each and one json for all.
 
+    Each overlay is written when it is done; the json, when all are or the work is interrupted.
+
     Args:
         detector: DETECTOR.
         images: picture files, or folders of them.
@@ -64,25 +66,18 @@ def run(
     selection = shown_above(model, score)
     canvas = model.framing.canvas
     region = parse_region(crop) if crop else None
-    readings = []
-    for path in track(images, "Detecting"):
-        image = load_rgb(path)
-        readings.append((image, read(model, names, image, region, selection)))
-    out.mkdir(parents=True, exist_ok=True)
     verifier = known_verifier(model, selection)
-    entries = []
-    for path, stem, (image, reading) in zip(images, stems, readings, strict=True):
-        write_picture(out / f"{stem}.png", draw_classes(image, reading.detections, names))
-        known = certified_reading(reading, verifier) if verifier else reading
-        entries.append({"image": str(path), **known.as_dict()})
-        print(f"{path}: {_words(known, canvas)}")
-    result = {
-        "weights": detector,
-        "canvas": list(canvas),
-        "score": score,
-        "pictures": entries,
-    }
-    write_complete(out / "detections.json", as_json(result) + "\n")
+    result = {"weights": detector, "canvas": list(canvas), "score": score}
+    with pictures_kept(out / "detections.json", result) as pictures:
+        for path, stem in track(list(zip(images, stems, strict=True)), "Detecting"):
+            image = load_rgb(path)
+            reading = read(model, names, image, region, selection)
+            if verifier:
+                reading = certified_reading(reading, verifier)
+            out.mkdir(parents=True, exist_ok=True)
+            write_picture(out / f"{stem}.png", draw_classes(image, reading.detections, names))
+            pictures.append({"image": str(path), **reading.as_dict()})
+            print(f"{path}: {_words(reading, canvas)}")
     print(f"Overlays and detections.json: {out} ({radii_explained(canvas)})")
 
 

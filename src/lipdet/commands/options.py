@@ -6,9 +6,10 @@ import argparse
 import json
 import re
 import sys
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
-from typing import NoReturn
+from typing import Any, NoReturn
 
 from jsonargparse import ArgumentParser
 from jsonargparse.typing import PositiveInt, register_type
@@ -136,6 +137,22 @@ def distinct_stems(paths: Sequence[Path]) -> list[str]:
                 name += f"-{number}"
         names.append(name)
     return names
+
+
+@contextmanager
+def pictures_kept(file: Path, result: dict[str, Any]) -> Iterator[list[dict[str, Any]]]:
+    """Yield the list of what is found in each picture, and write it however the work ends.
+
+    Args:
+        file: json; the list becomes `pictures` of it.
+        result: everything else, which may be added to meanwhile.
+    """
+    pictures: list[dict[str, Any]] = []
+    try:
+        yield pictures
+    finally:
+        if pictures:
+            write_complete(file, as_json({**result, "pictures": pictures}) + "\n")
 
 
 def check_no_input(files: Iterable[Path], inputs: Sequence[Path]) -> None:

@@ -28,7 +28,7 @@ docs: $(VENV)/installed-dev
 $(BIN)/pip:
 	sh scripts/make_venv.sh $(PYTHON) $(VENV)
 
-# One pip call for everything: torch and torchvision must be resolved together.
+# One pip call for everything, so that what matches one torch is found.
 $(VENV)/installed: pyproject.toml | $(BIN)/pip
 	$(BIN)/pip install --quiet --editable .
 	touch $@

@@ -14,8 +14,8 @@ import argparse
 
 import torch
 from torch import Tensor
-from torchvision.ops import box_iou
 
+from lipdet.boxes.coding import pairwise_iou
 from lipdet.checkpoint import load_detector
 from lipdet.detector import SSD
 from lipdet.detector.forward import raw_output
@@ -46,7 +46,7 @@ def gaps(detector: SSD, pack: Pack) -> tuple[Tensor, Tensor]:
     objects, background = [], []
     for index in range(len(pack)):
         raw, target = raw_output(detector, pack.pixels([index])), pack.target(index)
-        overlap = box_iou(detector.decoder.boxes(raw.offsets)[0], target["boxes"])
+        overlap = pairwise_iou(detector.decoder.boxes(raw.offsets)[0], target["boxes"])
         for place, label in enumerate(target["labels"].tolist()):
             matching = raw.logits[0, overlap[:, place] >= MATCH, label]
             objects += [matching.max()] if len(matching) else []

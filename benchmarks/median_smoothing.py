@@ -36,9 +36,9 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor
-from torchvision.ops import box_iou
 
 from lipdet.boxes import AP_SELECTION, Selection, select_detections
+from lipdet.boxes.coding import pairwise_iou
 from lipdet.certificate.certified_ap import RECALLS
 from lipdet.certificate.verifier import verifier_of
 from lipdet.checkpoint import load_detector
@@ -171,7 +171,7 @@ def _worst_iou(low: Tensor, high: Tensor, box: Tensor) -> float:
     corners = itertools.product((False, True), repeat=4)
     vertices = torch.stack([torch.where(torch.tensor(ends), high, low) for ends in corners])
     proper = (vertices[:, 2:] > vertices[:, :2]).all(dim=1)
-    return float(box_iou(vertices, box[None]).min()) if proper.all() else 0.0
+    return float(pairwise_iou(vertices, box[None]).min()) if proper.all() else 0.0
 
 
 def average_precision(counts: Tensor, objects: Tensor) -> float:

@@ -19,8 +19,8 @@ from matplotlib.axes import Axes
 from matplotlib.patches import Rectangle
 from matplotlib.ticker import PercentFormatter
 from PIL import Image
-from torchvision.ops import box_iou
 
+from lipdet.boxes.coding import pairwise_iou
 from lipdet.certificate.geometry.box_range import BoxRange
 from lipdet.certificate.geometry.iou_bounds import min_iou_fixed
 from lipdet.certificate.verifier import verifier_of
@@ -63,10 +63,10 @@ def plot_worst_box() -> Drawing:
             [ends[list(choice), range(4)] for choice in itertools.product((0, 1), repeat=4)]
         )
     )
-    overlaps = box_iou(vertices, truth)[:, 0]
+    overlaps = pairwise_iou(vertices, truth)[:, 0]
     worst = int(overlaps.argmin())
     bound = float(min_iou_fixed(BoxRange(ends[:1], ends[1:]), truth))
-    clean = float(box_iou(_corners(middle[None]), truth))
+    clean = float(pairwise_iou(_corners(middle[None]), truth))
     figure, axes = new_figure(height=3.0)
     for vertex in vertices:
         _rectangle(axes, vertex, edgecolor="#999999", linewidth=0.7)

@@ -6,6 +6,7 @@ The oracle is the table of allowed directions below; a new stage has to be enter
 from __future__ import annotations
 
 import ast
+import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -134,3 +135,11 @@ def test_no_stages_import_each_other_in_a_circle() -> None:
     while free := {stage for stage, needed in left.items() if not needed}:
         left = {stage: needed - free for stage, needed in left.items() if stage not in free}
     assert not left, f"these import each other: {left}"
+
+
+def test_verbs_start_without_torchvision() -> None:
+    """It takes half as long again as torch, and nothing of it is needed."""
+    verbs = ("certify", "detect", "eval", "train")
+    code = f"import sys, {', '.join(f'lipdet.commands.{verb}' for verb in verbs)}\n"
+    code += "sys.exit('torchvision' in sys.modules)"
+    subprocess.run([sys.executable, "-c", code], check=True)

@@ -23,7 +23,6 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torchvision.ops import clip_boxes_to_image
 
 from lipdet.errors import InputError
 from lipdet.types import Target
@@ -131,7 +130,9 @@ def _detections(found: Tensor, size: Sequence[int]) -> dict[str, Tensor]:
 
     Boxes without area, which heads without NMS may put out, are left out.
     """
-    boxes = clip_boxes_to_image(found[:, :4], (size[0], size[1]))
+    height, width = size
+    limits = found.new_tensor([width, height, width, height])
+    boxes = found[:, :4].clamp(min=0).minimum(limits)
     there = (boxes[:, 2:] > boxes[:, :2]).all(1)
     scores, labels = found[there, 4], found[there, 5].long() + 1
     return {"boxes": boxes[there], "scores": scores, "labels": labels}

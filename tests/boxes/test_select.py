@@ -6,6 +6,7 @@ import math
 
 import pytest
 import torch
+import torchvision.ops
 from torch import Tensor
 
 from lipdet.boxes import (
@@ -19,6 +20,8 @@ from lipdet.boxes import (
     SoftmaxScores,
     select_detections,
 )
+from lipdet.boxes import select as select_module
+from lipdet.boxes.select import nms
 from lipdet.types import Canvas, Detections, RawOutput
 
 SIZE = 74
@@ -182,3 +185,28 @@ def test_each_image_of_a_batch_is_selected_by_itself() -> None:
     for (logits, _), found in zip(cases, together, strict=True):
         alone = select(logits, boxes, AP_SELECTION)
         assert all(torch.equal(found[name], alone[name]) for name in ("boxes", "labels", "scores"))
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_nms_is_torchvisions(seed: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """With ties, copies of boxes, boxes without area, and more boxes than one block."""
+    monkeypatch.setattr(select_module, "BLOCK", 64)
+    generator = torch.Generator().manual_seed(seed)
+    start = torch.randint(0, 40, (200, 2), generator=generator)
+    boxes = torch.cat([start, start + torch.randint(0, 30, (200, 2), generator=generator)], 1)
+    boxes = boxes.float() + (torch.rand(200, 4, generator=generator) if seed % 2 else 0.0)
+    scores = torch.randint(0, 30, (200,), generator=generator).float()
+    labels = torch.randint(0, 3, (200,), generator=generator)
+    for iou in (0.0, 0.2, 0.5, 1.0):
+        expected = []
+        for label in range(3):
+            own = torch.nonzero(labels == label).squeeze(1)
+            expected += own[torchvision.ops.nms(boxes[own], scores[own], iou)].tolist()
+        expected.sort(key=lambda index: -scores[index])
+        assert nms(boxes, scores, labels, iou, 200).tolist() == expected, iou
+        assert nms(boxes, scores, labels, iou, 7).tolist() == expected[:7], iou
+
+
+def test_nms_of_no_box_keeps_none() -> None:
+    nothing = torch.zeros(0)
+    assert nms(torch.zeros(0, 4), nothing, nothing.long(), 0.5, 9).tolist() == []

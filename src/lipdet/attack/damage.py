@@ -12,8 +12,8 @@ from collections.abc import Sequence
 
 import torch
 from torch import Tensor
-from torchvision.ops import box_iou
 
+from lipdet.boxes.coding import pairwise_iou
 from lipdet.detector.matching import share_inside
 from lipdet.types import Detections, Target, ignored_of
 
@@ -45,7 +45,7 @@ def true_positives(found: Detections, target: Target) -> Tensor:
     right = torch.zeros(len(found["labels"]), dtype=torch.bool)
     if len(right) == 0 or len(target["labels"]) == 0:
         return right
-    overlap = box_iou(found["boxes"].float(), target["boxes"].float())
+    overlap = pairwise_iou(found["boxes"].float(), target["boxes"].float())
     overlap[found["labels"].unsqueeze(1) != target["labels"]] = 0
     for index, row in enumerate(overlap):
         best = int(row.argmax())

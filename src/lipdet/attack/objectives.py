@@ -20,10 +20,9 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 from torch.nn import functional
-from torchvision.ops import box_iou
 
 from lipdet.boxes import AP_SELECTION, Decoder
-from lipdet.boxes.coding import corners
+from lipdet.boxes.coding import corners, pairwise_iou
 from lipdet.boxes.scores import logit
 from lipdet.detector.matching import (
     IGNORED_SHARE,
@@ -188,7 +187,7 @@ OBJECTIVES: dict[str, RawObjective] = {
 
 def _overlap(boxes: Tensor, scene: PaddedTargets | Scene) -> Tensor:
     """Return the IoU (B, A, M) of boxes with the objects, -1 at padding."""
-    overlap: Tensor = box_iou(boxes, scene.boxes)
+    overlap = pairwise_iou(boxes, scene.boxes)
     return overlap.masked_fill(~scene.valid.unsqueeze(1), -1)
 
 

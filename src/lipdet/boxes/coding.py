@@ -65,3 +65,18 @@ def corners(default_boxes: Tensor) -> Tensor:
     """Return boxes given as cx, cy, w, h (..., 4) as xyxy (..., 4)."""
     half_sizes = default_boxes[..., 2:] / 2
     return torch.cat([default_boxes[..., :2] - half_sizes, default_boxes[..., :2] + half_sizes], -1)
+
+
+def pairwise_iou(first: Tensor, second: Tensor) -> Tensor:
+    """Return the IoU (…, N, M) of boxes (…, N, 4) with boxes (…, M, 4), all xyxy.
+
+    Of two boxes without area it is NaN, as in torchvision.
+    """
+    # One coordinate at a time: a last axis of two would be copied slowly.
+    left, top, right, bottom = (one.unsqueeze(-1) for one in first.unbind(-1))
+    x1, y1, x2, y2 = (one.unsqueeze(-2) for one in second.unbind(-1))
+    width = torch.minimum(right, x2).sub_(torch.maximum(left, x1)).clamp_(min=0)
+    height = torch.minimum(bottom, y2).sub_(torch.maximum(top, y1)).clamp_(min=0)
+    intersection = width.mul_(height)
+    union = (right - left) * (bottom - top) + (x2 - x1) * (y2 - y1) - intersection
+    return intersection.div_(union)

@@ -2,7 +2,8 @@
 
 Notable choices:
 - Boxes are clipped to the image before NMS, so that what is shown is what was compared.
-- NMS runs once per class; a joint call on shifted coordinates rounds differently per class.
+- NMS compares boxes of one class where they are; on coordinates shifted for each class, IoU would
+  be rounded differently.
 - Everything ranks on log-odds; see `lipdet.boxes.scores`.
 - What is shown of that has one detection for each place: there classes compete, too.
 """
@@ -12,11 +13,11 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor
-from torchvision.ops import nms
 
-from lipdet.boxes.coding import BoxCoding
+from lipdet.boxes.coding import BoxCoding, pairwise_iou
 from lipdet.boxes.scores import Scores
 from lipdet.types import Canvas, Detections, Objects, RawOutput
 
@@ -24,6 +25,8 @@ from lipdet.types import Canvas, Detections, Objects, RawOutput
 NMS_IOU = 0.3
 # Of two boxes, one of which covers more than this share of the other, the better one is shown.
 MOST_COVERED = 0.5
+# Boxes whose overlaps NMS looks at together; all pairs of a large picture would take gigabytes.
+BLOCK = 512
 
 
 class Decoder(NamedTuple):
@@ -89,21 +92,47 @@ def _select_one(
     logits: Tensor, boxes: Tensor, decoder: Decoder, selection: Selection
 ) -> Detections:
     candidates = decoder.scores.candidates(logits, selection.score_floor)
-    kept = [
-        members[
-            nms(boxes[candidates.anchors[members]], candidates.log_odds[members], decoder.nms_iou)
-        ]
-        for label in torch.unique(candidates.labels).tolist()
-        for members in [torch.nonzero(candidates.labels == label).squeeze(1)]
-    ]
-    order = torch.cat(kept) if kept else candidates.labels
-    best = candidates.log_odds[order].argsort(descending=True, stable=True)[: selection.top_k]
-    order = order[best]
+    found = boxes[candidates.anchors]
+    order = nms(found, candidates.log_odds, candidates.labels, decoder.nms_iou, selection.top_k)
     return Detections(
-        boxes=boxes[candidates.anchors[order]],
+        boxes=found[order],
         labels=candidates.labels[order],
         scores=candidates.log_odds[order].double().sigmoid(),
     )
+
+
+def nms(boxes: Tensor, log_odds: Tensor, labels: Tensor, iou: float, most: int) -> Tensor:
+    """Return up to `most` boxes, best first, that no better one of their class overlaps too much.
+
+    Class by class the same as torchvision's, in the arithmetic too: what certificates reason about
+    is here, and importing that package takes half as long again as torch.
+
+    Args:
+        boxes: (N, 4) xyxy.
+        log_odds: (N,); of equal ones the lower label, then the earlier box is better.
+        labels: (N,) classes.
+        iou: a kept box suppresses what overlaps it by more.
+        most: how many to return.
+    """
+    order = labels.argsort(stable=True)
+    order = order[log_odds[order].argsort(descending=True, stable=True)]
+
+    def suppresses(better: Tensor, worse: Tensor) -> Tensor:
+        same = labels[better].unsqueeze(1) == labels[worse]
+        return same & (pairwise_iou(boxes[better], boxes[worse]).double() > iou)
+
+    kept = order[:0]
+    for block in torch.split(order, BLOCK):
+        block = block[~suppresses(kept, block).any(dim=0)]
+        pairs = suppresses(block, block).cpu().numpy()
+        alive = np.ones(len(block), dtype=bool)
+        for row in range(len(block)):
+            if alive[row]:
+                alive[row + 1 :] &= ~pairs[row, row + 1 :]
+        kept = torch.cat([kept, block[torch.from_numpy(alive).to(block.device)]])
+        if len(kept) >= most:
+            break
+    return kept[:most]
 
 
 def one_per_place(found: Detections, square: Tensor | None = None) -> Detections:

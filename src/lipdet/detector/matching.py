@@ -8,6 +8,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from lipdet.boxes.coding import pairwise_iou
 from lipdet.types import Objects, Target, ignored_of
 
 POSITIVE_IOU = 0.5
@@ -128,15 +129,3 @@ def share_inside(boxes: Tensor, areas: Tensor) -> Tensor:
     inside = (last - first).clamp(min=0).prod(dim=-1)
     size = (boxes[..., 2:] - boxes[..., :2]).clamp(min=0).prod(dim=-1)
     return inside / size.unsqueeze(-1).clamp(min=torch.finfo(boxes.dtype).tiny)
-
-
-def pairwise_iou(default_corners: Tensor, boxes: Tensor) -> Tensor:
-    """IoU (B, A, M) of boxes (A, 4) with boxes (B, M, 4), all xyxy."""
-    # One coordinate at a time: a last axis of two would be copied slowly.
-    left, top, right, bottom = (one[None, :, None] for one in default_corners.unbind(-1))
-    x1, y1, x2, y2 = (one[:, None] for one in boxes.unbind(-1))
-    width = torch.minimum(right, x2).sub_(torch.maximum(left, x1)).clamp_(min=0)
-    height = torch.minimum(bottom, y2).sub_(torch.maximum(top, y1)).clamp_(min=0)
-    intersection = width.mul_(height)
-    union = (right - left) * (bottom - top) + (x2 - x1) * (y2 - y1) - intersection
-    return intersection.div_(union)

@@ -9,8 +9,8 @@ from collections.abc import Sequence
 
 import torch
 from torch import Tensor
-from torchvision.ops import box_iou
 
+from lipdet.boxes.coding import pairwise_iou
 from lipdet.results import Consistency
 from lipdet.types import Detections
 
@@ -36,7 +36,7 @@ def consistency(
     counts = Consistency(shown=0, kept=0, changed=0, vanished=0, appeared=0)
     for before, after in zip(clean, attacked, strict=True):
         first, second = (one["scores"] > score for one in (before, after))
-        overlap = box_iou(before["boxes"][first].float(), after["boxes"][second].float())
+        overlap = pairwise_iou(before["boxes"][first].float(), after["boxes"][second].float())
         same = before["labels"][first][:, None] == after["labels"][second]
         kept = _pairs(overlap, same)
         changed = _pairs(overlap, ~same)

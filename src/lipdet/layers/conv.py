@@ -8,6 +8,8 @@ Notable choices:
 
 from __future__ import annotations
 
+from typing import Literal
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
@@ -15,6 +17,7 @@ from torch.nn import functional
 from lipdet.layers.base import ConstructedWeight
 
 Size = int | tuple[int, int]
+PaddingMode = Literal["zeros", "circular"]
 
 
 class LipschitzConv2d(ConstructedWeight):
@@ -47,7 +50,7 @@ class LipschitzConv2d(ConstructedWeight):
         dilation: Size = 1,
         groups: int = 1,
         bias: bool = True,
-        padding_mode: str = "zeros",
+        padding_mode: PaddingMode = "zeros",
     ) -> None:
         super().__init__()
         name = type(self).__name__
@@ -132,24 +135,24 @@ def plain_conv(
     bias: Tensor | None,
     stride: tuple[int, int] = (1, 1),
     padding: Size | str = 0,
-    padding_mode: str = "zeros",
+    padding_mode: PaddingMode = "zeros",
 ) -> nn.Conv2d:
     """Return an `nn.Conv2d` with copies of a weight (c_out, c_in, k1, k2) and a bias."""
-    conv: nn.Conv2d = nn.utils.skip_init(  # type: ignore[no-untyped-call]
-        nn.Conv2d,
-        weight.shape[1],
-        weight.shape[0],
-        tuple(weight.shape[2:]),
+    # Without memory, nothing is drawn at random.
+    c_out, c_in, height, width = weight.shape
+    conv = nn.Conv2d(
+        c_in,
+        c_out,
+        (height, width),
         stride,
         padding,
         bias=bias is not None,
         padding_mode=padding_mode,
-        device=weight.device,
-        dtype=weight.dtype,
+        device="meta",
     )
-    conv.weight.copy_(weight)
-    if conv.bias is not None and bias is not None:
-        conv.bias.copy_(bias)
+    conv.weight = nn.Parameter(weight.detach().clone(memory_format=torch.contiguous_format))
+    if bias is not None:
+        conv.bias = nn.Parameter(bias.detach().clone())
     return conv
 
 

@@ -11,8 +11,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from lipdet.attack.pixels import OBJECTIVES, attack_pixels, pixel_scores
-from lipdet.attack.settings import DEFAULT_OBJECTIVE, AttackName, AttackSettings
+from lipdet.attack.pixels import attack_pixels, pixel_scores
+from lipdet.attack.settings import single_attacks
 from lipdet.certificate.pixels import (
     Front,
     Mask,
@@ -148,7 +148,7 @@ def evaluate_segmenter(
         loaded: the segmenter.
         pack: pictures with masks, of any size.
         seed: the one that the pack was made with; recorded.
-        campaign: the attacks to run, with objectives of pixels, if any.
+        campaign: the attacks to run, with `PixelSettings`, if any.
         certify: L2 radii at which to certify, if any.
 
     Returns:
@@ -205,7 +205,7 @@ def attacked_pixels(segmenter: Segmenter, pack: Pack, campaign: Campaign) -> lis
 def _attacked(
     segmenter: Segmenter, pack: Pack, campaign: Campaign, epsilon: float
 ) -> AttackedPixels:
-    attacks = pixel_attacks(campaign.attack, replace(campaign.settings, epsilon=epsilon))
+    attacks = single_attacks(campaign.attack, replace(campaign.settings, epsilon=epsilon))
     classes, step = len(pack.class_names), at_once(pack)
     counts, sums = np.zeros((classes, classes), np.int64), np.zeros(3)
     label = f"Attacking {pack.name}, ε = {epsilon:g}"
@@ -302,20 +302,3 @@ def _summed(pack: Pack, epsilon: float, tally: _Tally, there: NDArray[np.int64])
         "per_class": per_class,
         "flipped": tally.flipped / len(pack),
     }
-
-
-def pixel_attacks(attack: AttackName, settings: AttackSettings) -> list[AttackSettings]:
-    """List the attacks behind a name: the one of `settings`, or PGD with every objective.
-
-    The objective that detectors are attacked with by default stands for `flip` here.
-
-    Raises:
-        InputError: the objective is one of detectors.
-    """
-    if attack == "worst":
-        return [replace(settings, schedule="pgd", objective=name) for name in OBJECTIVES]
-    asked = settings.objective
-    objective = next(iter(OBJECTIVES)) if asked == DEFAULT_OBJECTIVE else asked
-    if objective not in OBJECTIVES:
-        raise InputError(f"A segmenter is attacked by {', '.join(OBJECTIVES)}, not {asked}.")
-    return [replace(settings, schedule=attack, objective=objective)]

@@ -10,8 +10,12 @@ from typing import Any
 from rich.table import Table
 
 from lipdet.certificate.constants.outputs import OutputBounds
+from lipdet.certificate.pixels import bounds_of_pixels
+from lipdet.checkpoint import LoadedSegmenter
+from lipdet.errors import UnknownLipschitz
 from lipdet.images.pack import Pack
-from lipdet.lipschitz.profile import LayerRow
+from lipdet.lipschitz.profile import LayerRow, layer_profile
+from lipdet.lipschitz.propagation import propagate
 from lipdet.report.style import COLOURS, Drawing, colour, marker, new_figure, save_figure, styled
 from lipdet.report.table import constant, new_table
 from lipdet.versions import versions
@@ -71,7 +75,7 @@ def plot_profiles(profiles: Mapping[str, Sequence[LayerRow]]) -> Drawing | None:
         ends.append(f"{name}: {constant(bounds[-1])} after {len(line)} layers")
     axes.set_yscale("log")
     axes.yaxis.set_major_formatter(lambda value, _: f"{value:g}")
-    axes.set_xlabel("layer, from the image to the logits of the coarsest map")
+    axes.set_xlabel("layer, from the image to the last logits")
     axes.set_ylabel("Lipschitz constant from the image, L2")
     axes.legend(loc="upper left")
     return Drawing(
@@ -123,13 +127,64 @@ def profile_json(
     name: str, pack: Pack, rows: Sequence[LayerRow], bounds: OutputBounds
 ) -> dict[str, Any]:
     """Return what `lipdet lipschitz --json` writes; docs/json.md describes it."""
-    return {
-        "weights": name,
-        "observed_on": pack.describe(),
-        "versions": versions(),
+    constants = {
         "joint": bounds.joint,
         "features": list(bounds.features),
         "largest_logit": bounds.logits.max().item(),
         "largest_offset": bounds.offsets.max().item(),
+    }
+    return _as_json(name, pack, rows, constants)
+
+
+def segmenter_profile(loaded: LoadedSegmenter, pack: Pack) -> tuple[list[LayerRow], dict[str, Any]]:
+    """Bound a segmenter's layers, and observe them on a few pictures of its canvas.
+
+    Returns:
+        The layers, and what `lipdet lipschitz --json` writes; there, in `pixels`, what certificates
+        of pixels use, which holds for pictures of any size, or why there are none.
+
+    Raises:
+        UnknownLipschitz: a layer has no rule.
+    """
+    segmenter, images = loaded.segmenter, pack.pixels(range(len(pack)))
+    propagation = propagate(segmenter, (3, *pack.canvas))
+    rows = layer_profile(propagation, images)
+    pixels: dict[str, float] | str
+    try:
+        bounds = bounds_of_pixels(segmenter, images)
+        pixels = {
+            "joint": bounds.joint,
+            "contrasts": bounds.contrasts,
+            "largest_difference": bounds.pairwise.max().item(),
+            "rounding": bounds.rounding,
+        }
+    except UnknownLipschitz as error:
+        pixels = str(error)
+    constants = {"joint": propagation.joint, "pixels": pixels}
+    return rows, _as_json(loaded.name, pack, rows, constants)
+
+
+def segmenter_sentence(profile: Mapping[str, Any]) -> str:
+    """Say what `segmenter_profile` found of all layers together."""
+    together = f"All logits together: {constant(profile['joint'])} at this size."
+    pixels = profile["pixels"]
+    if isinstance(pixels, str):
+        return f"{together} {pixels}"
+    joint, contrasts, largest, rounding = map(constant, pixels.values())
+    return (
+        f"{together} In certificates, which hold for every size: all logits {joint}, what flipped "
+        f"pixels pay together {contrasts}, difference of two logits of a pixel at most {largest}; "
+        f"rounding {rounding}, as measured."
+    )
+
+
+def _as_json(
+    name: str, pack: Pack, rows: Sequence[LayerRow], constants: Mapping[str, Any]
+) -> dict[str, Any]:
+    return {
+        "weights": name,
+        "observed_on": pack.describe(),
+        "versions": versions(),
+        **constants,
         "layers": [asdict(row) for row in rows],
     }

@@ -210,7 +210,9 @@ def is_segmenter(spec: str) -> bool:
     Raises:
         InputError: there is no such weights file, or it is damaged.
     """
-    return not names_module(spec) and "segmenter" in read_tensors(weights_file(spec))[1]
+    # Of an exported model, the runtime says what it is of.
+    is_weights = not names_module(spec) and not spec.endswith(".onnx")
+    return is_weights and "segmenter" in read_tensors(weights_file(spec))[1]
 
 
 def load_segmenter(spec: str) -> LoadedSegmenter:

@@ -83,7 +83,7 @@ def plot_profiles(profiles: Mapping[str, Sequence[LayerRow]]) -> Drawing | None:
         figure,
         "Where the Lipschitz bound comes from. Markers: certified upper bound from the image to "
         "the end of each layer. Dotted: observed at pictures, a lower bound of the same constant. "
-        "The last point is of all logits of a map together, not of one as in the first table.",
+        "The last point is of all logits of a map together, not of a single one.",
         f"Certified bound at the end: {'; '.join(ends)}.",
     )
 

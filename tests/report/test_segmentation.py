@@ -68,7 +68,7 @@ def test_what_is_certified_and_rare_comes_first(page: Page) -> None:
     assert "One answer for all pixels, background, has 0.0" in page.words
     # The ordinary one: its certified columns are missing, and its tile of radii.
     assert "of which nothing is proven" in page.words
-    assert page.words.count("pixels can flip") == 2
+    assert page.words.count("radii: at most") == 2
 
 
 def test_pictures_say_how_many_pixels_flip(page: Page) -> None:

@@ -27,6 +27,7 @@ from lipdet.images.spec import open_data
 from lipdet.report.audit import audit_json, audit_module, audit_sentence, audit_table
 from lipdet.report.lipschitz import (
     bounds_table,
+    pixel_bounds,
     plot_profile,
     profile_json,
     profile_table,
@@ -91,7 +92,7 @@ def run(
     pack = open_data(data, "test", loaded.framing).head(MOST_OBSERVED)
     told: Table | str
     if isinstance(loaded, LoadedSegmenter):
-        rows, profile = segmenter_profile(loaded, pack)
+        rows, profile = segmenter_profile(loaded, pack, pixel_bounds(loaded.segmenter, pack))
         told = segmenter_sentence(profile)
     else:
         propagation = propagate_detector(loaded.detector)

@@ -141,6 +141,7 @@ def evaluate_segmenter(
     seed: int,
     campaign: Campaign | None = None,
     certify: Sequence[float] = (),
+    bounds: PixelBounds | None = None,
 ) -> SegmentationResult:
     """Measure a segmenter: clean, under attack and certified.
 
@@ -150,6 +151,7 @@ def evaluate_segmenter(
         seed: the one that the pack was made with; recorded.
         campaign: the attacks to run, with `PixelSettings`, if any.
         certify: L2 radii at which to certify, if any.
+        bounds: as `bounds_on` gives them, if they are known.
 
     Returns:
         The json object that docs/json.md describes; shares are fractions.
@@ -165,9 +167,7 @@ def evaluate_segmenter(
     answer = np.zeros_like(counts)
     answer[:, counts.sum(axis=1).argmax()] = counts.sum(axis=1)
     attacked = attacked_pixels(segmenter, pack, campaign) if campaign else []
-    bounds = None
-    if certify:
-        bounds = bounds_of_pixels(segmenter, pack.pixels(range(min(len(pack), at_once(pack)))))
+    bounds = (bounds or bounds_on(segmenter, pack)) if certify else None
     certified = certified_pixels(segmenter, pack, certify, bounds) if bounds else []
     return {
         "weights": loaded.name,
@@ -183,6 +183,15 @@ def evaluate_segmenter(
         "joint_constant": bounds.joint if bounds else None,
         "rounding": bounds.rounding if bounds else None,
     }
+
+
+def bounds_on(segmenter: Segmenter, pack: Pack) -> PixelBounds:
+    """Bound a segmenter, with the rounding of as many pictures of a pack as pass together.
+
+    Raises:
+        UnknownLipschitz: as `bounds_of_pixels`.
+    """
+    return bounds_of_pixels(segmenter, pack.pixels(range(min(len(pack), at_once(pack)))))
 
 
 def check_pack(loaded: LoadedSegmenter, pack: Pack) -> None:

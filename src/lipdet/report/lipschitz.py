@@ -10,14 +10,16 @@ from typing import Any
 from rich.table import Table
 
 from lipdet.certificate.constants.outputs import OutputBounds
-from lipdet.certificate.pixels import bounds_of_pixels
+from lipdet.certificate.pixels import PixelBounds
 from lipdet.checkpoint import LoadedSegmenter
 from lipdet.errors import UnknownLipschitz
+from lipdet.evaluate.segmentation import bounds_on
 from lipdet.images.pack import Pack
 from lipdet.lipschitz.profile import LayerRow, layer_profile
 from lipdet.lipschitz.propagation import propagate
 from lipdet.report.style import COLOURS, Drawing, colour, marker, new_figure, save_figure, styled
 from lipdet.report.table import constant, new_table
+from lipdet.segmenter import Segmenter
 from lipdet.versions import versions
 
 _BOUND, _OBSERVED = COLOURS[:2]
@@ -136,30 +138,42 @@ def profile_json(
     return _as_json(name, pack, rows, constants)
 
 
-def segmenter_profile(loaded: LoadedSegmenter, pack: Pack) -> tuple[list[LayerRow], dict[str, Any]]:
+def pixel_bounds(segmenter: Segmenter, pack: Pack) -> PixelBounds | str:
+    """Return what certificates of pixels use, or a sentence that says why there are none."""
+    try:
+        return bounds_on(segmenter, pack)
+    except UnknownLipschitz as error:
+        return str(error)
+
+
+def segmenter_profile(
+    loaded: LoadedSegmenter, pack: Pack, bounds: PixelBounds | str
+) -> tuple[list[LayerRow], dict[str, Any]]:
     """Bound a segmenter's layers, and observe them on a few pictures of its canvas.
 
+    Args:
+        loaded: the segmenter.
+        pack: the pictures.
+        bounds: as `pixel_bounds` gives them.
+
     Returns:
-        The layers, and what `lipdet lipschitz --json` writes; there, in `pixels`, what certificates
-        of pixels use, which holds for pictures of any size, or why there are none.
+        The layers, and what `lipdet lipschitz --json` writes.
 
     Raises:
         UnknownLipschitz: a layer has no rule.
     """
-    segmenter, images = loaded.segmenter, pack.pixels(range(len(pack)))
-    propagation = propagate(segmenter, (3, *pack.canvas))
-    rows = layer_profile(propagation, images)
+    propagation = propagate(loaded.segmenter, (3, *pack.canvas))
+    rows = layer_profile(propagation, pack.pixels(range(len(pack))))
     pixels: dict[str, float] | str
-    try:
-        bounds = bounds_of_pixels(segmenter, images)
+    if isinstance(bounds, str):
+        pixels = bounds
+    else:
         pixels = {
             "joint": bounds.joint,
             "contrasts": bounds.contrasts,
             "largest_difference": bounds.pairwise.max().item(),
             "rounding": bounds.rounding,
         }
-    except UnknownLipschitz as error:
-        pixels = str(error)
     constants = {"joint": propagation.joint, "pixels": pixels}
     return rows, _as_json(loaded.name, pack, rows, constants)
 

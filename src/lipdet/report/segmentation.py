@@ -22,7 +22,7 @@ from rich.table import Table
 
 from lipdet.attack.pixels import attack_pixels
 from lipdet.attack.settings import AttackSettings, single_attacks
-from lipdet.certificate.pixels import PixelBounds, bounds_of_pixels, largest_reach, margins_of
+from lipdet.certificate.pixels import PixelBounds, largest_reach, margins_of
 from lipdet.checkpoint import LoadedSegmenter
 from lipdet.errors import UnknownLipschitz
 from lipdet.evaluate.attacked import Campaign
@@ -41,7 +41,12 @@ from lipdet.reading.pixels import (
     under_radii,
 )
 from lipdet.report import sections
-from lipdet.report.lipschitz import plot_profiles, segmenter_profile, segmenter_sentence
+from lipdet.report.lipschitz import (
+    pixel_bounds,
+    plot_profiles,
+    segmenter_profile,
+    segmenter_sentence,
+)
 from lipdet.report.markup import Cell, Section, figures, number, paragraph, table, tile
 from lipdet.report.page import write_html
 from lipdet.report.style import Drawing, new_figure, styled
@@ -185,13 +190,10 @@ def inspect_segmenter(
         InputError: the pack has no masks, or other classes.
     """
     check_pack(loaded, pack)
-    images = pack.pixels(shown)
-    try:
-        bounds = bounds_of_pixels(loaded.segmenter, images)
-    except UnknownLipschitz:
-        bounds = None
+    found = pixel_bounds(loaded.segmenter, pack)
+    bounds = None if isinstance(found, str) else found
     certify = campaign.epsilons if campaign and bounds else ()
-    result = evaluate_segmenter(loaded, pack, seed, campaign, certify)
+    result = evaluate_segmenter(loaded, pack, seed, campaign, certify, bounds)
     scenes: list[PixelScene] = []
     if campaign:
         attacks = single_attacks(campaign.attack, campaign.settings)
@@ -199,7 +201,7 @@ def inspect_segmenter(
     layers: list[LayerRow] = []
     lipschitz: dict[str, Any] | str
     try:
-        layers, lipschitz = segmenter_profile(loaded, pack.head(OBSERVED))
+        layers, lipschitz = segmenter_profile(loaded, pack.head(OBSERVED), found)
     except UnknownLipschitz as error:
         lipschitz = str(error)
     return result, SegmenterInspection(loaded, layers, lipschitz, scenes)

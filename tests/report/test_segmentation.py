@@ -89,6 +89,16 @@ def test_flipped_pixels_have_a_colour_of_their_own() -> None:
     assert drawn.getpixel((0, 0)) == (0, 0, 0)
 
 
+def test_a_page_without_any_radius(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    plain = segmenters(Path())[1]
+    main(["report", plain, "--data", "rendered-ink:2", "--out", "page.html", "--quiet"])
+    words = Page(Path("page.html").read_text(encoding="utf-8")).words
+    assert "No perturbation was looked at. IoU of ink: " in words
+    assert "Nothing was attacked" in words
+    assert "No picture was attacked" in words
+
+
 @pytest.mark.parametrize("more", [["naive"], ["--device", "cpu"]])
 def test_what_a_page_of_segmenters_is_not_for(
     tmp_path: Path, more: list[str], capsys: pytest.CaptureFixture[str]

@@ -20,14 +20,17 @@ from torch import Tensor
 
 from lipdet.boxes import DISPLAY_SELECTION, select_detections
 from lipdet.certificate.constants.outputs import output_bounds
-from lipdet.checkpoint import LoadedDetector, load_detector
-from lipdet.config import PRESETS, DetectorConfig
+from lipdet.certificate.pixels import PixelBounds, bounds_of_pixels, margins_of
+from lipdet.checkpoint import LoadedDetector, LoadedSegmenter, load_detector
+from lipdet.config import PRESETS, DetectorConfig, SegmenterConfig
 from lipdet.detector import build_detector
 from lipdet.errors import InputError
-from lipdet.export.runtime import OnnxNetwork, load_onnx
+from lipdet.export.metadata import read_bounds
+from lipdet.export.runtime import OnnxNetwork, OnnxSegmenter, load_onnx
 from lipdet.export.torch_file import export_torch
 from lipdet.export.verify import check, compare, compare_certificates
 from lipdet.images.pack import Pack
+from lipdet.segmenter import build_segmenter
 from lipdet.types import Canvas, RawOutput
 
 onnx = pytest.importorskip("onnx")
@@ -236,8 +239,76 @@ def test_certificates_of_the_exported_outputs(
     assert other["agree"] == other["detections"] - found["certified"]
 
 
-# Before the script of docs/export.md: importing torch or lipdet fails.
+# Before the scripts of docs/export.md: importing torch or lipdet fails.
 BLOCKED = 'import sys; sys.modules["torch"] = sys.modules["lipdet"] = None\n'
+
+
+def script_of_the_page(name: str) -> str:
+    page = (Path(__file__).parents[1] / "docs" / "export.md").read_text()
+    [script] = re.findall(rf"```python\n(# {name}.*?)```", page, re.DOTALL)
+    return str(script)
+
+
+def segmenter(architecture: str) -> LoadedSegmenter:
+    """Of three classes with random filters, on a canvas that its stride does not divide."""
+    torch.manual_seed(0)
+    names = ("a", "b", "c")
+    config = SegmenterConfig(architecture, names, Canvas(30, 38))
+    built = build_segmenter(config).eval()
+    with torch.no_grad():
+        for weight in built.head.parameters():
+            weight.normal_()
+    return LoadedSegmenter("small", built, {})
+
+
+def test_radii_are_computed_from_an_exported_segmenter_alone(tmp_path: Path) -> None:
+    from PIL import Image
+
+    loaded, canvas = segmenter("orthogonal-segmenter"), Canvas(30, 38)
+    images = torch.rand(9, 3, *canvas, generator=torch.Generator().manual_seed(0))
+    out = tmp_path / "small.onnx"
+    metadata = export_onnx(loaded, out, images)
+    # The certificates of the file are those of the segmenter, with more room for rounding.
+    bounds, known = bounds_of_pixels(loaded.segmenter, images[:8]), read_bounds(metadata)
+    assert isinstance(known, PixelBounds)
+    assert torch.equal(known.pairwise, bounds.pairwise)
+    assert (known.joint, known.contrasts) == (bounds.joint, bounds.contrasts)
+    off = metadata["verified"]["logits"]["largest_difference"]
+    assert known.rounding == pytest.approx(bounds.rounding + off)
+    certified = metadata["verified"]["certificates"]
+    assert 0 < certified["certified"] < certified["pixels"] == 9 * 30 * 38
+    assert certified["agree"] >= certified["pixels"] - 1
+    # The page's own script, on its own; the oracle is the certificate in torch.
+    pixels = (images[0].permute(1, 2, 0) * 255).round().byte()
+    Image.fromarray(pixels.numpy()).save(tmp_path / "p.png")
+    script = script_of_the_page("radii.py") + "np.save(sys.argv[3], radii)\n"
+    words = [sys.executable, "-c", BLOCKED + script, str(out), str(tmp_path / "p.png")]
+    done = subprocess.run([*words, str(tmp_path / "r.npy")], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert "keep their class" in done.stdout
+    with torch.no_grad():
+        [logits] = loaded.segmenter(pixels.permute(2, 0, 1)[None].float() / 255)
+    expected = margins_of(logits, loaded.segmenter, known).radius
+    np.testing.assert_allclose(np.load(tmp_path / "r.npy"), expected, rtol=1e-3, atol=1e-4)
+    with pytest.raises(InputError, match=r"lipdet exported \(it is of a segmenter"):
+        load_onnx(out)
+    with pytest.raises(InputError, match="leave out --detections"):
+        export_onnx(loaded, out, images, detections=True)
+
+
+def test_an_ordinary_segmenter_is_exported_without_certificates(tmp_path: Path) -> None:
+    loaded = segmenter("plain-segmenter")
+    images = torch.rand(9, 3, 30, 38, generator=torch.Generator().manual_seed(0))
+    metadata = export_torch(loaded, tmp_path / "plain.pt2", images)
+    assert "BatchNorm2d, which has no bound" in metadata["certificate"]["unknown"]
+    assert metadata["verified"]["certificates"] is None
+    network = torch.export.load(tmp_path / "plain.pt2").module()
+    with torch.no_grad():
+        torch.testing.assert_close(network(images), loaded.segmenter(images))
+    metadata = export_onnx(loaded, tmp_path / "plain.onnx", images)
+    model = OnnxSegmenter((tmp_path / "plain.onnx").read_bytes())
+    assert model.metadata == metadata
+    torch.testing.assert_close(model(images), loaded.segmenter(images), rtol=0, atol=1e-5)
 
 
 def test_a_model_runs_without_torch(
@@ -246,8 +317,7 @@ def test_a_model_runs_without_torch(
     from PIL import Image
 
     Image.fromarray(np.asarray(house_numbers.images[3])).save(tmp_path / "p.png")
-    page = (Path(__file__).parents[1] / "docs" / "export.md").read_text()
-    [script] = re.findall(r"```python\n(# use.py.*?)```", page, re.DOTALL)
+    script = script_of_the_page("use.py")
     done = subprocess.run(
         [sys.executable, "-c", BLOCKED + script, str(model), str(tmp_path / "p.png")],
         capture_output=True,
@@ -270,6 +340,8 @@ def test_bad_models_are_refused(model: Path, tmp_path: Path) -> None:
     del stranger.metadata_props[:]
     for bad in (b"", b"text", content[: len(content) // 2], stranger.SerializeToString()):
         file.write_bytes(bad)
-        with pytest.raises(InputError, match=r"x\.onnx is no model that lipdet exported") as error:
+        with pytest.raises(
+            InputError, match=r"x\.onnx is no detector that lipdet exported"
+        ) as error:
             load_onnx(file)
         assert "\n" not in str(error.value)

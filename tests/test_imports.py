@@ -51,7 +51,7 @@ ALLOWED: dict[str, set[str]] = {
     "reading": BASE | {"boxes", "certificate", "detector", "images", "types"},
     "export": BASE
     | {"boxes", "certificate", "checkpoint", "config", "detector", "layers", "types", "versions"}
-    | {"files", "norms"},
+    | {"files", "norms", "segmenter"},
     "train": BASE
     | {"attack", "boxes", "checkpoint", "config", "detector", "evaluate", "images", "results"}
     | {"batch_norm", "distributed", "files", "hardware", "progress", "segmenter", "types"}

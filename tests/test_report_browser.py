@@ -1,7 +1,7 @@
 """The page in a browser: nothing fails, nothing leaves it, nothing sticks out, all can be read.
 
-Two pages: one with names that would break a careless page, and the one of a packaged detector on
-rendered pictures, as `make demo` builds it, only smaller.
+Three pages: one with names that would break a careless page, the one of a packaged detector on
+rendered pictures, as `make demo` builds it, only smaller, and one about segmenters.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ import pytest
 
 from lipdet.cli import main
 from lipdet.report.page import write_page
-from tests.report.made_up import EVIL, inspections, results
+from tests.report.made_up import EVIL, inspections, results, segmentation_page
 from tests.report.test_page import Page as Parsed
 from tests.report.test_page import expected_text, value_at
 
@@ -81,12 +81,15 @@ def measured(
     return folder
 
 
-@pytest.fixture(scope="module", params=["made up", "measured"])
+@pytest.fixture(scope="module")
+def segmented(tmp_path_factory: pytest.TempPathFactory, small_pages: None) -> Path:
+    return segmentation_page(tmp_path_factory.mktemp("segmented"))
+
+
+@pytest.fixture(scope="module", params=["made_up", "measured", "segmented"])
 def page_file(request: pytest.FixtureRequest) -> Path:
-    if request.param == "made up":
-        file: Path = request.getfixturevalue("made_up")
-    else:
-        file = request.getfixturevalue("measured") / "report.html"
+    file: Path = request.getfixturevalue(request.param)
+    file = file / "report.html" if file.is_dir() else file
     assert file.stat().st_size < LARGEST_PAGE
     return file
 

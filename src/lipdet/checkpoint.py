@@ -78,9 +78,20 @@ class LoadedSegmenter:
     segmenter: Segmenter
     info: dict[str, Any]
 
+    @property
+    def framing(self) -> Framing:
+        """How pictures get onto its canvas."""
+        return self.segmenter.framing
+
+    @property
+    def module(self) -> nn.Module:
+        """The segmenter as a module, as of a detector."""
+        return self.segmenter
+
 
 # Made of lipdet's parts, or not.
 AnyDetector = LoadedDetector | ForeignDetector
+Own = LoadedDetector | LoadedSegmenter
 
 
 def packaged_names() -> list[str]:
@@ -112,27 +123,34 @@ def weights_file(spec: str) -> Path:
     )
 
 
-def load_any(spec: str) -> AnyDetector:
-    """Return what a DETECTOR means, made of lipdet's parts or not.
+def load_network(spec: str) -> AnyDetector | LoadedSegmenter:
+    """Return what a DETECTOR means: a detector, made of lipdet's parts or not, or a segmenter.
 
     Raises:
-        InputError: as `load_detector`, but for a module that is no `SSD`.
+        InputError: missing, damaged, or weights of another architecture.
     """
     if not names_module(spec):
-        loaded = _load_weights(spec)
-        if isinstance(loaded, LoadedSegmenter):
-            raise InputError(
-                f"{spec} is a segmenter, and this is for detectors (docs/segmentation.md)."
-            )
-        return loaded
+        return _load_weights(spec)
     module = load_module(spec)
     if isinstance(module, SSD):
         return LoadedDetector(spec, module, {})
     return ForeignDetector.of(spec, module)
 
 
-def load_detector(spec: str) -> LoadedDetector:
-    """Build the detector that a weights file describes, or that a callable of the user's returns.
+def load_any(spec: str) -> AnyDetector:
+    """Return what a DETECTOR means, made of lipdet's parts or not.
+
+    Raises:
+        InputError: as `load_detector`, but for a module that is no `SSD`.
+    """
+    loaded = load_network(spec)
+    if isinstance(loaded, LoadedSegmenter):
+        raise _no_detector(spec)
+    return loaded
+
+
+def load_own(spec: str) -> Own:
+    """Build the network that a weights file describes, or the detector of a callable of the user's.
 
     Args:
         spec: a DETECTOR; see the module's first lines.
@@ -140,7 +158,7 @@ def load_detector(spec: str) -> LoadedDetector:
     Raises:
         InputError: missing, damaged, weights of another architecture, or a module that is no `SSD`.
     """
-    loaded = load_any(spec)
+    loaded = load_network(spec)
     if isinstance(loaded, ForeignDetector):
         kind = type(loaded.module)
         raise InputError(
@@ -150,6 +168,25 @@ def load_detector(spec: str) -> LoadedDetector:
             "take any detector."
         )
     return loaded
+
+
+def load_detector(spec: str) -> LoadedDetector:
+    """Build a detector, as `load_own` does.
+
+    Raises:
+        InputError: as `load_own`, or it is a segmenter.
+    """
+    loaded = load_own(spec)
+    if isinstance(loaded, LoadedSegmenter):
+        raise _no_detector(spec)
+    return loaded
+
+
+def _no_detector(spec: str) -> InputError:
+    return InputError(
+        f"{spec} is a segmenter, and this is for detectors: give it to detect, certify, eval, "
+        "attack, report, lipschitz or export (docs/segmentation.md)."
+    )
 
 
 def certifiable(loaded: AnyDetector) -> SSD:
@@ -173,7 +210,9 @@ def is_segmenter(spec: str) -> bool:
     Raises:
         InputError: there is no such weights file, or it is damaged.
     """
-    return not names_module(spec) and "segmenter" in read_tensors(weights_file(spec))[1]
+    # Of an exported model, the runtime says what it is of.
+    is_weights = not names_module(spec) and not spec.endswith(".onnx")
+    return is_weights and "segmenter" in read_tensors(weights_file(spec))[1]
 
 
 def load_segmenter(spec: str) -> LoadedSegmenter:
@@ -188,7 +227,7 @@ def load_segmenter(spec: str) -> LoadedSegmenter:
     return loaded
 
 
-def _load_weights(spec: str) -> LoadedDetector | LoadedSegmenter:
+def _load_weights(spec: str) -> Own:
     path = weights_file(spec)
     tensors, info = read_tensors(path)
     try:

@@ -30,7 +30,7 @@ from lipdet.progress import quietly
 # What several processes can do together.
 SHARED = ("train", "eval")
 # What knows segmenters, too (`commands.segment`).
-OF_SEGMENTERS = ("eval", "certify", "attack")
+OF_SEGMENTERS = ("eval", "detect", "certify", "attack")
 # Each with a line of help; `verb_module` has its `parser` and its `run`.
 VERBS = {
     "data": "render, prepare, download, inspect",

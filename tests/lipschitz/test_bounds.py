@@ -48,6 +48,12 @@ def test_every_chain_of_functions_is_bounded(number: int) -> None:
     assert jacobian_norm(network, (2, 5, 6), points=2) <= lipschitz_bound(network, (2, 5, 6))
 
 
+def _beside(inner: Callable[[Tensor], Tensor], x: Tensor, dim: int = 1) -> Tensor:
+    """One half goes through a function, the other half waits beside it."""
+    through, waiting = x.chunk(2, dim)
+    return torch.cat([inner(through), waiting], dim)
+
+
 @pytest.mark.parametrize(
     ("layer", "constant"),
     [
@@ -86,6 +92,11 @@ def test_every_chain_of_functions_is_bounded(number: int) -> None:
         (Apply(lambda x: (x, [x, 1.0], {"x": x})), math.sqrt(3)),
         (Apply(lambda x: x.shape[1] * x.chunk(2, 1)[0]), 2.0),
         (Apply(lambda x: torch.cat([*x.chunk(2, 1), x], 1)), math.sqrt(3)),
+        (Apply(lambda x: torch.cat([3 * x.chunk(2, 1)[1], x.chunk(2, 1)[0]], 1)), math.sqrt(10)),
+        (Apply(lambda x: _beside(lambda a: 3 * a, x)), 3.0),
+        (Apply(lambda x: 2 * _beside(lambda a: _beside(lambda b: 5 * b, a, 2), x)), 10.0),
+        (Apply(lambda x: _beside(lambda a: a + x[:, :1], x)), math.sqrt(5)),
+        (Apply(lambda x: torch.cat([*(y := x.chunk(2, 1)), y[0]], 1)), math.sqrt(3)),
     ],
 )
 def test_rules(layer: nn.Module, constant: float) -> None:

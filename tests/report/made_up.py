@@ -1,21 +1,29 @@
-"""Results and inspections that were never measured, with names that would break a careless page."""
+"""Results and inspections with names that would break a careless page.
+
+Those of detectors were never measured; segmenters are tiny, have random weights and are measured.
+"""
 
 from __future__ import annotations
 
 import copy
+from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 
 from lipdet.certificate.diagnosis import REASONS
-from lipdet.checkpoint import LoadedDetector
-from lipdet.config import PRESETS
+from lipdet.checkpoint import LoadedDetector, save_detector
+from lipdet.cli import main
+from lipdet.config import INK_CLASSES, PRESETS, SegmenterConfig
 from lipdet.detector import build_detector
+from lipdet.images.prepare import pack_rendered
 from lipdet.lipschitz.profile import LayerRow
 from lipdet.reading import Detection
 from lipdet.report.architecture import Architecture, HeadShape, Stage
 from lipdet.report.inspection import Inspection
 from lipdet.report.scenes import Scene
+from lipdet.segmenter import build_segmenter
 from lipdet.types import Canvas
 
 EVIL = '</script><img src="http://evil.example/x" onerror="alert(1)"> & "$x$'
@@ -114,3 +122,28 @@ def results() -> list[dict[str, Any]]:
 def inspections() -> list[Inspection]:
     """Of the same detectors."""
     return [inspection("naive", bounded=True), inspection(EVIL, bounded=False)]
+
+
+def segmenters(folder: Path) -> list[str]:
+    """Write the weights of a certified and an ordinary segmenter; return their files."""
+    files = []
+    for name in ("orthogonal-segmenter", "plain-segmenter"):
+        torch.manual_seed(1)
+        config = SegmenterConfig(name, INK_CLASSES, Canvas(32, 32))
+        network = build_segmenter(config)
+        with torch.no_grad():
+            for weight in network.head.parameters():
+                weight.normal_()
+        path = folder / f"<u>{name}.safetensors"
+        save_detector(path, network, config, {})
+        files.append(str(path))
+    return files
+
+
+def segmentation_page(folder: Path) -> Path:
+    """Write the page of these segmenters."""
+    pack = pack_rendered(folder / "ink", "test", 3, Canvas(32, 32), seed=0, ink=True)
+    words = ["--data", str(pack.folder), "--epsilon", "0.02", "0.1", "--attack", "pgd", "--quiet"]
+    words += ["--steps", "2", "--pictures", "2", "--out", str(folder / "segmenters.html")]
+    main(["report", *segmenters(folder), *words])
+    return folder / "segmenters.html"

@@ -15,10 +15,12 @@ from PIL import Image
 from torch import Tensor
 
 from lipdet.attack import AttackSettings
+from lipdet.attack.pixels import PixelSettings
+from lipdet.attack.settings import single_attacks
 from lipdet.checkpoint import is_segmenter, load_detector, load_segmenter, read_tensors
 from lipdet.cli import main
 from lipdet.errors import InputError
-from lipdet.evaluate.segmentation import confusion, figures, pixel_attacks
+from lipdet.evaluate.segmentation import confusion, figures, logits_of
 from lipdet.images.pack import Pack
 from lipdet.images.prepare import pack_rendered
 from lipdet.images.source import load_rgb
@@ -114,6 +116,30 @@ def test_eval_says_what_is_certified_attacked_and_clean(
         read_results([file])
 
 
+def test_detect_shows_classes(
+    ink: Pack, run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path, out = picture_of(ink, tmp_path), tmp_path / "found"
+    main(["detect", str(run), str(path), "--out", str(out)])
+    [entry] = json.loads((out / "detections.json").read_text())["pictures"]
+    predicted = logits_of(load_segmenter(str(run)).segmenter, ink.pixels([0])).argmax(dim=1)
+    assert entry["pixels"]["ink"] == int(predicted.sum())
+    assert f"{100 * entry['pixels']['ink'] / 1024:.1f} % ink" in capsys.readouterr().out
+    assert load_rgb(out / "door.png").size == (32, 32)
+
+
+def test_lipschitz_bounds_layers_as_certificates_do(run: Path, tmp_path: Path) -> None:
+    file = tmp_path / "constants.json"
+    main(["lipschitz", str(run), "--data", "rendered:1", "--json", str(file)])
+    found = json.loads(file.read_text())
+    *body, head = found["layers"]
+    # A split enlarges nothing, and the head reads the whole body.
+    assert body[-1]["cumulative"] == pytest.approx(1, abs=1e-4)
+    assert head["observed"] <= head["cumulative"] <= found["joint"]
+    # For every size, and for the canvas.
+    assert found["joint"] <= found["pixels"]["joint"] <= 1.1 * found["joint"]
+
+
 def test_certify_draws_radii_and_counts_what_can_flip(
     ink: Pack, run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -156,9 +182,10 @@ def test_attack_changes_what_is_seen_within_the_radius(
         (("certify", "door.png", "--out", "found", "--iou", "0.7"), "leave out --iou"),
         (
             (*ATTACK_INK, "--objective", "vanish"),
-            "attacked by flip, margin, cross-entropy, not vanish",
+            "'vanish' is unknown; choose one of: flip, margin, cross-entropy",
         ),
-        (("detect", "door.png", "--out", "found"), "is a segmenter"),
+        (("detect", "door.png", "--out", "found", "--score", "0.5"), "leave out --score"),
+        (("check-attack", "--data", "rendered:3"), "is a segmenter, and this is for detectors"),
     ],
 )
 def test_what_a_segmenter_cannot_do(
@@ -204,12 +231,17 @@ def test_figures_are_counts_of_pixels() -> None:
     assert found["miou"] == pytest.approx((1 / 3 + 1 / 2) / 2)
 
 
-def test_the_default_objective_of_detectors_stands_for_flips() -> None:
-    settings = AttackSettings(0.5, steps=7)
-    [single] = pixel_attacks("apgd", settings)
+def test_the_worst_of_attacks_on_pixels_tries_every_objective_with_all_steps() -> None:
+    settings = PixelSettings(0.5, steps=7)
+    [single] = single_attacks("apgd", settings)
     assert (single.objective, single.schedule, single.steps) == ("flip", "apgd", 7)
-    assert {one.objective for one in pixel_attacks("worst", settings)} == {
-        "flip",
-        "margin",
-        "cross-entropy",
+    assert {(one.objective, one.steps) for one in single_attacks("worst", settings)} == {
+        ("flip", 7),
+        ("margin", 7),
+        ("cross-entropy", 7),
     }
+
+
+def test_objectives_of_pixels_are_none_of_boxes() -> None:
+    with pytest.raises(InputError, match="'flip' is unknown; choose one of: mislabel"):
+        AttackSettings(0.5, "flip")

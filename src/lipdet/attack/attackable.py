@@ -18,7 +18,6 @@ from lipdet.attack.objectives import OBJECTIVES, scene_of
 from lipdet.boxes import Selection
 from lipdet.detector import SSD
 from lipdet.detector.forward import detect_images, frozen
-from lipdet.errors import InputError
 from lipdet.types import Detections, RawOutput, Target
 
 # Images whose activations are held at a time.
@@ -72,13 +71,7 @@ class Own:
 
     @contextmanager
     def raising(self, objective: str) -> Iterator[Callable[[Sequence[Target]], Objective]]:
-        """Freeze the detector; meanwhile, give what an attack on images with targets raises.
-
-        Raises:
-            InputError: the objective is one of segmenters.
-        """
-        if objective not in OBJECTIVES:
-            raise InputError(f"A detector is attacked by {', '.join(OBJECTIVES)}, not {objective}.")
+        """Freeze the detector; meanwhile, give what an attack on images with targets raises."""
         detector, value = self.detector, OBJECTIVES[objective]
         decoder = detector.decoder
 

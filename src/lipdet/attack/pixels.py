@@ -6,7 +6,8 @@ A mask tells what is right; what is not labelled counts for nothing.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import NamedTuple
+from dataclasses import dataclass
+from typing import ClassVar, NamedTuple
 
 import torch
 from torch import Tensor
@@ -57,6 +58,16 @@ OBJECTIVES: dict[str, Callable[[PixelScores, float], Tensor]] = {
 }
 
 
+@dataclass(frozen=True)
+class PixelSettings(AttackSettings):
+    """One attack on a segmenter."""
+
+    objectives: ClassVar = tuple(OBJECTIVES)
+    worst: ClassVar = dict.fromkeys(OBJECTIVES, 1.0)
+
+    objective: str = "flip"
+
+
 def attack_pixels(
     segmenter: Segmenter,
     images: Tensor,
@@ -72,7 +83,7 @@ def attack_pixels(
         segmenter: frozen meanwhile.
         images: (B, 3, H, W) in [0, 1].
         masks: (B, H, W) uint8.
-        attacks: each with an objective of OBJECTIVES, for every picture.
+        attacks: `PixelSettings`, each for every picture.
         indices: as in `lipdet.attack.attack_batch`.
     """
     temperature = segmenter.temperature

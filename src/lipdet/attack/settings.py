@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from typing import Literal, get_args
+from typing import ClassVar, Literal, TypeVar, get_args
 
 from lipdet.attack.objectives import OBJECTIVES
 from lipdet.errors import InputError
@@ -12,7 +13,6 @@ from lipdet.errors import InputError
 Norm = Literal["l2", "linf"]
 ScheduleName = Literal["pgd", "apgd"]
 AttackName = Literal["pgd", "apgd", "worst"]
-PixelObjective = Literal["flip", "margin", "cross-entropy"]
 
 # The strongest single objective, and what `worst` tries, each with its share of the steps: together
 # they leave what all objectives would. Chosen by scripts/choose_attack.py; a new objective changes
@@ -29,17 +29,22 @@ NAMED_EPSILONS = {"reference-minus1-1": 0.25, "reference-0-1": 0.5}
 
 @dataclass(frozen=True)
 class AttackSettings:
-    """One attack; with these, an image and its index, the result is determined.
+    """One attack on a detector; with these, an image and its index, the result is determined.
 
     Attributes:
+        objectives: the names that there are.
+        worst: what `worst` tries, each with its share of the steps.
         epsilon: radius in [0, 1] pixel units at the network's input size.
-        objective: what is raised, a name in `OBJECTIVES`.
+        objective: what is raised, one of `objectives`.
         schedule: pgd or apgd.
         norm: l2 or linf.
         steps: gradients per start.
         restarts: random starts; the best result counts.
         seed: of the random starts.
     """
+
+    objectives: ClassVar[tuple[str, ...]] = tuple(OBJECTIVES)
+    worst: ClassVar[Mapping[str, float]] = WORST
 
     epsilon: float
     objective: str = DEFAULT_OBJECTIVE
@@ -63,7 +68,7 @@ class AttackSettings:
         if self.seed < 0:
             raise InputError(f"seed must not be negative, but is {self.seed}.")
         choices = {
-            "objective": (*OBJECTIVES, *get_args(PixelObjective)),
+            "objective": self.objectives,
             "schedule": get_args(ScheduleName),
             "norm": get_args(Norm),
         }
@@ -74,14 +79,17 @@ class AttackSettings:
                 )
 
 
-def single_attacks(attack: AttackName, settings: AttackSettings) -> list[AttackSettings]:
-    """List the attacks behind a name: the one of `settings`, or PGD with each of WORST."""
+Settings = TypeVar("Settings", bound=AttackSettings)
+
+
+def single_attacks(attack: AttackName, settings: Settings) -> list[Settings]:
+    """List the attacks behind a name: the one of `settings`, or PGD with each of their `worst`."""
     if attack != "worst":
         return [replace(settings, schedule=attack)]
     pgd = replace(settings, schedule="pgd")
     return [
         replace(pgd, objective=name, steps=max(1, round(share * settings.steps)))
-        for name, share in WORST.items()
+        for name, share in settings.worst.items()
     ]
 
 

@@ -1,4 +1,4 @@
-"""`lipdet export`: a detector as a file for other programs."""
+"""`lipdet export`: a detector or segmenter as a file for other programs."""
 
 from __future__ import annotations
 
@@ -8,20 +8,20 @@ from typing import Any, Literal
 
 from torch import Tensor
 
-from lipdet.checkpoint import LoadedDetector, load_detector
+from lipdet.checkpoint import Own, load_own
 from lipdet.commands.options import DETECTOR_HELP, Parser, check_writable, verb_parser
 from lipdet.errors import InputError
 from lipdet.export.torch_file import export_torch
 from lipdet.images.spec import Purpose, open_data
 from lipdet.types import Framing
 
-# On which the exported network must equal the detector.
+# On which the exported network must equal its original.
 VERIFIED = "rendered:100"
 # More calibration pictures than this cost minutes and change little.
 CALIBRATED = 500
 FEWEST = 100
 
-Exporter = Callable[[LoadedDetector, Path, Tensor, bool, Tensor | None], dict[str, Any]]
+Exporter = Callable[[Own, Path, Tensor, bool, Tensor | None], dict[str, Any]]
 
 
 def parser() -> Parser:
@@ -64,7 +64,7 @@ def run(
         )
     if format == "onnx" and out.suffix == ".pt2":
         raise InputError(f"{out}: write .pt2 files with --format torch-export.")
-    loaded = load_detector(detector)
+    loaded = load_own(detector)
     images = _pictures(VERIFIED, "test", loaded.framing)
     if format == "torch-export":
         metadata = export_torch(loaded, out, images)
@@ -99,9 +99,10 @@ def _print(out: Path, metadata: dict[str, Any]) -> None:
     if "same_detections" in verified:
         print(f"  detections are lipdet's own on {verified['same_detections']} of them")
     if certified := verified.get("certificates"):
+        what = "detections" if "detections" in certified else "pixels"
         print(
-            f"  certificates at ε = {certified['epsilon']:g}: {certified['certified']} of "
-            f"{certified['detections']} detections, as in torch on {certified['agree']}"
+            f"  certificates at ε = {certified['epsilon']:g}: {certified['certified']:,} of "
+            f"{certified[what]:,} {what}, as in torch on {certified['agree']:,}"
         )
     if "int8" in metadata:
         print(f"  int8: {_differences(metadata['int8'])}")
@@ -112,5 +113,6 @@ def _differences(comparison: dict[str, Any]) -> str:
         f"{name} differ by at most {comparison[name]['largest_difference']:.2g} "
         f"(largest {comparison[name]['largest_value']:.3g})"
         for name in ("logits", "offsets")
+        if name in comparison
     ]
     return f"from torch, {' and '.join(parts)}"

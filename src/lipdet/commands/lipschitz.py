@@ -5,13 +5,14 @@ from __future__ import annotations
 from pathlib import Path
 
 from rich.console import Console
+from rich.table import Table
 
 from lipdet.certificate.constants.outputs import (
     bounds_of_outputs,
     detector_profile,
     propagate_detector,
 )
-from lipdet.checkpoint import LoadedDetector, load_any, load_detector
+from lipdet.checkpoint import LoadedDetector, LoadedSegmenter, load_network, load_own
 from lipdet.commands.options import (
     DETECTOR_HELP,
     Parser,
@@ -24,7 +25,15 @@ from lipdet.errors import InputError
 from lipdet.files import write_complete
 from lipdet.images.spec import open_data
 from lipdet.report.audit import audit_json, audit_module, audit_sentence, audit_table
-from lipdet.report.lipschitz import bounds_table, plot_profile, profile_json, profile_table
+from lipdet.report.lipschitz import (
+    bounds_table,
+    pixel_bounds,
+    plot_profile,
+    profile_json,
+    profile_table,
+    segmenter_profile,
+    segmenter_sentence,
+)
 from lipdet.types import Canvas
 
 # Power iteration takes one pass per layer and iteration for each picture.
@@ -79,24 +88,28 @@ def run(
         return
     if detector is None:
         raise InputError("Give a DETECTOR, or --audit MODULE.")
-    loaded = load_detector(detector)
-    model = loaded.detector
+    loaded = load_own(detector)
     pack = open_data(data, "test", loaded.framing).head(MOST_OBSERVED)
-    images = pack.pixels(range(len(pack)))
-    propagation = propagate_detector(model)
-    rows = detector_profile(propagation, images)
-    bounds = bounds_of_outputs(model, propagation)
+    told: Table | str
+    if isinstance(loaded, LoadedSegmenter):
+        rows, profile = segmenter_profile(loaded, pack, pixel_bounds(loaded.segmenter, pack))
+        told = segmenter_sentence(profile)
+    else:
+        propagation = propagate_detector(loaded.detector)
+        rows = detector_profile(propagation, pack.pixels(range(len(pack))))
+        bounds = bounds_of_outputs(loaded.detector, propagation)
+        profile, told = profile_json(loaded.name, pack, rows, bounds), bounds_table(bounds)
     if plot is not None:
         plot_profile(rows, plot)
-    if write_json(json, profile_json(loaded.name, pack, rows, bounds)):
+    if write_json(json, profile):
         return
     console = Console()
     console.print(profile_table(loaded.name, rows))
-    console.print(bounds_table(bounds))
+    console.print(told)
 
 
 def _audit(spec: str, image_size: Canvas | None, file: Path | None) -> None:
-    loaded = load_any(spec)
+    loaded = load_network(spec)
     if isinstance(loaded, LoadedDetector) and image_size not in (None, loaded.framing.canvas):
         raise InputError(
             f"{spec} takes pictures of {loaded.framing.canvas} pixels, not {image_size}."

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from rich.console import Console
 
 from lipdet.attack import AttackSettings
+from lipdet.attack.pixels import PixelSettings
 from lipdet.attack.settings import AttackName, single_attacks
 from lipdet.attack.torchvision_models import ForeignDetector
-from lipdet.checkpoint import LoadedDetector, load_any
+from lipdet.checkpoint import LoadedDetector, LoadedSegmenter, load_network
 from lipdet.commands.attack_options import EPSILON_HELP, parse_epsilons
 from lipdet.commands.options import (
     ANY_DETECTOR_HELP,
@@ -31,8 +33,14 @@ from lipdet.images.spec import open_data
 from lipdet.report.build import build_report
 from lipdet.report.page import write_figures, write_module_page, write_page
 from lipdet.report.scenes import scenes
+from lipdet.report.segmentation import (
+    inspect_segmenter,
+    segmentation_table,
+    write_segmentation_page,
+)
 from lipdet.report.table import comparison_table
 from lipdet.results import read_results
+from lipdet.types import Framing
 
 
 def parser() -> Parser:
@@ -104,9 +112,15 @@ def run(
     check_state(state, detectors)
     known = read_results(results)
     place = measuring_device(device)
-    given = [load_any(name) for name in detectors]
+    given = [load_network(name) for name in detectors]
+    segmenters = [one for one in given if isinstance(one, LoadedSegmenter)]
+    if segmenters and (len(segmenters) < len(given) or results or state or figures or device):
+        raise InputError(
+            f"{segmenters[0].name} is a segmenter: segmenters have a page of their own, without "
+            "--results, --state, --figures and --device."
+        )
     for one in given:
-        one.module.to(place)
+        one.module.to("cpu" if segmenters else place)
     loaded = [one for one in given if isinstance(one, LoadedDetector)]
     foreign = [one for one in given if isinstance(one, ForeignDetector)]
     if foreign and (len(given) > 1 or results or figures is not None):
@@ -123,8 +137,14 @@ def run(
         return
     packs = dict(zip(framings, opened, strict=True))
     shown = dict(zip(framings, same_pictures(opened, pictures), strict=True))
-    measured, inspections = build_report(loaded, packs, seed, campaign, known, shown, state)
     title = f"{', '.join(detectors)} on {data}"
+    if segmenters:
+        if campaign:
+            settings = PixelSettings(epsilons[0], steps=steps, restarts=restarts, seed=seed)
+            campaign = replace(campaign, settings=settings)
+        _report_segmenters(segmenters, packs, seed, campaign, out, shown, title)
+        return
+    measured, inspections = build_report(loaded, packs, seed, campaign, known, shown, state)
     write_page(out, measured, inspections, title)
     Console().print(comparison_table(measured))
     print(f"Page: {out}")
@@ -148,4 +168,27 @@ def _report_foreign(
     seen = scenes(detector.name, named, pack, shown, attacks) if attacks else []
     write_module_page(out, detector, measured, seen)
     Console().print(comparison_table([measured]))
+    print(f"Page: {out}")
+
+
+def _report_segmenters(
+    segmenters: Sequence[LoadedSegmenter],
+    packs: Mapping[Framing, Pack],
+    seed: int,
+    campaign: Campaign | None,
+    out: Path,
+    shown: Mapping[Framing, Sequence[int]],
+    title: str,
+) -> None:
+    names = [one.name for one in segmenters]
+    if len(set(names)) < len(names):
+        raise InputError(f"Each segmenter can be given once only: {', '.join(names)}.")
+    found = [
+        inspect_segmenter(one, packs[one.framing], seed, campaign, shown[one.framing])
+        for one in segmenters
+    ]
+    results, inspections = zip(*found, strict=True)
+    write_segmentation_page(out, results, inspections, title)
+    for result in results:
+        Console().print(segmentation_table(result))
     print(f"Page: {out}")

@@ -11,13 +11,15 @@ from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from PIL import Image
 from rich.console import Console
 from torch import Tensor
 
 from lipdet import distributed
-from lipdet.attack import AttackSettings
-from lipdet.attack.pixels import attack_pixels
+from lipdet.attack import DEFAULT_OBJECTIVE
+from lipdet.attack.pixels import PixelSettings, attack_pixels
+from lipdet.attack.settings import single_attacks
 from lipdet.boxes import DISPLAY_SELECTION
 from lipdet.certificate.pixels import bounds_of_pixels, largest_reach, margins_of
 from lipdet.certificate.radius import REMAINING_IOU
@@ -35,7 +37,7 @@ from lipdet.commands.options import (
 )
 from lipdet.errors import InputError
 from lipdet.evaluate.attacked import Campaign
-from lipdet.evaluate.segmentation import evaluate_segmenter, logits_of, pixel_attacks
+from lipdet.evaluate.segmentation import evaluate_segmenter, logits_of
 from lipdet.files import write_complete, write_picture
 from lipdet.images.crop import cut, full_region
 from lipdet.images.source import load_rgb
@@ -44,10 +46,12 @@ from lipdet.reading.detections import distance
 from lipdet.reading.marks import contact_sheet
 from lipdet.reading.pixels import draw_classes, draw_radii
 from lipdet.report.segmentation import missed_table, segmentation_table
+from lipdet.segmenter import Segmenter
 from lipdet.versions import versions
 
 MEASURED = "Rounding is measured, not proven"
 ON_THE_CPU = "Pixels are computed on the CPU"
+WHOLE = "The whole picture is seen"
 
 
 def instead(verb: str, options: Mapping[str, Any]) -> Callable[..., None] | None:
@@ -72,7 +76,6 @@ def evaluate(detector: str, data: str, **options: Any) -> None:
     campaign = None
     if attack is not None:
         campaign = Campaign(attack, epsilons, _settings(epsilons[0], options))
-        pixel_attacks(attack, campaign.settings)  # refused before any data are prepared
     loaded = load_segmenter(detector)
     pack = open_data(data, "test", loaded.segmenter.framing, seed)
     pack = pack if limit is None else pack.head(limit)
@@ -85,11 +88,31 @@ def evaluate(detector: str, data: str, **options: Any) -> None:
         console.print(missed_table(result))
 
 
+def detect(detector: str, images: Sequence[Path], out: Path, **options: Any) -> None:
+    """Do what `lipdet.commands.detect.run` does, for a segmenter: classes of pixels as overlays."""
+    _refuse(options, crop=WHOLE)
+    _refuse_boxes(score=(options["score"], DISPLAY_SELECTION.score_floor))
+    loaded, files, pictures = _opened(detector, images, out)
+    segmenter, canvas = loaded.segmenter, loaded.segmenter.framing.canvas
+    entries = []
+    for (path, stem), picture in zip(files, pictures, strict=True):
+        predicted = logits_of(segmenter, _batch([picture])).argmax(dim=1)[0].numpy()
+        write_picture(out / f"{stem}.png", draw_classes(Image.fromarray(picture), predicted))
+        pixels = _counted(segmenter, predicted)
+        entries.append({"image": str(path), "pixels": pixels})
+        print(f"{path}: {_shares(pixels)}")
+    result = {"weights": loaded.name, "canvas": list(canvas), "pictures": entries}
+    write_complete(out / "detections.json", as_json(result) + "\n")
+    print(f"Overlays and detections.json: {out} (pictures at {canvas})")
+
+
 def certify(detector: str, images: Sequence[Path], out: Path, **options: Any) -> None:
     """Do what `lipdet.commands.certify.run` does, for a segmenter: radii of pixels as overlays."""
-    _refuse(options, float64=MEASURED, device=ON_THE_CPU, crop="The whole picture is seen")
-    if (options["iou"], options["score"]) != (REMAINING_IOU, DISPLAY_SELECTION.score_floor):
-        raise InputError("A segmenter finds no boxes: leave out --iou and --score.")
+    _refuse(options, float64=MEASURED, device=ON_THE_CPU, crop=WHOLE)
+    _refuse_boxes(
+        iou=(options["iou"], REMAINING_IOU),
+        score=(options["score"], DISPLAY_SELECTION.score_floor),
+    )
     epsilons = parse_epsilons(options["epsilon"])
     loaded, files, pictures = _opened(detector, images, out)
     segmenter, canvas = loaded.segmenter, loaded.segmenter.framing.canvas
@@ -106,15 +129,12 @@ def certify(detector: str, images: Sequence[Path], out: Path, **options: Any) ->
             alone = int((found.radius <= epsilon).sum())
             together = largest_reach(found, bounds, epsilon)
             certified.append({"epsilon": epsilon, "alone": alone, "together": together})
-        names = segmenter.config.class_names
-        counts = np.bincount(found.predicted.ravel(), minlength=len(names)).tolist()
-        pixels = dict(zip(names, counts, strict=True))
+        pixels = _counted(segmenter, found.predicted)
         entries.append({"image": str(path), "pixels": pixels, "certified": certified})
         told = ", ".join(
             f"ε = {one['epsilon']:g}: at most {one['together']:,} can flip" for one in certified
         )
-        shares = ", ".join(f"{100 * n / picture[..., 0].size:.1f} % {k}" for k, n in pixels.items())
-        print(f"{path}: {shares}; of {picture[..., 0].size:,} pixels, {told}")
+        print(f"{path}: {_shares(pixels)}; of {picture[..., 0].size:,} pixels, {told}")
     result = {
         "weights": loaded.name,
         "canvas": list(canvas),
@@ -133,7 +153,7 @@ def attack(
     [radius] = parse_epsilons(epsilon)
     _refuse(options, device=ON_THE_CPU)
     norm = options["norm"]
-    attacks = pixel_attacks(options["attack"], _settings(radius, options))
+    attacks = single_attacks(options["attack"], _settings(radius, options))
     loaded, files, pictures = _opened(detector, images, out)
     segmenter, canvas = loaded.segmenter, loaded.segmenter.framing.canvas
     clean = _batch(pictures)
@@ -172,14 +192,18 @@ def attack(
 
 VERBS: dict[str, Callable[..., None]] = {
     "eval": evaluate,
+    "detect": detect,
     "certify": certify,
     "attack": attack,
 }
 
 
-def _settings(epsilon: float, options: Mapping[str, Any]) -> AttackSettings:
-    names = "objective", "norm", "steps", "restarts", "seed"
-    return AttackSettings(epsilon, **{name: options[name] for name in names})
+def _settings(epsilon: float, options: Mapping[str, Any]) -> PixelSettings:
+    """Return an attack; the default objective of detectors stands for that of segmenters."""
+    named = {name: options[name] for name in ("norm", "steps", "restarts", "seed")}
+    if options["objective"] != DEFAULT_OBJECTIVE:
+        named["objective"] = options["objective"]
+    return PixelSettings(epsilon, **named)
 
 
 def _refuse(options: Mapping[str, Any], **reasons: str) -> None:
@@ -187,6 +211,25 @@ def _refuse(options: Mapping[str, Any], **reasons: str) -> None:
     for name, reason in reasons.items():
         if options[name]:
             raise InputError(f"{reason}: leave out --{name} with a segmenter.")
+
+
+def _refuse_boxes(**options: tuple[float, float]) -> None:
+    """Refuse options of boxes, each given with its default, that were chosen."""
+    if any(chosen != default for chosen, default in options.values()):
+        names = " and ".join(f"--{name}" for name in options)
+        raise InputError(f"A segmenter finds no boxes: leave out {names}.")
+
+
+def _counted(segmenter: Segmenter, predicted: NDArray[np.int64]) -> dict[str, int]:
+    """Count the pixels of each class of a picture (H, W)."""
+    names = segmenter.config.class_names
+    counts = np.bincount(predicted.ravel(), minlength=len(names)).tolist()
+    return dict(zip(names, counts, strict=True))
+
+
+def _shares(pixels: Mapping[str, int]) -> str:
+    whole = sum(pixels.values())
+    return ", ".join(f"{100 * count / whole:.1f} % {name}" for name, count in pixels.items())
 
 
 def _opened(

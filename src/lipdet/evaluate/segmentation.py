@@ -11,8 +11,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from lipdet.attack.pixels import OBJECTIVES, attack_pixels, pixel_scores
-from lipdet.attack.settings import DEFAULT_OBJECTIVE, AttackName, AttackSettings
+from lipdet.attack.pixels import attack_pixels, pixel_scores
+from lipdet.attack.settings import single_attacks
 from lipdet.certificate.pixels import (
     Front,
     Mask,
@@ -141,6 +141,7 @@ def evaluate_segmenter(
     seed: int,
     campaign: Campaign | None = None,
     certify: Sequence[float] = (),
+    bounds: PixelBounds | None = None,
 ) -> SegmentationResult:
     """Measure a segmenter: clean, under attack and certified.
 
@@ -148,8 +149,9 @@ def evaluate_segmenter(
         loaded: the segmenter.
         pack: pictures with masks, of any size.
         seed: the one that the pack was made with; recorded.
-        campaign: the attacks to run, with objectives of pixels, if any.
+        campaign: the attacks to run, with `PixelSettings`, if any.
         certify: L2 radii at which to certify, if any.
+        bounds: as `bounds_on` gives them, if they are known.
 
     Returns:
         The json object that docs/json.md describes; shares are fractions.
@@ -165,9 +167,7 @@ def evaluate_segmenter(
     answer = np.zeros_like(counts)
     answer[:, counts.sum(axis=1).argmax()] = counts.sum(axis=1)
     attacked = attacked_pixels(segmenter, pack, campaign) if campaign else []
-    bounds = None
-    if certify:
-        bounds = bounds_of_pixels(segmenter, pack.pixels(range(min(len(pack), at_once(pack)))))
+    bounds = (bounds or bounds_on(segmenter, pack)) if certify else None
     certified = certified_pixels(segmenter, pack, certify, bounds) if bounds else []
     return {
         "weights": loaded.name,
@@ -183,6 +183,15 @@ def evaluate_segmenter(
         "joint_constant": bounds.joint if bounds else None,
         "rounding": bounds.rounding if bounds else None,
     }
+
+
+def bounds_on(segmenter: Segmenter, pack: Pack) -> PixelBounds:
+    """Bound a segmenter, with the rounding of as many pictures of a pack as pass together.
+
+    Raises:
+        UnknownLipschitz: as `bounds_of_pixels`.
+    """
+    return bounds_of_pixels(segmenter, pack.pixels(range(min(len(pack), at_once(pack)))))
 
 
 def check_pack(loaded: LoadedSegmenter, pack: Pack) -> None:
@@ -205,7 +214,7 @@ def attacked_pixels(segmenter: Segmenter, pack: Pack, campaign: Campaign) -> lis
 def _attacked(
     segmenter: Segmenter, pack: Pack, campaign: Campaign, epsilon: float
 ) -> AttackedPixels:
-    attacks = pixel_attacks(campaign.attack, replace(campaign.settings, epsilon=epsilon))
+    attacks = single_attacks(campaign.attack, replace(campaign.settings, epsilon=epsilon))
     classes, step = len(pack.class_names), at_once(pack)
     counts, sums = np.zeros((classes, classes), np.int64), np.zeros(3)
     label = f"Attacking {pack.name}, ε = {epsilon:g}"
@@ -302,20 +311,3 @@ def _summed(pack: Pack, epsilon: float, tally: _Tally, there: NDArray[np.int64])
         "per_class": per_class,
         "flipped": tally.flipped / len(pack),
     }
-
-
-def pixel_attacks(attack: AttackName, settings: AttackSettings) -> list[AttackSettings]:
-    """List the attacks behind a name: the one of `settings`, or PGD with every objective.
-
-    The objective that detectors are attacked with by default stands for `flip` here.
-
-    Raises:
-        InputError: the objective is one of detectors.
-    """
-    if attack == "worst":
-        return [replace(settings, schedule="pgd", objective=name) for name in OBJECTIVES]
-    asked = settings.objective
-    objective = next(iter(OBJECTIVES)) if asked == DEFAULT_OBJECTIVE else asked
-    if objective not in OBJECTIVES:
-        raise InputError(f"A segmenter is attacked by {', '.join(OBJECTIVES)}, not {asked}.")
-    return [replace(settings, schedule=attack, objective=objective)]

@@ -3,7 +3,8 @@
 Notable choices:
 - Default boxes are stored as numbers, not as the recipe that made them: a reader needs no lipdet.
 - The certificate's part is a summary per map, the largest constant of any output of that map; what
-  certifies single detections is computed from the weights file.
+  certifies single detections is computed from the weights file. Of a segmenter it is all that a
+  radius is computed from.
 """
 
 from __future__ import annotations
@@ -15,42 +16,57 @@ from typing import Any
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from lipdet.boxes import BoxCoding, Decoder, Scores, Selection, SigmoidScores, SoftmaxScores
 from lipdet.certificate.constants.outputs import output_bounds
-from lipdet.checkpoint import LoadedDetector
-from lipdet.config import as_plain
+from lipdet.certificate.pixels import PixelBounds, bounds_of_pixels
+from lipdet.checkpoint import LoadedSegmenter, Own
+from lipdet.config import NetworkConfig, stored
 from lipdet.detector import SSD
 from lipdet.errors import UnknownLipschitz
+from lipdet.segmenter import Segmenter
 from lipdet.types import Canvas
 from lipdet.versions import versions
 
 KEY = "lipdet"
 DTYPE = "<f4"
+DOUBLE = "<f8"
+UNITS = {"norm": "L2", "epsilon": "over all input values, in [0, 1] pixel units at input size"}
+# A segmenter's rounding is measured on so many pictures, and noise.
+MEASURED = 8
 
 
-def describe(loaded: LoadedDetector, selection: Selection | None) -> dict[str, Any]:
+def describe(loaded: Own, images: Tensor, selection: Selection | None = None) -> dict[str, Any]:
     """Tell what is known before the file is checked; docs/export.md explains each entry.
 
     Args:
-        loaded: the detector that is exported.
+        loaded: the detector or segmenter that is exported.
+        images: (B, 3, H, W) in [0, 1], on which a segmenter's rounding is measured.
         selection: of the detections inside the model, if it has any.
     """
-    detector = loaded.detector
+    if isinstance(loaded, LoadedSegmenter):
+        config: NetworkConfig = loaded.segmenter.config
+        own: dict[str, Any] = {"certificate": _of_pixels(loaded.segmenter, images[:MEASURED])}
+    else:
+        config = loaded.detector.config
+        own = {
+            "decoder": _decoder_as_dict(loaded.detector.decoder),
+            "selection": asdict(selection) if selection else None,
+            "certificate": _certificate(loaded.detector),
+        }
     return {
         "weights": loaded.name,
-        "detector": as_plain(detector.config),
+        **stored(config),
         "figures": loaded.info.get("figures", {}),
         "input": {
             "name": "images",
-            "shape": ["batch", 3, *detector.config.canvas],
+            "shape": ["batch", 3, *config.canvas],
             "channels": "RGB",
             "range": [0, 1],
         },
         "precision": "float32",
-        "decoder": _decoder_as_dict(detector.decoder),
-        "selection": asdict(selection) if selection else None,
-        "certificate": _certificate(detector),
+        **own,
         "versions": versions(),
     }
 
@@ -97,13 +113,12 @@ def _decoder_as_dict(decoder: Decoder) -> dict[str, Any]:
 
 def _certificate(detector: SSD) -> dict[str, Any]:
     """Return the constants of the float32 network, or why there are none."""
-    units = {"norm": "L2", "epsilon": "over all input values, in [0, 1] pixel units at input size"}
     try:
         bounds = output_bounds(detector)
     except UnknownLipschitz as error:
-        return {**units, "unknown": str(error)}
+        return {**UNITS, "unknown": str(error)}
     return {
-        **units,
+        **UNITS,
         "joint": bounds.joint,
         "maps": [
             {
@@ -115,3 +130,35 @@ def _certificate(detector: SSD) -> dict[str, Any]:
             for features, rows in zip(bounds.features, bounds.anchors, strict=True)
         ],
     }
+
+
+def _of_pixels(segmenter: Segmenter, images: Tensor) -> dict[str, Any]:
+    """Return what radii of pixels are computed from, or why there are none."""
+    try:
+        bounds = bounds_of_pixels(segmenter, images)
+    except UnknownLipschitz as error:
+        return {**UNITS, "unknown": str(error)}
+    pairwise = bounds.pairwise.numpy().astype(DOUBLE)
+    return {
+        **UNITS,
+        "joint": bounds.joint,
+        "contrasts": bounds.contrasts,
+        "rounding": bounds.rounding,
+        "pairwise": base64.b64encode(pairwise.tobytes()).decode(),
+        "pairwise_form": "class, class, row, column of a cell; float64, little-endian, base64",
+        "cell": segmenter.cell,
+        "first": list(segmenter.missing(*segmenter.config.canvas)[:2]),
+    }
+
+
+def read_bounds(metadata: dict[str, Any]) -> PixelBounds | None:
+    """Return the constants of a segmenter that `describe` wrote; None where there are none."""
+    stored, classes = metadata["certificate"], len(metadata["segmenter"]["class_names"])
+    if "unknown" in stored:
+        return None
+    numbers = np.frombuffer(base64.b64decode(stored["pairwise"]), DOUBLE).astype(np.float64)
+    shape = classes, classes, stored["cell"], stored["cell"]
+    return PixelBounds(
+        torch.from_numpy(numbers).reshape(shape),
+        *(stored[name] for name in ("joint", "contrasts", "rounding")),
+    )

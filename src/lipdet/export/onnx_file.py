@@ -30,16 +30,16 @@ from torch import Tensor
 
 from lipdet.boxes import Selection
 from lipdet.boxes.scores import logit
-from lipdet.checkpoint import LoadedDetector
+from lipdet.checkpoint import LoadedSegmenter, Own
 from lipdet.detector import SSD
+from lipdet.errors import InputError
 from lipdet.export.metadata import KEY, describe
-from lipdet.export.runtime import OnnxNetwork
-from lipdet.export.torch_file import RAW, SCORED, output_names, traced
-from lipdet.export.verify import check, compare, compare_certificates, same_detections
+from lipdet.export.runtime import OnnxNetwork, OnnxSegmenter
+from lipdet.export.torch_file import RAW, SCORED, network_of, output_names, traced
+from lipdet.export.verify import compare, same_detections, verify
 from lipdet.files import write_complete
+from lipdet.segmenter import Segmenter
 
-# Pictures whose certificates are compared, which takes longer than their outputs.
-CERTIFIED = 20
 CALIBRATION_BATCH = 32
 DETECTIONS = ("boxes", "labels", "scores")
 
@@ -79,19 +79,19 @@ detections (float[batch, {anchors}, 4] decoded, float[batch, {classes}, {anchors
 
 
 def export_onnx(
-    loaded: LoadedDetector,
+    loaded: Own,
     out: Path,
     images: Tensor,
     detections: bool = False,
     calibration: Tensor | None = None,
 ) -> dict[str, Any]:
-    """Write a detector as an ONNX model that says what it is and how well it was checked.
+    """Write a network as an ONNX model that says what it is and how well it was checked.
 
     Args:
-        loaded: the detector.
+        loaded: the detector or segmenter.
         out: the file; it appears when the checks have passed.
-        images: (B, 3, S, S) in [0, 1], on which the model must equal torch.
-        detections: whether decoding and non-maximum suppression become part of the model.
+        images: (B, 3, H, W) in [0, 1], on which the model must equal torch.
+        detections: whether decoding and non-maximum suppression become part of a detector's model.
         calibration: (N, 3, S, S) in [0, 1]; with it the float32 model, once checked, is turned
             into 8-bit integers, whose differences from torch on `images` are measured.
 
@@ -99,29 +99,31 @@ def export_onnx(
         The metadata in the file.
 
     Raises:
-        InputError: the model differs from the detector.
+        InputError: the model differs from the network, or detections are asked of a segmenter.
     """
-    selection = loaded.detector.display if detections else None
-    metadata = describe(loaded, selection)
-    model = onnx_model(loaded.detector, selection)
+    original = network_of(loaded)
+    if isinstance(original, Segmenter) and detections:
+        raise InputError("A segmenter finds no boxes: leave out --detections.")
+    selection = original.display if isinstance(original, SSD) and detections else None
+    metadata = describe(loaded, images, selection)
+    model = onnx_model(original, selection)
     set_metadata(model, metadata)
-    network = OnnxNetwork(model.SerializeToString())
-    metadata["verified"] = compare(loaded.detector, network, images)
-    check(metadata["verified"])
-    certified = compare_certificates(loaded.detector, network, images[:CERTIFIED])
-    metadata["verified"]["certificates"] = certified
+    opened = OnnxSegmenter if isinstance(loaded, LoadedSegmenter) else OnnxNetwork
+    network = opened(model.SerializeToString())
+    verify(loaded, network, metadata, images)
     if selection is not None:
+        assert isinstance(network, OnnxNetwork)
         outputs = network.run(images, RAW + DETECTIONS)
         same = same_detections(outputs, network.decoder, selection)
         metadata["verified"]["same_detections"] = same
     if calibration is not None:
         model = quantised(model, calibration)
         set_metadata(model, metadata)
-        network = OnnxNetwork(model.SerializeToString())
+        network = opened(model.SerializeToString())
         metadata["precision"] = "int8"
         metadata["int8"] = {
             "calibrated_on": len(calibration),
-            **compare(loaded.detector, network, images),
+            **compare(original, network, images),
         }
         metadata["certificate"]["covers"] = "the float32 network; see `int8` for the difference"
     set_metadata(model, metadata)
@@ -129,18 +131,18 @@ def export_onnx(
     return metadata
 
 
-def onnx_model(detector: SSD, selection: Selection | None) -> ModelProto:
-    """Return a detector as an ONNX model without metadata.
+def onnx_model(network: SSD | Segmenter, selection: Selection | None) -> ModelProto:
+    """Return a network as an ONNX model without metadata.
 
     Args:
-        detector: left as it is.
-        selection: of the detections among the outputs; none without it.
+        network: left as it is.
+        selection: of a detector's detections among the outputs; none without it.
     """
     scored = selection is not None
     program = torch.onnx.export(
-        traced(detector, scored),
+        traced(network, scored),
         input_names=["images"],
-        output_names=output_names(scored),
+        output_names=output_names(network, scored),
         dynamo=True,
         verbose=False,
     )
@@ -150,7 +152,8 @@ def onnx_model(detector: SSD, selection: Selection | None) -> ModelProto:
         del node.metadata_props[:]
         node.doc_string = ""
     if selection is not None:
-        model = add_detections(model, selection, detector.nms_iou)
+        assert isinstance(network, SSD)
+        model = add_detections(model, selection, network.nms_iou)
     checker.check_model(model, full_check=True)
     return model
 

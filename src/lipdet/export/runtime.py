@@ -17,13 +17,10 @@ from lipdet.export.metadata import KEY, read_decoder
 from lipdet.types import RawOutput
 
 
-class OnnxNetwork:
-    """Images to raw output, computed by ONNX Runtime on the CPU; torch only carries the arrays.
+class OnnxModel:
+    """Images to outputs, computed by ONNX Runtime on the CPU; torch only carries the arrays.
 
     Attributes:
-        decoder: what turns the raw output into boxes.
-        framing: how pictures get onto its canvas.
-        display: what of its detections is shown.
         metadata: what the model says about itself.
     """
 
@@ -36,7 +33,7 @@ class OnnxNetwork:
 
         Raises:
             ImportError: ONNX Runtime is not installed.
-            KeyError, RuntimeError, TypeError, ValueError: no model that lipdet exported.
+            KeyError, RuntimeError, ValueError: no model that lipdet exported.
         """
         # Not needed by the rest of the package.
         import onnxruntime
@@ -50,6 +47,27 @@ class OnnxNetwork:
         )
         stored = self._session.get_modelmeta().custom_metadata_map
         self.metadata: dict[str, Any] = json.loads(stored[KEY])
+
+    def run(self, images: Tensor, names: tuple[str, ...]) -> list[Tensor]:
+        """Return the outputs of these names."""
+        found = self._session.run(list(names), {"images": images.cpu().float().numpy()})
+        return [torch.from_numpy(array) for array in found]
+
+
+class OnnxNetwork(OnnxModel):
+    """An exported detector: images to raw output.
+
+    Attributes:
+        decoder: what turns the raw output into boxes.
+        framing: how pictures get onto its canvas.
+        display: what of its detections is shown.
+    """
+
+    def __init__(self, model: bytes, threads: int = 0) -> None:
+        """Open a model; arguments and errors are those of `OnnxModel`, and TypeError."""
+        super().__init__(model, threads)
+        if "segmenter" in self.metadata:
+            raise ValueError("it is of a segmenter: docs/export.md says how such a file is used")
         self.decoder: Decoder = read_decoder(self.metadata)
         config = detector_config(self.metadata["detector"])
         self.framing = config.framing
@@ -60,10 +78,14 @@ class OnnxNetwork:
         logits, offsets = self.run(images, RawOutput._fields)
         return RawOutput(logits, offsets)
 
-    def run(self, images: Tensor, names: tuple[str, ...]) -> list[Tensor]:
-        """Return the outputs of these names."""
-        found = self._session.run(list(names), {"images": images.cpu().float().numpy()})
-        return [torch.from_numpy(array) for array in found]
+
+class OnnxSegmenter(OnnxModel):
+    """An exported segmenter."""
+
+    def __call__(self, images: Tensor) -> Tensor:
+        """Map images (B, 3, H, W) in [0, 1] to logits (B, K, H, W)."""
+        [logits] = self.run(images, ("logits",))
+        return logits
 
 
 @dataclass(frozen=True)
@@ -93,5 +115,5 @@ def load_onnx(path: Path) -> LoadedModel:
     # ONNX Runtime has many exceptions of its own, all of them direct children of Exception.
     except Exception as error:
         reason = " ".join(str(error).split())[:120]
-        raise InputError(f"{path} is no model that lipdet exported ({reason}).") from None
+        raise InputError(f"{path} is no detector that lipdet exported ({reason}).") from None
     return LoadedModel(str(path), network, names)

@@ -14,12 +14,13 @@ import torch
 from torch import Tensor, nn
 from torch.export import Dim, ExportedProgram
 
-from lipdet.checkpoint import LoadedDetector
+from lipdet.checkpoint import LoadedSegmenter, Own
 from lipdet.detector import SSD
 from lipdet.export.metadata import KEY, describe
-from lipdet.export.verify import check, compare
+from lipdet.export.verify import verify
 from lipdet.files import write_complete
 from lipdet.layers import fold
+from lipdet.segmenter import Segmenter
 from lipdet.types import RawOutput
 
 RAW = RawOutput._fields
@@ -55,46 +56,54 @@ class Outputs(nn.Module):
         return logits, offsets, self.decoder.boxes(offsets), votes.transpose(1, 2)
 
 
-def output_names(scored: bool) -> tuple[str, ...]:
+def network_of(loaded: Own) -> SSD | Segmenter:
+    """Return what is exported."""
+    return loaded.segmenter if isinstance(loaded, LoadedSegmenter) else loaded.detector
+
+
+def output_names(network: SSD | Segmenter, scored: bool) -> tuple[str, ...]:
     """Return the names of the outputs in their order."""
+    if isinstance(network, Segmenter):
+        return RAW[:1]
     return RAW + SCORED if scored else RAW
 
 
-def traced(detector: SSD, scored: bool = False) -> ExportedProgram:
-    """Trace a detector for inputs of its own size and any batch, in float32 on the CPU.
+def traced(network: SSD | Segmenter, scored: bool = False) -> ExportedProgram:
+    """Trace a network for inputs of its own size and any batch, in float32 on the CPU.
 
     Args:
-        detector: left as it is.
-        scored: whether boxes and log-odds follow the raw outputs.
+        network: left as it is.
+        scored: whether boxes and log-odds follow the raw outputs of a detector.
     """
-    network = Outputs(detector, scored).cpu().float().eval().requires_grad_(False)
     # A batch of one would be taken for a constant.
-    example = torch.zeros(2, 3, *detector.config.canvas)
-    return torch.export.export(network, (example,), dynamic_shapes=({0: Dim("batch")},))
+    example = torch.zeros(2, 3, *network.config.canvas)
+    folded = Outputs(network, scored) if isinstance(network, SSD) else fold(network)
+    folded = folded.cpu().float().eval().requires_grad_(False)
+    return torch.export.export(folded, (example,), dynamic_shapes=({0: Dim("batch")},))
 
 
-def export_torch(loaded: LoadedDetector, out: Path, images: Tensor) -> dict[str, Any]:
-    """Write a detector's raw outputs as a .pt2 file; the metadata is `lipdet.json` in it.
+def export_torch(loaded: Own, out: Path, images: Tensor) -> dict[str, Any]:
+    """Write a network's raw outputs as a .pt2 file; the metadata is `lipdet.json` in it.
 
     Args:
-        loaded: the detector.
+        loaded: the detector or segmenter.
         out: the file; it appears when the check has passed.
-        images: (B, 3, S, S) in [0, 1], on which the program must equal the detector.
+        images: (B, 3, H, W) in [0, 1], on which the program must equal it.
 
     Returns:
         The metadata in the file.
 
     Raises:
-        InputError: the program differs from the detector.
+        InputError: the program differs from the network.
     """
-    metadata = describe(loaded, None)
-    program = traced(loaded.detector)
+    metadata = describe(loaded, images)
+    program = traced(network_of(loaded))
     # Notes of the tracer that name files of this machine.
     for node in program.graph.nodes:
         node.meta.pop("stack_trace", None)
     network = torch.export.load(io.BytesIO(_as_bytes(program, metadata))).module()
-    metadata["verified"] = compare(loaded.detector, lambda x: RawOutput(*network(x)), images)
-    check(metadata["verified"])
+    is_segmenter = isinstance(loaded, LoadedSegmenter)
+    verify(loaded, network if is_segmenter else lambda x: RawOutput(*network(x)), metadata, images)
     write_complete(out, _as_bytes(program, metadata))
     return metadata
 

@@ -1,4 +1,4 @@
-"""Check that an exported network computes, and certifies, what the detector does."""
+"""Check that an exported network computes, and certifies, what its original does."""
 
 from __future__ import annotations
 
@@ -17,9 +17,13 @@ from lipdet.boxes import (
 )
 from lipdet.certificate.conditions.certify import certified_up_to
 from lipdet.certificate.conditions.ground_truth import ground_truth_of
+from lipdet.certificate.pixels import margins_of
 from lipdet.certificate.verifier import Verifier, verifier_of
+from lipdet.checkpoint import LoadedSegmenter, Own
 from lipdet.detector import SSD
 from lipdet.errors import InputError, UnknownLipschitz
+from lipdet.export.metadata import read_bounds
+from lipdet.segmenter import Segmenter
 from lipdet.types import RawOutput, Target
 
 # Of the largest output on the same pictures, or of 1 where all are smaller: float32 sums in
@@ -29,15 +33,44 @@ IOU = 0.5
 # An L2 radius at which a detector made for certificates keeps many of its detections.
 EPSILON = 0.1
 
-Network = Callable[[Tensor], RawOutput]
+# Pictures whose certificates are compared, which takes longer than their outputs.
+CERTIFIED = 20
+
+# Images to raw output; of a segmenter, to logits.
+Network = Callable[[Tensor], RawOutput | Tensor]
+
+
+def verify(loaded: Own, exported: Network, metadata: dict[str, Any], images: Tensor) -> None:
+    """Compare an exported network with its original, and add to its metadata what was found.
+
+    What a segmenter's logits differ by is added to what certificates allow for rounding.
+
+    Args:
+        loaded: the original.
+        exported: run on batches of several sizes.
+        metadata: as `describe` makes it.
+        images: (B, 3, H, W) in [0, 1].
+
+    Raises:
+        InputError: they differ by more than `TOLERANCE`.
+    """
+    metadata["verified"] = found = compare(loaded.module, exported, images)
+    check(found)
+    few = images[:CERTIFIED]
+    if not isinstance(loaded, LoadedSegmenter):
+        found["certificates"] = compare_certificates(loaded.detector, exported, few)
+        return
+    if "rounding" in metadata["certificate"]:
+        metadata["certificate"]["rounding"] += found["logits"]["largest_difference"]
+    found["certificates"] = compare_radii(loaded.segmenter, exported, metadata, few)
 
 
 @torch.no_grad()
-def compare(detector: Network, exported: Network, images: Tensor) -> dict[str, Any]:
+def compare(original: Network, exported: Network, images: Tensor) -> dict[str, Any]:
     """Compare the raw outputs of two networks on the same pictures.
 
     Args:
-        detector: the original, in eval mode.
+        original: in eval mode.
         exported: run on batches of several sizes.
         images: (B, 3, S, S) in [0, 1].
 
@@ -48,17 +81,22 @@ def compare(detector: Network, exported: Network, images: Tensor) -> dict[str, A
     batches = [
         part for part in (*images[:8].tensor_split([1]), *torch.split(images[8:], 32)) if len(part)
     ]
-    expected = [detector(batch) for batch in batches]
-    actual = [exported(batch) for batch in batches]
+    outputs = [
+        [torch.cat(parts) for parts in zip(*map(_parts, map(network, batches)), strict=True)]
+        for network in (original, exported)
+    ]
     found: dict[str, Any] = {"pictures": len(images)}
-    for name in RawOutput._fields:
-        ours = torch.cat([getattr(raw, name) for raw in expected])
-        theirs = torch.cat([getattr(raw, name) for raw in actual])
+    # Of a segmenter there are logits alone.
+    for name, ours, theirs in zip(RawOutput._fields, *outputs, strict=False):
         found[name] = {
             "largest_difference": float((ours - theirs).abs().max()),
             "largest_value": float(ours.abs().max()),
         }
     return found
+
+
+def _parts(raw: RawOutput | Tensor) -> tuple[Tensor, ...]:
+    return (raw,) if isinstance(raw, Tensor) else raw
 
 
 def check(comparison: dict[str, Any]) -> None:
@@ -67,11 +105,11 @@ def check(comparison: dict[str, Any]) -> None:
     Raises:
         InputError: they do.
     """
-    for name in RawOutput._fields:
+    for name in filter(comparison.__contains__, RawOutput._fields):
         difference, largest = comparison[name].values()
         if not difference <= TOLERANCE * max(1.0, largest):
             raise InputError(
-                f"The exported network is not the detector: its {name} differ by up to "
+                f"The exported network is not the original: its {name} differ by up to "
                 f"{difference:.2g} where the largest is {largest:.2g}; nothing was written."
             )
 
@@ -125,10 +163,52 @@ def compare_certificates(
     found = select_detections(raw, detector.decoder, detector.display)
     targets = [Target(boxes=one["boxes"], labels=one["labels"]) for one in found]
     ours = certified_objects(verifier, raw, targets, epsilon)
-    theirs = certified_objects(verifier, exported(images), targets, epsilon)
+    found_there = exported(images)
+    assert isinstance(found_there, RawOutput)
+    theirs = certified_objects(verifier, found_there, targets, epsilon)
     return {
         "epsilon": epsilon,
         "detections": len(ours),
+        "certified": int(ours.sum()),
+        "agree": int((ours == theirs).sum()),
+    }
+
+
+@torch.no_grad()
+def compare_radii(
+    segmenter: Segmenter,
+    exported: Network,
+    metadata: dict[str, Any],
+    images: Tensor,
+    epsilon: float = EPSILON,
+) -> dict[str, Any] | None:
+    """Certify pixels from the segmenter's logits and from the exported network's.
+
+    Args:
+        segmenter: in eval mode, on the CPU.
+        exported: the network to check.
+        metadata: with the constants that certify both.
+        images: (B, 3, H, W) in [0, 1].
+        epsilon: L2 radius in [0, 1] pixel units.
+
+    Returns:
+        As `compare_certificates`, of pixels; None where the segmenter has no constants.
+    """
+    bounds = read_bounds(metadata)
+    if bounds is None:
+        return None
+    ours, theirs = (
+        torch.stack(
+            [
+                torch.from_numpy(margins_of(logits, segmenter, bounds).radius > epsilon)
+                for logits in _parts(network(images))[0]
+            ]
+        )
+        for network in (segmenter, exported)
+    )
+    return {
+        "epsilon": epsilon,
+        "pixels": ours.numel(),
         "certified": int(ours.sum()),
         "agree": int((ours == theirs).sum()),
     }

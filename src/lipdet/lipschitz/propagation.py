@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import copy
 import math
+import operator
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -42,6 +43,8 @@ from lipdet.lipschitz.rules import (
 from lipdet.lipschitz.same_function import Meaning, prove_same
 from lipdet.lipschitz.state import is_plain
 from lipdet.norms import SLACK
+
+_CHUNK = ("chunk", torch.chunk)
 
 
 @dataclass
@@ -204,7 +207,7 @@ class _Tracer(fx.Tracer):
         """
         found: Any = super().create_proxy(kind, target, args, *more, **named)
         match args:
-            case (_, int(parts), *_) if target in ("chunk", torch.chunk):
+            case (_, int(parts), *_) if target in _CHUNK:
                 return [found[part] for part in range(parts)]
         return found
 
@@ -218,6 +221,8 @@ class _Bounding(fx.Interpreter):
         self.extra_traceback = False
         self.result = result
         self.bounds = result.bounds
+        # For each node made of a single chunk of a map: the list of chunks, and which of them.
+        self.chunk_of: dict[fx.Node, tuple[fx.Node, int]] = {}
 
     def run_node(self, n: fx.Node) -> Any:
         arguments, _ = self.fetch_args_kwargs_from_env(n)
@@ -232,6 +237,7 @@ class _Bounding(fx.Interpreter):
         elif n.op != "output":
             try:
                 self.bounds[n] = self._bound(n, y)
+                self._note_chunk(n)
                 _check_type(y)
                 if not math.isfinite(self.bounds[n]):
                     raise UnknownLipschitz("the bound leaves the range of float64")
@@ -251,7 +257,10 @@ class _Bounding(fx.Interpreter):
         arguments = map_arg(node.args, self._with_bound)
         options = map_arg(node.kwargs, self._with_bound)
         if node.op != "call_module":
-            return bound_call(node.target, arguments, options, y)
+            bound = bound_call(node.target, arguments, options, y)
+            if self._joins_chunks(node):
+                bound = max(self.bounds[source] for source in self.result.sources(node))
+            return bound
         if len(arguments) != 1 or options or not isinstance(arguments[0], Bounded):
             raise UnknownLipschitz("it is called with more than one input")
         module = self.result.module(node)
@@ -273,6 +282,33 @@ class _Bounding(fx.Interpreter):
             return times(x.bound, rule.gain(module, x.value, y))
         assert isinstance(module, nn.Conv2d)
         return times(x.bound, conv_gain(module, x.value, y, batch_norm_factors(norm)))
+
+    def _note_chunk(self, node: fx.Node) -> None:
+        """Note of which chunk a node is made, if it is of one alone."""
+        sources = self.result.sources(node)
+        origins = {self.chunk_of.get(source) for source in sources}
+        if node.target is operator.getitem and sources[0].target in _CHUNK:
+            index = node.args[1]
+            origins = {(sources[0], index) if isinstance(index, int) and index >= 0 else None}
+        elif self._joins_chunks(node):
+            origins = {self.chunk_of.get(chunks) for chunks, _ in filter(None, origins)}
+        if len(origins) == 1 and (origin := origins.pop()):
+            self.chunk_of[node] = origin
+
+    def _joins_chunks(self, node: fx.Node) -> bool:
+        """Return whether a node concatenates what was made of different chunks of one map each.
+
+        They share no number of it, so that the largest of their bounds is that of all (theory
+        §13.1).
+        """
+        origins = [self.chunk_of.get(source) for source in self.result.sources(node)]
+        known = [origin for origin in origins if origin]
+        parts = node.args[0] if node.target is torch.cat and node.args else None
+        return (
+            isinstance(parts, list | tuple)
+            and len(parts) == len(origins) == len(set(known))
+            and len({chunks for chunks, _ in known}) == 1
+        )
 
     def _norm_behind(self, node: fx.Node) -> nn.BatchNorm2d | None:
         """Return the BatchNorm that alone uses a convolution, noting that they are one kernel."""

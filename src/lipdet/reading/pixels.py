@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 from matplotlib import colormaps
 from numpy.typing import NDArray
-from PIL import Image, ImageDraw
+from PIL import Image, ImageColor, ImageDraw
 
 from lipdet.reading.marks import COLOURS, text_font
 
@@ -21,22 +21,37 @@ COLOUR_MAP = "viridis"
 BAR, TEXT, GAP = 18, 14, 8
 # Pictures are enlarged to this at least, so that the bar's text can be read beside them.
 SMALLEST = 256
+# Of pixels whose class changed; no class has it.
+FLIPPED = "#ff00ff"
 
 
 def draw_classes(picture: Image.Image, predicted: NDArray[np.int64]) -> Image.Image:
     """Return a picture with all classes (H, W) but the first in their colours."""
-    colours = [colour.removeprefix("#") for colour in COLOURS]
-    table = np.array([list(bytes.fromhex(colour)) for colour in colours], np.uint8)
+    table = np.array([ImageColor.getrgb(colour) for colour in COLOURS], np.uint8)
     tint = table[(predicted - 1) % len(table)]
     return _blended(picture, tint, np.where(predicted > 0, OPACITY, 0.0))
 
 
+def draw_flips(picture: Image.Image, flipped: NDArray[np.bool_]) -> Image.Image:
+    """Return a picture with some pixels (H, W) in the colour of those whose class changed."""
+    return _blended(picture, np.array(ImageColor.getrgb(FLIPPED)), flipped.astype(float))
+
+
+def under_radii(picture: Image.Image, radius: NDArray[np.float64]) -> Image.Image:
+    """Return a picture under the radius of each pixel (H, W)."""
+    return _blended(picture, _colours(_place(radius)), np.full(radius.shape, OPACITY))
+
+
+def enlarged(picture: Image.Image) -> Image.Image:
+    """Return a picture whose pixels can be seen one by one."""
+    scale = max(1, -(-SMALLEST // min(picture.size)))
+    size = picture.width * scale, picture.height * scale
+    return picture.resize(size, Image.Resampling.NEAREST)
+
+
 def draw_radii(picture: Image.Image, radius: NDArray[np.float64]) -> Image.Image:
     """Return a picture under the radius of each pixel (H, W), beside a bar that says its colour."""
-    scale = max(1, -(-SMALLEST // min(picture.size)))
-    tint = _colours(_place(radius))
-    shown = _blended(picture, tint, np.full(radius.shape, OPACITY))
-    shown = shown.resize((shown.width * scale, shown.height * scale), Image.Resampling.NEAREST)
+    shown = enlarged(under_radii(picture, radius))
     font = text_font(TEXT)
     sheet = Image.new("RGB", (shown.width + 3 * GAP + BAR + 4 * TEXT, shown.height), "white")
     sheet.paste(shown, (0, 0))

@@ -10,10 +10,16 @@ from typing import Any
 from rich.table import Table
 
 from lipdet.certificate.constants.outputs import OutputBounds
+from lipdet.certificate.pixels import PixelBounds
+from lipdet.checkpoint import LoadedSegmenter
+from lipdet.errors import UnknownLipschitz
+from lipdet.evaluate.segmentation import bounds_on
 from lipdet.images.pack import Pack
-from lipdet.lipschitz.profile import LayerRow
+from lipdet.lipschitz.profile import LayerRow, layer_profile
+from lipdet.lipschitz.propagation import propagate
 from lipdet.report.style import COLOURS, Drawing, colour, marker, new_figure, save_figure, styled
 from lipdet.report.table import constant, new_table
+from lipdet.segmenter import Segmenter
 from lipdet.versions import versions
 
 _BOUND, _OBSERVED = COLOURS[:2]
@@ -71,7 +77,7 @@ def plot_profiles(profiles: Mapping[str, Sequence[LayerRow]]) -> Drawing | None:
         ends.append(f"{name}: {constant(bounds[-1])} after {len(line)} layers")
     axes.set_yscale("log")
     axes.yaxis.set_major_formatter(lambda value, _: f"{value:g}")
-    axes.set_xlabel("layer, from the image to the logits of the coarsest map")
+    axes.set_xlabel("layer, from the image to the last logits")
     axes.set_ylabel("Lipschitz constant from the image, L2")
     axes.legend(loc="upper left")
     return Drawing(
@@ -79,7 +85,7 @@ def plot_profiles(profiles: Mapping[str, Sequence[LayerRow]]) -> Drawing | None:
         figure,
         "Where the Lipschitz bound comes from. Markers: certified upper bound from the image to "
         "the end of each layer. Dotted: observed at pictures, a lower bound of the same constant. "
-        "The last point is of all logits of a map together, not of one as in the first table.",
+        "The last point is of all logits of a map together, not of a single one.",
         f"Certified bound at the end: {'; '.join(ends)}.",
     )
 
@@ -123,13 +129,76 @@ def profile_json(
     name: str, pack: Pack, rows: Sequence[LayerRow], bounds: OutputBounds
 ) -> dict[str, Any]:
     """Return what `lipdet lipschitz --json` writes; docs/json.md describes it."""
-    return {
-        "weights": name,
-        "observed_on": pack.describe(),
-        "versions": versions(),
+    constants = {
         "joint": bounds.joint,
         "features": list(bounds.features),
         "largest_logit": bounds.logits.max().item(),
         "largest_offset": bounds.offsets.max().item(),
+    }
+    return _as_json(name, pack, rows, constants)
+
+
+def pixel_bounds(segmenter: Segmenter, pack: Pack) -> PixelBounds | str:
+    """Return what certificates of pixels use, or a sentence that says why there are none."""
+    try:
+        return bounds_on(segmenter, pack)
+    except UnknownLipschitz as error:
+        return str(error)
+
+
+def segmenter_profile(
+    loaded: LoadedSegmenter, pack: Pack, bounds: PixelBounds | str
+) -> tuple[list[LayerRow], dict[str, Any]]:
+    """Bound a segmenter's layers, and observe them on a few pictures of its canvas.
+
+    Args:
+        loaded: the segmenter.
+        pack: the pictures.
+        bounds: as `pixel_bounds` gives them.
+
+    Returns:
+        The layers, and what `lipdet lipschitz --json` writes.
+
+    Raises:
+        UnknownLipschitz: a layer has no rule.
+    """
+    propagation = propagate(loaded.segmenter, (3, *pack.canvas))
+    rows = layer_profile(propagation, pack.pixels(range(len(pack))))
+    pixels: dict[str, float] | str
+    if isinstance(bounds, str):
+        pixels = bounds
+    else:
+        pixels = {
+            "joint": bounds.joint,
+            "contrasts": bounds.contrasts,
+            "largest_difference": bounds.pairwise.max().item(),
+            "rounding": bounds.rounding,
+        }
+    constants = {"joint": propagation.joint, "pixels": pixels}
+    return rows, _as_json(loaded.name, pack, rows, constants)
+
+
+def segmenter_sentence(profile: Mapping[str, Any]) -> str:
+    """Say what `segmenter_profile` found of all layers together."""
+    together = f"All logits together: {constant(profile['joint'])} at this size."
+    pixels = profile["pixels"]
+    if isinstance(pixels, str):
+        return f"{together} {pixels}"
+    joint, contrasts, largest, rounding = map(constant, pixels.values())
+    return (
+        f"{together} In certificates, which hold for every size: all logits {joint}, what flipped "
+        f"pixels pay together {contrasts}, difference of two logits of a pixel at most {largest}; "
+        f"rounding {rounding}, as measured."
+    )
+
+
+def _as_json(
+    name: str, pack: Pack, rows: Sequence[LayerRow], constants: Mapping[str, Any]
+) -> dict[str, Any]:
+    return {
+        "weights": name,
+        "observed_on": pack.describe(),
+        "versions": versions(),
+        **constants,
         "layers": [asdict(row) for row in rows],
     }

@@ -93,6 +93,17 @@ def figures(drawings: Drawings, *names: str) -> str:
     return shown and f'<div class="pair">{shown}</div>'
 
 
+def tile(drawn: Image.Image, alternative: str, name: str, caption: str) -> str:
+    """Return a picture, what can be read off it, and in bold whose it is before its caption."""
+    url, whose = data_url("image/png", png(drawn)), f"<b>{escape(name)}</b>, " if name else ""
+    return (
+        f'<figure class="tile"><svg role="img" viewBox="0 0 {drawn.width} {drawn.height}">'
+        f"<title>{escape(alternative)}</title>"
+        f'<image width="{drawn.width}" height="{drawn.height}" href="{url}"/>'
+        f"</svg><figcaption>{whose}{escape(caption)}</figcaption></figure>"
+    )
+
+
 def details(summary: str, body: str) -> str:
     """Return a body that is folded away below its summary."""
     return f"<details><summary>{escape(summary)}</summary>{body}</details>"

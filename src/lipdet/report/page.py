@@ -6,6 +6,7 @@ import json
 from collections.abc import Sequence
 from html import escape
 from pathlib import Path
+from typing import Any
 
 from lipdet.attack.torchvision_models import ForeignDetector
 from lipdet.files import write_complete
@@ -83,7 +84,7 @@ def write_page(
         sections.provenance(document),
     ]
     answer = sections.answer(document) + (paragraph(note) if note else "")
-    _write(path, title, answer, parts, document)
+    write_html(path, title, answer, parts, document)
 
 
 def write_module_page(
@@ -119,7 +120,8 @@ def write_module_page(
         sections.classes(document),
         sections.provenance(document),
     ]
-    _write(path, f"{name} on {result['data']['name']}", sections.answer(document), parts, document)
+    title = f"{name} on {result['data']['name']}"
+    write_html(path, title, sections.answer(document), parts, document)
 
 
 def write_figures(
@@ -140,8 +142,8 @@ def _numbered(drawing: Drawing | None, place: int) -> Drawing | None:
     return drawing and drawing._replace(name=f"{drawing.name}-{place}")
 
 
-def _write(
-    path: Path, title: str, answer: str, parts: Sequence[Section], document: Document
+def write_html(
+    path: Path, title: str, answer: str, parts: Sequence[Section], document: Any
 ) -> None:
     """Write the html of a page with its json.
 

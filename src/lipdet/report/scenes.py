@@ -6,7 +6,6 @@ Radii are those of `lipdet certify`; the reach of a box is that at ε, not at it
 from __future__ import annotations
 
 from collections.abc import Sequence
-from html import escape
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -35,7 +34,7 @@ from lipdet.reading.marks import (
     magnified,
 )
 from lipdet.reading.views import look_at_pixels
-from lipdet.report.markup import data_url, png
+from lipdet.report.markup import tile
 from lipdet.report.style import Drawing, styled
 from lipdet.types import Target
 
@@ -147,17 +146,10 @@ def _names(target: Target, class_names: Sequence[str]) -> tuple[str, ...]:
     return tuple(class_names[label] for label in order)
 
 
-def tile(scene: Scene, attacked: bool) -> str:
-    """Return one picture of a scene as `<figure>` with an inline SVG."""
-    drawn = _drawn(scene, attacked, 1)
-    url = data_url("image/png", png(drawn))
-    return (
-        f'<figure class="tile"><svg role="img" viewBox="0 0 {drawn.width} {drawn.height}">'
-        f"<title>{escape(_described(scene, attacked))}</title>"
-        f'<image width="{drawn.width}" height="{drawn.height}" href="{url}"/>'
-        f"</svg><figcaption><b>{escape(scene.weights)}</b>, {escape(_caption(scene, attacked))}"
-        "</figcaption></figure>"
-    )
+def tile_of(scene: Scene, attacked: bool) -> str:
+    """Return one picture of a scene with its caption."""
+    drawn, caption = _drawn(scene, attacked, 1), _caption(scene, attacked)
+    return tile(drawn, _described(scene, attacked), scene.weights, caption)
 
 
 @styled

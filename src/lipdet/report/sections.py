@@ -23,7 +23,7 @@ from lipdet.report.markup import (
     paragraph,
     table,
 )
-from lipdet.report.scenes import LEGEND, Scene, tile
+from lipdet.report.scenes import LEGEND, Scene, tile_of
 from lipdet.report.table import GREY_LEVELS, constant, finding, percent
 from lipdet.results import (
     EvaluationResult,
@@ -116,7 +116,7 @@ def gallery(document: Document, scenes: Sequence[Sequence[Scene]]) -> Section:
     body = paragraph(text)
     for same_picture in zip(*scenes, strict=True):
         first = same_picture[0]
-        tiles = (tile(scene, attacked) for scene in same_picture for attacked in (False, True))
+        tiles = (tile_of(scene, attacked) for scene in same_picture for attacked in (False, True))
         heading = f"Picture {first.picture + 1}: {' '.join(first.truth) or 'no object'}"
         body += f'<h3>{escape(heading)}</h3><div class="gallery">{"".join(tiles)}</div>'
     return Section("pictures", "The same pictures, clean and attacked", body)
@@ -180,7 +180,7 @@ def classes(document: Document) -> Section:
         ]
     names = list(document["results"][0]["clean"]["per_class"])
     rows: list[list[Cell | str]] = [
-        [name, *(number(document, f"{path}/{_key(name)}/ap50") for _, path in columns)]
+        [name, *(number(document, f"{path}/{key(name)}/ap50") for _, path in columns)]
         for name in names
     ]
     head = ["class", *(words for words, _ in columns)]
@@ -283,7 +283,8 @@ def _radius(epsilon: float) -> str:
     return f"ε\u00a0{epsilon:g}"
 
 
-def _key(name: str) -> str:
+def key(name: str) -> str:
+    """Return a name as a key of a path in the json."""
     return name.replace("~", "~0").replace("/", "~1")
 
 

@@ -20,17 +20,16 @@ from lipdet.types import Detections, Target, ignored_of
 MATCHING_IOU = 0.5
 
 
-def damage(found: Detections, target: Target, false_weight: float = 1.0) -> float:
-    """Sum the scores of false positives, weighed, and subtract those of true positives.
+def damage(found: Detections, target: Target) -> float:
+    """Sum the scores of false positives, and subtract those of true positives.
 
     Args:
         found: detections of one image.
         target: its objects.
-        false_weight: how much a false positive counts beside a true one.
     """
     right = true_positives(found, target)
     scores, false = found["scores"].double(), ~right & judged(found, target)
-    return float(false_weight * scores[false].sum() - scores[right].sum())
+    return float(scores[false].sum() - scores[right].sum())
 
 
 def judged(found: Detections, target: Target) -> Tensor:

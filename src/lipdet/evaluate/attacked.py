@@ -1,9 +1,8 @@
 """AP under attack over a data set: resumable, and independent of how the pictures are batched.
 
 Notable choices:
-- `worst` runs several objectives and keeps, per image, the result with the largest damage. AP is a
-  measure of the whole set, which no share of an image adds up to, so damage is weighed in several
-  ways; each figure of `worst` is the lowest of these composites and of every single objective.
+- `worst` runs several objectives and chooses, per image, the result that costs AP50 most; each of
+  its figures is the lowest of these composites and of every single objective.
 - A chunk of pictures that is done is a file in the state folder, under the hash of everything that
   determines it; nothing is rewritten, and an interrupted run loses one chunk at most.
 - Attacked pictures are judged as they are, in float32; rounding to 8 bits would change them.
@@ -20,12 +19,12 @@ import torch
 
 from lipdet.attack import AttackSettings, attack_and_detect, recall
 from lipdet.attack.attackable import Attackable, attackable
-from lipdet.attack.damage import damage
 from lipdet.attack.settings import AttackName, single_attacks
 from lipdet.boxes import DISPLAY_SELECTION
 from lipdet.detector import SSD
 from lipdet.evaluate.average_precision import average_precision
 from lipdet.evaluate.chunks import Pass, State, detecting_pass, in_order
+from lipdet.evaluate.composites import composites
 from lipdet.evaluate.consistency import consistency
 from lipdet.images.pack import Pack
 from lipdet.results import AttackedResult, Figures
@@ -34,8 +33,6 @@ from lipdet.types import Detections
 Looking = TypeVar("Looking", bound=SSD | Attackable)
 
 CHUNK = 32
-# How much a false positive counts beside a true one where the worst result of an image is chosen.
-FALSE_WEIGHTS = (0.0, 0.25, 0.5, 1.0, 2.0)
 # Of the recall that is reported beside AP: what a user is shown.
 RECALL_SCORE = DISPLAY_SELECTION.score_floor
 
@@ -123,18 +120,6 @@ def measure(found: Sequence[Detections], pack: Pack) -> Figures:
     precision = average_precision(targets, found, pack.class_names)
     share = recall(found, targets, RECALL_SCORE)
     return {"ap50": precision["ap50"], "ap": precision["ap"], "recall": share}
-
-
-def composites(candidates: Sequence[Sequence[Detections]], pack: Pack) -> list[list[Detections]]:
-    """Take of each picture the most damaging candidate, for each weight of false positives."""
-    targets = [pack.target(index) for index in range(len(pack))]
-    return [
-        [
-            max(of_picture, key=lambda found: damage(found, target, weight))
-            for *of_picture, target in zip(*candidates, targets, strict=True)
-        ]
-        for weight in FALSE_WEIGHTS
-    ]
 
 
 def worst(candidates: Sequence[list[Detections]], pack: Pack) -> list[Detections]:

@@ -1,4 +1,4 @@
-"""Networks of orthogonium and deel-torchlip are bounded by their weights, not by their names."""
+"""Row 25 of the cases: orthogonium and deel-torchlip, bounded by what their weights are."""
 
 from __future__ import annotations
 

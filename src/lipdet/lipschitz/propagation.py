@@ -231,12 +231,14 @@ class _Tracer(fx.Tracer):
             self.running = fx.Interpreter(self.root, False, self.graph)
             self.running.args_iter = iter((self.x,))
         self.is_running = True
-        for one in self.graph.nodes:
-            if one not in self.running.env:
-                self.running.env[one] = self.running.run_node(one)
-                if one.op == "placeholder" or not self.following.isdisjoint(one.all_input_nodes):
-                    self.following.add(one)
-        self.is_running = False
+        try:
+            for one in self.graph.nodes:
+                if one not in self.running.env:
+                    self.running.env[one] = self.running.run_node(one)
+                    if one.op == "placeholder" or self.following & {*one.all_input_nodes}:
+                        self.following.add(one)
+        finally:
+            self.is_running = False
         return self.running.env[node]
 
     def call_module(self, m: nn.Module, forward: Any, args: Any, kwargs: Any) -> Any:

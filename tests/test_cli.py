@@ -6,6 +6,7 @@ import json
 import re
 import subprocess
 import sys
+import time
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -16,11 +17,12 @@ import torch
 from PIL import Image
 
 from lipdet.checkpoint import save_detector
-from lipdet.cli import main
+from lipdet.cli import VERBS, main
 from lipdet.config import PRESETS, DetectorConfig
 from lipdet.detector import build_detector
 from lipdet.images.render import rendered
 from lipdet.train.job import Job, save_job
+from lipdet.train.state import STATE
 from lipdet.types import Canvas
 
 
@@ -341,3 +343,85 @@ def test_what_does_not_fit_on_the_disk_is_refused_before_the_first_byte(
     # By hand: 10,000 × 500 × 500 × 3 bytes.
     check_mistake(capsys, *words, str(tmp_path / "pack"), names="take 7.5 GB, but")
     assert not list(tmp_path.iterdir())
+
+
+# --- completion -----------------------------------------------------------------------------------
+
+# What bash does at the tab key, after the script was sourced as from its folder of completions.
+ASK = """source "$1"; shift
+COMP_WORDS=("$@"); COMP_CWORD=$(($# - 1)); COMP_LINE="$*"; COMP_POINT=${#COMP_LINE}
+$(complete -p lipdet | sed 's/.*-F \\([^ ]*\\).*/\\1/') lipdet "${COMP_WORDS[COMP_CWORD]}" ""
+printf '%s\\n' "${COMPREPLY[@]}"
+"""
+
+
+@pytest.mark.parametrize(
+    ("words", "wanted"),
+    [
+        (["cert"], ["certify"]),
+        (["certify", "--eps"], ["--epsilon"]),
+        (["data", "download", "--o"], ["--out"]),
+        (["train", "--preset", "naive-"], ["naive-adversarial"]),
+    ],
+)
+def test_bash_completes_verbs_options_and_choices(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path, words: list[str], wanted: list[str]
+) -> None:
+    pytest.importorskip("shtab", reason="shtab is not installed")
+    status, script, _ = run(capsys, "--print_completion", "bash")
+    assert status == 0
+    (tmp_path / "lipdet").write_text(script)
+    command = ["bash", "-c", ASK, "bash", str(tmp_path / "lipdet"), "lipdet", *words]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    assert done.stdout.split() == wanted
+
+
+@pytest.mark.parametrize("shell", ["zsh", "fish"])
+def test_other_shells_are_given_every_verb(capsys: pytest.CaptureFixture[str], shell: str) -> None:
+    pytest.importorskip("shtab", reason="shtab is not installed")
+    _, script, _ = run(capsys, "--print_completion", shell)
+    assert all(verb in script for verb in VERBS)
+    assert "--epsilon" in script or "-l epsilon" in script
+
+
+def test_help_imports_no_verb() -> None:
+    code = "import sys, lipdet.cli; lipdet.cli.build_parser(wanted=())\n"
+    code += (
+        "print([name for name in sys.modules if name == 'shtab' or name == 'lipdet.commands.eval'])"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"
+
+
+# --- ends -----------------------------------------------------------------------------------------
+
+
+def test_a_training_that_is_terminated_says_so_by_its_status(tmp_path: Path) -> None:
+    """Slow to start, because only a process of its own can be ended: 143 is 128 + SIGTERM."""
+    out = tmp_path / "run"
+    command = [sys.executable, "-m", "lipdet", "train", "--data", "rendered:16", "--batch_size"]
+    command += ["4", "--epochs", "10000", "--out", str(out)]
+    with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as job:
+        for _ in range(600):
+            if (out / STATE).exists():
+                break
+            time.sleep(0.1)
+        job.terminate()
+        _, said = job.communicate(timeout=120)
+    assert job.returncode == 143
+    assert (out / STATE).exists()
+    assert said.endswith("lipdet: Interrupted; finished work and checkpoints are kept.\n")
+    # A pipe gets no column of source lines beside what is logged.
+    assert not re.search(r"\w+\.py:\d+", said)
+
+
+def test_training_data_without_any_object_are_refused(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path, photograph: Path
+) -> None:
+    """Row 15 of the cases: pictures alone teach nothing."""
+    path = coco_file(tmp_path, photograph, [1, 1, 20, 20])
+    data = json.loads(path.read_text())
+    path.write_text(json.dumps({**data, "annotations": []}))
+    words = ["train", "--data", f"coco:{path}", "--batch_size", "1", "--out", str(tmp_path / "run")]
+    check_mistake(capsys, *words, names="no object")
+    assert not (tmp_path / "run").exists()

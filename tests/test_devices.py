@@ -47,6 +47,7 @@ def test_attacks_are_the_same_on_another_device(
         files = [out / "attack.json", out / "eval.json"]
         main(["eval", weights, "--data", "rendered:2", *attack, "--json", str(files[1])])
         shown, figures = (json.loads(file.read_text()) for file in files)
+        assert figures.pop("device") == place.type
         return [shown, {**figures, "seconds": 0}]
 
     here = measured(torch.device("cpu"))

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 from PIL import Image
 
@@ -15,6 +16,7 @@ from lipdet.app.exhibits import Exhibit, look
 from lipdet.checkpoint import load_detector
 from lipdet.cli import main
 from lipdet.errors import InputError
+from lipdet.evaluate.certified import certified_results
 from lipdet.images.crop import full_region
 from lipdet.images.pack import Pack
 from lipdet.reading.marks import CERTIFICATE_SIDE
@@ -135,3 +137,23 @@ def test_eval_shows_every_table_and_writes_every_variant(
         objects = result["data"]["objects"]
         assert sum(entry["failed"].values()) == round(objects * (1 - entry["recall"]))
         assert set(entry["per_class"]) == set(result["clean"]["per_class"])
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("proven_once")
+def test_a_picture_with_a_crowd_is_left_out_of_readings(house_numbers: Pack) -> None:
+    """Nobody says whether a crowd was to be read."""
+    detector, pack = load_detector(NAME).detector, house_numbers.head(3)
+
+    def reading(crowds: set[int]) -> dict[str, float]:
+        areas = [[index, 0, 0, 0, 20, 20] for index in sorted(crowds)]
+        ignored = np.array(areas, np.float64).reshape(-1, 6)
+        [entry] = certified_results(detector, replace(pack, ignored=ignored), [0.1])
+        return {**entry.get("reading", {})}  # type: ignore[dict-item]
+
+    [first, second] = [reading({0, 1, 2} - {index}) for index in (0, 1)]
+    both = reading({2})
+    assert first
+    # By hand: shares of the pictures that are left.
+    assert both == {name: (first[name] + second[name]) / 2 for name in first}
+    assert reading({0, 1, 2}) == {}

@@ -13,6 +13,7 @@ from lipdet.boxes import BoxCoding, Decoder, Selection, SigmoidScores
 from lipdet.certificate.verifier import Verifier
 from lipdet.images.crop import Region, picture_part
 from lipdet.reading import Detection, Reading, certified_reading, look
+from lipdet.reading.marks import Mark, draw
 from lipdet.reading.read import _shown
 from lipdet.types import Canvas, Framing, RawOutput
 from tests.certificate.scenes import output_constants
@@ -143,3 +144,11 @@ def test_a_box_that_the_picture_does_not_show_has_no_radius() -> None:
 def test_the_part_of_a_square_that_shows_the_picture(region: Region, part: list[float]) -> None:
     found = picture_part(region, *PICTURE.size, CANVAS)
     assert found == pytest.approx(np.array(part))
+
+
+def test_a_box_that_is_turned_round_is_drawn_in_order() -> None:
+    straight, turned = (
+        draw(PICTURE, [Mark(box, "6", "#ff0000")], 2.0)
+        for box in ((10.0, 20, 40, 60), (40.0, 60, 10, 20))
+    )
+    assert straight.tobytes() == turned.tobytes()

@@ -17,6 +17,7 @@ from contextlib import contextmanager, nullcontext
 from importlib import import_module
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 
 import yaml
 from jsonargparse import Namespace
@@ -131,6 +132,14 @@ def _preset_in(words: Sequence[str]) -> str:
     return named.preset if named.preset in PRESETS else "naive"
 
 
+class _PrintCompletion(argparse.Action):
+    """Prints the script of a shell, of all verbs with their options."""
+
+    def __call__(self, parser: Any, namespace: Any, shell: Any, option: str | None = None) -> None:
+        print(build_parser().get_completion_script(f"shtab-{shell}"))
+        sys.exit()
+
+
 def build_parser(preset_name: str = "naive", wanted: Collection[str] = tuple(VERBS)) -> Parser:
     """Return the parser of all verbs.
 
@@ -142,6 +151,14 @@ def build_parser(preset_name: str = "naive", wanted: Collection[str] = tuple(VER
         prog=PROGRAM,
         description="Object detectors whose detections are provably stable.",
         version=__version__,
+    )
+    parser.add_argument(
+        "--print_completion",
+        action=_PrintCompletion,
+        choices=("bash", "zsh", "fish"),
+        dest=argparse.SUPPRESS,
+        default=argparse.SUPPRESS,
+        help="print what a shell needs to complete verbs and options (see README.md)",
     )
     commands = parser.add_subcommands(dest="verb", metavar="VERB")
     for name, summary in VERBS.items():

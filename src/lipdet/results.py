@@ -112,7 +112,8 @@ class CertifiedResult(Figures):
     """What no perturbation with an L2 norm of at most `epsilon` takes away: bounds from below.
 
     `grey_levels` as in an `AttackedResult`; `failed` counts objects by the condition that fails.
-    Results before 0.3 say nothing of readings and counts.
+    Results before 0.3 say nothing of readings and counts. There is no `reading` where no picture
+    is judged as a whole.
     """
 
     epsilon: float
@@ -223,13 +224,17 @@ class WorkingPoint(TypedDict):
 
 
 class EvaluationResult(TypedDict):
-    """What is measured of one detector on one data set, with all that is needed to repeat it."""
+    """What is measured of one detector on one data set, with all that is needed to repeat it.
+
+    `device` is where it was computed; results before 0.3 lack it.
+    """
 
     weights: str
     parameters: int
     data: DataSummary
     seed: int
     versions: dict[str, str]
+    device: NotRequired[str]
     seconds: float
     clean: AveragePrecision
     attacked: list[AttackedResult]

@@ -7,12 +7,16 @@ import html.parser
 import io
 import json
 import os
+import re
 import struct
 import subprocess
 import sys
 import threading
 import zlib
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from urllib.parse import urljoin
+from urllib.request import urlopen
 
 import numpy as np
 import pytest
@@ -268,6 +272,59 @@ def test_sigterm_leaves_nothing_behind(tmp_path: Path) -> None:
         app.terminate()
         assert app.wait(60) == 143  # 128 + SIGTERM
     assert list(tmp_path.iterdir()) == []
+
+
+class Stripping(BaseHTTPRequestHandler):
+    """Serves under /lipdet what another server has at its root, as nginx does with a slash."""
+
+    behind = ""
+
+    def do_GET(self) -> None:
+        if not self.path.startswith("/lipdet/"):
+            self.send_error(404)
+            return
+        with urlopen(self.behind + self.path.removeprefix("/lipdet/")) as answer:
+            content = answer.read()
+            self.send_response(answer.status)
+            self.send_header("Content-Type", answer.headers["Content-Type"])
+            self.end_headers()
+            self.wfile.write(content)
+
+    def log_message(self, *_: object) -> None:
+        pass
+
+
+def test_the_page_works_behind_a_proxy_that_strips_its_path(tmp_path: Path) -> None:
+    """Row 35 of the cases. Slow, because it starts the program."""
+    pytest.importorskip("gradio", reason="gradio is not installed")
+    command = [sys.executable, "-m", "lipdet", "app", "naive", "--port", "0"]
+    with (
+        subprocess.Popen(
+            [*command, "--root_path", "/lipdet"],
+            stdout=subprocess.PIPE,
+            text=True,
+            env={**os.environ, "TMPDIR": str(tmp_path), "OMP_NUM_THREADS": "1"},
+        ) as app,
+        ThreadingHTTPServer(("127.0.0.1", 0), Stripping) as proxy,
+    ):
+        assert app.stdout
+        [port] = re.findall(r"http://127.0.0.1:(\d+)", app.stdout.readline())
+        Stripping.behind = f"http://127.0.0.1:{port}/"
+        threading.Thread(target=proxy.serve_forever, daemon=True).start()
+        outside = f"http://127.0.0.1:{proxy.server_port}/lipdet/"
+        with urlopen(outside) as answer:
+            page = answer.read().decode()
+        with urlopen(f"{outside}config") as answer:
+            # What the page's own scripts ask for begins with its root, so it passes the proxy.
+            assert json.load(answer)["root"].endswith("/lipdet")
+        scripts = [urljoin(outside, at) for at in re.findall(r'src="([^"]+\.js)"', page)]
+        assert scripts
+        for script in scripts:
+            assert script.startswith(outside)
+            with urlopen(script) as answer:
+                assert answer.status == 200
+        proxy.shutdown()
+        app.terminate()
 
 
 def test_bounds_are_made_once_for_all_visitors(

@@ -83,3 +83,20 @@ def test_boxes_move_out_of_reach_of_vanish() -> None:
     raw = RawOutput(torch.tensor([[[5.0], [2.0]]]), offsets)
     [value] = OBJECTIVES["vanish"](raw, own, decoder)
     assert value == pytest.approx(-2.0)
+
+
+@pytest.mark.parametrize("name", ["classification", "multibox"])
+def test_losses_raise_nothing_in_areas_that_are_not_judged(name: str) -> None:
+    # Oracle: the training loss, which has no negatives there.
+    decoder = build_detector(DetectorConfig()).decoder
+    own, crowd = target(1), target(3)
+    judged = Target(**own)
+    judged["ignored"] = {"boxes": torch.tensor([[0.0, 0, 74, 74]] * 3), "labels": crowd["labels"]}
+    raw = random_raw(1, len(decoder.default_boxes))
+    scene = scene_of([judged], decoder)
+    [value] = OBJECTIVES[name](raw, scene, decoder)
+    loss = multibox_loss(raw, pad_targets([judged]), decoder)
+    wanted = loss.total if name == "multibox" else loss.classification
+    torch.testing.assert_close(value, wanted * scene.positive.sum())
+    [without] = OBJECTIVES[name](raw, scene_of([own], decoder), decoder)
+    assert value < without

@@ -91,12 +91,14 @@ def _beside(inner: Callable[[Tensor], Tensor], x: Tensor, dim: int = 1) -> Tenso
         (Apply(lambda x: torch.cat([x, x, x], 1)), math.sqrt(3)),
         (Apply(lambda x: (x, [x, 1.0], {"x": x})), math.sqrt(3)),
         (Apply(lambda x: x.shape[1] * x.chunk(2, 1)[0]), 2.0),
-        (Apply(lambda x: torch.cat([*x.chunk(2, 1), x], 1)), math.sqrt(3)),
+        (Apply(lambda x: torch.cat([*x.chunk(2, 1), x], 1)), math.sqrt(2)),
         (Apply(lambda x: torch.cat([3 * x.chunk(2, 1)[1], x.chunk(2, 1)[0]], 1)), math.sqrt(10)),
         (Apply(lambda x: _beside(lambda a: 3 * a, x)), 3.0),
         (Apply(lambda x: 2 * _beside(lambda a: _beside(lambda b: 5 * b, a, 2), x)), 10.0),
         (Apply(lambda x: _beside(lambda a: a + x[:, :1], x)), math.sqrt(5)),
-        (Apply(lambda x: torch.cat([*(y := x.chunk(2, 1)), y[0]], 1)), math.sqrt(3)),
+        (Apply(lambda x: torch.cat([*(y := x.chunk(2, 1)), y[0]], 1)), math.sqrt(2)),
+        # Chunks that hold the same entries are not apart.
+        (Apply(lambda x: _beside(lambda a: 3 * a, torch.cat([x, x], 1))), 3 * math.sqrt(2)),
     ],
 )
 def test_rules(layer: nn.Module, constant: float) -> None:
@@ -226,7 +228,7 @@ UNKNOWN = {
     "broadcast factor": (lambda: Apply(lambda x: x[:, :1] * torch.ones(4, 1, 1)), "broadcasting"),
     "limits": (lambda: Apply(lambda x: x[:, :1].clamp(torch.ones(3, 1, 1))), "clamping to tensors"),
     "overlap": (lambda: Apply(lambda x: x.tensor_split((2, 1), 1)), "tensor_split"),
-    "repeats": (lambda: Apply(lambda x: x[:, [0, 0]]), "may repeat"),
+    "repeats": (lambda: Apply(lambda x: x[:, [0, 0]]), "by a list or tensor"),
     "in place": (lambda: Apply(lambda x: x.mul_(3)), "mul_"),
     "branch on values": (lambda: Apply(lambda x: x if x.sum() > 0 else 2 * x), "cannot be traced"),
     "indices": (lambda: Apply(lambda x: functional.max_pool2d(x, 2, return_indices=True)), "max_p"),

@@ -28,6 +28,7 @@ from lipdet.detector.matching import (
     IGNORED_SHARE,
     PaddedTargets,
     match,
+    not_judged,
     pad_targets,
     share_inside,
 )
@@ -48,6 +49,7 @@ class Scene(NamedTuple):
         labels: (B, M) int64.
         valid: (B, M) bool; the rest is padding.
         ignored_boxes: (B, J, 4) areas that are not judged.
+        ignored_labels: (B, J) int64, of which class.
         positive: (B, A) bool, default boxes that answer for an object in the multibox loss.
         wanted_labels: (B, A) int64, the object's label; meaningful where positive.
         wanted_offsets: (B, A, 4), the object's box as offsets; meaningful where positive.
@@ -57,6 +59,7 @@ class Scene(NamedTuple):
     labels: Tensor
     valid: Tensor
     ignored_boxes: Tensor
+    ignored_labels: Tensor
     positive: Tensor
     wanted_labels: Tensor
     wanted_offsets: Tensor
@@ -104,6 +107,7 @@ def scene_of(targets: Sequence[Target], decoder: Decoder) -> Scene:
         labels=padded.labels,
         valid=padded.valid,
         ignored_boxes=padded.ignored_boxes,
+        ignored_labels=padded.ignored_labels,
         positive=positive,
         wanted_labels=padded.labels.gather(1, objects),
         wanted_offsets=decoder.coding.encode(own_boxes, default_boxes),
@@ -118,9 +122,18 @@ def multibox(raw: RawOutput, scene: Scene, decoder: Decoder) -> Tensor:
 
 
 def classification(raw: RawOutput, scene: Scene, decoder: Decoder) -> Tensor:
-    """Sum the cross-entropy of positives and of each image's hardest negatives, three for each."""
+    """Sum the cross-entropy of positives and of each image's hardest negatives, three for each.
+
+    As in training, a default box in an ignored area is no negative of the area's class.
+    """
     wanted = scene.wanted_labels.masked_fill(~scene.positive, BACKGROUND)
-    entropy = classification_loss(raw.logits, wanted, decoder.scores)
+    ignored = not_judged(
+        corners(decoder.default_boxes),
+        scene.ignored_boxes,
+        scene.ignored_labels,
+        raw.logits.shape[-1],
+    )
+    entropy = classification_loss(raw.logits, wanted, decoder.scores, ignored=ignored)
     counts = NEGATIVES_PER_POSITIVE * scene.positive.sum(dim=1).clamp(min=1)
     negatives = entropy.masked_fill(scene.positive, 0)
     hardest = negatives.topk(min(int(counts.max()), negatives.shape[1]), dim=1).values

@@ -112,10 +112,19 @@ def no_negatives(
     """
     columns = torch.arange(classes, device=default_corners.device)
     labels = targets.labels.gather(1, matches.objects).masked_fill(~matches.near, -1)
-    result = labels.unsqueeze(-1) == columns
-    inside = share_inside(default_corners, targets.ignored_boxes) >= IGNORED_SHARE
-    for area, label in zip(inside.unbind(2), targets.ignored_labels.unbind(1), strict=True):
-        result |= area.unsqueeze(-1) & (label[:, None, None] == columns)
+    areas = not_judged(default_corners, targets.ignored_boxes, targets.ignored_labels, classes)
+    return areas | (labels.unsqueeze(-1) == columns)
+
+
+def not_judged(
+    default_corners: Tensor, ignored_boxes: Tensor, ignored_labels: Tensor, classes: int
+) -> Tensor:
+    """Return in areas of which classes default boxes (A, 4) lie, (B, A, classes) bool."""
+    columns = torch.arange(classes, device=default_corners.device)
+    inside = share_inside(default_corners, ignored_boxes) >= IGNORED_SHARE
+    result = torch.zeros_like(columns, dtype=torch.bool).expand(*inside.shape[:2], classes)
+    for area, label in zip(inside.unbind(2), ignored_labels.unbind(1), strict=True):
+        result = result | area.unsqueeze(-1) & (label[:, None, None] == columns)
     return result
 
 

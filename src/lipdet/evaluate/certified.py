@@ -47,7 +47,7 @@ from lipdet.detector.forward import BATCH_SIZE, raw_output
 from lipdet.evaluate.chunks import Pass, State, Tensors
 from lipdet.images.pack import Pack
 from lipdet.results import CertifiedClass, CertifiedCount, CertifiedReading, CertifiedResult
-from lipdet.types import RawOutput, Target
+from lipdet.types import RawOutput, Target, ignored_of
 
 IOUS: tuple[float, ...] = tuple(np.linspace(0.5, 0.95, 10).tolist())
 RECALL_SCORE = DISPLAY_SELECTION.score_floor
@@ -125,18 +125,21 @@ def certified_results(
     chunks = certificate_pass(detector, pack, epsilons, state).results()
     rounding = PROVEN if all(chunk.proven for chunk in chunks) else MEASURED
     right, names = torch.cat([one.right for one in chunks]), pack.class_names
+    # Whether what is there but not judged was to be read, nobody says.
+    areas = (ignored_of(pack.target(index))["labels"] for index in range(len(pack)))
+    judged = torch.tensor([not len(one) for one in areas])
     entries: list[CertifiedResult] = []
     for index, epsilon in enumerate(epsilons):
         found = join([one.found[index] for one in chunks])
         counts = Counts(*map(torch.cat, zip(*(one.counts[index] for one in chunks), strict=True)))
-        entries.append(
-            {
-                **summary(epsilon, found, names, rounding),
-                "grey_levels": pack.canvas.grey_levels(epsilon),
-                "reading": _reading_summary(right, counts.steady),
-                "counts": _count_summaries(counts, names),
-            }
-        )
+        entry: CertifiedResult = {
+            **summary(epsilon, found, names, rounding),
+            "grey_levels": pack.canvas.grey_levels(epsilon),
+            "counts": _count_summaries(counts, names),
+        }
+        if judged.any():
+            entry["reading"] = _reading_summary(right[judged], counts.steady[judged])
+        entries.append(entry)
     return entries
 
 

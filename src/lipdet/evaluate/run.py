@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 from lipdet.attack import detect
-from lipdet.attack.attackable import Attackable
+from lipdet.attack.attackable import Attackable, attackable
 from lipdet.attack.torchvision_models import ForeignDetector
 from lipdet.boxes import AP_SELECTION, Selection
 from lipdet.checkpoint import AnyDetector, LoadedDetector, certifiable
@@ -65,6 +65,7 @@ def evaluate(
         "data": pack.describe(),
         "seed": seed,
         "versions": versions(),
+        "device": attackable(detector).device.type,
         "seconds": round(time.monotonic() - started, 3),
         "clean": clean,
         "attacked": attacked,

@@ -314,6 +314,52 @@ def conv_gain(conv: nn.Conv2d, x: Tensor, y: Tensor, factors: Tensor | None = No
     return pad(x, sides, conv.padding_mode) * unpadded_norm
 
 
+def conv2d(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None = None,
+    stride: Size = 1,
+    padding: Size | str = 0,
+    dilation: Size = 1,
+    groups: int = 1,
+) -> float:
+    """Bound a convolution by a constant kernel, with zero padding of any width.
+
+    Raises:
+        UnknownLipschitz: a weight is not finite.
+    """
+    return conv_norm(weight, as_pair(stride), as_pair(dilation), groups, as_pair(x.shape[-2:]))
+
+
+def conv_transpose2d(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None = None,
+    stride: Size = 1,
+    padding: Size = 0,
+    output_padding: Size = 0,
+    groups: int = 1,
+    dilation: Size = 1,
+) -> float:
+    """Bound the transpose of a convolution of its outputs, or of some rows of one.
+
+    Raises:
+        UnknownLipschitz: a weight is not finite.
+    """
+    arguments = (x, weight, None, stride, padding, output_padding, groups, dilation)
+    size = functional.conv_transpose2d(*arguments).shape[-2:]
+    return conv_norm(weight, as_pair(stride), as_pair(dilation), groups, as_pair(size))
+
+
+def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> float:
+    """Return the norm of a constant matrix.
+
+    Raises:
+        UnknownLipschitz: a weight is not finite.
+    """
+    return matrix_norm(weight)
+
+
 def batch_norm_gain(norm: nn.BatchNorm1d | nn.BatchNorm2d) -> float:
     """Return the largest factor of a BatchNorm in eval mode.
 

@@ -22,15 +22,18 @@ import torch
 from torch import Tensor, fx, nn
 from torch.fx.node import map_arg
 from torch.nn.utils import parametrize
+from torch.utils._pytree import tree_leaves
 
 from lipdet.errors import InputError, UnknownLipschitz
 from lipdet.layers import fold
+from lipdet.lipschitz.entries import Entries, all_of, holds_each_once, joint_bound
 from lipdet.lipschitz.gains import (
     batch_norm_factors,
     conv_gain,
     times,
     uses_batch_statistics,
 )
+from lipdet.lipschitz.recording import digest
 from lipdet.lipschitz.rules import (
     FUNCTIONS,
     Bounded,
@@ -152,12 +155,14 @@ def bound_graph(
         ) from error
     try:
         module = _plain(fold(module))
+    except UnknownLipschitz:
+        raise
     except ValueError as error:
         raise UnknownLipschitz(str(error)) from error
     except Exception as error:
         kind = type(module).__name__
         raise UnknownLipschitz(f"{kind} cannot be folded: {error}") from error
-    tracer = _Tracer()
+    tracer = _Tracer(x.clone())
     if tracer.is_leaf_module(module, ""):
         module = nn.Sequential(module)
     try:
@@ -177,10 +182,22 @@ def bound_graph(
 
 def _plain(network: nn.Module) -> nn.Module:
     """Keep the weights that parametrizations give in eval mode; they may run code of the user's."""
-    for module in network.modules():
+    for module in list(network.modules()):
         if parametrize.is_parametrized(module) and not module.training:
-            for name in list(module.parametrizations):  # type: ignore[arg-type]
-                parametrize.remove_parametrizations(module, name, leave_parametrized=True)
+            names = list(module.parametrizations)  # type: ignore[arg-type]
+            weights = {name: getattr(module, name).detach().clone() for name in names}
+            for name, weight in weights.items():
+                if digest(weight) != digest(getattr(module, name)):
+                    raise UnknownLipschitz(
+                        f"The {name} of {type(module).__name__} changes with every use, in eval "
+                        "mode too; use a network with plain weights, as vanilla_model of "
+                        "deel.torchlip makes one."
+                    )
+            del module.parametrizations
+            # Torch's own way removes them from a class that copies share with what was copied.
+            module.__class__ = type(module).__bases__[0]
+            for name, weight in weights.items():
+                module.register_parameter(name, nn.Parameter(weight, requires_grad=False))
     return network
 
 
@@ -195,7 +212,48 @@ def describe(node: fx.Node, network: nn.Module) -> tuple[str, str]:
 
 
 class _Tracer(fx.Tracer):
-    """Traces into the user's modules, and stops at those of torch and those with a rule."""
+    """Traces into the user's modules, and stops at those of torch and those with a rule.
+
+    A tensor that is asked for its shape answers with that at the input x.
+    """
+
+    def __init__(self, x: Tensor) -> None:
+        super().__init__()
+        self.x = x
+        self.running: fx.Interpreter | None = None
+        self.following: set[fx.Node] = set()
+        self.is_running = False
+
+    def proxy(self, node: fx.Node) -> fx.Proxy:
+        return _Shaped(node, self)
+
+    def value(self, node: fx.Node) -> Any:
+        """Run the graph as far as it is, and return the value of a node."""
+        if self.running is None:
+            self.running = fx.Interpreter(self.root, False, self.graph)
+            self.running.args_iter = iter((self.x,))
+        self.is_running = True
+        try:
+            for one in self.graph.nodes:
+                if one not in self.running.env:
+                    self.running.env[one] = self.running.run_node(one)
+                    if one.op == "placeholder" or self.following & {*one.all_input_nodes}:
+                        self.following.add(one)
+        finally:
+            self.is_running = False
+        return self.running.env[node]
+
+    def call_module(self, m: nn.Module, forward: Any, args: Any, kwargs: Any) -> Any:
+        """Record a call of a module, or make it while the graph runs."""
+        if self.is_running:
+            return forward(*args, **kwargs)
+        return super().call_module(m, forward, args, kwargs)
+
+    def getattr(self, attr: str, attr_val: Any, parameter_proxy_cache: dict[str, Any]) -> Any:
+        """Return what stands for a parameter, or the parameter while the graph runs."""
+        if self.is_running:
+            return attr_val
+        return super().getattr(attr, attr_val, parameter_proxy_cache)
 
     def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
         return find_rule(m) is not None or super().is_leaf_module(m, module_qualified_name)
@@ -212,6 +270,18 @@ class _Tracer(fx.Tracer):
         return found
 
 
+class _Shaped(fx.Proxy):
+    """What stands for a tensor while a network is traced."""
+
+    tracer: _Tracer
+
+    @property
+    def shape(self) -> Any:
+        """All sizes, but where images lie behind each other, that of the first axis stays open."""
+        shape = self.tracer.value(self.node).shape
+        return (self.size(0), *shape[1:]) if self.node in self.tracer.following else shape
+
+
 class _Bounding(fx.Interpreter):
     """Runs a graph and bounds each node as it is computed."""
 
@@ -221,6 +291,7 @@ class _Bounding(fx.Interpreter):
         self.extra_traceback = False
         self.result = result
         self.bounds = result.bounds
+        self.entries: dict[fx.Node, Entries] = {}
         # For each node made of a single chunk of a map: the list of chunks, and which of them.
         self.chunk_of: dict[fx.Node, tuple[fx.Node, int]] = {}
 
@@ -234,11 +305,18 @@ class _Bounding(fx.Interpreter):
             self.bounds[n] = 1.0
         elif not depends or (n.op != "call_module" and describes(n.target, arguments)):
             self.result.fixed.add(n)
-        elif n.op != "output":
+        elif n.op == "output":
+            map_arg(n.args, self._with_bound)
+        else:
             try:
-                self.bounds[n] = self._bound(n, y)
+                found = self._bound(n, y)
+                if isinstance(found, Entries):
+                    self.entries[n] = found
+                    found = joint_bound((found,))
+                elif isinstance(y, Tensor):
+                    _check_type(y)
+                self.bounds[n] = found
                 self._note_chunk(n)
-                _check_type(y)
                 if not math.isfinite(self.bounds[n]):
                     raise UnknownLipschitz("the bound leaves the range of float64")
             except UnknownLipschitz as error:
@@ -253,14 +331,15 @@ class _Bounding(fx.Interpreter):
                 raise UnknownLipschitz(f"No Lipschitz bound for {kind}{where}: {reason}.") from None
         return y
 
-    def _bound(self, node: fx.Node, y: Any) -> float:
-        arguments = map_arg(node.args, self._with_bound)
-        options = map_arg(node.kwargs, self._with_bound)
+    def _bound(self, node: fx.Node, y: Any) -> float | Entries:
+        picks = node.target in (operator.getitem, getattr)
+        with_bound = self._with_positions if picks else self._with_bound
+        arguments = map_arg(node.args, with_bound)
+        options = map_arg(node.kwargs, with_bound)
         if node.op != "call_module":
-            bound = bound_call(node.target, arguments, options, y)
             if self._joins_chunks(node):
-                bound = max(self.bounds[source] for source in self.result.sources(node))
-            return bound
+                return max(self.bounds[source] for source in self.result.sources(node))
+            return bound_call(node.target, arguments, options, y)
         if len(arguments) != 1 or options or not isinstance(arguments[0], Bounded):
             raise UnknownLipschitz("it is called with more than one input")
         module = self.result.module(node)
@@ -284,12 +363,18 @@ class _Bounding(fx.Interpreter):
         return times(x.bound, conv_gain(module, x.value, y, batch_norm_factors(norm)))
 
     def _note_chunk(self, node: fx.Node) -> None:
-        """Note of which chunk a node is made, if it is of one alone."""
+        """Note of which chunk a node is made, if it is of one alone.
+
+        Only of chunks that hold no entry twice: bounds of what is made of one are relative to the
+        tensor whose entries it holds, not to the chunk.
+        """
         sources = self.result.sources(node)
         origins = {self.chunk_of.get(source) for source in sources}
         if node.target is operator.getitem and sources[0].target in _CHUNK:
-            index = node.args[1]
-            origins = {(sources[0], index) if isinstance(index, int) and index >= 0 else None}
+            chunks, index = self.entries.get(sources[0]), node.args[1]
+            origins = {None}
+            if chunks and holds_each_once(chunks) and isinstance(index, int) and index >= 0:
+                origins = {(sources[0], index)}
         elif self._joins_chunks(node):
             origins = {self.chunk_of.get(chunks) for chunks, _ in filter(None, origins)}
         if len(origins) == 1 and (origin := origins.pop()):
@@ -298,7 +383,7 @@ class _Bounding(fx.Interpreter):
     def _joins_chunks(self, node: fx.Node) -> bool:
         """Return whether a node concatenates what was made of different chunks of one map each.
 
-        They share no number of it, so that the largest of their bounds is that of all (theory
+        They share no entry of it, so that the largest of their bounds is that of all (theory
         §13.1).
         """
         origins = [self.chunk_of.get(source) for source in self.result.sources(node)]
@@ -324,8 +409,17 @@ class _Bounding(fx.Interpreter):
         return norm
 
     def _with_bound(self, node: fx.Node) -> Any:
+        found = self._with_positions(node)
+        if isinstance(found, Bounded) and _has_positions(found):
+            raise UnknownLipschitz("Positions of what was compared jump and have no constant")
+        return found
+
+    def _with_positions(self, node: fx.Node) -> Any:
         value = self.env[node]
-        return Bounded(value, self.bounds[node]) if node in self.bounds else value
+        if node not in self.bounds:
+            return value
+        bound = self.bounds[node]
+        return Bounded(value, bound, self.entries.get(node) or all_of(node, bound, value))
 
 
 def example(module: nn.Module, shape: Sequence[int]) -> Tensor:
@@ -351,3 +445,7 @@ def _check_type(value: object) -> None:
     plain = not isinstance(value, Tensor) or value.layout == torch.strided
     if isinstance(value, Tensor) and not (plain and value.is_floating_point()):
         raise UnknownLipschitz(f"it has no rule for numbers of type {value.dtype}, {value.layout}")
+
+
+def _has_positions(found: Bounded) -> bool:
+    return any(places is None for places in tree_leaves(found.entries.places))

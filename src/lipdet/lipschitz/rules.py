@@ -8,6 +8,8 @@ Notable choices:
 - A row serves subclasses, too, as long as they keep the forward method of their class. A module is
   held against what its row computes, operation by operation (`same_function`), so that nothing is
   trusted but the weights and numbers that the row reads: no forward method, hook or replaced part.
+- What only moves entries of a tensor, or compares them, is known by which entries come out
+  (`entries`).
 - A function is found by itself or by the name of the method, so that a function of the user's that
   only shares a name with one of torch's is unknown. Methods that only work in place have no row.
   `inplace=True` changes no row: that nothing reads what was there before is proven elsewhere.
@@ -15,7 +17,6 @@ Notable choices:
 
 from __future__ import annotations
 
-import math
 import operator
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -37,19 +38,20 @@ from lipdet.layers import (
     ZeroPadChannels,
 )
 from lipdet.lipschitz import gains
+from lipdet.lipschitz.entries import Entries, all_of, joint_bound, moved
 from lipdet.lipschitz.gains import as_pair
-from lipdet.norms import matrix_norm
 
 _LAYER = "a layer of lipdet.layers, all of norm 1"
 _LARGEST = "its largest gain"
 
 
+@dataclass(frozen=True)
 class Bounded:
-    """A value that depends on the input: the value itself, and the bound of the map to it."""
+    """A value that depends on the input: itself, the bound of the map to it, and what it holds."""
 
-    def __init__(self, value: Any, bound: float) -> None:
-        self.value = value
-        self.bound = bound
+    value: Any
+    bound: float
+    entries: Entries
 
 
 @dataclass(frozen=True)
@@ -78,14 +80,14 @@ class FunctionRule:
 
     Attributes:
         bound: the result of a call, and its arguments, of which the dependent ones are `Bounded`,
-            to a bound of the map from the network's input to the result.
+            to a bound of the map from the network's input to the result, or to its entries.
         gain: of a function of one tensor, that tensor and the other arguments to the constant.
         rounding: as of a module, of the size of the output.
         instead: as of a module.
         cause: as of a module; of several branches, what is done with them.
     """
 
-    bound: Callable[..., float]
+    bound: Callable[..., float | Entries]
     gain: Callable[..., float] | None = None
     rounding: float | None = None
     instead: str = _LAYER
@@ -110,8 +112,8 @@ def describes(target: object, arguments: tuple[Any, ...]) -> bool:
 
 def bound_call(
     target: object, arguments: tuple[Any, ...], options: dict[str, Any], y: Any
-) -> float:
-    """Bound the map from the network's input to the result y of a call.
+) -> float | Entries:
+    """Bound the map from the network's input to the result y of a call, or name its entries.
 
     Args:
         target: the function, or the name of the tensor method.
@@ -131,18 +133,48 @@ def bound_call(
 
 
 def _of_one(
-    gain: Callable[..., float], rounding: float | None = None, instead: str = _LAYER
+    gain: Callable[..., float],
+    rounding: float | None = None,
+    instead: str = _LAYER,
+    cause: str = _LARGEST,
 ) -> FunctionRule:
     """Make the row of a function whose first argument alone may depend on the input."""
 
     def bound(y: Any, x: Any, *others: Any, **options: Any) -> float:
-        if not isinstance(x, Bounded) or any(map(_depends, [*others, *options.values()])):
-            raise UnknownLipschitz("only its first argument may depend on the image")
-        if "out" in options or (isinstance(y, Tensor) and y.dtype != x.value.dtype):
-            raise UnknownLipschitz("its rule does not cover other types of numbers, or out=")
+        _check_of_one(y, x, *others, **options)
         return gains.times(x.bound, gain(x.value, *others, **options))
 
-    return FunctionRule(bound, gain, rounding, instead)
+    return FunctionRule(bound, gain, rounding, instead, cause)
+
+
+def _moving(target: Any) -> FunctionRule:
+    """Make the row of a function of one tensor, or list, that only moves, drops or repeats."""
+
+    def bound(y: Any, x: Any, *others: Any, **options: Any) -> Entries:
+        _check_of_one(y, x, *others, **options)
+        if target is operator.getitem and isinstance(x.value, Tensor):
+            _check_index(*others)
+        if isinstance(target, str):
+            places = getattr(x.entries.places, target)(*others, **options)
+        else:
+            places = target(x.entries.places, *others, **options)
+        return moved(x.entries, places, y)
+
+    return FunctionRule(bound, gains.one, rounding=0, cause="entries are repeated")
+
+
+def _check_index(index: Any) -> None:
+    parts = index if isinstance(index, tuple) else (index,)
+    if not all(isinstance(part, int | slice) or part is None or part is ... for part in parts):
+        raise UnknownLipschitz("indexing by a list or tensor has no rule")
+
+
+def _check_of_one(y: Any, x: Any, *others: Any, **options: Any) -> None:
+    if not isinstance(x, Bounded) or any(map(_depends, [*others, *options.values()])):
+        raise UnknownLipschitz("only its first argument may depend on the image")
+    other_type = isinstance(y, Tensor) and isinstance(x.value, Tensor) and y.dtype != x.value.dtype
+    if "out" in options or other_type:
+        raise UnknownLipschitz("its rule does not cover other types of numbers, or out=")
 
 
 def _depends(value: Any) -> bool:
@@ -181,25 +213,80 @@ def _quotient(y: Tensor, a: Any, b: Any) -> float:
     return gains.times(a.bound, gains.divide(b, a.value, y))
 
 
-def _larger_or_smaller(y: Tensor, a: Any, b: Any) -> float:
-    """Bound entries that move by at most the larger of two moves."""
-    return math.hypot(*_terms(y, a, b))
+def _larger(y: Any, x: Any, *others: Any, **options: Any) -> float | Entries:
+    """Bound the larger of two, of each pair or along an axis."""
+    return _extreme(-1, y, x, *others, **options)
+
+
+def _smaller(y: Any, x: Any, *others: Any, **options: Any) -> float | Entries:
+    """Bound the smaller of two, of each pair or along an axis."""
+    return _extreme(0, y, x, *others, **options)
+
+
+def _extreme(
+    which: int, y: Any, x: Any, dim: Any = None, keepdim: bool = False, other: Any = None
+) -> float | Entries:
+    """Bound the first or the last of what is sorted: pairs of two tensors, or along an axis."""
+    other = dim if isinstance(dim, Bounded | Tensor) else other
+    if other is not None:
+        return _of_pairs(which, y, x, other)
+    ordered = _ordered(x, dim)
+    places = ordered.places.select(dim, which)
+    places = places.unsqueeze(dim) if keepdim else places
+    return moved(ordered, places if isinstance(y, Tensor) else (places, None), y)
+
+
+def _of_pairs(which: int, y: Tensor, a: Any, b: Any) -> float | Entries:
+    """Bound one half of sorted pairs; both halves together move at most as far as a and b do.
+
+    Beside a constant, an entry moves by at most as much as its own.
+    """
+    bounds = _terms(y, a, b)
+    if len(bounds) == 1:
+        return bounds[0]
+    name = "pairs", frozenset((a.entries.name, b.entries.name))
+    pairs = all_of(name, joint_bound((a.entries, b.entries)), [y, y])
+    return moved(pairs, pairs.places[which], y)
+
+
+def _sorted(
+    y: Any, x: Any, dim: int = -1, descending: bool = False, stable: bool = False
+) -> Entries:
+    """Bound sorting along an axis, and the positions that come with it."""
+    ordered = _ordered(x, dim)
+    places = ordered.places.flip(dim) if descending else ordered.places
+    return moved(ordered, (places, None), y)
+
+
+def _ordered(x: Any, dim: int | None) -> Entries:
+    """Return all of a tensor as it is when sorted upwards along an axis: of constant 1.
+
+    Sorted alike, two lines are as near to each other as any pairing of their entries (theory §2.2).
+
+    Raises:
+        UnknownLipschitz: it is over all axes or the first, and mixes the images of a batch.
+    """
+    axis = None if dim is None else dim % x.value.ndim
+    if not axis:
+        raise UnknownLipschitz("comparing along the batch mixes images; name another axis")
+    return all_of(("sorted", x.entries.name, axis), x.bound, x.value)
 
 
 def _concatenation(y: Tensor, tensors: Any, dim: int = 0) -> float:
     if isinstance(tensors, Bounded):
         return tensors.bound
-    return math.hypot(*(part.bound for part in tensors if isinstance(part, Bounded)))
+    return joint_bound(part.entries for part in tensors if isinstance(part, Bounded))
 
 
-def _item(y: Any, x: Any, index: Any) -> float:
-    """Bound a part of a list, or of a tensor by an index without repeats, like the whole."""
-    parts = index if isinstance(index, tuple) else (index,)
-    if isinstance(x.value, Tensor) and not all(
-        isinstance(part, int | slice) or part is None or part is ... for part in parts
-    ):
-        raise UnknownLipschitz("indexing by a list or tensor may repeat entries")
-    return float(x.bound)
+def _attribute(y: Any, x: Any, name: str) -> Entries:
+    """Return the values or the positions of what was compared or sorted."""
+    if name not in ("values", "indices"):
+        raise UnknownLipschitz("it has no rule")
+    return moved(x.entries, x.entries.places[name == "indices"], y)
+
+
+def _comparing(bound: Callable[..., float | Entries]) -> FunctionRule:
+    return FunctionRule(bound, rounding=0, cause="branches are compared")
 
 
 def _spellings(*names: str) -> list[object]:
@@ -212,9 +299,9 @@ def _spellings(*names: str) -> list[object]:
 _MOVING = (
     *("view", "reshape", "flatten", "unflatten", "permute", "transpose", "movedim", "squeeze"),
     *("unsqueeze", "contiguous", "clone", "flip", "roll", "pixel_shuffle", "pixel_unshuffle"),
-    *("channel_shuffle", "narrow", "select", "chunk", "split", "unbind"),
-    *("relu", "relu6", "hardtanh", "abs", "neg"),
+    *("channel_shuffle", "narrow", "select", "chunk", "split", "unbind", "expand"),
 )
+_CONTRACTING = ("relu", "relu6", "hardtanh", "abs", "neg")
 _RESIZE = "pixel_shuffle, which repeats no pixel: norm 1"
 _ADD = FunctionRule(
     _sum,
@@ -222,6 +309,9 @@ _ADD = FunctionRule(
     instead="SLLBlock: a residual block of norm 1; or the branches' mean",
     cause="branches are added up",
 )
+_CONVOLUTION = "AOLConv2d or BCOPConv2d: norm 1 by construction"
+_MATRIX = "OrthogonalConv1x1 on a 1×1 map: norm 1 by construction"
+_KERNEL = "norm of its kernel"
 _SMOOTH = "MaxMin, ReLU or Softplus: norm 1"
 _CONSTANT = "a constant of at most 1"
 _JOIN = FunctionRule(
@@ -231,7 +321,8 @@ _JOIN = FunctionRule(
 )
 
 FUNCTIONS: dict[object, FunctionRule] = {
-    **dict.fromkeys(_spellings(*_MOVING), _of_one(gains.one, rounding=0)),
+    **{target: _moving(target) for target in (*_spellings(*_MOVING), operator.getitem)},
+    **dict.fromkeys(_spellings(*_CONTRACTING), _of_one(gains.one, rounding=0)),
     **dict.fromkeys(_spellings("tanh"), _of_one(gains.one)),
     **dict.fromkeys(_spellings("clamp", "clip"), _of_one(gains.clamp)),
     **dict.fromkeys(_spellings("sigmoid"), _of_one(gains.sigmoid)),
@@ -261,12 +352,14 @@ FUNCTIONS: dict[object, FunctionRule] = {
     **dict.fromkeys(_spellings("add", "sub"), _ADD),
     **dict.fromkeys(_spellings("mul"), FunctionRule(_product, rounding=1, instead=_CONSTANT)),
     **dict.fromkeys(_spellings("div", "truediv"), FunctionRule(_quotient, instead=_CONSTANT)),
-    **dict.fromkeys(
-        _spellings("maximum", "minimum"),
-        FunctionRule(_larger_or_smaller, rounding=0, cause="branches are compared"),
-    ),
+    **dict.fromkeys(_spellings("max", "maximum", "amax"), _comparing(_larger)),
+    **dict.fromkeys(_spellings("min", "minimum", "amin"), _comparing(_smaller)),
+    **dict.fromkeys(_spellings("sort"), _comparing(_sorted)),
+    getattr: FunctionRule(_attribute, rounding=0),
+    functional.conv2d: _of_one(gains.conv2d, instead=_CONVOLUTION, cause=_KERNEL),
+    functional.conv_transpose2d: _of_one(gains.conv_transpose2d, cause=_KERNEL),
+    functional.linear: _of_one(gains.linear, instead=_MATRIX, cause="norm of its matrix"),
     **dict.fromkeys((torch.cat, torch.stack), _JOIN),
-    operator.getitem: FunctionRule(_item, rounding=0),
 }
 
 
@@ -348,14 +441,12 @@ _DROPOUT = ModuleRule(
 )
 
 MODULES: dict[type[nn.Module], ModuleRule] = {
-    nn.Conv2d: ModuleRule(
-        gains.conv_gain, _conv, instead="AOLConv2d or BCOPConv2d: norm 1 by construction"
+    nn.Conv2d: ModuleRule(gains.conv_gain, _conv, instead=_CONVOLUTION),
+    nn.ConvTranspose2d: _calling(
+        functional.conv_transpose2d,
+        *("weight", "bias", "stride", "padding", "output_padding", "groups", "dilation"),
     ),
-    nn.Linear: ModuleRule(
-        lambda layer, x, y: matrix_norm(layer.weight),
-        lambda layer, x: functional.linear(x, layer.weight, layer.bias),
-        instead="OrthogonalConv1x1 on a 1×1 map: norm 1 by construction",
-    ),
+    nn.Linear: _calling(functional.linear, "weight", "bias"),
     **dict.fromkeys((nn.BatchNorm1d, nn.BatchNorm2d), _BATCH_NORM),
     nn.Identity: ModuleRule(lambda layer, x, y: 1.0, lambda layer, x: x, rounding=0),
     **dict.fromkeys((nn.Dropout, nn.Dropout2d), _DROPOUT),

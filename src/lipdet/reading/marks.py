@@ -180,8 +180,9 @@ def _with_score(one: Detection) -> str:
 
 def _scaled(box: Box, scale: float, size: tuple[int, int]) -> Pixels:
     ends = zip(box, (*size, *size), strict=True)
-    left, top, right, bottom = (min(round(value * scale), side - 1) for value, side in ends)
-    return left, top, right, bottom
+    x1, y1, x2, y2 = (min(round(value * scale), side - 1) for value, side in ends)
+    # A detector of the user's own may turn a box round.
+    return min(x1, x2), min(y1, y2), max(x1, x2), max(y1, y2)
 
 
 def _free_place(

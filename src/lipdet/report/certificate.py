@@ -47,12 +47,13 @@ def reading_table(result: EvaluationResult) -> Table:
     for column in ("ε", "read right", "right and sure", "sure", "count sure", "leeway"):
         table.add_column(column, justify="right")
     for entry in result["certified"]:
-        reading, counts = entry["reading"], list(entry["counts"].values())
+        reading, counts = entry.get("reading"), list(entry["counts"].values())
         exact, leeway = (
             sum(one[key] for one in counts) / len(counts) for key in ("exact", "leeway")
         )
-        shares = (reading["right"], reading["certified"], reading["steady"], exact)
-        table.add_row(f"{entry['epsilon']:g}", *map(percent, shares), f"{leeway:.2f}")
+        shares = (reading["right"], reading["certified"], reading["steady"]) if reading else ()
+        read = [percent(share) for share in shares] or ["–"] * 3
+        table.add_row(f"{entry['epsilon']:g}", *read, percent(exact), f"{leeway:.2f}")
     table.caption = (
         "Sure: no perturbation changes it. Counts are means over the classes; the leeway is by how "
         "much the two ends between which a number stays differ."

@@ -9,7 +9,15 @@ from matplotlib.axes import Axes
 from matplotlib.ticker import PercentFormatter
 
 from lipdet.certificate.diagnosis import REASONS
-from lipdet.report.style import COLOURS, Drawing, colour, marker, new_figure, styled
+from lipdet.report.style import (
+    COLOURS,
+    Drawing,
+    colour,
+    in_legend,
+    marker,
+    new_figure,
+    styled,
+)
 from lipdet.report.table import percent
 from lipdet.results import (
     AveragePrecision,
@@ -78,7 +86,7 @@ def plot_frontier(results: Sequence[EvaluationResult]) -> Drawing | None:
     for index, result in enumerate(results):
         clean = result["clean"]["ap50"]
         name = _name(result, results)
-        axes.plot([], [], color=colour(index), marker=marker(index), ls="", label=name)
+        axes.plot([], [], color=colour(index), marker=marker(index), ls="", label=in_legend(name))
         for entries, face in ((attacked(result), "none"), (certified(result), colour(index))):
             axes.plot(
                 [clean] * len(entries), [entry["ap50"] for entry in entries.values()],
@@ -246,7 +254,7 @@ def _curve(axes: Axes, index: int, result: EvaluationResult, name: str) -> None:
     above: dict[float, AveragePrecision | Figures] = {0.0: result["clean"], **attacked(result)}
     below = certified(result)
     style: dict[str, Any] = {"color": colour(index), "marker": marker(index), "clip_on": False}
-    axes.plot(*_line(above), label=name, **style)
+    axes.plot(*_line(above), label=in_legend(name), **style)
     if below:
         axes.plot(*_line(below), ls="--", markerfacecolor="none", **style)
     both = sorted(set(above) & set(below))

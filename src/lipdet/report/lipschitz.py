@@ -17,7 +17,16 @@ from lipdet.evaluate.segmentation import bounds_on
 from lipdet.images.pack import Pack
 from lipdet.lipschitz.profile import LayerRow, layer_profile
 from lipdet.lipschitz.propagation import propagate
-from lipdet.report.style import COLOURS, Drawing, colour, marker, new_figure, save_figure, styled
+from lipdet.report.style import (
+    COLOURS,
+    Drawing,
+    colour,
+    in_legend,
+    marker,
+    new_figure,
+    save_figure,
+    styled,
+)
 from lipdet.report.table import constant, new_table
 from lipdet.segmenter import Segmenter
 from lipdet.versions import versions
@@ -70,7 +79,9 @@ def plot_profiles(profiles: Mapping[str, Sequence[LayerRow]]) -> Drawing | None:
             continue
         line = [rows[place] for place in _branches(rows)[-2 if rows[-1].heads else 0]]
         bounds = [row.cumulative for row in line]
-        axes.plot(bounds, color=colour(index), marker=marker(index), markersize=3, label=name)
+        axes.plot(
+            bounds, color=colour(index), marker=marker(index), markersize=3, label=in_legend(name)
+        )
         observed = [(i, row.observed) for i, row in enumerate(line) if row.observed]
         if observed:
             axes.plot(*zip(*observed, strict=True), color=colour(index), ls=":")

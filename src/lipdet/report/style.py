@@ -66,6 +66,8 @@ class Drawing(NamedTuple):
     alternative: str
 
 
+LONGEST_NAME = 40
+
 # Decorates every function that draws.
 styled = matplotlib.rc_context(_SETTINGS)  # type: ignore[arg-type]
 
@@ -74,6 +76,11 @@ def new_figure(height: float = 3.0, width: float = COLUMN) -> tuple[Figure, Axes
     """Make a figure of `width` by `height` inches with one pair of axes; call it in `styled`."""
     figure = Figure(figsize=(width, height), layout="constrained")
     return figure, figure.add_subplot()
+
+
+def in_legend(name: str) -> str:
+    """Return a name as a legend has room for it; of a long path the end tells most."""
+    return name if len(name) <= LONGEST_NAME else f"…{name[1 - LONGEST_NAME :]}"
 
 
 def colour(index: int) -> str:

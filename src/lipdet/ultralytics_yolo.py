@@ -25,7 +25,7 @@ import torch
 from torch import Tensor, nn
 
 from lipdet.errors import InputError
-from lipdet.types import Target
+from lipdet.types import Canvas, Target
 
 PREFIX = "ultralytics:"
 # What `yolo val` counts: scores above, overlaps up to, and so many of a picture.
@@ -130,9 +130,7 @@ def _detections(found: Tensor, size: Sequence[int]) -> dict[str, Tensor]:
 
     Boxes without area, which heads without NMS may put out, are left out.
     """
-    height, width = size
-    limits = found.new_tensor([width, height, width, height])
-    boxes = found[:, :4].clamp(min=0).minimum(limits)
+    boxes = found[:, :4].clamp(min=0).minimum(found.new_tensor(Canvas(*size).limits))
     there = (boxes[:, 2:] > boxes[:, :2]).all(1)
     scores, labels = found[there, 4], found[there, 5].long() + 1
     return {"boxes": boxes[there], "scores": scores, "labels": labels}

@@ -15,8 +15,8 @@ ScheduleName = Literal["pgd", "apgd"]
 AttackName = Literal["pgd", "apgd", "worst"]
 
 # The strongest single objective, and what `worst` tries, each with its share of the steps: together
-# they leave what all objectives would. Chosen by scripts/choose_attack.py; a new objective changes
-# no figure unless it is added here.
+# they leave about what all objectives would. Chosen by scripts/choose_attack.py; a new objective
+# changes no figure unless it is added here.
 DEFAULT_OBJECTIVE = "mislabel"
 WORST = {DEFAULT_OBJECTIVE: 1.0, "vanish": 0.5, "fabricate": 0.5}
 

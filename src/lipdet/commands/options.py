@@ -145,7 +145,7 @@ def pictures_kept(file: Path, result: dict[str, Any]) -> Iterator[list[dict[str,
 
     Args:
         file: json; the list becomes `pictures` of it.
-        result: everything else, which may be added to meanwhile.
+        result: everything else.
     """
     pictures: list[dict[str, Any]] = []
     try:

@@ -33,6 +33,7 @@ from lipdet.commands.options import (
     check_writable,
     distinct_stems,
     picture_files,
+    pictures_kept,
     write_json,
 )
 from lipdet.errors import InputError
@@ -94,15 +95,14 @@ def detect(detector: str, images: Sequence[Path], out: Path, **options: Any) -> 
     _refuse_boxes(score=(options["score"], DISPLAY_SELECTION.score_floor))
     loaded, files, pictures = _opened(detector, images, out)
     segmenter, canvas = loaded.segmenter, loaded.segmenter.framing.canvas
-    entries = []
-    for (path, stem), picture in zip(files, pictures, strict=True):
-        predicted = logits_of(segmenter, _batch([picture])).argmax(dim=1)[0].numpy()
-        write_picture(out / f"{stem}.png", draw_classes(Image.fromarray(picture), predicted))
-        pixels = _counted(segmenter, predicted)
-        entries.append({"image": str(path), "pixels": pixels})
-        print(f"{path}: {_shares(pixels)}")
-    result = {"weights": loaded.name, "canvas": list(canvas), "pictures": entries}
-    write_complete(out / "detections.json", as_json(result) + "\n")
+    result = {"weights": loaded.name, "canvas": list(canvas)}
+    with pictures_kept(out / "detections.json", result) as entries:
+        for (path, stem), picture in zip(files, pictures, strict=True):
+            predicted = logits_of(segmenter, _batch([picture])).argmax(dim=1)[0].numpy()
+            write_picture(out / f"{stem}.png", draw_classes(Image.fromarray(picture), predicted))
+            pixels = _counted(segmenter, predicted)
+            entries.append({"image": str(path), "pixels": pixels})
+            print(f"{path}: {_shares(pixels)}")
     print(f"Overlays and detections.json: {out} (pictures at {canvas})")
 
 
@@ -117,32 +117,30 @@ def certify(detector: str, images: Sequence[Path], out: Path, **options: Any) ->
     loaded, files, pictures = _opened(detector, images, out)
     segmenter, canvas = loaded.segmenter, loaded.segmenter.framing.canvas
     bounds = bounds_of_pixels(segmenter, _batch(pictures[:8]))
-    entries = []
-    for (path, stem), picture in zip(files, pictures, strict=True):
-        [logits] = logits_of(segmenter, _batch([picture]))
-        found = margins_of(logits, segmenter, bounds)
-        shown = Image.fromarray(picture)
-        write_picture(out / f"{stem}-classes.png", draw_classes(shown, found.predicted))
-        write_picture(out / f"{stem}.png", draw_radii(shown, found.radius))
-        certified = []
-        for epsilon in epsilons:
-            alone = int((found.radius <= epsilon).sum())
-            together = largest_reach(found, bounds, epsilon)
-            certified.append({"epsilon": epsilon, "alone": alone, "together": together})
-        pixels = _counted(segmenter, found.predicted)
-        entries.append({"image": str(path), "pixels": pixels, "certified": certified})
-        told = ", ".join(
-            f"ε = {one['epsilon']:g}: at most {one['together']:,} can flip" for one in certified
-        )
-        print(f"{path}: {_shares(pixels)}; of {picture[..., 0].size:,} pixels, {told}")
     result = {
         "weights": loaded.name,
         "canvas": list(canvas),
         "joint_constant": bounds.joint,
         "rounding": bounds.rounding,
-        "pictures": entries,
     }
-    write_complete(out / "certificates.json", as_json(result) + "\n")
+    with pictures_kept(out / "certificates.json", result) as entries:
+        for (path, stem), picture in zip(files, pictures, strict=True):
+            [logits] = logits_of(segmenter, _batch([picture]))
+            found = margins_of(logits, segmenter, bounds)
+            shown = Image.fromarray(picture)
+            write_picture(out / f"{stem}-classes.png", draw_classes(shown, found.predicted))
+            write_picture(out / f"{stem}.png", draw_radii(shown, found.radius))
+            certified = []
+            for epsilon in epsilons:
+                alone = int((found.radius <= epsilon).sum())
+                together = largest_reach(found, bounds, epsilon)
+                certified.append({"epsilon": epsilon, "alone": alone, "together": together})
+            pixels = _counted(segmenter, found.predicted)
+            entries.append({"image": str(path), "pixels": pixels, "certified": certified})
+            told = ", ".join(
+                f"ε = {one['epsilon']:g}: at most {one['together']:,} can flip" for one in certified
+            )
+            print(f"{path}: {_shares(pixels)}; of {picture[..., 0].size:,} pixels, {told}")
     print(f"Overlays and certificates.json: {out} (radii in L2 norm at {canvas})")
 
 

@@ -8,6 +8,7 @@ time, and all of them more than once.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -43,13 +44,12 @@ def composites(candidates: Sequence[Sequence[Detections]], pack: Pack) -> list[l
         pack: the pictures.
     """
     found, objects = _ranked(candidates, pack), np.bincount(pack.labels)
-    choice = np.zeros(len(pack), dtype=np.int64)
+    choice, shape = np.zeros(len(pack), dtype=np.int64), (len(pack), len(candidates))
+    places = found.picture * len(candidates) + found.candidate
     chosen = []
     for _ in range(ROUNDS):
         for turn in range(TURNS):
-            places = found.picture * len(candidates) + found.candidate
-            shape = len(pack), len(candidates)
-            worth = np.bincount(places, _worth(found, choice, objects), shape[0] * shape[1])
+            worth = np.bincount(places, _worth(found, choice, objects), math.prod(shape))
             choice[turn::TURNS] = worth.reshape(shape)[turn::TURNS].argmin(axis=1)
         chosen.append([candidates[which][index] for index, which in enumerate(choice.tolist())])
     return chosen

@@ -5,12 +5,13 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 from lipdet import distributed
 from lipdet.commands.options import SPEC_HELP, Parser, add_processes, verb_parser
 from lipdet.config import (
     PRESETS,
+    Change,
     DetectorConfig,
     SegmenterConfig,
     TrainConfig,
@@ -22,6 +23,23 @@ from lipdet.errors import InputError
 from lipdet.train import train
 from lipdet.train.job import JOB, Job, load_job
 from lipdet.types import Canvas
+
+# Fields of TrainConfig that are written as words, like the other lists of this verb.
+_LISTS: dict[str, dict[str, Any]] = {
+    "augment": {
+        "nargs": "*",
+        "choices": get_args(Change),
+        "help": "changes of training pictures that leave an object what it is; without a CHANGE "
+        "none (default: by the data: of whole pictures scale and light, of crops of digits light, "
+        "inversion and channels, with a margin only scale)",
+    },
+    "scales": {
+        "nargs": 2,
+        "type": float,
+        "metavar": ("SMALLEST", "LARGEST"),
+        "help": "factors by which `scale` changes the sides of a picture",
+    },
+}
 
 
 def parser(preset_name: str = "naive") -> Parser:
@@ -68,7 +86,9 @@ def parser(preset_name: str = "naive") -> Parser:
         "--resume", action="store_true", help="go on from the run folder's last checkpoint"
     )
     add_processes(parser)
-    parser.add_class_arguments(TrainConfig)
+    parser.add_class_arguments(TrainConfig, skip=set(_LISTS))
+    for name, form in _LISTS.items():
+        parser.add_argument(f"--{name}", **form)
     parser.set_defaults(as_plain(PRESETS[preset_name].train))
     return parser
 

@@ -111,5 +111,5 @@ def test_an_empty_batch_is_an_empty_batch() -> None:
 
 def test_objectives_of_segmenters_are_refused() -> None:
     detector, images, targets = toy()
-    with pytest.raises(InputError, match=r"'flip' is unknown; choose one of: mislabel"):
+    with pytest.raises(InputError, match=r"'flip' is unknown; choose one of: demote, mislabel"):
         attack_batch(detector, images, targets, AttackSettings(0.5, "flip", steps=1))

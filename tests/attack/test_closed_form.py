@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 import torch
 from torch import Tensor
-from torch.nn.functional import softplus
+from torch.nn.functional import logsigmoid, softplus
 
 from lipdet.attack import OBJECTIVES, AttackSettings, attack_batch
 from lipdet.attack.objectives import scene_of
@@ -51,7 +51,16 @@ def cases() -> list[Case]:
     signed = offsets[0] - offsets[1] + offsets[2] - offsets[3]
     both = linear_detector(sigmoid, -signed.view(1, 1, -1), offsets=offsets)
     half = torch.tensor(0.5)
+    on, off = logsigmoid(torch.tensor([10.0, -10.0], dtype=torch.float64))
     return [
+        # The box lies exactly on the object, ten slopes above the IoU at which it would be lost.
+        Case(
+            "demote",
+            linear_detector(sigmoid, one),
+            on_left(),
+            -one[0, 0],
+            lambda r: ((off - 2 * r) / 3).sigmoid() / 4 - ((on - 2 * r) / 3).sigmoid(),
+        ),
         # An object with one box: its log-odds T·w·δ fall; with two objects the sum of both.
         Case("vanish", linear_detector(sigmoid, one), on_left(), -one[0, 0], lambda r: 2 * r),
         Case("vanish", linear_detector(sigmoid, two), on_both(), -two.sum((0, 1)), lambda r: 2 * r),

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from lipdet.attack import OBJECTIVES
-from lipdet.attack.objectives import GONE, scene_of
+from lipdet.attack.objectives import GONE, Predictions, demote, scene_of
 from lipdet.boxes import SigmoidScores
 from lipdet.config import DetectorConfig
 from lipdet.detector import build_detector
@@ -71,6 +71,23 @@ def test_an_object_that_is_gone_has_no_gradient_left() -> None:
     torch.testing.assert_close(value, torch.tensor([-GONE - 3.0]))
     [gradient] = torch.autograd.grad(value.sum(), logits)
     assert torch.equal(gradient[0, :, 0], torch.tensor([0.0, -1.0]))
+
+
+def test_demote_moves_boxes_off_their_objects() -> None:
+    # Two boxes near one object and two classes, against finite differences.
+    scene, generator = pad_targets([on_left()]), torch.Generator().manual_seed(0)
+    log_odds = torch.randn(1, 2, 2, generator=generator, dtype=torch.float64, requires_grad=True)
+    moved = torch.tensor([[1.5, 0.4, -0.3, 0.2], [-0.4, -0.6, -1.2, 0.4]], dtype=torch.float64)
+    boxes = (on_left()["boxes"] + moved).unsqueeze(0).requires_grad_()
+
+    def value(boxes: torch.Tensor, log_odds: torch.Tensor) -> torch.Tensor:
+        return demote(Predictions(boxes, log_odds), scene)
+
+    assert torch.autograd.gradcheck(value, (boxes, log_odds))
+    [gradient] = torch.autograd.grad(value(boxes, log_odds).sum(), boxes)
+    # What shrinks a box that is narrower than its object takes it off.
+    assert gradient[0, 0, 0] > 0
+    assert gradient[0, 1, 2] < 0
 
 
 def test_boxes_move_out_of_reach_of_vanish() -> None:

@@ -131,7 +131,7 @@ def test_the_optimum_of_linear_log_odds_is_reached(objective: str) -> None:
 
 def test_where_nothing_is_detected_nothing_is_left_to_attack() -> None:
     model, images = TwoClasses(1.0), torch.full((1, 3, 8, 8), 0.5)
-    for objective in ("mislabel", "vanish", "fabricate"):
+    for objective in ("demote", "mislabel", "vanish", "fabricate"):
         settings = AttackSettings(0.1, objective, steps=3)
         attacked = attack_torchvision(model, images, TARGETS[:1], settings)
         assert (attacked - images).norm() <= 0.1

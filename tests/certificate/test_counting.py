@@ -291,7 +291,7 @@ def test_no_attack_changes_what_is_read_or_counted(house_numbers: Pack) -> None:
         for share in (0.99, 20.0):
             epsilon = share * float(radii[index])
             counts = certified_counts(verifier, single, torch.tensor([epsilon]).double())
-            for objective in ("mislabel", "vanish", "fabricate"):
+            for objective in ("demote", "mislabel", "vanish", "fabricate"):
                 settings = [AttackSettings(epsilon, objective, steps=8)]
                 before, after = attack_unlabelled(detector, images[index, None], settings)
                 [labels], [attacked] = _labels(before.detections), _labels(after.detections)

@@ -243,5 +243,5 @@ def test_the_worst_of_attacks_on_pixels_tries_every_objective_with_all_steps() -
 
 
 def test_objectives_of_pixels_are_none_of_boxes() -> None:
-    with pytest.raises(InputError, match="'flip' is unknown; choose one of: mislabel"):
+    with pytest.raises(InputError, match="'flip' is unknown; choose one of: demote, mislabel"):
         AttackSettings(0.5, "flip")

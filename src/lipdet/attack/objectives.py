@@ -8,6 +8,9 @@ Notable choices:
 - Log-odds, not scores: a score of 1.0 in float32 has no gradient left.
 - Which boxes lie on an object is read off the decoded boxes of the moment, without a gradient, as
   the evaluation will do.
+- `demote` alone sees where boxes lie with a gradient: what is pushed off its object is lost to it
+  and a false detection besides. Log-odds count there by the rank that they give among others of a
+  data set, which is about what AP counts: far above all or below all they gain little.
 - Vanish and mislabel stop counting an object that is gone, so that the rest of the perturbation
   goes to the others, and an image with nothing left to win leaves the batch.
 """
@@ -21,6 +24,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from lipdet.attack.damage import MATCHING_IOU
 from lipdet.boxes import AP_SELECTION, Decoder
 from lipdet.boxes.coding import corners, pairwise_iou
 from lipdet.boxes.scores import logit
@@ -73,7 +77,7 @@ class Predictions(NamedTuple):
     """Boxes and log-odds of a detector for B images.
 
     Attributes:
-        boxes: (B, A, 4) xyxy pixels; no gradient is taken of them.
+        boxes: (B, A, 4) xyxy pixels.
         log_odds: (B, A, K), of each class at each box.
     """
 
@@ -93,6 +97,11 @@ EMPTY = 0.3
 GONE = logit(AP_SELECTION.score_floor) - 1
 # A wrong class this far ahead of the right one, in log-odds, is as wrong as it can be.
 MISLABELLED = 10.0
+# Of `demote`, chosen by scripts/choose_attack.py: the log-odds between which most detections are
+# ranked, what a wrong detection counts beside a right one, and the IoU within which a box slides off.
+RANKED_WITHIN = 3.0
+SHARE_OF_WRONG = 0.25
+SLIDES_OFF_WITHIN = 0.05
 NOWHERE = -1e4  # instead of -inf, whose gradient is not a number
 
 
@@ -163,10 +172,28 @@ def mislabel(found: Predictions, scene: PaddedTargets | Scene) -> Tensor:
     return _over_objects((wrong - right).clamp(max=MISLABELLED), scene)
 
 
+def demote(found: Predictions, scene: PaddedTargets | Scene) -> Tensor:
+    """Lower the rank of what is right on each object, in class and place; raise what is wrong."""
+    overlap = pairwise_iou(found.boxes, scene.boxes).nan_to_num(0.0)
+    on = (overlap - MATCHING_IOU) / SLIDES_OFF_WITHIN
+    right, wrong = functional.logsigmoid(on), functional.logsigmoid(-on)
+    classes = torch.arange(found.log_odds.shape[2], device=overlap.device)
+    ranks = []
+    # One object at a time: all at once would hold (B, A, M, classes).
+    for place, label in enumerate(scene.labels.unbind(dim=1)):
+        here = slice(place, place + 1)
+        near, own = overlap[..., here] >= EMPTY, (label.unsqueeze(1) == classes).unsqueeze(1)
+        as_right = (found.log_odds + right[..., here]).masked_fill(~(near & own), NOWHERE)
+        as_wrong = torch.where(own, found.log_odds + wrong[..., here], found.log_odds)
+        as_wrong = as_wrong.masked_fill(~near, NOWHERE)
+        ranks.append(SHARE_OF_WRONG * _rank(as_wrong) - _rank(as_right))
+    return _over_objects(torch.stack(ranks, dim=1), scene)
+
+
 def fabricate(found: Predictions, scene: PaddedTargets | Scene) -> Tensor:
     """Raise the best classes of the boxes that lie on no object and in no ignored area."""
     touched = _overlap(found.boxes, scene).amax(dim=2) >= EMPTY
-    inside = share_inside(found.boxes, scene.ignored_boxes) >= IGNORED_SHARE
+    inside = share_inside(found.boxes.detach(), scene.ignored_boxes) >= IGNORED_SHARE
     touched |= inside.any(dim=2)
     best = found.log_odds.amax(dim=2)
     return functional.softplus(best).masked_fill(touched, 0).sum(dim=1)
@@ -178,6 +205,7 @@ LOSSES: dict[str, RawObjective] = {
     "localisation": localisation,
 }
 ON_PREDICTIONS: dict[str, PredictionObjective] = {
+    "demote": demote,
     "mislabel": mislabel,
     "vanish": vanish,
     "fabricate": fabricate,
@@ -186,7 +214,7 @@ ON_PREDICTIONS: dict[str, PredictionObjective] = {
 
 def _of_raw(objective: PredictionObjective) -> RawObjective:
     def value(raw: RawOutput, scene: Scene, decoder: Decoder) -> Tensor:
-        boxes = decoder.boxes(raw.offsets.detach())
+        boxes = decoder.boxes(raw.offsets)
         return objective(Predictions(boxes, decoder.scores.log_odds(raw.logits)), scene)
 
     return value
@@ -200,7 +228,7 @@ OBJECTIVES: dict[str, RawObjective] = {
 
 def _overlap(boxes: Tensor, scene: PaddedTargets | Scene) -> Tensor:
     """Return the IoU (B, A, M) of boxes with the objects, -1 at padding."""
-    overlap = pairwise_iou(boxes, scene.boxes)
+    overlap = pairwise_iou(boxes.detach(), scene.boxes)
     return overlap.masked_fill(~scene.valid.unsqueeze(1), -1)
 
 
@@ -219,6 +247,11 @@ def _on_objects(found: Predictions, scene: PaddedTargets | Scene) -> tuple[Tenso
     right = per_class.gather(2, labels).squeeze(2)
     wrong = per_class.scatter(2, labels, NOWHERE).logsumexp(dim=2)
     return right, wrong
+
+
+def _rank(log_odds: Tensor) -> Tensor:
+    """Return, of the best of log-odds (B, A, K), about the share of detections below it."""
+    return torch.sigmoid(log_odds.flatten(1).logsumexp(dim=1) / RANKED_WITHIN)
 
 
 def _over_objects(values: Tensor, scene: PaddedTargets | Scene) -> Tensor:

@@ -4,8 +4,8 @@ docs/your-own-detector.md has the protocol in full.
 
 Notable choices:
 - Labels of the module count from 1, as torchvision's do; everything here counts from 0.
-- `mislabel`, `vanish` and `fabricate` look at the detections that the model returns as it is
-  evaluated; only their scores have a gradient.
+- `demote`, `mislabel`, `vanish` and `fabricate` look at the detections that the model returns as it
+  is evaluated; scores must have a gradient, and where boxes have one, `demote` moves them, too.
 - The losses exist in training mode only. The modules are then in training mode, except layers,
   which would behave differently on the same image: normalisation, dropout, random resizing.
 - Images pass one by one, so that no image depends on its companions.
@@ -201,7 +201,7 @@ def _predictions(found: Detections, target: Target) -> Predictions:
 
     On every object stands one box with nothing in it, for what is no longer detected there.
     """
-    boxes = torch.cat([found["boxes"].detach(), target["boxes"].to(found["boxes"])])
+    boxes = torch.cat([found["boxes"], target["boxes"].to(found["boxes"])])
     labels = torch.cat([found["labels"], target["labels"].to(found["labels"])])
     log_odds = found["scores"].double().logit(SATURATED)
     classes = 1 + int(labels.max()) if len(labels) else 1

@@ -77,7 +77,7 @@ def run(
         epsilon: radius.
         out: folder for a panel NAME.png of each picture and one attack.json for all.
         attack: pgd or apgd with one objective, or worst: PGD with several.
-        objective: what pgd and apgd raise: mislabel (mostly the strongest), vanish,
+        objective: what pgd and apgd raise: demote (mostly the strongest), mislabel, vanish,
             fabricate, multibox, classification or localisation.
         norm: of the perturbation, l2 or linf.
         steps: gradients per start.

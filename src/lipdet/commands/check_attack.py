@@ -65,7 +65,7 @@ def run(
         data: SPEC.
         limit: only the first so many pictures.
         attack: pgd or apgd.
-        objective: what it raises: mislabel (mostly the strongest), vanish,
+        objective: what it raises: demote (mostly the strongest), mislabel, vanish,
             fabricate, multibox, classification or localisation.
         steps: gradients per start.
         restarts: random starts.

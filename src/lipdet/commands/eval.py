@@ -87,7 +87,7 @@ def run(
         float64: compute in float64.
         attack: also measure under this attack; worst tries several objectives and reports the
             lowest.
-        objective: what pgd and apgd raise: mislabel (mostly the strongest), vanish,
+        objective: what pgd and apgd raise: demote (mostly the strongest), mislabel, vanish,
             fabricate, multibox, classification or localisation.
         norm: of the perturbation, l2 or linf.
         steps: gradients of an attack per start.

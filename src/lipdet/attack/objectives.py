@@ -98,7 +98,7 @@ GONE = logit(AP_SELECTION.score_floor) - 1
 # A wrong class this far ahead of the right one, in log-odds, is as wrong as it can be.
 MISLABELLED = 10.0
 # Of `demote`, chosen by scripts/choose_attack.py: the log-odds between which most detections are
-# ranked, what a wrong detection counts beside a right one, and the IoU within which a box slides off.
+# ranked, what a wrong detection counts beside a right one, and within what IoU a box slides off.
 RANKED_WITHIN = 3.0
 SHARE_OF_WRONG = 0.25
 SLIDES_OFF_WITHIN = 0.05

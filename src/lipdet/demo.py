@@ -48,8 +48,8 @@ def demo(out: Path, seed: int) -> None:
     settings = AttackSettings(EPSILONS[0], seed=seed)
     campaign, state = Campaign("pgd", EPSILONS, settings), out / "state"
     console.print(
-        f"Attacking and certifying {ORDINARY} and {CERTIFIED} on {DATA}: PGD on "
-        f"{settings.objective}, {settings.steps} steps …"
+        f"Attacking and certifying {ORDINARY} and {CERTIFIED} on {DATA}: PGD, "
+        f"{settings.steps} steps …"
     )
     shown = telling_pictures(ordinary, robust, pack, campaign, state)
     framing = ordinary.framing

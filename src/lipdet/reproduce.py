@@ -157,9 +157,8 @@ def measured(
     found = {0.0: in_order(clean_pass(loaded.detector, pack, kept).results())}
     detector = prepare(loaded.detector)
     for epsilon in effort.epsilons:
-        singles = single_attacks("worst", dataclasses.replace(settings, epsilon=epsilon))
-        attacks = [attack_pack(detector, pack, single, kept) for single in singles]
-        found[epsilon] = worst(attacks, pack)
+        singles = campaign.attacks(epsilon)
+        found[epsilon] = worst([attack_pack(detector, pack, one, kept) for one in singles], pack)
     return {**result, "working_points": working_points(pack, found, seed)}
 
 

@@ -68,8 +68,8 @@ class AttackedResult(Figures):
     """What one attack of radius `epsilon`, in [0, 1] pixel units, leaves.
 
     `grey_levels` is the same radius for people; see `Canvas`.
-    Either `objective` is what was raised, or `objectives` and `composite` are what `worst` is the
-    lowest of. Recall is of detections with a score above `recall_score`.
+    Either `objective` is what was raised, or this is the lowest of `objectives` and `composite`.
+    Recall is of detections with a score above `recall_score`.
     """
 
     epsilon: float

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import shutil
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 
@@ -12,7 +13,7 @@ import torch
 
 import lipdet
 from lipdet.attack import AttackSettings, Outcome
-from lipdet.attack.settings import WORST
+from lipdet.attack.settings import UNNAMED, WORST, AttackName
 from lipdet.checkpoint import LoadedDetector, load_detector
 from lipdet.errors import InputError
 from lipdet.evaluate import attacked
@@ -41,15 +42,18 @@ def test_a_change_of_code_changes_the_keys(tmp_path: Path, folder: str) -> None:
     assert source_hash(package) != before
 
 
-def test_worst_is_at_most_every_single_objective(naive: LoadedDetector, doors: Pack) -> None:
+@pytest.mark.parametrize(("attack", "objectives"), [("worst", WORST), ("pgd", UNNAMED)])
+def test_of_several_objectives_the_lowest_counts(
+    naive: LoadedDetector, doors: Pack, attack: AttackName, objectives: Mapping[str, float]
+) -> None:
     pack = doors.head(3)
-    campaign = Campaign("worst", (1.0,), SETTINGS)
+    campaign = Campaign(attack, (1.0,), replace(SETTINGS, steps=6))
     result = evaluate(naive, pack, seed=0, campaign=campaign)
     [entry] = result["attacked"]
     # The keys that DESIGN fixes for the json.
     assert {"epsilon", "attack", "steps", "restarts", "ap50", "ap", "recall"} <= set(entry)
-    assert (entry["attack"], entry["epsilon"], entry["steps"]) == ("worst", 1.0, 2)
-    assert set(entry["objectives"]) == set(WORST)
+    assert (entry["attack"], entry["epsilon"], entry["steps"]) == (attack, 1.0, 6)
+    assert set(entry["objectives"]) == set(objectives)
     for figure in ("ap50", "ap", "recall"):
         for single in [entry["composite"], *entry["objectives"].values()]:
             assert entry[figure] <= single[figure]

@@ -133,7 +133,7 @@ def test_each_picture_passes_the_network_once_for_each_answer(house_numbers: Pac
     assert sum(seen) == 3
     seen.clear()
     # Of an attack: what it starts from, each step, and what it ends with; then the clean pictures.
-    evaluate(loaded, pack, seed=0, campaign=Campaign("pgd", (0.1,), settings))
+    evaluate(loaded, pack, seed=0, campaign=Campaign("pgd", (0.1,), settings, "demote"))
     assert sum(seen) == 3 * (1 + 1 + 2 + 1)
 
 

@@ -15,7 +15,7 @@ from PIL import Image
 
 from lipdet.app.exhibits import Attacked, Exhibit, Shown, look
 from lipdet.attack import AttackSettings
-from lipdet.attack.settings import DEFAULT_OBJECTIVE, AttackName, single_attacks
+from lipdet.attack.settings import AttackName, single_attacks
 from lipdet.errors import InputError
 from lipdet.images.crop import Region, full_region
 from lipdet.images.render import rendered
@@ -158,8 +158,7 @@ def attack_settings(epsilon: float, objective: str, steps: float) -> tuple[Attac
     if not 1 <= steps <= MOST_STEPS:
         raise InputError(f"Choose between 1 and {MOST_STEPS} steps.")
     name: AttackName = "worst" if objective == "worst" else "pgd"
-    first = DEFAULT_OBJECTIVE if objective == "worst" else objective
-    return tuple(single_attacks(name, AttackSettings(epsilon, first, steps=int(steps))))
+    return tuple(single_attacks(name, AttackSettings(epsilon, steps=int(steps)), objective))
 
 
 def panels(session: Session, epsilon: float) -> list[tuple[Shown, list[Panel]]]:

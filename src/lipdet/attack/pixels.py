@@ -63,6 +63,7 @@ class PixelSettings(AttackSettings):
     """One attack on a segmenter."""
 
     objectives: ClassVar = tuple(OBJECTIVES)
+    unnamed: ClassVar = {"flip": 1.0}
     worst: ClassVar = dict.fromkeys(OBJECTIVES, 1.0)
 
     objective: str = "flip"

@@ -14,10 +14,11 @@ Norm = Literal["l2", "linf"]
 ScheduleName = Literal["pgd", "apgd"]
 AttackName = Literal["pgd", "apgd", "worst"]
 
-# The strongest single objective, and what `worst` tries, each with its share of the steps: together
-# they leave about what all objectives would. Chosen by scripts/choose_attack.py; a new objective
-# changes no figure unless it is added here.
+# The strongest single objective; what PGD tries where none is named, and what `worst` tries, each
+# with its share of the steps. Chosen by scripts/choose_attack.py; a new objective changes no figure
+# unless it is added here.
 DEFAULT_OBJECTIVE = "demote"
+UNNAMED = {DEFAULT_OBJECTIVE: 0.5, "mislabel": 0.5}
 WORST = {DEFAULT_OBJECTIVE: 1.0, "mislabel": 0.5, "fabricate": 0.5}
 
 # The distance of two pictures of 5,773 pixels a side, one black and one white.
@@ -33,7 +34,8 @@ class AttackSettings:
 
     Attributes:
         objectives: the names that there are.
-        worst: what `worst` tries, each with its share of the steps.
+        unnamed: what is tried where no objective is named, each with its share of the steps.
+        worst: the same of `worst`.
         epsilon: radius in [0, 1] pixel units at the network's input size.
         objective: what is raised, one of `objectives`.
         schedule: pgd or apgd.
@@ -44,6 +46,7 @@ class AttackSettings:
     """
 
     objectives: ClassVar[tuple[str, ...]] = tuple(OBJECTIVES)
+    unnamed: ClassVar[Mapping[str, float]] = UNNAMED
     worst: ClassVar[Mapping[str, float]] = WORST
 
     epsilon: float
@@ -82,14 +85,28 @@ class AttackSettings:
 Settings = TypeVar("Settings", bound=AttackSettings)
 
 
-def single_attacks(attack: AttackName, settings: Settings) -> list[Settings]:
-    """List the attacks behind a name: the one of `settings`, or PGD with each of their `worst`."""
-    if attack != "worst":
-        return [replace(settings, schedule=attack)]
-    pgd = replace(settings, schedule="pgd")
+def single_attacks(
+    attack: AttackName, settings: Settings, objective: str | None = None
+) -> list[Settings]:
+    """List the attacks behind a name, each on one objective.
+
+    Args:
+        attack: pgd and apgd raise `objective`, `worst` is PGD with each of its own.
+        settings: everything else; their schedule and objective do not matter.
+        objective: None for those that are tried where none is named.
+    """
+    shares = settings.worst if attack == "worst" else settings.unnamed
+    if objective is not None and attack != "worst":
+        shares = {objective: 1.0}
+    schedule: ScheduleName = "apgd" if attack == "apgd" else "pgd"
     return [
-        replace(pgd, objective=name, steps=max(1, round(share * settings.steps)))
-        for name, share in settings.worst.items()
+        replace(
+            settings,
+            schedule=schedule,
+            objective=name,
+            steps=max(1, round(share * settings.steps)),
+        )
+        for name, share in shares.items()
     ]
 
 

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from lipdet.attack import AttackSettings, attack_unlabelled
 from lipdet.attack.outcome import Outcome
-from lipdet.attack.settings import DEFAULT_OBJECTIVE, AttackName, Norm, single_attacks
+from lipdet.attack.settings import AttackName, Norm, single_attacks
 from lipdet.checkpoint import load_any
 from lipdet.commands.attack_options import EPSILON_HELP, parse_epsilons
 from lipdet.commands.options import (
@@ -60,7 +60,7 @@ def run(
     epsilon: Sequence[str],
     out: Path,
     attack: AttackName = "worst",
-    objective: str = DEFAULT_OBJECTIVE,
+    objective: str | None = None,
     norm: Norm = "l2",
     steps: int = 50,
     restarts: int = 1,
@@ -76,9 +76,9 @@ def run(
         images: picture files, or folders of them.
         epsilon: radius.
         out: folder for a panel NAME.png of each picture and one attack.json for all.
-        attack: pgd or apgd with one objective, or worst: PGD with several.
-        objective: what pgd and apgd raise: demote (mostly the strongest), mislabel, vanish,
-            fabricate, multibox, classification or localisation.
+        attack: pgd, apgd, or worst: PGD with more objectives.
+        objective: what pgd and apgd raise: demote, mislabel, vanish, fabricate, multibox,
+            classification or localisation; by default the first two with half of the steps each.
         norm: of the perturbation, l2 or linf.
         steps: gradients per start.
         restarts: random starts.
@@ -86,9 +86,8 @@ def run(
         device: cpu or cuda; by default the GPU if there is one.
     """
     [radius] = parse_epsilons(epsilon)
-    settings = AttackSettings(
-        radius, objective, norm=norm, steps=steps, restarts=restarts, seed=seed
-    )
+    settings = AttackSettings(radius, norm=norm, steps=steps, restarts=restarts, seed=seed)
+    singles = single_attacks(attack, settings, objective)
     check_folder(out)
     images = picture_files(images)
     stems = distinct_stems(images)
@@ -97,7 +96,6 @@ def run(
     loaded = load_any(detector)
     loaded.module.to(place)
     canvas = loaded.framing.canvas
-    singles = single_attacks(attack, settings)
     result = {
         "weights": loaded.name,
         "canvas": list(canvas),

@@ -9,7 +9,7 @@ from rich.console import Console
 
 from lipdet import distributed
 from lipdet.attack import AttackSettings
-from lipdet.attack.settings import DEFAULT_OBJECTIVE, AttackName, Norm
+from lipdet.attack.settings import AttackName, Norm
 from lipdet.checkpoint import certifiable, load_any
 from lipdet.commands.attack_options import EPSILON_HELP, measured_epsilons
 from lipdet.commands.options import (
@@ -67,7 +67,7 @@ def run(
     attack: AttackName | None = None,
     certify: bool = False,
     float64: bool = False,
-    objective: str = DEFAULT_OBJECTIVE,
+    objective: str | None = None,
     norm: Norm = "l2",
     steps: int = 50,
     restarts: int = 1,
@@ -87,8 +87,8 @@ def run(
         float64: compute in float64.
         attack: also measure under this attack; worst tries several objectives and reports the
             lowest.
-        objective: what pgd and apgd raise: demote (mostly the strongest), mislabel, vanish,
-            fabricate, multibox, classification or localisation.
+        objective: what pgd and apgd raise: demote, mislabel, vanish, fabricate, multibox,
+            classification or localisation; by default the first two with half of the steps each.
         norm: of the perturbation, l2 or linf.
         steps: gradients of an attack per start.
         restarts: random starts of an attack.
@@ -103,10 +103,8 @@ def run(
     campaign = None
     epsilons = measured_epsilons(epsilon, attack, certify, norm)
     if attack is not None:
-        settings = AttackSettings(
-            epsilons[0], objective, norm=norm, steps=steps, restarts=restarts, seed=seed
-        )
-        campaign = Campaign(attack, epsilons, settings)
+        settings = AttackSettings(epsilons[0], norm=norm, steps=steps, restarts=restarts, seed=seed)
+        campaign = Campaign(attack, epsilons, settings, objective)
     if float64 and attack is not None:
         raise InputError("Attacks run in float32: leave out --float64, or --attack.")
     place = measuring_device(device, float64)

@@ -10,7 +10,7 @@ from rich.console import Console
 
 from lipdet.attack import AttackSettings
 from lipdet.attack.pixels import PixelSettings
-from lipdet.attack.settings import AttackName, single_attacks
+from lipdet.attack.settings import AttackName
 from lipdet.attack.torchvision_models import ForeignDetector
 from lipdet.checkpoint import LoadedDetector, LoadedSegmenter, load_network
 from lipdet.commands.attack_options import EPSILON_HELP, parse_epsilons
@@ -162,7 +162,7 @@ def _report_foreign(
     pictures: int,
 ) -> None:
     measured = evaluate(detector, pack, seed, campaign)
-    attacks = single_attacks(campaign.attack, campaign.settings) if campaign else []
+    attacks = campaign.attacks(campaign.epsilons[0]) if campaign else []
     shown = range(min(pictures, len(pack)))
     named = detector_for(detector, pack)
     seen = scenes(detector.name, named, pack, shown, attacks) if attacks else []

@@ -17,7 +17,6 @@ from rich.console import Console
 from torch import Tensor
 
 from lipdet import distributed
-from lipdet.attack import DEFAULT_OBJECTIVE
 from lipdet.attack.pixels import PixelSettings, attack_pixels
 from lipdet.attack.settings import single_attacks
 from lipdet.boxes import DISPLAY_SELECTION
@@ -76,7 +75,7 @@ def evaluate(detector: str, data: str, **options: Any) -> None:
     epsilons = measured_epsilons(options["epsilon"], attack, certify, options["norm"])
     campaign = None
     if attack is not None:
-        campaign = Campaign(attack, epsilons, _settings(epsilons[0], options))
+        campaign = Campaign(attack, epsilons, _settings(epsilons[0], options), options["objective"])
     loaded = load_segmenter(detector)
     pack = open_data(data, "test", loaded.segmenter.framing, seed)
     pack = pack if limit is None else pack.head(limit)
@@ -151,7 +150,7 @@ def attack(
     [radius] = parse_epsilons(epsilon)
     _refuse(options, device=ON_THE_CPU)
     norm = options["norm"]
-    attacks = single_attacks(options["attack"], _settings(radius, options))
+    attacks = single_attacks(options["attack"], _settings(radius, options), options["objective"])
     loaded, files, pictures = _opened(detector, images, out)
     segmenter, canvas = loaded.segmenter, loaded.segmenter.framing.canvas
     clean = _batch(pictures)
@@ -197,10 +196,7 @@ VERBS: dict[str, Callable[..., None]] = {
 
 
 def _settings(epsilon: float, options: Mapping[str, Any]) -> PixelSettings:
-    """Return an attack; the default objective of detectors stands for that of segmenters."""
     named = {name: options[name] for name in ("norm", "steps", "restarts", "seed")}
-    if options["objective"] != DEFAULT_OBJECTIVE:
-        named["objective"] = options["objective"]
     return PixelSettings(epsilon, **named)
 
 

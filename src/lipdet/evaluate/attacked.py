@@ -1,8 +1,8 @@
 """AP under attack over a data set: resumable, and independent of how the pictures are batched.
 
 Notable choices:
-- `worst` runs several objectives and chooses, per image, the result that costs AP50 most; each of
-  its figures is the lowest of these composites and of every single objective.
+- Of several objectives each image takes the result that costs AP50 most; each figure is the lowest
+  of these composites and of every single objective.
 - A chunk of pictures that is done is a file in the state folder, under the hash of everything that
   determines it; nothing is rewritten, and an interrupted run loses one chunk at most.
 - Attacked pictures are judged as they are, in float32; rounding to 8 bits would change them.
@@ -42,14 +42,25 @@ class Campaign:
     """The attacks of one evaluation.
 
     Attributes:
-        attack: pgd or apgd with the objective of `settings`, or worst: PGD with every objective.
+        attack: pgd, apgd or worst, as `lipdet.attack.settings.single_attacks` reads it.
         epsilons: radii, in [0, 1] pixel units at the network's input size.
-        settings: everything else; its epsilon and schedule do not matter.
+        settings: everything else; their epsilon, schedule and objective do not matter.
+        objective: of pgd and apgd; None for those that are tried where none is named.
     """
 
     attack: AttackName
     epsilons: tuple[float, ...]
     settings: AttackSettings
+    objective: str | None = None
+
+    def __post_init__(self) -> None:
+        """Refuse what cannot be attacked, before anything is computed."""
+        self.attacks(self.epsilons[0])
+
+    def attacks(self, epsilon: float) -> list[AttackSettings]:
+        """List the attacks at one radius, each on one objective."""
+        settings = replace(self.settings, epsilon=epsilon)
+        return single_attacks(self.attack, settings, self.objective)
 
 
 def attacked_results(
@@ -71,9 +82,9 @@ def attacked_results(
     prepared = prepare(detector)
     entries = []
     for epsilon in campaign.epsilons:
-        singles = _singles(campaign, epsilon)
+        singles = campaign.attacks(epsilon)
         found = [attack_pack(prepared, pack, single, state) for single in singles]
-        entries.append(_entry(campaign.attack, singles, found, clean, pack))
+        entries.append(_entry(campaign, singles, found, clean, pack))
     return entries
 
 
@@ -99,7 +110,7 @@ def attack_passes(
     return [
         _attack_pass(prepared, pack, single, state)
         for epsilon in campaign.epsilons
-        for single in _singles(campaign, epsilon)
+        for single in campaign.attacks(epsilon)
     ]
 
 
@@ -136,22 +147,22 @@ def _lowest(
 
 
 def _entry(
-    attack: AttackName,
+    campaign: Campaign,
     singles: Sequence[AttackSettings],
     found: Sequence[list[Detections]],
     clean: Sequence[Detections],
     pack: Pack,
 ) -> AttackedResult:
-    """Return what single attacks at one ε, behind a name, left of the clean detections."""
+    """Return what the attacks of a campaign at one ε left of the clean detections."""
     first = singles[0]
-    tried = [*found, *composites(found, pack)] if attack == "worst" else found
+    tried = [*found, *composites(found, pack)] if len(found) > 1 else found
     chosen, every = _lowest(tried, pack)
     entry: AttackedResult = {
         "epsilon": first.epsilon,
         "grey_levels": pack.canvas.grey_levels(first.epsilon, first.norm),
-        "attack": attack,
+        "attack": campaign.attack,
         "norm": first.norm,
-        "steps": first.steps,
+        "steps": campaign.settings.steps,
         "restarts": first.restarts,
         "seed": first.seed,
         "recall_score": RECALL_SCORE,
@@ -160,7 +171,7 @@ def _entry(
         "ap": min(one["ap"] for one in every),
         "recall": min(one["recall"] for one in every),
     }
-    if attack != "worst":
+    if len(found) == 1:
         return {**entry, "objective": first.objective}
     single, joined = every[: len(found)], every[len(found) :]
     names = [one.objective for one in singles]
@@ -169,10 +180,6 @@ def _entry(
         "composite": min(joined, key=lambda one: one["ap50"]),
         "objectives": dict(zip(names, single, strict=True)),
     }
-
-
-def _singles(campaign: Campaign, epsilon: float) -> list[AttackSettings]:
-    return single_attacks(campaign.attack, replace(campaign.settings, epsilon=epsilon))
 
 
 def _attack_pass(

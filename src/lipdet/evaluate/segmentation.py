@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
-from dataclasses import replace
 
 import numpy as np
 import torch
@@ -12,7 +11,6 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from lipdet.attack.pixels import attack_pixels, pixel_scores
-from lipdet.attack.settings import single_attacks
 from lipdet.certificate.pixels import (
     Front,
     Mask,
@@ -214,7 +212,7 @@ def attacked_pixels(segmenter: Segmenter, pack: Pack, campaign: Campaign) -> lis
 def _attacked(
     segmenter: Segmenter, pack: Pack, campaign: Campaign, epsilon: float
 ) -> AttackedPixels:
-    attacks = single_attacks(campaign.attack, replace(campaign.settings, epsilon=epsilon))
+    attacks = campaign.attacks(epsilon)
     classes, step = len(pack.class_names), at_once(pack)
     counts, sums = np.zeros((classes, classes), np.int64), np.zeros(3)
     label = f"Attacking {pack.name}, ε = {epsilon:g}"

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from lipdet.attack.settings import single_attacks
 from lipdet.certificate import UnknownLipschitz, output_bounds
 from lipdet.checkpoint import LoadedDetector
 from lipdet.detector import SSD
@@ -52,7 +51,7 @@ def build_report(
         pack, result = packs[loaded.framing], by_name.get(loaded.name)
         results.append(result if result else _measure(loaded, pack, seed, campaign, state))
         same_data(pack.describe(), results[-1:])
-    attacks = single_attacks(campaign.attack, campaign.settings) if campaign else []
+    attacks = campaign.attacks(campaign.epsilons[0]) if campaign else []
     inspections = [
         inspect_detector(loaded, packs[loaded.framing], shown[loaded.framing], attacks)
         for loaded in detectors

@@ -21,7 +21,7 @@ from PIL import Image
 from rich.table import Table
 
 from lipdet.attack.pixels import attack_pixels
-from lipdet.attack.settings import AttackSettings, single_attacks
+from lipdet.attack.settings import AttackSettings
 from lipdet.certificate.pixels import PixelBounds, largest_reach, margins_of
 from lipdet.checkpoint import LoadedSegmenter
 from lipdet.errors import UnknownLipschitz
@@ -196,7 +196,7 @@ def inspect_segmenter(
     result = evaluate_segmenter(loaded, pack, seed, campaign, certify, bounds)
     scenes: list[PixelScene] = []
     if campaign:
-        attacks = single_attacks(campaign.attack, campaign.settings)
+        attacks = campaign.attacks(campaign.epsilons[0])
         scenes = _scenes(loaded, pack, shown, attacks, bounds)
     layers: list[LayerRow] = []
     lipschitz: dict[str, Any] | str

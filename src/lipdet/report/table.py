@@ -79,7 +79,7 @@ def attacked_table(result: EvaluationResult) -> Table:
             f"{entry['epsilon']:g}",
             grey_levels(entry),
             f"{entry['attack']} ({entry['norm']})",
-            entry.get("objective", "all, the lowest"),
+            entry.get("objective", "several, the lowest"),
             str(entry["steps"]),
             str(entry["restarts"]),
             *figures,

@@ -160,6 +160,7 @@ def test_the_best_validated_weights_are_kept(
     scores: list[float | tuple[float, float]],
     best: int,
 ) -> None:
+    """Row 16 of the cases: of equal AP50 the higher AP counts, and then the later epoch."""
     seen = scripted(monkeypatch, scores)
     train(job_on(house_numbers, epochs=3, epoch_pictures=4), tmp_path / "run")
     tensors, info = read_tensors(tmp_path / "run" / BEST)

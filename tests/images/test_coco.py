@@ -244,6 +244,31 @@ def test_names_of_other_machines_are_found_by_their_last_part(tmp_path: Path, na
     assert moved(tmp_path, ".", "images", name).pictures[1].path == tmp_path / "images" / "a.png"
 
 
+def test_a_name_as_it_is_given_comes_before_its_last_part(tmp_path: Path) -> None:
+    """Row 5 of the cases: another file of that last part lies nearer."""
+    Image.new("RGB", (20, 10)).save(tmp_path / "a.png")
+    (tmp_path / "images").mkdir()
+    file = write(
+        tmp_path,
+        edit(lambda r: r["images"][1].update(file_name="val\\a.png")),
+        tmp_path / "images" / "val",
+    )
+    assert read_coco(file).pictures[1].path == tmp_path / "images" / "val" / "a.png"
+
+
+def test_two_pictures_that_come_to_one_file_are_refused(tmp_path: Path) -> None:
+    """Row 5 of the cases: of two paths with the same last part one file is here."""
+    moved(tmp_path, "annotations", "images/val")
+    file = tmp_path / "annotations" / "val.json"
+    root = edit(lambda r: r["images"][1].update(file_name="val/a.png"))
+    root["images"].append({**root["images"][1], "id": 4, "file_name": "train/a.png"})
+    file.write_text(json.dumps(root))
+    with pytest.raises(
+        InputError, match=r"image 4 and image 3 both come to .*val/a\.png; add .*tr"
+    ):
+        read_coco(file)
+
+
 def test_boxes_without_height_or_width_are_left_out_and_counted(tmp_path: Path) -> None:
     """Row 2 of the cases: train2017 has two; so are boxes that lie beside their picture."""
     boxes = [[1, 1, 0, 5], [1, 1, 5, 0], [20, 0, 5, 5], [9, 1, -5, 5]]

@@ -243,12 +243,13 @@ def test_a_yaml_that_names_one_split_or_a_list(tmp_path: Path, key: str) -> None
         read_yolo(tmp_path / "mine.yaml")
 
 
-def test_a_folder_of_images_that_is_a_link(tmp_path: Path) -> None:
+@pytest.mark.parametrize("split", ["", "/train"])
+def test_a_folder_of_images_that_is_a_link(tmp_path: Path, split: str) -> None:
     """Row 7 of the cases: `images/` or a split is a link, with its labels beside the link."""
-    write(tmp_path / "set")
-    (tmp_path / "set" / "images").rename(tmp_path / "elsewhere")
-    (tmp_path / "set" / "images").symlink_to(tmp_path / "elsewhere")
-    check(read_yolo(tmp_path / "set"))
+    pictures = write(tmp_path / "set", f"images{split}", f"labels{split}") / f"images{split}"
+    pictures.rename(tmp_path / "elsewhere")
+    pictures.symlink_to(tmp_path / "elsewhere")
+    check(read_yolo(pictures if split else tmp_path / "set"))
 
 
 def test_what_operating_systems_leave_is_ignored(tmp_path: Path) -> None:
@@ -265,3 +266,11 @@ def test_byte_order_marks(tmp_path: Path) -> None:
     for file in (tmp_path / "data.yaml", tmp_path / "labels" / "a.txt"):
         file.write_bytes(b"\xef\xbb\xbf" + file.read_bytes())
     check(read_yolo(tmp_path))
+
+
+def test_corners_where_centre_and_size_are_expected_are_said(tmp_path: Path) -> None:
+    """Row 13 of the cases: x1, y1, x2, y2 as shares of the picture."""
+    source = one_line(tmp_path, "0 0.8 0.7 0.95 0.9\n" * 2 + "0 0.7 0.8 0.9 0.98\n" * 2)
+    twice, corners = source.skipped
+    assert twice.reason.startswith("2 objects stand there twice")
+    assert corners.reason.startswith("4 of 6 boxes reach far beyond their picture, and 4 of them")

@@ -337,14 +337,26 @@ def test_a_run_that_is_done_goes_on_as_a_new_one(
     check_mistake(capsys, *words, names=f"--start_from {tmp_path}")
 
 
+@pytest.mark.parametrize(
+    ("words", "size"),
+    [
+        # By hand: 10,000 × 500 × 500 × 3 bytes, and as many of 800 × 800.
+        (("data", "render", "--count", "10000", "--image_size", "500"), "take 7.5 GB, but"),
+        (("train", "--preset", "certified", "--image_size", "800"), "take 19.2 GB, but"),
+    ],
+)
 def test_what_does_not_fit_on_the_disk_is_refused_before_the_first_byte(
-    capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    capsys: pytest.CaptureFixture[str],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    words: tuple[str, ...],
+    size: str,
 ) -> None:
+    """Of the cases tried on blood cells: the size is said, and nothing is left."""
+    monkeypatch.setenv("LIPDET_CACHE", str(tmp_path))
     monkeypatch.setattr("shutil.disk_usage", lambda _: SimpleNamespace(free=10**9))
-    words = ("data", "render", "--count", "10000", "--image_size", "500", "--out")
-    # By hand: 10,000 × 500 × 500 × 3 bytes.
-    check_mistake(capsys, *words, str(tmp_path / "pack"), names="take 7.5 GB, but")
-    assert not list(tmp_path.iterdir())
+    check_mistake(capsys, *words, "--out", str(tmp_path / "new"), names=size)
+    assert not [path for path in tmp_path.rglob("*") if path.name != "packs"]
 
 
 # --- completion -----------------------------------------------------------------------------------

@@ -10,6 +10,8 @@ from torch import Tensor, nn
 from torchvision.models import detection
 
 from lipdet.attack import AttackSettings, attack_torchvision
+from lipdet.attack.torchvision_models import ForeignDetector
+from lipdet.boxes import AP_SELECTION
 from lipdet.errors import InputError
 from lipdet.types import Target
 
@@ -189,3 +191,7 @@ def test_masks_and_keypoints_are_named_where_losses_need_them(kind: str) -> None
     with pytest.raises(InputError, match=r"\(.*(masks|keypoints).*\); choose .* mislabel"):
         attack_torchvision(model, image, TARGETS[:1], AttackSettings(0.5, "multibox", steps=1))
     attack_torchvision(model, image, TARGETS[:1], AttackSettings(0.5, "vanish", steps=1))
+    [found] = ForeignDetector.of(kind, model).detect(image, AP_SELECTION)
+    # Oracle: the module itself, which returns masks or keypoints, too.
+    [own] = model(list(image))
+    torch.testing.assert_close(found["boxes"], own["boxes"].detach())

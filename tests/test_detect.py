@@ -16,9 +16,9 @@ from lipdet.certificate.radius import Remaining
 from lipdet.certificate.verifier import verifier_of
 from lipdet.checkpoint import load_detector
 from lipdet.config import DIGIT_CROP, PRESETS
-from lipdet.detector import build_detector
+from lipdet.detector import SSD, build_detector
 from lipdet.errors import InputError
-from lipdet.images.crop import Region, around
+from lipdet.images.crop import Region, around, cut, full_region
 from lipdet.images.render import rendered
 from lipdet.reading import Detection, certified_reading, read
 from lipdet.reading.detections import read_out
@@ -76,14 +76,32 @@ def test_a_picture_without_a_number() -> None:
     assert found.detections == found.views == ()
 
 
-def test_a_network_of_whole_pictures_looks_once() -> None:
-    canvas = Canvas(40, 72)
+def of_whole_pictures(canvas: Canvas) -> tuple[SSD, Image.Image]:
+    """A network with random weights that finds something in noise, and noise of 300 × 200."""
     config = replace(PRESETS["certified-small"].detector, canvas=canvas, whole=True)
     torch.manual_seed(0)
     detector = build_detector(config).eval()
     nn.init.constant_(detector.heads[0].classification.bias, 0.1)
     noise = np.random.default_rng(0).integers(0, 256, (200, 300, 3), np.uint8)
-    picture = Image.fromarray(noise)
+    return detector, Image.fromarray(noise)
+
+
+def test_a_crop_of_the_whole_picture_is_framed_as_in_training() -> None:
+    """Of the cases tried on blood cells: a crop was stretched where training letter-boxed."""
+    canvas = Canvas(48, 48)
+    detector, picture = of_whole_pictures(canvas)
+    by_crop, plain = (
+        read(detector, DIGITS, picture, region) for region in (Region(0, 0, 300, 200), None)
+    )
+    # By hand: a square of 300 that begins 50 above; packs for training are cut from the same.
+    assert by_crop.views[0].region == full_region(300, 200, canvas) == (0, -50, 300, 250)
+    assert np.array_equal(by_crop.views[0].pixels, cut(picture, Region(0, -50, 300, 250), canvas))
+    assert by_crop.detections == plain.detections != ()
+
+
+def test_a_network_of_whole_pictures_looks_once() -> None:
+    canvas = Canvas(40, 72)
+    detector, picture = of_whole_pictures(canvas)
     found = certified_reading(
         read(detector, DIGITS, picture), verifier_of(detector, DISPLAY_SELECTION)
     )

@@ -26,7 +26,7 @@ from lipdet.results import AveragePrecision
 from lipdet.train import Trainer, loop, set_up, train
 from lipdet.train.job import Job, load_job
 from lipdet.train.log import LOG, TrainLog
-from lipdet.train.setup import open_packs, training_data
+from lipdet.train.setup import open_packs, summary_of, training_data
 from lipdet.train.state import STATE
 
 # Four steps of four pictures: two epochs.
@@ -160,6 +160,7 @@ def test_the_best_validated_weights_are_kept(
     scores: list[float | tuple[float, float]],
     best: int,
 ) -> None:
+    """Row 16 of the cases: of equal AP50 the higher AP counts, and then the later epoch."""
     seen = scripted(monkeypatch, scores)
     train(job_on(house_numbers, epochs=3, epoch_pictures=4), tmp_path / "run")
     tensors, info = read_tensors(tmp_path / "run" / BEST)
@@ -277,6 +278,16 @@ def test_unusable_data_leaves_no_run(house_numbers: Pack, tmp_path: Path) -> Non
         with pytest.raises(InputError, match=words):
             train(one, tmp_path / "run")
     assert not (tmp_path / "run").exists()
+
+
+def test_held_out_pictures_without_objects_are_said(house_numbers: Pack, tmp_path: Path) -> None:
+    """Row 16 of the cases: nothing can be chosen by them."""
+    image, nothing = np.zeros((74, 74, 3), np.uint8), (np.zeros((0, 4)), np.zeros(0, np.int64))
+    empty = [PackedPicture(image, *nothing, index) for index in range(3)]
+    names = house_numbers.class_names
+    held_out = write_pack(tmp_path / "no", empty, 3, DIGIT_CROP, names, {"name": "by hand"})
+    job = dataclasses.replace(job_on(house_numbers), validation=(str(held_out.folder),))
+    assert "Held out: 3 pictures with 0 objects, too few to choose by" in summary_of(set_up(job))
 
 
 def test_data_sets_are_mixed_by_weight(house_numbers: Pack, tmp_path: Path) -> None:

@@ -10,6 +10,8 @@ from torch import Tensor, nn
 from torchvision.models import detection
 
 from lipdet.attack import AttackSettings, attack_torchvision
+from lipdet.attack.torchvision_models import ForeignDetector
+from lipdet.boxes import AP_SELECTION
 from lipdet.errors import InputError
 from lipdet.types import Target
 
@@ -167,6 +169,7 @@ class WithStatistics(nn.Module):
 
 
 def test_statistics_stay_and_the_loss_is_that_of_the_detector_as_evaluated() -> None:
+    """Row 19 of the cases: layers are attacked as they are evaluated, and keep their state."""
     torch.manual_seed(0)
     model = WithStatistics().eval()
     state = {name: tensor.clone() for name, tensor in model.state_dict().items()}
@@ -180,7 +183,7 @@ def test_statistics_stay_and_the_loss_is_that_of_the_detector_as_evaluated() -> 
 
 @pytest.mark.parametrize("kind", ["maskrcnn_resnet50_fpn", "keypointrcnn_resnet50_fpn"])
 def test_masks_and_keypoints_are_named_where_losses_need_them(kind: str) -> None:
-    """Mask and Keypoint R-CNN are evaluated and attacked by scores; their losses need more."""
+    """Row 39 of the cases: Mask and Keypoint R-CNN detect, and are attacked by their scores."""
     torch.manual_seed(0)
     few = {"rpn_pre_nms_top_n_test": 20, "rpn_post_nms_top_n_test": 5}
     model = getattr(detection, kind)(weights=None, weights_backbone=None, **SMALL, **few).eval()
@@ -188,3 +191,7 @@ def test_masks_and_keypoints_are_named_where_losses_need_them(kind: str) -> None
     with pytest.raises(InputError, match=r"\(.*(masks|keypoints).*\); choose .* mislabel"):
         attack_torchvision(model, image, TARGETS[:1], AttackSettings(0.5, "multibox", steps=1))
     attack_torchvision(model, image, TARGETS[:1], AttackSettings(0.5, "vanish", steps=1))
+    [found] = ForeignDetector.of(kind, model).detect(image, AP_SELECTION)
+    # Oracle: the module itself, which returns masks or keypoints, too.
+    [own] = model(list(image))
+    torch.testing.assert_close(found["boxes"], own["boxes"].detach())

@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 import torch
 
-from lipdet.boxes import AP_SELECTION
+from lipdet.boxes import AP_SELECTION, BoxCoding, Decoder, SigmoidScores, select_detections
+from lipdet.boxes.scores import logit
 from lipdet.certificate.certified_ap import (
     ClassObjects,
     PossibleDetections,
@@ -16,11 +17,14 @@ from lipdet.certificate.certified_ap import (
 from lipdet.certificate.conditions.clique_cover import affordable_log_odds, first_fit
 from lipdet.certificate.constants.rounding import MEASURED
 from lipdet.certificate.diagnosis import REASONS
-from lipdet.certificate.verifier import verifier_of
-from lipdet.evaluate.certified import certify_batch, join, summary
-from lipdet.types import Target
+from lipdet.certificate.verifier import Verifier, verifier_of
+from lipdet.evaluate.average_precision import average_precision
+from lipdet.evaluate.certified import RECALL_SCORE, certify_batch, join, summary
+from lipdet.results import CertifiedResult
+from lipdet.types import Detections, RawOutput, Target
 from tests.certificate.detectors import small_detector
 from tests.certificate.directed import TIED_RIVALS
+from tests.certificate.scenes import CANVAS, output_constants
 
 
 def _values(*values: float) -> torch.Tensor:
@@ -122,3 +126,43 @@ def test_the_reason_is_the_condition_that_fails() -> None:
         entry = summary(epsilon, join([found]), ("a",), MEASURED)
         assert {key: count for key, count in entry["failed"].items() if count} == wanted
         assert entry["recall"] == (0.0 if wanted else 1.0)
+
+
+def _certified(
+    logits: list[float], crowd: bool = False
+) -> tuple[CertifiedResult, list[Target], list[Detections]]:
+    """What is certified where logits move by 1: a box on the object, one on nothing or a crowd."""
+    boxes = torch.tensor([[4.0, 4, 12, 12], [18, 4, 26, 12]])
+    target = Target(boxes=boxes[:1], labels=torch.tensor([0]))
+    if crowd:
+        target["ignored"] = {"boxes": boxes[1:], "labels": torch.tensor([0])}
+    default = torch.cat([(boxes[:, :2] + boxes[:, 2:]) / 2, boxes[:, 2:] - boxes[:, :2]], dim=1)
+    decoder = Decoder(default, BoxCoding(), SigmoidScores(1.0), CANVAS)
+    constants = output_constants(torch.ones(2, 1), torch.zeros(2, 4))
+    verifier = Verifier(constants, decoder, AP_SELECTION)
+    raw = RawOutput(torch.tensor(logits).reshape(1, 2, 1), torch.zeros(1, 2, 4))
+    found = certify_batch(verifier, raw, [target], 1.0)
+    detections = select_detections(raw, decoder, AP_SELECTION)
+    return summary(1.0, join([found]), ("a",), MEASURED), [target], detections
+
+
+def test_crowds_are_no_objects_and_certified_ap_is_below_that_without_them() -> None:
+    """Row 3 of the cases: the object is certified; what is found in the crowd comes first."""
+    entry, targets, detections = _certified([2.0, 5.0], crowd=True)
+    # Oracle: tests/evaluate compares AP with crowds with pycocotools.
+    assert average_precision(targets, detections, ("a",))["ap50"] == pytest.approx(1)
+    assert entry["recall"] == 1
+    # By hand: one of two possible detections is the object's; theory §6 has why this is below.
+    assert entry["ap50"] == pytest.approx(0.5)
+
+
+def test_without_a_precision_there_may_be_detections() -> None:
+    """Row F8 of the cases: none is certified, and no false positive is possible."""
+    # By hand: a score may fall below the one that counts and rise above it again; the box stays.
+    tau = logit(RECALL_SCORE)
+    entry, _, [detections] = _certified([tau + 0.5, -20.0])
+    assert len(detections["scores"]) == 1
+    assert (entry["recall"], entry["precision"]) == (0.0, None)
+    # What may be found on no object can be wrong.
+    assert _certified([tau + 0.5, tau - 0.5])[0]["precision"] == 0.0
+    assert _certified([tau + 1.5, -20.0])[0]["precision"] == 1.0

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -11,7 +12,7 @@ from PIL import Image
 from lipdet.config import DIGIT_CROP
 from lipdet.errors import InputError
 from lipdet.images.crop import Region, cut, into_region, reference_region
-from lipdet.images.pack import Pack
+from lipdet.images.pack import Pack, open_pack
 from lipdet.images.prepare import Crop, pack_rendered, pack_source
 from lipdet.images.render import rendered
 from lipdet.images.source import AnnotatedPicture, Skipped, Source, load_rgb
@@ -85,6 +86,24 @@ def test_full_pictures(source: Source, tmp_path: Path) -> None:
     region = Region(0, -15, 90, 75)
     picture = load_rgb(source.pictures[1].path)
     np.testing.assert_array_equal(pack.images[1], cut(picture, region, DIGIT_CROP))
+
+
+def test_areas_that_are_not_judged_go_with_their_pictures(source: Source, tmp_path: Path) -> None:
+    """Row 3 of the cases: a pack keeps crowds, cut, shortened and under other labels, too."""
+    areas = np.array([[1, 30, 15, 90, 60], [0, 0, 0, 45, 30]], np.float64)
+    first, second, *others = source.pictures
+    crowded = replace(source, pictures=(first, replace(second, ignored=areas), *others))
+    folder = packed(crowded, tmp_path, "full").folder
+    for pack in (open_pack(folder), open_pack(folder).head(2)):
+        assert pack.describe()["ignored"] == 2
+        assert "ignored" not in pack.target(0)
+        ignored = pack.target(1)["ignored"]
+        # By hand: 90 × 60 in a square of 90 that begins 15 above, at 74 / 90.
+        expected = np.array([[30, 30, 90, 75], [0, 15, 45, 45]]) * 74 / 90
+        np.testing.assert_allclose(ignored["boxes"].numpy(), expected, rtol=1e-5)
+        assert ignored["labels"].tolist() == [1, 0]
+        assert pack.in_classes(("b", "c", "a")).target(1)["ignored"]["labels"].tolist() == [0, 2]
+    assert "ignored" not in open_pack(folder).head(1).describe()
 
 
 @pytest.mark.parametrize("crop", ["reference", "jitter"])

@@ -8,8 +8,8 @@ Notable choices:
   counted, and so are categories without objects that only name a group of the others.
 - The size in the json is compared with the picture's header: a resized or rotated picture would
   otherwise shift every box without a sign.
-- A picture is sought beside the json and in `images/` there, then in folders around; what the json
-  says of it is taken as it is given, and then its last part alone.
+- What the json says of a picture is taken as it is given, and then its last part alone: beside the
+  json, in `images/` there, then in folders around. Two names that come to one file are refused.
 """
 
 from __future__ import annotations
@@ -145,6 +145,7 @@ def read_coco(file: Path) -> Source:
         AnnotatedPicture.of(_picture_path(image, places), objects[key], crowds[key])
         for key, image in images.items()
     ]
+    _check_apart(list(images.values()), pictures)
     skipped += [
         Skipped(images[key].text("file_name"), no_area(count)) for key, count in empty.items()
     ]
@@ -321,11 +322,11 @@ def _picture_path(image: Entry, places: Sequence[list[Path]]) -> Path:
 
 
 def _found(image: Entry, places: Sequence[list[Path]]) -> Path:
-    """Return the one file that an entry means, the nearest first."""
+    """Return the one file that an entry means: as it is given before its last part, the nearest."""
     given = image.text("file_name")
     plain = unquote(given).replace("\\", "/")
-    for alike in places:
-        for name in dict.fromkeys([given, plain, plain.rpartition("/")[2]]):
+    for name in dict.fromkeys([given, plain, plain.rpartition("/")[2]]):
+        for alike in places:
             paths = {path.resolve(): path for place in alike if (path := place / name).is_file()}
             if len(paths) > 1:
                 where = " and ".join(map(str, paths.values()))
@@ -336,18 +337,28 @@ def _found(image: Entry, places: Sequence[list[Path]]) -> Path:
     raise image.wrong(f"is in none of {where}; add the picture {given}.")
 
 
+def _check_apart(images: Sequence[Entry], pictures: Sequence[AnnotatedPicture]) -> None:
+    """Refuse a file that entries of different names come to, by their last parts."""
+    seen: dict[Path, Entry] = {}
+    for image, picture in zip(images, pictures, strict=True):
+        other = seen.setdefault(picture.path, image)
+        if other.text("file_name") != image.text("file_name"):
+            raise image.wrong(
+                f"and image {other.id} both come to {picture.path}; add the picture "
+                f"{image.text('file_name')}, or that of the other, under a name of its own."
+            )
+
+
 def _places(file: Path) -> Iterator[list[Path]]:
     """Yield folders in which the pictures of a json may lie, those at equal distance together."""
     beside = absolute(file).parent
     yield [beside]
     yield [beside / "images"]
+    yield _folders_in(beside / "images")
     around = [beside.parent, beside.parent / "images"]
-    yield [
-        *around,
-        *sorted(
-            one
-            for folder in (beside / "images", *around)
-            for one in folder.glob("*")
-            if one.is_dir() and not one.name.startswith(".") and one not in (*around, beside)
-        ),
-    ]
+    inside = [one for folder in around for one in _folders_in(folder)]
+    yield [*around, *(one for one in inside if one not in (*around, beside))]
+
+
+def _folders_in(folder: Path) -> list[Path]:
+    return sorted(one for one in folder.glob("*") if one.is_dir() and not one.name.startswith("."))

@@ -167,7 +167,10 @@ def attack_torchvision(
     Raises:
         InputError: the objective follows scores, and these have no gradient.
     """
-    numbered = [Target(boxes=one["boxes"], labels=one["labels"] - 1) for one in targets]
+    numbered = [
+        Target(boxes=one["boxes"], labels=one["labels"] - 1, ignored=ignored_of(one))
+        for one in targets
+    ]
     detector = ForeignDetector.of(type(model).__name__, model)
     return attack_batch(detector, images, numbered, settings, indices, on_step)
 

@@ -107,6 +107,11 @@ class _Seen:
 class _Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
     """Sees every operation of torch, and runs it."""
 
+    @classmethod
+    def _should_skip_dynamo(cls) -> bool:
+        # Torch would import its compiler, for seconds, only to keep it away from this class.
+        return False
+
     def __init__(self, expressions: Expressions) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
         self.recording = Recording()

@@ -10,8 +10,9 @@ Notable choices:
   nothing: other values, batches and modes must give what the graph gives for each image alone, up
   to a thousandth of the largest. Of an output, images may take turns along any one axis.
 - A module of torch's and this package's classes alone, as they are defined, depends on no mode and
-  keeps nothing; the tests run the whole proof on each of them. One mode is looked at then. Images
-  may still mix (a softmax over the batch), so numbers are compared as for any module.
+  no value, and keeps nothing; the tests run the whole proof on each of them. It is recorded in one
+  mode, at a plain tensor: those without values cost seconds of imports. Images may still mix (a
+  softmax over the batch), so numbers are compared as for any module.
 - The graph is run by torch's functions and this package's layers, so nothing is proven while one of
   these is replaced. Replaced methods of their classes only make the proof a whole one.
 """
@@ -92,11 +93,14 @@ def prove_same(module: nn.Module, meaning: Network, x: Tensor, what: str) -> Non
         if _parts(in_copy) != _parts(module):
             raise UnknownLipschitz("its copy is not what it is")
         if _is_as_defined(module):
-            _compare(in_copy, meaning, x, AS_DEFINED)
-            _check_values(in_copy, meaning, x, AS_DEFINED[1])
+            _compare(in_copy, meaning, [x], AS_DEFINED)
+            _check_values(in_copy, meaning, x, AS_DEFINED)
             return
         before = _state(in_copy)
-        _compare(in_copy, meaning, x, BATCHES)
+        without_values = FakeTensorMode(allow_non_fake_inputs=True).from_tensor
+        _compare(in_copy, meaning, [without_values(x), x, x], MODES)
+        for images, modes in BATCHES.items():
+            _compare(in_copy, meaning, [without_values(torch.cat([x] * images))], modes, images)
         _check_values(in_copy, meaning, x, MODES)
         if _state(in_copy) != before:
             raise UnknownLipschitz("its attributes or random numbers change as it runs")
@@ -133,30 +137,30 @@ def _has_usual_parts(module: nn.Module) -> bool:
 
 
 def _compare(
-    module: nn.Module, meaning: Network, x: Tensor, batches: dict[int, Sequence[Mode]]
+    module: nn.Module,
+    meaning: Network,
+    starts: Sequence[Tensor],
+    modes: Sequence[Mode],
+    images: int = 1,
 ) -> None:
-    expressions = Expressions()
-    fake = FakeTensorMode(allow_non_fake_inputs=True)
-    for images, modes in batches.items():
-        without_values = fake.from_tensor(torch.cat([x] * images))
-        starts = [without_values, *([x] * 2 if images == 1 else [])]
-        wanted = None
-        for start, mode in itertools.product(starts, modes):
-            with mode():
-                if mode is _with_gradients:
-                    start = start.detach().requires_grad_()
-                try:
-                    found = record(module, start.clone(), expressions)
-                except UnknownLipschitz:
-                    raise
-                except Exception:
-                    if images > 1:
-                        return  # It takes fewer images.
-                    raise
-                # Gradients may add operations, on both sides alike.
-                if wanted is None or found.outputs != wanted.outputs:
-                    wanted = record(meaning, start.clone(), expressions)
-                    _check_equal(found, wanted)
+    """Record a module and its meaning at inputs, each of so many images, and compare them."""
+    expressions, wanted = Expressions(), None
+    for start, mode in itertools.product(starts, modes):
+        with mode():
+            if mode is _with_gradients:
+                start = start.detach().requires_grad_()
+            try:
+                found = record(module, start.clone(), expressions)
+            except UnknownLipschitz:
+                raise
+            except Exception:
+                if images > 1:
+                    return  # It takes fewer images.
+                raise
+            # Gradients may add operations, on both sides alike.
+            if wanted is None or found.outputs != wanted.outputs:
+                wanted = record(meaning, start.clone(), expressions)
+                _check_equal(found, wanted)
 
 
 def _check_values(module: nn.Module, meaning: Network, x: Tensor, modes: Sequence[Mode]) -> None:
@@ -219,13 +223,12 @@ MODES: tuple[Mode, ...] = (
     _with_gradients,
     torch.inference_mode,
 )
-# How many images run without values, and how; numbers are compared in every mode.
+# How several images run without values, by their number; numbers are compared in every mode.
 BATCHES: dict[int, Sequence[Mode]] = {
-    1: MODES,
     2: (torch.no_grad, torch.enable_grad, torch.inference_mode),
     3: MODES[1:2],
 }
-AS_DEFINED: dict[int, Sequence[Mode]] = {1: (torch.no_grad,)}
+AS_DEFINED: tuple[Mode, ...] = (torch.no_grad,)
 LARGE = 100.0
 
 

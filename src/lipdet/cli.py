@@ -12,7 +12,7 @@ import re
 import signal
 import sys
 import threading
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from importlib import import_module
 from pathlib import Path
@@ -191,10 +191,19 @@ def _run(options: Namespace, words: Sequence[str]) -> None:
     leads = distributed.rank() == 0
     quiet = common["quiet"] or not leads
     with quietly(keep_output=json_on_stdout and leads) if quiet else nullcontext():
-        run = verb_module(options.verb).run
-        if options.verb in OF_SEGMENTERS:
-            run = verb_module("segment").instead(options.verb, arguments) or run
-        run(**arguments)
+        _run_of(options.verb, arguments.get("detector"))(**arguments)
+
+
+def _run_of(verb: str, network: object) -> Callable[..., None]:
+    """Return what a verb does with the detector or segmenter that its options name."""
+    if verb in OF_SEGMENTERS:
+        from lipdet.checkpoint import is_segmenter  # needs torch, which --help does not
+
+        if isinstance(network, str) and is_segmenter(network):
+            of_segmenters: dict[str, Callable[..., None]] = verb_module("segment").VERBS
+            return of_segmenters[verb]
+    run: Callable[..., None] = verb_module(verb).run
+    return run
 
 
 def _start_processes(count: int, words: Sequence[str]) -> None:

@@ -22,7 +22,7 @@ from lipdet.attack.settings import single_attacks
 from lipdet.boxes import DISPLAY_SELECTION
 from lipdet.certificate.pixels import bounds_of_pixels, largest_reach, margins_of
 from lipdet.certificate.radius import REMAINING_IOU
-from lipdet.checkpoint import LoadedSegmenter, is_segmenter, load_segmenter
+from lipdet.checkpoint import LoadedSegmenter, load_segmenter
 from lipdet.commands.attack_options import measured_epsilons, parse_epsilons
 from lipdet.commands.options import (
     as_json,
@@ -52,14 +52,6 @@ from lipdet.versions import versions
 MEASURED = "Rounding is measured, not proven"
 ON_THE_CPU = "Pixels are computed on the CPU"
 WHOLE = "The whole picture is seen"
-
-
-def instead(verb: str, options: Mapping[str, Any]) -> Callable[..., None] | None:
-    """Return what a verb does with the segmenter that its options name; None for a detector."""
-    named = options.get("detector")
-    if verb not in VERBS or not isinstance(named, str) or not is_segmenter(named):
-        return None
-    return VERBS[verb]
 
 
 def evaluate(detector: str, data: str, **options: Any) -> None:

@@ -12,9 +12,10 @@ import argparse
 from pathlib import Path
 
 from lipdet.checkpoint import load_detector, save_detector
-from lipdet.detector.calibration import calibrated
-from lipdet.train import Trainer, set_up
+from lipdet.hardware import chosen_device
+from lipdet.train import set_up
 from lipdet.train.job import load_job
+from lipdet.train.tasks import Boxes
 
 
 def main() -> None:
@@ -26,7 +27,7 @@ def main() -> None:
     parser.add_argument("out", type=Path)
     options = parser.parse_args()
     job = load_job(options.second)
-    trainer = Trainer(set_up(job), options.second)
+    task = Boxes(set_up(job), chosen_device())
     first, second = (load_detector(str(run)) for run in (options.first, options.second))
     detector = second.detector
     mine = first.detector.state_dict()
@@ -36,9 +37,8 @@ def main() -> None:
             for name, value in detector.state_dict().items()
         }
     )
-    held_out = trainer.held_out(trainer.validation)
-    detector = calibrated(detector, held_out, job.train.near_iou)
-    measured = trainer.validate(detector)
+    detector = task.calibrated(detector)
+    measured = task.validate(detector)
     assert measured is not None, "the second run held no pictures out"
     info = {
         "training": {"first": first.info["training"], "second": second.info["training"]},

@@ -82,9 +82,9 @@ def test_the_temperature_of_a_training(house_numbers: Pack, tmp_path: Path) -> N
     preset = PRESETS["certified-small"]
     job = Job("certified-small", preset.detector, SHORT, (str(house_numbers.folder),), ())
     trainer = trainer_of(job, tmp_path)
-    final = trainer.state.detector.scores
+    detector = trainer.state.detector
+    final = detector.scores
     assert isinstance(final, SigmoidScores)
     started = dataclasses.replace(final, temperature=SHORT.start_temperature)
-    assert trainer.decoder().scores == started != final
-    trainer.state.step = trainer.total_steps
-    assert trainer.decoder().scores == final
+    assert trainer.task.decoder(detector, 0.0).scores == started != final
+    assert trainer.task.decoder(detector, 1.0).scores == final

@@ -15,67 +15,29 @@ import signal
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext
-from dataclasses import replace
 from pathlib import Path
-from typing import Any, ClassVar, Protocol, Self
+from typing import Any
 
-import numpy as np
 import torch
 
 from lipdet import distributed
 from lipdet.attack import AttackSettings, attack_batch
 from lipdet.batch_norm import share_batch_statistics
-from lipdet.boxes import AP_SELECTION, Decoder
-from lipdet.boxes.coding import corners
-from lipdet.checkpoint import BEST, load_detector, load_segmenter, save_detector
-from lipdet.config import DetectorConfig, SegmenterConfig
+from lipdet.checkpoint import BEST, save_detector
 from lipdet.detector import SSD
-from lipdet.detector.calibration import calibrated
-from lipdet.detector.forward import BATCH_SIZE
-from lipdet.detector.matching import PaddedTargets, match, pad_targets
-from lipdet.detector.multibox import multibox_loss, training_scores
-from lipdet.detector.one_map import KINDS
 from lipdet.errors import InputError, NonFiniteLossError
-from lipdet.evaluate.average_precision import average_precision
-from lipdet.evaluate.run import detect_pack
-from lipdet.evaluate.segmentation import confusion_of_pack, figures, sampled_pixels
-from lipdet.evaluate.selection import choose_rules
 from lipdet.hardware import chosen_device, computes_in_bf16, keep_freed_memory
 from lipdet.images.augment import augment
-from lipdet.images.batches import Part
 from lipdet.progress import console, progress_bar
-from lipdet.segmenter.calibration import add_offsets, choose_offsets
-from lipdet.segmenter.loss import class_weights, labelled_weight, pixel_loss
 from lipdet.train.job import Job, save_job
 from lipdet.train.log import Stopwatch, TrainLog, check_tensorboard
-from lipdet.train.setup import (
-    LEAST_HELD_OUT,
-    Setup,
-    objects_of,
-    pixels_of_classes,
-    set_up,
-    summary_of,
-)
+from lipdet.train.setup import Setup, set_up, summary_of
 from lipdet.train.state import STATE, TrainState
+from lipdet.train.tasks import Loss, task_of
 from lipdet.types import Target
 from lipdet.versions import versions
 
 LOG_EVERY = 20
-
-
-class Loss(Protocol):
-    """A mean over a batch, and the means that it is made of."""
-
-    @property
-    def total(self) -> torch.Tensor:
-        """What is minimised."""
-
-    @property
-    def parts(self) -> dict[str, torch.Tensor]:
-        """What the log shows besides the total, which is linear in them; none if it is alone."""
-
-    def with_means(self, means: torch.Tensor, /) -> Self:
-        """Return the loss of a larger batch, of whose parts, or whose total, the means are."""
 
 
 def train(job: Job, run: Path, resume: bool = False) -> Path:
@@ -107,8 +69,7 @@ def train(job: Job, run: Path, resume: bool = False) -> Path:
     setup = set_up(job)
     if leads:
         console.log(summary_of(setup))
-    is_segmenter = isinstance(setup.job.detector, SegmenterConfig)
-    trainer = (SegmenterTrainer if is_segmenter else Trainer)(setup, run)
+    trainer = Trainer(setup, run)
     if leads:
         run.mkdir(parents=True, exist_ok=True)
         if (run / STATE).exists():
@@ -122,20 +83,18 @@ def train(job: Job, run: Path, resume: bool = False) -> Path:
     ):
         trainer.run_all(log, numbers)
     if leads:
-        trainer.choose_rules()
+        trainer.task.decide(run / BEST)
     return run / BEST
 
 
 class Trainer:
-    """The loop and what it needs of a detector; `run_all` is the way in."""
-
-    # Of a validation, and what they are called; the first one chooses the best weights.
-    FIGURES: ClassVar[dict[str, str]] = {"ap50": "AP50", "ap": "AP"}
+    """The loop and what it needs; `run_all` is the way in."""
 
     def __init__(self, setup: Setup, run: Path) -> None:
-        self.job, detector, self.training, self.validation = setup
+        self.job, detector, self.training, _ = setup
         self.config, self.run = self.job.train, run
         self.device = chosen_device()
+        self.task = task_of(setup, self.device)
         self.own_part = distributed.own_part(self.config.batch_size)
         share_batch_statistics(detector)
         detector = detector.to(self.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
@@ -186,7 +145,8 @@ class Trainer:
         with part("forward"), torch.autocast(self.device.type, torch.bfloat16, self.bf16):
             raw = detector(images)
         with part("loss"):
-            loss = self.loss(raw, targets)
+            progress = self.state.step / self.total_steps
+            loss = self.task.loss(detector, raw, targets, progress)
         with part("backward"):
             optimizer.zero_grad()
             if distributed.size() > 1:
@@ -209,25 +169,6 @@ class Trainer:
         self.state.step += 1
         return loss, norm
 
-    def loss(self, raw: Any, targets: Any) -> Loss:
-        """Return the loss of what the network gives for pictures, with what `collated` gave."""
-        return multibox_loss(
-            raw,
-            targets,
-            self.decoder(),
-            self.config.margin,
-            self.config.localisation_weight,
-            self.config.near_iou,
-        )
-
-    def collated(self, targets: Sequence[Target]) -> Any:
-        """Return the targets of a batch as the loss takes them, on the device."""
-        return pad_targets(targets).to(self.device)
-
-    def divisor(self, targets: Any) -> torch.Tensor:
-        """Return what a loss is divided by, if that is at least 1: here the positives."""
-        return match(corners(self.ssd.default_boxes), targets).positive.sum()
-
     def backward_of_all(self, loss: Loss, targets: Any) -> Loss:
         """Take the gradient of the loss of the whole batch; returns that loss.
 
@@ -239,7 +180,7 @@ class Trainer:
             loss: of this process's part of the batch.
             targets: of the same part.
         """
-        counted = self.divisor(targets)
+        counted = self.task.divisor(self.state.detector, targets)
         own = counted.clamp(min=1)
         (loss.total * own).backward()  # type: ignore[no-untyped-call]
         parts = list(loss.parts.values()) or [loss.total]
@@ -250,20 +191,6 @@ class Trainer:
         for gradient in gradients:
             gradient /= whole
         return loss.with_means(sums[:-1] / whole)
-
-    @property
-    def ssd(self) -> SSD:
-        """The detector that is trained."""
-        assert isinstance(self.state.detector, SSD)
-        return self.state.detector
-
-    def decoder(self) -> Decoder:
-        """Return the detector's decoder, with the scores that this step trains."""
-        decoder = self.ssd.decoder
-        progress = 1.0 if self.config.start_from else self.state.step / self.total_steps
-        return decoder._replace(
-            scores=training_scores(decoder.scores, self.config.start_temperature, progress)
-        )
 
     def load(self, epoch: int, index: int) -> tuple[torch.Tensor, Any]:
         """This process's images (B, 3, H, W) in [0, 1], channels last, and targets, on the device.
@@ -279,7 +206,7 @@ class Trainer:
         wanted = targets[self.own_part]
         if self.config.adversarial_epsilon:
             images = self.attacked(images, wanted)
-        return images, self.collated(wanted)
+        return images, self.task.collated(wanted)
 
     def attacked(self, images: torch.Tensor, targets: Sequence[Target]) -> torch.Tensor:
         """The worst pictures that a few steps of PGD on the loss find, from starts of this step."""
@@ -289,10 +216,12 @@ class Trainer:
             steps=self.config.adversarial_steps,
             seed=self.config.seed,
         )
+        detector = self.state.detector
+        assert isinstance(detector, SSD)
         first = self.state.step * self.config.batch_size + self.own_part.start
         with torch.autocast(self.device.type, torch.bfloat16, self.bf16):
             return attack_batch(
-                self.ssd, images, targets, settings, range(first, first + len(images))
+                detector, images, targets, settings, range(first, first + len(images))
             )
 
     def learning_rate(self) -> float:
@@ -330,11 +259,11 @@ class Trainer:
         last = epoch + 1 == self.config.epochs
         if not last and (epoch + 1) % self.config.validate_every:
             return
-        detector = self.calibrated_average()
-        measured = self.validate(detector)
-        found = {f"validation_{name}": measured[name] for name in self.FIGURES if measured}
+        detector = self.task.calibrated(self.state.averaged.eval())
+        measured, names = self.task.validate(detector), self.task.FIGURES
+        found = {f"validation_{name}": measured[name] for name in names if measured}
         if found:
-            told = zip(self.FIGURES.values(), found.values(), strict=True)
+            told = zip(names.values(), found.values(), strict=True)
             words = ", ".join(f"{name} {100 * value:.1f}" for name, value in told)
             console.log(f"epoch {epoch + 1}/{self.config.epochs}: validation {words}")
             log.write(self.state.step, **found)
@@ -343,119 +272,15 @@ class Trainer:
         # Of epochs with the same first figure the one with the higher second; then the later one.
         if score >= self.state.best or not found:
             self.state.best = score
-            chosen_by = f"validation_{next(iter(self.FIGURES))}"
+            chosen_by = f"validation_{next(iter(names))}"
             info = {**self.provenance, "epoch": epoch + 1, chosen_by: score[0]}
             save_detector(self.run / BEST, detector, self.job.detector, info)
         self.restart_watch()
-
-    def choose_rules(self) -> None:
-        """Choose, once, which boxes of the best weights may stand side by side; keep it with them.
-
-        Only for architectures that read it from their configuration, where the job leaves it open
-        and enough objects are held out.
-        """
-        asked = self.job.detector
-        assert isinstance(asked, DetectorConfig)
-        kind, given = KINDS.get(asked.architecture), (asked.nms_iou, asked.class_margin)
-        if not kind or given != (None, None):
-            return
-        if len(objects_of(self.validation)[1]) < LEAST_HELD_OUT:
-            return
-        best = load_detector(str(self.run / BEST))
-        if "rules" in best.info:
-            return
-        choice = choose_rules(best.detector.to(self.device), self.validation, kind.bounded)
-        console.log(str(choice))
-        config = replace(best.detector.config, **choice.rules._asdict())
-        info = {**best.info, "rules": choice.as_dict()}
-        save_detector(self.run / BEST, best.detector, config, info)
 
     def restart_watch(self) -> tuple[float, dict[str, float]]:
         """Seconds and shares since the watch was started, which it is anew."""
         self.watched_from = self.state.step
         return self.watch.take()
-
-    def calibrated_average(self) -> Any:
-        """Return the averaged weights, calibrated on the held-out pictures if there are any."""
-        averaged = self.state.averaged.eval()
-        assert isinstance(averaged, SSD)
-        parts = [part for part in self.validation if len(part.indices)]
-        if not parts:
-            return averaged
-        return calibrated(averaged, self.held_out(parts), self.config.near_iou)
-
-    def held_out(self, parts: Sequence[Part]) -> Iterator[tuple[torch.Tensor, PaddedTargets]]:
-        """Batches of held-out pictures (B, 3, H, W) in [0, 1] and their objects."""
-        for part in parts:
-            for indices in np.array_split(part.indices, math.ceil(len(part.indices) / BATCH_SIZE)):
-                images = part.pack.pixels(indices.tolist()).to(self.device)
-                targets = [part.pack.target(index) for index in indices.tolist()]
-                yield images, pad_targets(targets).to(self.device)
-
-    def validate(self, detector: Any) -> Any:
-        """Return the figures on all held-out pictures together; None without any."""
-        parts = [part for part in self.validation if len(part.indices)]
-        if not parts:
-            return None
-        targets = [part.pack.target(index) for part in parts for index in part.indices]
-        found = [
-            one
-            for part in parts
-            for one in detect_pack(detector, part.pack, part.indices.tolist(), AP_SELECTION)
-        ]
-        return average_precision(targets, found, self.job.detector.class_names)
-
-
-class SegmenterTrainer(Trainer):
-    """The same loop for a segmenter: it learns from the class of every labelled pixel."""
-
-    FIGURES: ClassVar[dict[str, str]] = {"miou": "mean IoU", "accuracy": "pixel accuracy"}
-
-    def __init__(self, setup: Setup, run: Path) -> None:
-        super().__init__(setup, run)
-        classes = len(self.job.detector.class_names)
-        counts = pixels_of_classes(self.training.parts, classes)
-        self.weights = class_weights(torch.from_numpy(counts)).to(self.device)
-
-    def loss(self, raw: torch.Tensor, targets: torch.Tensor) -> Loss:
-        """Return the loss of logits (B, K, H, W) with masks (B, H, W)."""
-        temperature = self.state.detector.temperature
-        assert isinstance(temperature, float)
-        return pixel_loss(raw, targets, self.weights, temperature, self.config.margin)
-
-    def collated(self, targets: Sequence[Target]) -> torch.Tensor:
-        """Return the masks of a batch, (B, H, W) on the device."""
-        return torch.stack([one["mask"] for one in targets]).to(self.device)
-
-    def divisor(self, targets: torch.Tensor) -> torch.Tensor:
-        """Return the weight of the labelled pixels."""
-        return labelled_weight(targets, self.weights)
-
-    def calibrated_average(self) -> Any:
-        """Return the averaged weights as they are; offsets are chosen once, at the end."""
-        return self.state.averaged.eval()
-
-    def validate(self, detector: Any) -> Any:
-        """Return mean IoU and accuracy over all held-out pixels; None without held-out pictures."""
-        parts = [part for part in self.validation if len(part.indices)]
-        counts = [confusion_of_pack(detector, one.pack, one.indices.tolist()) for one in parts]
-        return figures(sum(counts[1:], counts[0]), parts[0].pack.class_names) if parts else None
-
-    def choose_rules(self) -> None:
-        """Choose, once, how much each class is preferred, by held-out pictures of the best run."""
-        parts = [part for part in self.validation if len(part.indices)]
-        best = load_segmenter(str(self.run / BEST))
-        if not parts or "offsets" in best.info:
-            return
-        sampled = [sampled_pixels(best.segmenter, part, self.config.seed) for part in parts]
-        logits, labels = (torch.cat(both) for both in zip(*sampled, strict=True))
-        offsets = choose_offsets(logits, labels)
-        add_offsets(best.segmenter, offsets)
-        measured = self.validate(best.segmenter)
-        told = [f"{name} {100 * measured[key]:.1f}" for key, name in self.FIGURES.items()]
-        console.log(f"With offsets of classes chosen on held-out pictures: {', '.join(told)}")
-        info = {**best.info, "offsets": offsets.tolist()}
-        save_detector(self.run / BEST, best.segmenter, self.job.detector, info)
 
 
 @contextmanager

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
@@ -83,8 +84,9 @@ def plot_frontier(results: Sequence[EvaluationResult]) -> Drawing | None:
     if not radii(results):
         return None
     figure, axes = new_figure()
+    every = [result["clean"]["ap50"] for result in results]
     for index, result in enumerate(results):
-        clean = result["clean"]["ap50"]
+        clean = every[index]
         name = _name(result, results)
         axes.plot([], [], color=colour(index), marker=marker(index), ls="", label=in_legend(name))
         for entries, face in ((attacked(result), "none"), (certified(result), colour(index))):
@@ -93,8 +95,7 @@ def plot_frontier(results: Sequence[EvaluationResult]) -> Drawing | None:
                 color=colour(index), marker=marker(index), markerfacecolor=face, ls="",
                 clip_on=False,
             )  # fmt: skip
-        # Left and right by turns, so that detectors of nearly the same clean AP do not collide.
-        right = index % 2
+        right = _has_more_room_to_the_right(every, index)
         side: dict[str, Any] = {
             "xytext": (6 if right else -6, 0), "ha": "left" if right else "right",
         }  # fmt: skip
@@ -108,7 +109,6 @@ def plot_frontier(results: Sequence[EvaluationResult]) -> Drawing | None:
                 **side,
             )
     axes.axline((0, 0), slope=1, color=colour(6), lw=0.8, ls=":")
-    every = [result["clean"]["ap50"] for result in results]
     # Detectors worth comparing are close to each other.
     around = (max(0, min(every) - AROUND), min(1.02, max(every) + AROUND))
     axes.set(xlim=around, xlabel="clean AP50, percent")
@@ -127,6 +127,15 @@ def plot_frontier(results: Sequence[EvaluationResult]) -> Drawing | None:
         "Clean AP50 against AP50 at each radius, in percent. "
         + " ".join(_described(result) for result in results),
     )
+
+
+def _has_more_room_to_the_right(values: Sequence[float], index: int) -> bool:
+    """Return whether the next value is farther above one than the last is below it."""
+    order = sorted(range(len(values)), key=lambda one: (values[one], one))
+    at = order.index(index)
+    below = values[index] - values[order[at - 1]] if at > 0 else math.inf
+    above = values[order[at + 1]] - values[index] if at + 1 < len(order) else math.inf
+    return above > below
 
 
 @styled

@@ -174,7 +174,7 @@ def test_a_module_is_evaluated_and_attacked_as_the_detector_that_it_wraps(mine: 
 
 @pytest.mark.slow
 def test_what_a_module_detects_can_be_attacked_and_hurts_more_than_its_loss(mine: Path) -> None:
-    attack = ["--data", "rendered:4", "--epsilon", "0.5", "--attack", "pgd", "--steps", "5"]
+    attack = ["--data", "rendered:4", "--epsilon", "0.5", "--attack", "pgd", "--steps", "20"]
     detected = measured("mine:Wrapped", *attack)["attacked"][0]
     loss = measured("mine:Wrapped", *attack, "--objective", "multibox")["attacked"][0]
     assert set(detected["objectives"]) == set(UNNAMED)

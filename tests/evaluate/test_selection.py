@@ -28,7 +28,7 @@ from lipdet.evaluate.selection import (
 )
 from lipdet.images.batches import Part
 from lipdet.images.pack import Pack, PackedPicture, write_pack
-from lipdet.train import loop, train
+from lipdet.train import tasks, train
 from lipdet.train.job import Job, load_job
 from lipdet.types import Canvas, RawOutput, Target
 
@@ -194,7 +194,7 @@ def test_a_finished_run_does_not_choose_again(
     run: Path, data: tuple[Pack, Pack], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     before = (run / BEST).read_bytes()
-    monkeypatch.delattr(loop, "choose_rules")
+    monkeypatch.delattr(tasks, "choose_rules")
     main([*words(data, run.name, run), "--resume"])
     assert (run / BEST).read_bytes() == before
 

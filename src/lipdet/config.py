@@ -136,7 +136,7 @@ class TrainConfig:
         near_iou: default boxes that overlap an object by at least this much, but by less than 0.5,
             are no negatives of its class; 0.5 for none.
         start_temperature: temperature of one-vs-all scores at the start; it rises to the detector's
-            own within the first 60 % of the steps.
+            own within the first 60 % of the steps; where training starts from weights, it is that.
         adversarial_epsilon: ε in [0, 1] pixel units of adversarial training: every picture is
             replaced by what L2 PGD on the loss finds near it (Madry et al., 2018); 0 for none.
         adversarial_steps: gradients of that PGD; each costs as much as a training step.

@@ -79,7 +79,7 @@ def short(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.usefixtures("short")
 def test_the_attack_on_the_naive_detector_passes(doors: Pack, tmp_path: Path) -> None:
     # Some seconds: a real attack has to converge here.
-    settings = AttackSettings(0.0, "mislabel", steps=20)
+    settings = AttackSettings(0.0, steps=20)
     report = judge(measure_attack(load_detector("naive").detector, doors.head(2), settings))
     assert [check.name for check in report.checks if not check.passed] == []
     plot_checks(report, tmp_path / "checks.svg")
@@ -91,9 +91,9 @@ def test_the_attack_on_the_naive_detector_passes(doors: Pack, tmp_path: Path) ->
 def test_a_weakened_attack_fails(doors: Pack) -> None:
     # One step, one start, and gradients through the statistics of the batch.
     detector = load_detector("naive").detector
-    weakened = AttackSettings(0.0, "mislabel", steps=1)
+    weakened = AttackSettings(0.0, steps=1)
     curves = measure_attack(
-        detector, doors.head(3), weakened, source=through_batch_statistics(detector)
+        detector, doors.head(3), weakened, "mislabel", source=through_batch_statistics(detector)
     )
     failed = {check.name for check in judge(curves).checks if not check.passed}
     assert {"AP collapses", "the objective rises to a plateau"} <= failed

@@ -8,7 +8,7 @@ from pathlib import Path
 from rich.console import Console
 
 from lipdet.attack import AttackSettings
-from lipdet.attack.settings import DEFAULT_OBJECTIVE, ScheduleName
+from lipdet.attack.settings import ScheduleName, single_attacks
 from lipdet.checkpoint import load_detector
 from lipdet.commands.options import (
     DETECTOR_HELP,
@@ -49,7 +49,7 @@ def run(
     data: str,
     limit: int = 32,
     attack: ScheduleName = "pgd",
-    objective: str = DEFAULT_OBJECTIVE,
+    objective: str | None = None,
     steps: int = 50,
     restarts: int = 1,
     seed: int = 0,
@@ -65,8 +65,8 @@ def run(
         data: SPEC.
         limit: only the first so many pictures.
         attack: pgd or apgd.
-        objective: what it raises: demote (mostly the strongest), mislabel, vanish,
-            fabricate, multibox, classification or localisation.
+        objective: what it raises: demote, mislabel, vanish, fabricate, multibox, classification
+            or localisation; by default the first two with half of the steps each.
         steps: gradients per start.
         restarts: random starts.
         seed: of crops, rendered pictures and random choices.
@@ -81,7 +81,8 @@ def run(
     if plot is not None and plot.suffix[1:].lower() not in PLOT_FORMATS:
         raise InputError(f"--plot {plot}: its ending must be one of: {', '.join(PLOT_FORMATS)}.")
     # No radius is the subject here: the checks sweep over all.
-    settings = AttackSettings(0.0, objective, attack, steps=steps, restarts=restarts, seed=seed)
+    settings = AttackSettings(0.0, schedule=attack, steps=steps, restarts=restarts, seed=seed)
+    single_attacks(attack, settings, objective)  # refused before anything is loaded
     place = measuring_device(device)
     loaded = load_detector(detector)
     loaded.detector.to(place)
@@ -92,7 +93,7 @@ def run(
             "be transferred at one size."
         )
     pack = in_classes_of(loaded, open_data(data, "test", loaded.framing, seed).head(limit))
-    report = judge(measure_attack(loaded.detector, pack, settings, other))
+    report = judge(measure_attack(loaded.detector, pack, settings, objective, other))
     if plot is not None:
         plot_checks(report, plot)
     result = {

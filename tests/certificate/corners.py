@@ -13,11 +13,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from lipdet.types import RawOutput, Target
+from lipdet.boxes.coding import corners
+from lipdet.types import Objects, RawOutput, Target
 from tests.certificate.adversaries import perturbed
 from tests.certificate.directed import _scene
 from tests.certificate.promises import broken_promises, certificates
-from tests.certificate.scenes import CANVAS, PairwiseTable, Scene, random_scene
+from tests.certificate.scenes import CANVAS, PairwiseTable, Scene, clipped, random_scene
 
 CONSTANTS = (0.0, 1e-310, 1e-170, 1e-45, 1e20, 1e38, 5e40, 1e300, np.inf, np.nan)
 OUTPUTS = (1e-45, 1e10, 1e30, 3e38)
@@ -118,6 +119,22 @@ NEXT_TO_NOTHING = _scene(
     constants=[0.25, 0.25],
 )
 FOR_CORNER = {"scores beyond float32": BEYOND_SCORES, "boxes next to nothing": NEXT_TO_NOTHING}
+
+
+def scene_with_areas(seed: int) -> Scene:
+    """A random scene with areas that are not judged, around objects, boxes or anything."""
+    scene, rng = random_scene(seed), np.random.default_rng((seed, 11))
+    default = corners(scene.verifier.decoder.default_boxes)
+    targets = []
+    for target in scene.targets:
+        seen = torch.cat([target["boxes"], default])
+        chosen = seen[torch.from_numpy(rng.integers(0, len(seen), int(rng.integers(0, 4))))]
+        margin = torch.from_numpy(rng.choice([-2.0, 0.0, 1.0, 3.0, 30.0], (len(chosen), 1))).float()
+        grown = torch.cat([chosen[:, :2] - margin, chosen[:, 2:] + margin], dim=1)
+        labels = torch.from_numpy(rng.choice([0, 0, 1], len(chosen)))
+        areas = Objects(boxes=clipped(grown), labels=labels)
+        targets.append(Target(boxes=target["boxes"], labels=target["labels"], ignored=areas))
+    return replace(scene, targets=targets)
 
 
 def crowded_scene(seed: int) -> Scene:

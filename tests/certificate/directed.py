@@ -17,7 +17,7 @@ from lipdet.boxes.scores import SigmoidScores
 from lipdet.boxes.select import Decoder
 from lipdet.certificate.geometry.box_range import centers_and_sides
 from lipdet.certificate.verifier import Verifier
-from lipdet.types import Canvas, RawOutput, Target
+from lipdet.types import Canvas, Objects, RawOutput, Target
 from tests.certificate.scenes import CODING, PairwiseTable, Scene, output_constants
 
 Box = tuple[float, float, float, float]
@@ -44,6 +44,7 @@ def _scene(
     together: float | None = None,
     top_k: int = 100,
     temperature: float = 1.0,
+    areas: Sequence[Box] = (),
 ) -> Attacked:
     """One class, ε is 1; t_x of box i has the constant moves[i].
 
@@ -61,6 +62,7 @@ def _scene(
         together: constant of all logits together, if known.
         top_k: detections of an image.
         temperature: of the scores.
+        areas: that are not judged.
     """
     default, count = centers_and_sides(torch.tensor(boxes)), len(boxes)
     offsets = torch.zeros(1, count, 4)
@@ -74,9 +76,14 @@ def _scene(
         collective=together and torch.tensor([together]).double(),  # type: ignore[arg-type]
         pairwise=difference and _differences(count, difference, push),  # type: ignore[arg-type]
     )
-    targets = [
-        Target(boxes=torch.tensor(objects), labels=torch.zeros(len(objects), dtype=torch.int64))
-    ]
+    there, ignored = (
+        Objects(
+            boxes=torch.tensor(some).reshape(-1, 4),
+            labels=torch.zeros(len(some), dtype=torch.int64),
+        )
+        for some in (objects, areas)
+    )
+    targets = [Target(**there, ignored=ignored)]
     raw = RawOutput(torch.tensor(logits).reshape(1, count, 1), offsets)
     moved = offsets.clone()
     moved[0, -1, 0] = shift
@@ -229,6 +236,25 @@ PUSHED_OUT = _two_images(
     ),
 )
 
+# The second box can move out of the area around it.
+LEAVES_ITS_AREA = _scene(
+    objects=[(4, 4, 14, 14)],
+    boxes=[(4, 4, 14, 14), (18, 18, 28, 28)],
+    logits=[2.0, 4.0],
+    moves=[0.0, 8.0],
+    shift=-8.0,
+    areas=[(17, 17, 29, 29)],
+)
+# Of two cliques that are counted in the second image both lie in areas, and the third is put out.
+_FOUR = [(4, 4, 14, 14), (18, 4, 28, 14), (4, 18, 14, 28), (18, 18, 28, 28)]
+BEYOND_ITS_AREAS = _two_images(
+    _scene([_FOUR[0]], _FOUR, [2.0, -9, -9, -9], top_k=1),
+    _scene([], _FOUR, [-9.0, 3, 3, 2.5], [-9.0, 2, 2, 3.5], top_k=1, areas=_FOUR[1:3]),
+)
+FOR_AREAS = {
+    "areas that a box may leave": LEAVES_ITS_AREA,
+    "cliques that are left out": BEYOND_ITS_AREAS,
+}
 FOR_MUTANT = {
     "condition 5 removed": STRAYS,
     "> for ≥ between rivals": TIED_RIVALS,

@@ -276,7 +276,9 @@ IN_DIRECTED_SCENES: dict[str, Mutant] = {
     ],
     "a rival's box where it was": [(_TABLE, "lifts", _without_push)],
     "a rival's ball too small": [(suppressors.JointMotion, "rival_balls", _all_spent)],
-    "claims beyond what is counted": [(certified_ap, "_uncounted", _all_that_is_counted)],
+    "claims beyond what is counted": [
+        (clique_cover.CliqueCover, "uncounted", _all_that_is_counted)
+    ],
     "continuous area": [(promises, "certified_average_precision", _continuous)],
 }
 
@@ -358,4 +360,44 @@ def _any_match(
 IN_CROWDED_SCENES: dict[str, tuple[int, Mutant]] = {
     "ties of heads": (257, [(certified_ap, "_claim", _tied_members)]),
     "twins told apart": (8, [(certify, "other_match_up_to", _any_match)]),
+}
+
+
+def _standing_corners(boxes: BoxRange, canvas: Canvas) -> tuple[Tensor, Tensor]:
+    middle = (boxes.low + boxes.high) / 2
+    return box_range.corner_range(BoxRange(middle, middle), canvas)
+
+
+def _no_match(boxes: BoxRange, fixed: Tensor, canvas: Canvas) -> Tensor:
+    return torch.zeros(len(fixed), dtype=torch.float64)
+
+
+def _all_are_counted(
+    self: clique_cover.CliqueCover, judged: Tensor, high: Tensor, limit: int
+) -> clique_cover.CliqueCover:
+    """Where cliques are left out, those that are judged are none the more."""
+    return _JUDGED(self, judged, high, limit + 1)
+
+
+def _of_all_candidates(
+    self: clique_cover.CliqueCover, judged: Tensor, high: Tensor, limit: int
+) -> clique_cover.CliqueCover:
+    """Cliques count only if all of their members are judged."""
+    some = torch.zeros(len(self.group), dtype=torch.bool)
+    some[self.clique_of[~judged & (self.clique_of >= 0)]] = True
+    return _JUDGED(self, judged & ~some[self.clique_of], high, limit)
+
+
+_JUDGED = clique_cover.CliqueCover.judged
+# The first scene with areas that are not judged in which each is caught.
+IN_SCENES_WITH_AREAS: dict[str, tuple[int, Patch]] = {
+    "objects that what is ignored may find": (3, (certified_ap, "max_iou_fixed", _no_match)),
+    "cliques with an ignored member": (
+        40,
+        (clique_cover.CliqueCover, "judged", _of_all_candidates),
+    ),
+}
+IN_DIRECTED_AREAS: dict[str, Patch] = {
+    "areas that a box may leave": (certified_ap, "corner_range", _standing_corners),
+    "cliques that are left out": (clique_cover.CliqueCover, "judged", _all_are_counted),
 }

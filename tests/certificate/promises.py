@@ -15,9 +15,9 @@ from lipdet.certificate.certified_ap import (
     certified_average_precision,
 )
 from lipdet.certificate.conditions.certify import MAX_DETECTIONS, certified_up_to
-from lipdet.certificate.conditions.ground_truth import ground_truth_of
+from lipdet.certificate.conditions.ground_truth import ground_truth_of, ignored_areas_of
 from lipdet.evaluate.average_precision import average_precision, matched_scores
-from lipdet.types import Detections, RawOutput, Target
+from lipdet.types import Detections, Objects, RawOutput, Target, ignored_of
 from tests.certificate.adversaries import perturbed
 from tests.certificate.scenes import Scene, detect
 
@@ -34,6 +34,8 @@ def certificates(scene: Scene) -> Certificates:
     found = verifier.certifiers(candidates, truths, epsilon, min(IOUS), cover)
     reached = certified_up_to(found, len(truths.image), IOUS)
     claimed = verifier.claim_cliques(candidates, truths, found.matches, cover, IOUS)
+    areas = ignored_areas_of(scene.targets)
+    counted, judged = verifier.judged(candidates, truths, areas, cover, IOUS)
     most = min(verifier.selection.top_k, MAX_DETECTIONS)
     precision = []
     for column in range(len(IOUS)):
@@ -43,10 +45,12 @@ def certificates(scene: Scene) -> Certificates:
             if mine.any():
                 columns = (part[mine, column] for part in (reached, claimed.up_to, claimed.above))
                 possible = PossibleDetections(
-                    cover.pooled(label, scene.classes, most),
-                    cover.pooled_highest(label, scene.classes),
+                    counted.pooled(label, scene.classes, most),
+                    counted.pooled_highest(label, scene.classes),
                 )
-                by_class[label] = certified_average_precision(ClassObjects(*columns), possible)
+                by_class[label] = certified_average_precision(
+                    ClassObjects(*columns, judged[mine]), possible
+                )
         precision.append(by_class)
     return reached, precision
 
@@ -72,12 +76,13 @@ def _at_once(
     images, classes = len(scene.targets), scene.classes
     count = len(found) // images
     shift = torch.arange(count)[:, None] * classes
+
+    def of_all(objects: Objects | Target) -> Objects:
+        labels = (objects["labels"] + shift).flatten()
+        return Objects(boxes=objects["boxes"].repeat(count, 1), labels=labels)
+
     targets = [
-        Target(
-            boxes=target["boxes"].repeat(count, 1),
-            labels=(target["labels"] + shift).flatten(),
-        )
-        for target in scene.targets
+        Target(**of_all(target), ignored=of_all(ignored_of(target))) for target in scene.targets
     ]
     merged = [
         Detections(

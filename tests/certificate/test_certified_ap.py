@@ -34,7 +34,7 @@ def _values(*values: float) -> torch.Tensor:
 def _objects(certified: torch.Tensor) -> ClassObjects:
     """Objects that claim nothing."""
     nothing = torch.full_like(certified, -torch.inf)
-    return ClassObjects(certified, nothing, nothing)
+    return ClassObjects(certified, nothing, nothing, torch.ones_like(certified, dtype=torch.bool))
 
 
 def test_average_precision_by_hand() -> None:
@@ -57,6 +57,7 @@ def test_false_positives_by_hand() -> None:
         certified=_values(2.0, -torch.inf, -torch.inf, -torch.inf),
         up_to=_values(3.0, 2.5, 2.5, 0.5),
         above=_values(-torch.inf, -torch.inf, 1.5, -torch.inf),
+        judged=torch.ones(4, dtype=torch.bool),
     )
     cliques = _values(4.0, 3.0, 2.5, 1.2, 0.7)
     thresholds = _values(1.0, 2.0)
@@ -65,6 +66,10 @@ def test_false_positives_by_hand() -> None:
     # Where fewer detections are possible than cliques: one at 1, which is the certified one's.
     wrong = false_positives(objects, PossibleDetections(_values(3.0), cliques), thresholds)
     assert wrong.tolist() == [0, 0]
+    # What finds the first may be none of the detections that are counted.
+    objects = objects._replace(judged=torch.tensor([False, True, True, True]))
+    wrong = false_positives(objects, PossibleDetections(cliques, cliques), thresholds)
+    assert wrong.tolist() == [3, 1]
 
 
 def test_recalls_are_those_of_coco() -> None:
@@ -146,14 +151,14 @@ def _certified(
     return summary(1.0, join([found]), ("a",), MEASURED), [target], detections
 
 
-def test_crowds_are_no_objects_and_certified_ap_is_below_that_without_them() -> None:
+def test_what_is_found_in_a_crowd_counts_neither_way() -> None:
     """Row 3 of the cases: the object is certified; what is found in the crowd comes first."""
     entry, targets, detections = _certified([2.0, 5.0], crowd=True)
     # Oracle: tests/evaluate compares AP with crowds with pycocotools.
     assert average_precision(targets, detections, ("a",))["ap50"] == pytest.approx(1)
-    assert entry["recall"] == 1
-    # By hand: one of two possible detections is the object's; theory §6 has why this is below.
-    assert entry["ap50"] == pytest.approx(0.5)
+    assert (entry["recall"], entry["ap50"], entry["precision"]) == (1, pytest.approx(1), 1)
+    # By hand: without the crowd, one of two possible detections is the object's.
+    assert _certified([2.0, 5.0])[0]["ap50"] == pytest.approx(0.5)
 
 
 def test_without_a_precision_there_may_be_detections() -> None:

@@ -15,6 +15,7 @@ from torch import Tensor
 from lipdet.boxes import BoxCoding
 from lipdet.boxes.scores import SigmoidScores, SoftmaxScores
 from lipdet.certificate import certified_ap
+from lipdet.certificate.conditions.ground_truth import ground_truth_of, ignored_areas_of
 from lipdet.certificate.conditions.scores_and_votes import log_odds_interval
 from lipdet.certificate.geometry.box_range import box_range, corner_range
 from lipdet.errors import InputError
@@ -25,15 +26,18 @@ from tests.certificate.corners import (
     corner_scene,
     corner_violations,
     crowded_scene,
+    scene_with_areas,
 )
-from tests.certificate.directed import HUB
+from tests.certificate.directed import FOR_AREAS, HUB
 from tests.certificate.mutants import (
     IN_CORNER_SCENES,
     IN_CROWDED_SCENES,
+    IN_DIRECTED_AREAS,
     IN_DIRECTED_CORNERS,
+    IN_SCENES_WITH_AREAS,
     apply,
 )
-from tests.certificate.promises import broken_promises, certificates, violations
+from tests.certificate.promises import IOUS, broken_promises, certificates, violations
 
 SCENES = int(os.environ.get("LIPDET_FUZZ_SCENES", "50"))
 PERTURBED = 60
@@ -138,6 +142,34 @@ def test_crowded_scenes_catch(name: str, monkeypatch: pytest.MonkeyPatch) -> Non
     number, mutant = IN_CROWDED_SCENES[name]
     apply(monkeypatch, mutant)
     assert violations(crowded_scene(number), PERTURBED, number)
+
+
+@pytest.mark.slow
+def test_what_is_certified_beside_areas_that_are_not_judged_holds() -> None:
+    ignored = 0
+    for number in range(SCENES // 2):
+        scene = scene_with_areas(number)
+        candidates = scene.verifier.candidates(scene.raw, scene.epsilon)
+        truths, areas = (of(scene.targets) for of in (ground_truth_of, ignored_areas_of))
+        found = certified_ap.judged_beside(candidates, truths, areas, IOUS)
+        ignored += int((~found.candidates).sum())
+        assert violations(scene, PERTURBED, number) == [], number
+    assert ignored > SCENES // 2
+
+
+@pytest.mark.parametrize("name", IN_SCENES_WITH_AREAS)
+def test_scenes_with_areas_catch(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    number, mutant = IN_SCENES_WITH_AREAS[name]
+    apply(monkeypatch, [mutant])
+    assert violations(scene_with_areas(number), PERTURBED, number)
+
+
+@pytest.mark.parametrize("name", FOR_AREAS)
+def test_directed_areas_catch(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    scene, outputs = FOR_AREAS[name]
+    assert broken_promises(scene, certificates(scene), outputs) == []
+    apply(monkeypatch, [IN_DIRECTED_AREAS[name]])
+    assert broken_promises(scene, certificates(scene), outputs)
 
 
 @pytest.mark.slow

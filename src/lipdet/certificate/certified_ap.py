@@ -26,8 +26,14 @@ from torch import Tensor
 from lipdet.certificate.conditions.candidates import Candidates
 from lipdet.certificate.conditions.certify import ALL, Tightenings, other_matches
 from lipdet.certificate.conditions.clique_cover import BLOCK, CliqueCover
+from lipdet.certificate.conditions.five_conditions import MATCH_SLACK
 from lipdet.certificate.conditions.ground_truth import GroundTruth, SureMatches
-from lipdet.certificate.ragged import flatnonzero, ranges_of, take
+from lipdet.certificate.geometry.box_range import corner_range
+from lipdet.certificate.geometry.iou_bounds import max_iou_fixed
+from lipdet.certificate.ragged import expand_ranges, flatnonzero, ranges_of, take
+
+# In pixels: smaller boxes may have no area as the matcher computes it.
+LEAST_SIDE = 1e-3
 
 
 class CliqueClaims(NamedTuple):
@@ -80,7 +86,7 @@ def claim_cliques(
     )  # fmt: skip
     clique, high = cover.clique_of[own], candidates.high[own]
     heads = (clique >= 0) & (high == cover.highest[clique])
-    uncounted = _uncounted(cover, group, limit)
+    uncounted = cover.uncounted(group, limit)
     columns = [
         _claim(truth, clique, high, heads, (match >= iou) & (other < iou), uncounted)
         for iou in ious
@@ -103,12 +109,47 @@ def _claim(
     return up_to, torch.maximum(above, uncounted)
 
 
-def _uncounted(cover: CliqueCover, group: Tensor, limit: int) -> Tensor:
-    """Return the score from which on downward a group has as many cliques as are counted; or −∞."""
-    starts, counts = ranges_of(cover.group, group)
-    end = (starts + limit - 1).clamp(max=max(len(cover.group) - 1, 0))
-    lowest = torch.nn.functional.pad(cover.highest, (0, 1), value=-torch.inf)
-    return torch.where(counts == limit, lowest[end], -torch.inf)
+class Judged(NamedTuple):
+    """What is judged beside areas in which detections count neither way.
+
+    Attributes:
+        candidates: (N,) bool, all but those that lie in an area of their class wherever they move,
+            with the share of theirs that a match takes.
+        objects: (G,) bool, all but those that one of the others may match.
+    """
+
+    candidates: Tensor
+    objects: Tensor
+
+
+def judged_beside(
+    candidates: Candidates, truths: GroundTruth, areas: GroundTruth, ious: Sequence[float]
+) -> Judged:
+    """Tell false positives from detections that are not judged (theory §6.8).
+
+    Args:
+        candidates: N.
+        truths: G objects.
+        areas: that are not judged.
+        ious: thresholds of a match, rising.
+    """
+    canvas = candidates.canvas
+    area, own = expand_ranges(*candidates.members(areas.group(candidates.classes)))
+    low, high = corner_range(candidates.boxes.at(own), canvas)
+    around = take(areas.box, area)
+    beyond = (around[:, :2] - low[:, :2]).clamp(min=0) + (high[:, 2:] - around[:, 2:]).clamp(min=0)
+    sides = low[:, 2:] - high[:, :2]
+    inside = (1 - beyond / sides).clamp(min=0).prod(dim=1) > ious[-1] + MATCH_SLACK
+    judged = torch.ones_like(candidates.group, dtype=torch.bool)
+    judged[own[inside & (sides > LEAST_SIDE).all(dim=1)]] = False
+    ignored = flatnonzero(~judged)
+    starts, counts = ranges_of(take(candidates.group, ignored), truths.group(candidates.classes))
+    truth, place = expand_ranges(starts, counts)
+    boxes = candidates.boxes.at(take(ignored, place))
+    highest = max_iou_fixed(boxes, take(truths.box, truth), canvas)
+    objects = torch.ones_like(truths.image, dtype=torch.bool)
+    objects[truth[~(highest < ious[0] - MATCH_SLACK)]] = False
+    return Judged(judged, objects)
 
 
 SATURATION = 20.0
@@ -125,11 +166,13 @@ class ClassObjects(NamedTuple):
         certified: up to which each is certified, −∞ if it is not.
         up_to: it claims a clique at log-odds τ with above < τ ≤ up_to.
         above: see `up_to`.
+        judged: bool, whether only detections that are judged can be matched with it.
     """
 
     certified: Tensor
     up_to: Tensor
     above: Tensor
+    judged: Tensor
 
 
 class PossibleDetections(NamedTuple):
@@ -168,14 +211,15 @@ def certified_average_precision(objects: ClassObjects, possible: PossibleDetecti
 def false_positives(
     objects: ClassObjects, possible: PossibleDetections, thresholds: Tensor
 ) -> Tensor:
-    """Bound how many detections of a score ≥ τ are matched with no object: FP⁺, (n,) float64.
+    """Bound how many judged detections of a score ≥ τ match no object: FP⁺, (n,) float64.
 
     By claims (theory §6.7) and by D⁺ − TP⁻. Claims and cliques are looked at slightly below τ,
     where there are no fewer false positives.
     """
     lowest = thresholds - RANKING_SLACK
-    claimed = (objects.above[:, None] < lowest) & (lowest <= objects.up_to[:, None])
-    certified = objects.certified.clamp(max=SATURATION)[:, None] >= thresholds
+    judged = objects.judged[:, None]
+    claimed = judged & (objects.above[:, None] < lowest) & (lowest <= objects.up_to[:, None])
+    certified = judged & (objects.certified.clamp(max=SATURATION)[:, None] >= thresholds)
     by_claims = count_at_least(possible.cliques, lowest) - (claimed | certified).sum(dim=0)
     return torch.minimum(
         by_claims, count_at_least(possible.detections, lowest) - certified.sum(dim=0)

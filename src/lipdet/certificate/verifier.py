@@ -19,7 +19,7 @@ from torch.nn import functional
 from lipdet.boxes.coding import BoxCoding
 from lipdet.boxes.scores import SigmoidScores, SoftmaxScores
 from lipdet.boxes.select import Decoder, Selection
-from lipdet.certificate.certified_ap import CliqueClaims, claim_cliques
+from lipdet.certificate.certified_ap import CliqueClaims, claim_cliques, judged_beside
 from lipdet.certificate.conditions.candidates import Candidates, find_candidates
 from lipdet.certificate.conditions.certify import ALL, Certifiers, Tightenings, certifiers
 from lipdet.certificate.conditions.clique_cover import CliqueCover, cover_by_cliques
@@ -164,6 +164,24 @@ class Verifier:
         """Find detections that are no false positives, at rising IoU thresholds (theory §6.7)."""
         most = self._most_cliques
         return claim_cliques(candidates, truths, matches, cover, most, ious, self.tightenings)
+
+    def judged(
+        self,
+        candidates: Candidates,
+        truths: GroundTruth,
+        areas: GroundTruth,
+        cover: CliqueCover,
+        ious: Sequence[float],
+    ) -> tuple[CliqueCover, Tensor]:
+        """Leave out what lies in areas that are not judged (theory §6.8).
+
+        Returns:
+            Bounds on the other detections; and of each object whether only these can be matched
+            with it, (G,) bool.
+        """
+        found = judged_beside(candidates, truths, areas, ious)
+        cover = cover.judged(found.candidates, candidates.high, self._most_cliques)
+        return cover, found.objects
 
     def certifiers(
         self,

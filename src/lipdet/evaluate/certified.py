@@ -30,7 +30,7 @@ from lipdet.certificate.certified_ap import (
     false_positives,
 )
 from lipdet.certificate.conditions.certify import MAX_DETECTIONS, certified_up_to
-from lipdet.certificate.conditions.ground_truth import ground_truth_of
+from lipdet.certificate.conditions.ground_truth import ground_truth_of, ignored_areas_of
 from lipdet.certificate.constants.rounding import MEASURED, PROVEN
 from lipdet.certificate.counting import Counts, certified_counts
 from lipdet.certificate.diagnosis import (
@@ -61,6 +61,7 @@ class PerObject(NamedTuple):
         reached: (G, len(IOUS)) log-odds up to which it is certified, −∞ if it is not.
         up_to: (G, len(IOUS)) ends of what it claims, as in `CliqueClaims`.
         above: see `up_to`.
+        judged: (G,) bool, as in `ClassObjects`.
         box: (G,) whether a detection of any class stays on it, at RECALL_SCORE and IoU 0.5.
         of_class: (G,) whether a detection of its class stays, wherever, at RECALL_SCORE.
         reason: (G,) index in REASONS of what fails at RECALL_SCORE and IoU 0.5, −1 if nothing.
@@ -70,6 +71,7 @@ class PerObject(NamedTuple):
     reached: Tensor
     up_to: Tensor
     above: Tensor
+    judged: Tensor
     box: Tensor
     of_class: Tensor
     reason: Tensor
@@ -89,7 +91,8 @@ class Certified(NamedTuple):
     def objects(self, label: int, column: int) -> ClassObjects:
         """Return those of one class at one of IOUS."""
         mine, of = self.of.label == label, self.of
-        return ClassObjects(*(part[mine, column] for part in (of.reached, of.up_to, of.above)))
+        reached, up_to, above = (part[mine, column] for part in (of.reached, of.up_to, of.above))
+        return ClassObjects(reached, up_to, above, of.judged[mine])
 
 
 class Chunk(NamedTuple):
@@ -235,19 +238,22 @@ def certify_batch(
     reached = certified_up_to(own, count, IOUS)
     kept = reached[:, 0] >= tau
     most = min(verifier.selection.top_k, MAX_DETECTIONS)
+    areas = ignored_areas_of(targets)
+    possible, judged = verifier.judged(candidates, truths, areas, cover, IOUS)
     return Certified(
         PerObject(
             label=truths.label,
             reached=reached,
             up_to=claimed.up_to,
             above=claimed.above,
+            judged=judged,
             box=box_stays(found, objects, count, iou, tau),
             of_class=class_stays(verifier, candidates, matches, kept, tau, cover),
             reason=reasons(candidates, own, matches, count, iou, tau),
         ),
         tuple(
             PossibleDetections(
-                cover.pooled(label, classes, most), cover.pooled_highest(label, classes)
+                possible.pooled(label, classes, most), possible.pooled_highest(label, classes)
             )
             for classes in [candidates.classes]
             for label in range(classes)

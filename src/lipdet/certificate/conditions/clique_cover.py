@@ -183,6 +183,40 @@ class CliqueCover(NamedTuple):
         """Bound how many detections of `group` (P,) have at least `log_odds` (P,)."""
         return count_reaching(self.log_odds, *ranges_of(self.group, group), log_odds)
 
+    def judged(self, judged: Tensor, high: Tensor, limit: int) -> CliqueCover:
+        """Return bounds on the detections that are among some of the candidates (theory §6.8).
+
+        Args:
+            judged: (N,) bool, which of the candidates.
+            high: (N,) what each can reach.
+            limit: as for `cover_by_cliques`.
+        """
+        members = flatnonzero(judged & (self.clique_of >= 0))
+        highest = torch.full_like(self.highest, -torch.inf).scatter_reduce(
+            0, self.clique_of[members], high[members], "amax"
+        )
+        # Below this there may be cliques that are not counted, with candidates that are judged.
+        highest = torch.maximum(highest, self.uncounted(self.group, limit))
+        falling = highest.argsort(descending=True)
+        falling = falling[self.group[falling].argsort(stable=True)]
+        log_odds = torch.minimum(self.log_odds, highest[falling])
+        return self._replace(log_odds=log_odds, highest=highest)
+
+    def uncounted(self, group: Tensor, limit: int) -> Tensor:
+        """Return the score from which on downward there may be cliques that are left out.
+
+        Args:
+            group: (P,) of interest.
+            limit: as for `cover_by_cliques`.
+
+        Returns:
+            (P,); −∞ for groups with fewer cliques.
+        """
+        starts, counts = ranges_of(self.group, group)
+        end = (starts + limit - 1).clamp(max=max(len(self.group) - 1, 0))
+        lowest = torch.nn.functional.pad(self.highest, (0, 1), value=-torch.inf)
+        return torch.where(counts == limit, lowest[end], -torch.inf)
+
     def pooled(self, label: int, classes: int, most: int) -> Tensor:
         """Return `log_odds` of one class in all images, at most so many of each, in no order."""
         mine = self.group % classes == label

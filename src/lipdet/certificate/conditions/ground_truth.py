@@ -16,7 +16,7 @@ from lipdet.certificate.geometry.box_range import centers_and_sides
 from lipdet.certificate.geometry.iou_bounds import iou_of_corners
 from lipdet.certificate.ragged import expand_ranges, take
 from lipdet.errors import InputError
-from lipdet.types import Canvas, Target
+from lipdet.types import Canvas, Objects, Target, ignored_of
 
 NO_MATCH = -1.0
 
@@ -41,7 +41,14 @@ class GroundTruth(NamedTuple):
     others: Tensor
 
     def group(self, classes: int) -> Tensor:
-        """Return the group of candidates (G,) of each object, as `Candidates` numbers them."""
+        """Return the group of candidates (G,) of each object, as `Candidates` numbers them.
+
+        Raises:
+            InputError: a label is none of the detector's classes; its group would be another
+                image's.
+        """
+        if not ((self.label >= 0) & (self.label < classes)).all():
+            raise InputError(f"Labels must lie between 0 and {classes - 1}.")
         return self.image * classes + self.label
 
     def at(self, index: Tensor) -> GroundTruth:
@@ -58,15 +65,25 @@ class GroundTruth(NamedTuple):
 
 def ground_truth_of(targets: Sequence[Target]) -> GroundTruth:
     """Return the objects of a batch; the others of each are those of its image and class."""
-    image = torch.repeat_interleave(
-        torch.tensor([len(target["labels"]) for target in targets], dtype=torch.int64)
-    )
-    label = torch.cat([target["labels"].cpu() for target in targets])
-    box = torch.cat([target["boxes"].cpu().double() for target in targets])
+    image, label, box = _together(targets)
     alike = (image[:, None] == image) & (label[:, None] == label)
     own, other = torch.nonzero(alike.fill_diagonal_(False), as_tuple=True)
     counts = torch.bincount(own, minlength=len(image))
     return GroundTruth(image, label, box, counts.cumsum(0) - counts, counts, box[other])
+
+
+def ignored_areas_of(targets: Sequence[Target]) -> GroundTruth:
+    """Return the areas of a batch in which detections of a class are not judged."""
+    return independent_objects(*_together([ignored_of(target) for target in targets]))
+
+
+def _together(parts: Sequence[Objects | Target]) -> tuple[Tensor, Tensor, Tensor]:
+    """Return image, label and box of all objects of a batch."""
+    image = torch.repeat_interleave(
+        torch.tensor([len(part["labels"]) for part in parts], dtype=torch.int64)
+    )
+    label = torch.cat([part["labels"].cpu() for part in parts])
+    return image, label, torch.cat([part["boxes"].cpu().double() for part in parts])
 
 
 def independent_objects(image: Tensor, label: Tensor, box: Tensor) -> GroundTruth:
@@ -119,12 +136,7 @@ def sure_matches(
         truths: objects; those without area or not inside the image have no pairs.
         lowest_iou: the lowest IoU threshold of interest.
         ball: whether the ball of offsets is used.
-
-    Raises:
-        InputError: a label is none of the detector's classes; its group would be another image's.
     """
-    if not ((truths.label >= 0) & (truths.label < candidates.classes)).all():
-        raise InputError(f"Labels must lie between 0 and {candidates.classes - 1}.")
     group = truths.group(candidates.classes)
     starts, members = candidates.members(group)
     truth, own = expand_ranges(starts, members)

@@ -120,7 +120,7 @@ def test_a_pack_keeps_masks_and_they_are_part_of_its_hash(tmp_path: Path) -> Non
 
 
 def test_rendered_ink_lies_in_the_boxes_of_the_same_picture(tmp_path: Path) -> None:
-    pack = pack_rendered(tmp_path / "ink", "train", 3, Canvas(74, 74), seed=0, ink=True)
+    pack = pack_rendered(tmp_path / "ink", "train", 3, Canvas(74, 74), seed=0, kind="ink")
     assert pack.class_names == ("background", "ink")
     assert pack.masks is not None
     for index in range(3):

@@ -66,6 +66,11 @@ def test_rendered() -> None:
     assert open_data("rendered:5", "test", CROP).head(3).labels.tolist() == test.labels.tolist()
     assert open_data("rendered:3", "test", Framing(Canvas(32, 32))).images.shape == (3, 32, 32, 3)
 
+    # Whole pictures are scenes that fill the canvas, some of them without a number.
+    scenes = open_data("rendered:30", "test", Framing(Canvas(40, 80), whole=True))
+    assert (scenes.whole, scenes.images.shape) == (True, (30, 40, 80, 3))
+    assert 0 < sum(len(scenes.target(index)["labels"]) == 0 for index in range(30)) < 15
+
 
 def test_svhn(svhn_folder: Path) -> None:
     test = open_data(f"svhn:{svhn_folder}", "test", CROP)

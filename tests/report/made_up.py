@@ -142,7 +142,7 @@ def segmenters(folder: Path) -> list[str]:
 
 def segmentation_page(folder: Path) -> Path:
     """Write the page of these segmenters."""
-    pack = pack_rendered(folder / "ink", "test", 3, Canvas(32, 32), seed=0, ink=True)
+    pack = pack_rendered(folder / "ink", "test", 3, Canvas(32, 32), seed=0, kind="ink")
     words = ["--data", str(pack.folder), "--epsilon", "0.02", "0.1", "--attack", "pgd", "--quiet"]
     words += ["--steps", "2", "--pictures", "2", "--out", str(folder / "segmenters.html")]
     main(["report", *segmenters(folder), *words])

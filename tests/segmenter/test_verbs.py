@@ -37,7 +37,7 @@ ATTACK_INK = ["eval", "--data", "rendered-ink:3", "--epsilon", "1", "--attack", 
 @pytest.fixture(scope="module")
 def ink(tmp_path_factory: pytest.TempPathFactory) -> Pack:
     folder = tmp_path_factory.mktemp("ink") / "pack"
-    return pack_rendered(folder, "train", 40, Canvas(32, 32), seed=0, ink=True)
+    return pack_rendered(folder, "train", 40, Canvas(32, 32), seed=0, kind="ink")
 
 
 @pytest.fixture(scope="module")

@@ -22,7 +22,7 @@ from lipdet.detector.fitting import LEAST_COVERED, described, fit_default_boxes,
 from lipdet.errors import InputError
 from lipdet.images.download import OFFICIAL, download_svhn
 from lipdet.images.pack import Pack, open_pack
-from lipdet.images.prepare import Crop, pack_rendered, pack_source
+from lipdet.images.prepare import Crop, Rendered, pack_rendered, pack_source
 from lipdet.images.render import STREAMS
 from lipdet.images.spec import SOURCES, Purpose, default_crop, find_data, read_source
 from lipdet.report.default_boxes import coverage_table, plot_default_boxes
@@ -99,6 +99,7 @@ def render(
     stream: str = "train",
     seed: int = 0,
     image_size: Canvas = DIGIT_CROP,
+    scenes: bool = False,
 ) -> None:
     """Render house numbers into a pack.
 
@@ -108,11 +109,13 @@ def render(
         stream: train or test; the two never share a picture.
         seed: of everything that is drawn.
         image_size: HEIGHTxWIDTH of the pictures in pixels, or one side.
+        scenes: whole photographs with a number anywhere, or none, instead of crops.
     """
     check_positive("--count", count)
     if stream not in STREAMS:
         raise InputError(f"--stream {stream!r} is unknown; choose one of: {', '.join(STREAMS)}.")
-    _print_pack(pack_rendered(out, stream, count, image_size, seed).describe(), out)
+    kind: Rendered = "scenes" if scenes else "crops"
+    _print_pack(pack_rendered(out, stream, count, image_size, seed, kind).describe(), out)
 
 
 def prepare(

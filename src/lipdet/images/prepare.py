@@ -22,11 +22,13 @@ from lipdet.images.crop import (
 from lipdet.images.masks import read_mask
 from lipdet.images.pack import Pack, PackedPicture, write_pack
 from lipdet.images.render import rendered, rendered_ink
+from lipdet.images.scenes import rendered_scene
 from lipdet.images.source import AnnotatedPicture, Skipped, Source, load_rgb, picture_size
 from lipdet.progress import console, track
 from lipdet.types import Canvas
 
 Crop = Literal["reference", "jitter", "full"]
+Rendered = Literal["crops", "scenes", "ink"]
 
 
 def pack_source(
@@ -106,14 +108,14 @@ def _cut_all(
 
 
 def pack_rendered(
-    folder: Path, stream: str, count: int, canvas: Canvas, seed: int, ink: bool = False
+    folder: Path, stream: str, count: int, canvas: Canvas, seed: int, kind: Rendered = "crops"
 ) -> Pack:
     """Render the first `count` pictures of a stream and pack them.
 
-    They are squares; on another canvas they are letter-boxed. With `ink` no digit has a box, and
-    every pixel a class.
+    Crops are squares; on another canvas they are letter-boxed. So is ink: the same pictures, in
+    which no digit has a box, and every pixel a class. Scenes fill the canvas.
     """
-    draw = _ink_on if ink else _rendered_on
+    draw = {"crops": _crop_on, "scenes": _scene_on, "ink": _ink_on}[kind]
     pictures = (
         draw(canvas, stream, index, seed)
         for index in track(range(count), f"Rendering {count} house numbers")
@@ -123,21 +125,25 @@ def pack_rendered(
         pictures,
         count=count,
         canvas=canvas,
-        class_names=INK_CLASSES if ink else DIGITS,
+        class_names=INK_CLASSES if kind == "ink" else DIGITS,
         provenance={
-            "name": f"rendered{'-ink' if ink else ''}:{count} ({stream} stream)",
-            "crop": "none",
+            "name": f"rendered{'-ink' if kind == 'ink' else ''}:{count} ({stream} stream)",
+            "crop": "full" if kind == "scenes" else "none",
             "seed": seed,
         },
     )
 
 
-def _rendered_on(canvas: Canvas, stream: str, index: int, seed: int) -> PackedPicture:
+def _crop_on(canvas: Canvas, stream: str, index: int, seed: int) -> PackedPicture:
     side = min(canvas)
     image, boxes, labels = rendered(stream, index, seed, side)
     region = full_region(side, side, canvas)
     placed, _ = into_region(boxes, region, canvas)
     return PackedPicture(cut(Image.fromarray(image), region, canvas), placed, labels, index)
+
+
+def _scene_on(canvas: Canvas, stream: str, index: int, seed: int) -> PackedPicture:
+    return PackedPicture(*rendered_scene(stream, index, seed, canvas), index)
 
 
 def _ink_on(canvas: Canvas, stream: str, index: int, seed: int) -> PackedPicture:

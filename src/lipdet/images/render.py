@@ -67,7 +67,7 @@ def rendered(stream: str, index: int, seed: int = 0, size: int = 74) -> Picture:
     Raises:
         InputError: unknown stream, or a negative index or seed.
     """
-    picture, boxes, labels, _ = _render(_generator(stream, index, seed), size)
+    picture, boxes, labels, _ = _render(generator(stream, index, seed), size)
     return picture, boxes, labels
 
 
@@ -79,34 +79,58 @@ def rendered_ink(
     The mask (size, size) uint8 is 1 where ink covers at least half of a pixel. Arguments and errors
     are those of `rendered`, and so is the picture.
     """
-    picture, _, _, digits = _render(_generator(stream, index, seed), size)
+    picture, _, _, digits = _render(generator(stream, index, seed), size)
     covered = Image.fromarray(digits).resize((size, size), Image.Resampling.BILINEAR)
     return picture, (np.asarray(covered) >= 0.5).astype(np.uint8)
 
 
-def _generator(stream: str, index: int, seed: int) -> np.random.Generator:
+def generator(stream: str, index: int, seed: int, *kind: int) -> np.random.Generator:
+    """Return the random numbers of one picture of a stream, and of one `kind` if there are several.
+
+    Raises:
+        InputError: unknown stream, or a negative index or seed.
+    """
     if stream not in STREAMS:
         raise InputError(f"rendered stream {stream!r} does not exist; use one of {STREAMS}.")
     if index < 0 or seed < 0:
         raise InputError(f"rendered picture {index} of seed {seed}: use numbers from 0 upwards.")
-    sequence = np.random.SeedSequence(seed, spawn_key=(STREAMS.index(stream), index))
+    sequence = np.random.SeedSequence(seed, spawn_key=(STREAMS.index(stream), index, *kind))
     return np.random.default_rng(sequence)
 
 
 def _render(rng: np.random.Generator, size: int) -> tuple[*Picture, Plane]:
     boxes, labels, slope = sample_layout(rng)
-    face = sample_typeface(rng, slope)
-    ink = ink_boxes(rng, boxes, labels, natural_one_aspect(face))
-    digits = compose_ink(draw_ink(face, labels, ink, SCENE_SIDE), SCENE_SIDE)
-    ground, paint = _contrast(rng)
+    digits = drawn_digits(rng, boxes, labels, slope, SCENE_SIDE)
+    ground, paint = sample_contrast(rng)
     scene = _background(rng, boxes, slope, ground, paint)
-    scene = _paint_digits(rng, scene, digits, paint)
+    scene = paint_digits(rng, scene, digits, paint)
     digit_height = float((boxes[:, 3] - boxes[:, 1]).mean())
-    picture = _photograph(rng, scene, size, digit_height)
+    picture = photograph(rng, scene, size, digit_height)
     return picture, (boxes * size).astype(np.float32), labels, digits
 
 
-def _contrast(rng: np.random.Generator) -> tuple[Colour, Colour]:
+def drawn_digits(
+    rng: np.random.Generator,
+    boxes: NDArray[np.float64],
+    labels: NDArray[np.int64],
+    slope: float,
+    side: int,
+) -> Plane:
+    """Draw where there is ink, (side, side) in [0, 1].
+
+    Args:
+        rng: of typeface and annotation.
+        boxes: (n, 4) xyxy in the unit square.
+        labels: (n,) digits.
+        slope: of the line through the centres of the digits.
+        side: in pixels.
+    """
+    face = sample_typeface(rng, slope)
+    ink = ink_boxes(rng, boxes, labels, natural_one_aspect(face))
+    return compose_ink(draw_ink(face, labels, ink, side), side)
+
+
+def sample_contrast(rng: np.random.Generator) -> tuple[Colour, Colour]:
     """Draw colours (3,) of the ground and of the digits on it.
 
     Brightness and contrast follow SVHN's train pictures: dark grounds about 75 of 255, bright
@@ -144,10 +168,10 @@ def _background(
     surroundings = sample_colour(rng, float(np.clip(near, 8, 245)))
     scene = wall(rng, SCENE_SIDE, surroundings, float(min(rng.exponential(14), 50)))
     scene = add_clutter(rng, scene, boxes)
-    return _mount_plate(rng, scene, boxes, slope, ground, paint)
+    return mount_plate(rng, scene, boxes, slope, ground, paint)
 
 
-def _mount_plate(
+def mount_plate(
     rng: np.random.Generator,
     scene: Plane,
     boxes: NDArray[np.float64],
@@ -155,21 +179,21 @@ def _mount_plate(
     ground: Colour,
     paint: Colour,
 ) -> Plane:
+    """Put a plate of the colour `ground` behind the boxes (n, 4) of a scene (side, side, 3)."""
+    side = scene.shape[0]
     is_ellipse = rng.random() < 0.08
     corners = ellipse_corners(boxes) if is_ellipse else plate_corners(rng, boxes, slope)
     radius = float(rng.uniform(0.01, 0.06)) if rng.random() < 0.4 and not is_ellipse else 0.0
-    mask = polygon_mask(corners, SCENE_SIDE, radius)
+    mask = polygon_mask(corners, side, radius)
     if rng.random() < 0.4:
         offset = rng.integers(-5, 6, 2)
         scene = _blend(scene, scene * np.float32(0.3), _cast(mask, offset, 2.0), 0.7)
-    surface = (
-        ground + np.float32(rng.exponential(3)) * smooth_noise(rng, SCENE_SIDE, (4, 4))[..., None]
-    )
+    surface = ground + np.float32(rng.exponential(3)) * smooth_noise(rng, side, (4, 4))[..., None]
     scene = _blend(scene, surface, mask)
     if rng.random() < 0.4:
         inset, thickness = rng.uniform(0.0, 0.03), rng.uniform(0.012, 0.04)
-        outer = polygon_mask(scaled(corners, inset), SCENE_SIDE, radius)
-        inner = polygon_mask(scaled(corners, inset + thickness), SCENE_SIDE, radius)
+        outer = polygon_mask(scaled(corners, inset), side, radius)
+        inner = polygon_mask(scaled(corners, inset + thickness), side, radius)
         border = paint if rng.random() < 0.7 else sample_colour(rng, float(rng.uniform(10, 240)))
         scene = _blend(scene, border, (outer - inner).clip(0, 1))
     return scene
@@ -186,7 +210,7 @@ def _filtered(mask: Plane, kernel: ImageFilter.Filter) -> Plane:
     return np.asarray(filtered, dtype=np.float32) / np.float32(255)
 
 
-def _paint_digits(rng: np.random.Generator, scene: Plane, digits: Plane, paint: Colour) -> Plane:
+def paint_digits(rng: np.random.Generator, scene: Plane, digits: Plane, paint: Colour) -> Plane:
     """Lay the digits over the scene, at times raised, outlined or worn."""
     offset = rng.integers(-4, 5, 2)
     if rng.random() < 0.35:
@@ -198,7 +222,7 @@ def _paint_digits(rng: np.random.Generator, scene: Plane, digits: Plane, paint: 
         scene = _blend(scene, outline, _filtered(digits, ImageFilter.MaxFilter(5)))
     surface: Colour | Plane = paint
     if rng.random() < 0.35:
-        wear = np.float32(rng.uniform(3, 18)) * smooth_noise(rng, SCENE_SIDE, (6, 6))
+        wear = np.float32(rng.uniform(3, 18)) * smooth_noise(rng, scene.shape[0], (6, 6))
         surface = paint + wear[:, :, None]
     if rng.random() < 0.2:
         # The lit flank of a raised digit.
@@ -247,7 +271,7 @@ def _motion_blur(rng: np.random.Generator, scene: Plane, length: int) -> Plane:
     return np.asarray(sum(copies[1:], copies[0]) / np.float32(len(copies)))
 
 
-def _photograph(
+def photograph(
     rng: np.random.Generator, scene: Plane, size: int, digit_height: float
 ) -> NDArray[np.uint8]:
     """Turn a scene (side, side, 3) in 0..255 into a picture (size, size, 3) uint8.

@@ -17,7 +17,7 @@ from lipdet.errors import InputError
 from lipdet.images.coco import read_coco
 from lipdet.images.masks import read_masks
 from lipdet.images.pack import Pack, open_pack
-from lipdet.images.prepare import Crop, pack_rendered, pack_source
+from lipdet.images.prepare import Crop, Rendered, pack_rendered, pack_source
 from lipdet.images.source import Source
 from lipdet.images.svhn import read_svhn
 from lipdet.images.voc import read_voc
@@ -65,8 +65,8 @@ def find_data(spec: str, purpose: Purpose, framing: Framing, seed: int = 0) -> P
 
     Of `svhn:` a detector of crops gets, for training, eight jittered crops of each picture and,
     for testing, one reference crop; a detector of whole pictures gets these, letter-boxed, as all
-    do of the other formats. `rendered` is the train or the test stream. `lipdet data prepare` makes
-    packs with other choices.
+    do of the other formats. `rendered` is the train or the test stream, of scenes for a detector of
+    whole pictures. `lipdet data prepare` and `render` make packs with other choices.
 
     Args:
         spec: see the module's first line.
@@ -82,11 +82,13 @@ def find_data(spec: str, purpose: Purpose, framing: Framing, seed: int = 0) -> P
     kind, _, rest = spec.partition(":")
     canvas = framing.canvas
     if kind in ("rendered", "rendered-ink"):
-        count, ink = _count(spec, rest, RENDERED_DEFAULT[purpose]), kind == "rendered-ink"
+        count = _count(spec, rest, RENDERED_DEFAULT[purpose])
+        drawn: Rendered = "scenes" if framing.whole else "crops"
+        drawn = "ink" if kind == "rendered-ink" else drawn
         return _cached(
-            f"{kind}-{purpose}-{count}",
+            f"rendered-{drawn}-{purpose}-{count}",
             {"count": count, "stream": purpose, "canvas": canvas, "seed": seed},
-            lambda folder: pack_rendered(folder, purpose, count, canvas, seed, ink),
+            lambda folder: pack_rendered(folder, purpose, count, canvas, seed, drawn),
         )
     if kind in READERS and rest:
         source = read_source(spec)

@@ -23,6 +23,7 @@ def test_the_page_begins_with_what_was_found(
 ) -> None:
     monkeypatch.setattr(demo, "DATA", "rendered:2")
     monkeypatch.setattr(demo, "SHOWN", 1)
+    monkeypatch.setattr(demo, "SCENES", range(1))
     # Tested by itself, and slow.
     monkeypatch.setattr(demo, "write_figures", lambda *_: [])
     monkeypatch.setattr(demo, "CERTIFIED", "certified-small")
@@ -39,6 +40,8 @@ def test_the_page_begins_with_what_was_found(
     assert first < page.index(finding(results, 0.05)) < page.index("Detectors side by side</h2>")
     assert "naive was trained on 240,000 crops" in page
     assert "Nothing was trained here" in page
+    names = {path.name for path in (tmp_path / "photographs").iterdir()}
+    assert names == {"0.png", "0-certified.png"}
 
 
 def test_reading_is_all_objects_and_nothing_else() -> None:

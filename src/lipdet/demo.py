@@ -1,5 +1,7 @@
 """What the project has found, in a few minutes: two detectors attacked, certified, side by side.
 
+Then photographs, certified as a whole.
+
 Nothing is trained here: a detector that is worth looking at takes longer than that. The pages of
 docs/ that train one are named at the end.
 """
@@ -11,17 +13,24 @@ import json
 from pathlib import Path
 
 import numpy as np
+from PIL import Image
 from rich.console import Console
 
 from lipdet.attack import AttackSettings, detect
 from lipdet.attack.damage import true_positives
 from lipdet.boxes import DISPLAY_SELECTION
+from lipdet.certificate.radius import REMAINING_IOU
+from lipdet.certificate.verifier import verifier_of
 from lipdet.checkpoint import LoadedDetector, load_detector
 from lipdet.evaluate.attacked import Campaign, attack_pack, prepare
 from lipdet.evaluate.chunks import State
-from lipdet.files import write_complete
+from lipdet.files import write_complete, write_picture
 from lipdet.images.pack import Pack
+from lipdet.images.scenes import rendered_scene
 from lipdet.images.spec import open_data
+from lipdet.reading import certified, look, regions_of, shown_above
+from lipdet.reading.detections import with_radius
+from lipdet.reading.marks import draw_certificates
 from lipdet.report.build import build_report
 from lipdet.report.page import write_figures, write_page
 from lipdet.report.scenes import certified_detections
@@ -29,7 +38,8 @@ from lipdet.report.table import comparison_table, finding
 from lipdet.types import Detections, Target
 
 DATA = "rendered:64"
-ORDINARY, CERTIFIED = "naive", "certified"
+ORDINARY, CERTIFIED, PHOTOGRAPHS = "naive", "certified", "certified-photo"
+SCENES = range(4)
 EPSILONS = (0.25, 0.5)
 SHOWN = 4
 
@@ -38,7 +48,7 @@ def demo(out: Path, seed: int) -> None:
     """Run the demonstration; a second call goes on from what the first has left.
 
     Args:
-        out: receives `state/`, `results.json`, `figures/` and `index.html`.
+        out: receives `state/`, `results.json`, `figures/`, `index.html` and `photographs/`.
         seed: of the attacks' random starts.
     """
     console = Console()
@@ -65,6 +75,35 @@ def demo(out: Path, seed: int) -> None:
     console.print(comparison_table(results))
     for sentence in [*found, note, f"Page: {out}/index.html", f"Figures: {out}/figures"]:
         console.print(sentence, markup=False)
+    for sentence in certified_photographs(out / "photographs"):
+        console.print(sentence, markup=False)
+
+
+def certified_photographs(folder: Path) -> list[str]:
+    """Certify rendered photographs, one pass over each, and write them with what was found.
+
+    Args:
+        folder: receives NAME.png as the network sees it, and NAME-certified.png.
+
+    Returns:
+        What is said of each, and where it is.
+    """
+    loaded = load_detector(PHOTOGRAPHS)
+    network, (canvas, _) = loaded.detector, loaded.framing
+    selection = shown_above(network, DISPLAY_SELECTION.score_floor)
+    verifier, sentences = verifier_of(network, selection), []
+    folder.mkdir(parents=True, exist_ok=True)
+    for index in SCENES:
+        picture = Image.fromarray(rendered_scene("test", index, 0, canvas)[0])
+        regions = regions_of(network, picture, None)
+        views = look(network, loaded.class_names, picture, regions, selection)
+        [view] = certified(views, verifier, REMAINING_IOU)
+        write_picture(folder / f"{index}.png", picture)
+        drawn = draw_certificates(Image.fromarray(view.pixels), view.detections)
+        write_picture(folder / f"{index}-certified.png", drawn)
+        words = ", ".join(with_radius(one, canvas) for one in view.detections)
+        sentences.append(f"{folder}/{index}-certified.png: {words or 'nothing found'}")
+    return sentences
 
 
 def how_trained(loaded: LoadedDetector) -> str:

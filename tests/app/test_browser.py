@@ -18,6 +18,7 @@ from lipdet.app.server import serving
 from lipdet.app.session import samples
 from lipdet.attack import AttackSettings
 from lipdet.config import DIGIT_CROP
+from lipdet.types import Framing
 
 if TYPE_CHECKING:
     from playwright.sync_api import Browser, Page
@@ -83,7 +84,7 @@ def only_naive(page: Page) -> None:
 @pytest.fixture(scope="module")
 def photo(tmp_path_factory: pytest.TempPathFactory) -> Path:
     file = tmp_path_factory.mktemp("photo") / "photo.png"
-    samples(DIGIT_CROP)[2].save(file)
+    samples(Framing(DIGIT_CROP))[2].save(file)
     return file
 
 
@@ -150,7 +151,7 @@ def test_what_cannot_be_used_is_refused_in_a_sentence(page: Page, tmp_path: Path
 
 def test_uploads_in_a_row(page: Page, tmp_path: Path) -> None:
     only_naive(page)
-    pictures = samples(DIGIT_CROP)
+    pictures = samples(Framing(DIGIT_CROP))
     for index in range(UPLOADS):
         if index:
             page.get_by_label("Remove Image").click()

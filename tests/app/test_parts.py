@@ -41,6 +41,7 @@ from lipdet.errors import InputError
 from lipdet.images.crop import Region
 from lipdet.images.source import load_rgb
 from lipdet.layers.base import ConstructedWeight
+from lipdet.types import Framing
 
 # The detectors that these look at are proven first.
 pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("proven_once")]
@@ -64,7 +65,7 @@ def exhibits() -> dict[str, Exhibit]:
 @pytest.fixture(scope="module")
 def sample(tmp_path_factory: pytest.TempPathFactory) -> Path:
     file = tmp_path_factory.mktemp("sample") / "<b>photo.png"
-    samples(DIGIT_CROP)[2].save(file)
+    samples(Framing(DIGIT_CROP))[2].save(file)
     return file
 
 
@@ -120,7 +121,7 @@ def test_photographs_are_shrunk_and_turned_upright(tmp_path: Path) -> None:
 
 
 def test_square_goes_around_a_number_in_a_wall(exhibits: dict[str, Exhibit]) -> None:
-    number = samples(DIGIT_CROP)[2]
+    number = samples(Framing(DIGIT_CROP))[2]
     wall = Image.new("RGB", (240, 160), tuple(np.asarray(number).mean((0, 1)).astype(int).tolist()))
     wall.paste(number, (130, 60))
     detector = exhibits["naive"]
@@ -169,7 +170,7 @@ def test_a_detector_without_bounds_says_which_layer(
 
     monkeypatch.setattr("lipdet.app.exhibits.verifier_of", unknown)
     fresh = Exhibit("mine", exhibits["naive"].detector)
-    view = look(fresh, samples(DIGIT_CROP)[2], Region(0, 0, 74, 74))
+    view = look(fresh, samples(Framing(DIGIT_CROP))[2], Region(0, 0, 74, 74))
     assert "backbone.3" in view.reason
     assert view.largest_constant is None
     for epsilon in (0.0, 0.5):

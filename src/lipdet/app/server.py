@@ -113,11 +113,13 @@ def serving(
 
 
 def _write_samples(exhibits: Mapping[str, Exhibit], folder: Path) -> list[Path]:
-    canvas = next(iter(exhibits.values())).detector.config.canvas
-    files = []
-    for index, picture in enumerate(samples(canvas), start=1):
-        files.append(folder / f"sample-{index}.png")
-        write_picture(files[-1], picture)
+    """Write pictures for the first detector of crops, and for the first of whole pictures."""
+    framings = [exhibit.detector.framing for exhibit in exhibits.values()]
+    chosen = {bool(framing.whole): framing for framing in reversed(framings)}
+    pictures = [picture for whole in sorted(chosen) for picture in samples(chosen[whole])]
+    files = [folder / f"sample-{index}.png" for index in range(1, len(pictures) + 1)]
+    for file, picture in zip(files, pictures, strict=True):
+        write_picture(file, picture)
     return files
 
 

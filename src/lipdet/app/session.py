@@ -19,6 +19,7 @@ from lipdet.attack.settings import AttackName, single_attacks
 from lipdet.errors import InputError
 from lipdet.images.crop import Region, full_region
 from lipdet.images.render import rendered
+from lipdet.images.scenes import rendered_scene
 from lipdet.images.source import load_rgb
 from lipdet.reading import look as look_at
 from lipdet.reading.detections import as_rows, count_certified, distance, listed, radii_told
@@ -32,7 +33,7 @@ from lipdet.reading.marks import (
     to_picture,
 )
 from lipdet.reading.search import searched_regions
-from lipdet.types import Canvas, Framing
+from lipdet.types import Framing
 from lipdet.versions import versions
 
 MOST_STEPS = 100
@@ -45,7 +46,7 @@ LARGEST_FILE = 20 * 2**20
 MOST_PIXELS = 25_000_000
 # A larger picture is shrunk: a house number in it is still larger than what networks see.
 LONGEST_SIDE = 1_600
-SAMPLES = tuple(range(8))
+SAMPLES, SCENES = range(8), range(4)
 
 
 def read_picture(path: Path) -> Image.Image:
@@ -67,10 +68,13 @@ def read_picture(path: Path) -> Image.Image:
     return image
 
 
-def samples(canvas: Canvas) -> list[Image.Image]:
-    """Render house numbers as networks of this input size see them."""
-    side = min(canvas)
-    return [Image.fromarray(rendered("test", index, size=side)[0]) for index in SAMPLES]
+def samples(framing: Framing) -> list[Image.Image]:
+    """Render house numbers, or scenes with some, as networks of this framing see them."""
+    canvas = framing.canvas
+    if framing.whole:
+        scenes = [rendered_scene("test", index, 0, canvas) for index in SCENES]
+        return [Image.fromarray(pixels) for pixels, _, _ in scenes]
+    return [Image.fromarray(rendered("test", index, size=min(canvas))[0]) for index in SAMPLES]
 
 
 def region_of(exhibit: Exhibit, image: Image.Image, search: bool) -> Region:

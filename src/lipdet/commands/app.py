@@ -9,7 +9,7 @@ import torch
 
 from lipdet.app.exhibits import bounding, load_exhibits
 from lipdet.app.server import serving
-from lipdet.checkpoint import packaged_names
+from lipdet.checkpoint import is_segmenter, packaged_names
 from lipdet.commands.options import DETECTOR_HELP, Parser, verb_parser
 from lipdet.errors import InputError
 
@@ -43,7 +43,8 @@ def run(
         raise InputError(f"--port must lie between 0 and 65535, not {port}.")
     # Visitors share the cores; networks this small gain nothing from several.
     torch.set_num_threads(1)
-    exhibits = load_exhibits(list(detectors) or sorted(packaged_names(), key=_order))
+    packaged = [name for name in packaged_names() if not is_segmenter(name)]
+    exhibits = load_exhibits(list(detectors) or sorted(packaged, key=_order))
     with serving(exhibits, host, port, root_path) as address, bounding(exhibits):
         print(f"The page is at {address} (Ctrl-C ends it)", flush=True)
         threading.Event().wait()

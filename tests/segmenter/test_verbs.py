@@ -156,6 +156,22 @@ def test_certify_draws_radii_and_counts_what_can_flip(
     assert load_rgb(out / "door-classes.png").size == (32, 32)
 
 
+@pytest.mark.parametrize("verb", ["detect", "certify", "attack"])
+def test_a_broken_picture_does_not_take_the_finished_one_along(
+    ink: Pack, run: Path, tmp_path: Path, verb: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path, broken, out = picture_of(ink, tmp_path), tmp_path / "late.png", tmp_path / "found"
+    broken.write_bytes(path.read_bytes()[:60])
+    words = ["--epsilon", "0.1", "--steps", "1"] if verb == "attack" else []
+    with pytest.raises(SystemExit, match="2"):
+        main([verb, str(run), str(path), str(broken), *words, "--out", str(out)])
+    assert "late.png" in capsys.readouterr().err
+    [file] = out.glob("*.json")
+    assert [Path(one["image"]).name for one in json.loads(file.read_text())["pictures"]] == [
+        "door.png"
+    ]
+
+
 def test_attack_changes_what_is_seen_within_the_radius(
     ink: Pack, run: Path, tmp_path: Path
 ) -> None:

@@ -25,7 +25,6 @@ from lipdet.certificate.radius import REMAINING_IOU
 from lipdet.checkpoint import LoadedSegmenter, load_segmenter
 from lipdet.commands.attack_options import measured_epsilons, parse_epsilons
 from lipdet.commands.options import (
-    as_json,
     check_folder,
     check_no_input,
     check_positive,
@@ -38,7 +37,7 @@ from lipdet.commands.options import (
 from lipdet.errors import InputError
 from lipdet.evaluate.attacked import Campaign
 from lipdet.evaluate.segmentation import evaluate_segmenter, logits_of
-from lipdet.files import write_complete, write_picture
+from lipdet.files import write_picture
 from lipdet.images.crop import cut, full_region
 from lipdet.images.source import load_rgb
 from lipdet.images.spec import open_data
@@ -47,11 +46,14 @@ from lipdet.reading.marks import contact_sheet
 from lipdet.reading.pixels import draw_classes, draw_radii
 from lipdet.report.segmentation import missed_table, segmentation_table
 from lipdet.segmenter import Segmenter
+from lipdet.types import Canvas
 from lipdet.versions import versions
 
 MEASURED = "Rounding is measured, not proven"
 ON_THE_CPU = "Pixels are computed on the CPU"
 WHOLE = "The whole picture is seen"
+# What ends the name of an overlay of classes beside one of radii.
+CLASSES = "-classes"
 
 
 def evaluate(detector: str, data: str, **options: Any) -> None:
@@ -84,11 +86,12 @@ def detect(detector: str, images: Sequence[Path], out: Path, **options: Any) -> 
     """Do what `lipdet.commands.detect.run` does, for a segmenter: classes of pixels as overlays."""
     _refuse(options, crop=WHOLE)
     _refuse_boxes(score=(options["score"], DISPLAY_SELECTION.score_floor))
-    loaded, files, pictures = _opened(detector, images, out)
+    loaded, files = _opened(detector, images, out)
     segmenter, canvas = loaded.segmenter, loaded.segmenter.framing.canvas
     result = {"weights": loaded.name, "canvas": list(canvas)}
     with pictures_kept(out / "detections.json", result) as entries:
-        for (path, stem), picture in zip(files, pictures, strict=True):
+        for path, stem in files:
+            picture = _seen(path, canvas)
             predicted = logits_of(segmenter, _batch([picture])).argmax(dim=1)[0].numpy()
             write_picture(out / f"{stem}.png", draw_classes(Image.fromarray(picture), predicted))
             pixels = _counted(segmenter, predicted)
@@ -105,9 +108,9 @@ def certify(detector: str, images: Sequence[Path], out: Path, **options: Any) ->
         score=(options["score"], DISPLAY_SELECTION.score_floor),
     )
     epsilons = parse_epsilons(options["epsilon"])
-    loaded, files, pictures = _opened(detector, images, out)
+    loaded, files = _opened(detector, images, out)
     segmenter, canvas = loaded.segmenter, loaded.segmenter.framing.canvas
-    bounds = bounds_of_pixels(segmenter, _batch(pictures[:8]))
+    bounds = bounds_of_pixels(segmenter, _batch([_seen(files[0][0], canvas)]))
     result = {
         "weights": loaded.name,
         "canvas": list(canvas),
@@ -115,11 +118,12 @@ def certify(detector: str, images: Sequence[Path], out: Path, **options: Any) ->
         "rounding": bounds.rounding,
     }
     with pictures_kept(out / "certificates.json", result) as entries:
-        for (path, stem), picture in zip(files, pictures, strict=True):
+        for path, stem in files:
+            picture = _seen(path, canvas)
             [logits] = logits_of(segmenter, _batch([picture]))
             found = margins_of(logits, segmenter, bounds)
             shown = Image.fromarray(picture)
-            write_picture(out / f"{stem}-classes.png", draw_classes(shown, found.predicted))
+            write_picture(out / f"{stem}{CLASSES}.png", draw_classes(shown, found.predicted))
             write_picture(out / f"{stem}.png", draw_radii(shown, found.radius))
             certified = []
             for epsilon in epsilons:
@@ -143,24 +147,8 @@ def attack(
     _refuse(options, device=ON_THE_CPU)
     norm = options["norm"]
     attacks = single_attacks(options["attack"], _settings(radius, options), options["objective"])
-    loaded, files, pictures = _opened(detector, images, out)
+    loaded, files = _opened(detector, images, out)
     segmenter, canvas = loaded.segmenter, loaded.segmenter.framing.canvas
-    clean = _batch(pictures)
-    before = logits_of(segmenter, clean).argmax(dim=1)
-    changed = attack_pixels(segmenter, clean, before.to(torch.uint8), attacks).cpu()
-    after = logits_of(segmenter, changed).argmax(dim=1)
-    entries = []
-    for at, (path, stem) in enumerate(files):
-        attacked = (changed[at].permute(1, 2, 0) * 255).round().to(torch.uint8).numpy()
-        panels = [
-            draw_classes(Image.fromarray(one), seen[at].numpy())
-            for one, seen in ((pictures[at], before), (attacked, after))
-        ]
-        write_picture(out / f"{stem}.png", contact_sheet(panels, 2))
-        flipped = int((before[at] != after[at]).sum())
-        moved = distance(clean[at], changed[at])
-        entries.append({"image": str(path), "distance": moved, "flipped": flipped})
-        print(f"{path}: {flipped:,} of {before[at].numel():,} pixels flipped")
     result = {
         "weights": loaded.name,
         "canvas": list(canvas),
@@ -173,9 +161,25 @@ def attack(
         "restarts": options["restarts"],
         "seed": options["seed"],
         "versions": versions(),
-        "pictures": entries,
     }
-    write_complete(out / "attack.json", as_json(result) + "\n")
+    with pictures_kept(out / "attack.json", result) as entries:
+        for index, (path, stem) in enumerate(files):
+            picture = _seen(path, canvas)
+            clean = _batch([picture])
+            before = logits_of(segmenter, clean).argmax(dim=1)
+            masks = before.to(torch.uint8)
+            changed = attack_pixels(segmenter, clean, masks, attacks, [index]).cpu()
+            after = logits_of(segmenter, changed).argmax(dim=1)
+            attacked = (changed[0].permute(1, 2, 0) * 255).round().to(torch.uint8).numpy()
+            panels = [
+                draw_classes(Image.fromarray(one), shown[0].numpy())
+                for one, shown in ((picture, before), (attacked, after))
+            ]
+            write_picture(out / f"{stem}.png", contact_sheet(panels, 2))
+            flipped = int((before != after).sum())
+            moved = distance(clean[0], changed[0])
+            entries.append({"image": str(path), "distance": moved, "flipped": flipped})
+            print(f"{path}: {flipped:,} of {before.numel():,} pixels flipped")
     print(f"Panels and attack.json: {out} (ε = {radius:g}: {canvas.in_grey_levels(radius, norm)})")
 
 
@@ -220,18 +224,21 @@ def _shares(pixels: Mapping[str, int]) -> str:
 
 def _opened(
     detector: str, images: Sequence[Path], out: Path
-) -> tuple[LoadedSegmenter, list[tuple[Path, str]], list[np.ndarray]]:
-    """Return the segmenter, picture files with the names of their results, and what it sees."""
+) -> tuple[LoadedSegmenter, list[tuple[Path, str]]]:
+    """Return the segmenter, and picture files with the names of their results."""
     check_folder(out)
     paths = picture_files(images)
     stems = distinct_stems(paths)
-    check_no_input((out / f"{stem}.png" for stem in stems), paths)
+    check_no_input((out / f"{stem}{end}.png" for stem in stems for end in ("", CLASSES)), paths)
     loaded = load_segmenter(detector)
-    canvas = loaded.segmenter.framing.canvas
-    photographs = [load_rgb(path) for path in paths]
-    pictures = [cut(one, full_region(*one.size, canvas), canvas) for one in photographs]
     out.mkdir(parents=True, exist_ok=True)
-    return loaded, list(zip(paths, stems, strict=True)), pictures
+    return loaded, list(zip(paths, stems, strict=True))
+
+
+def _seen(path: Path, canvas: Canvas) -> np.ndarray:
+    """Return a picture as the segmenter sees it, (H, W, 3) uint8."""
+    photograph = load_rgb(path)
+    return cut(photograph, full_region(*photograph.size, canvas), canvas)
 
 
 def _batch(pictures: Sequence[np.ndarray]) -> Tensor:

@@ -14,7 +14,7 @@ from lipdet.certificate.certified_ap import (
     certified_average_precision,
     false_positives,
 )
-from lipdet.certificate.conditions.clique_cover import affordable_log_odds, first_fit
+from lipdet.certificate.conditions.clique_cover import CliqueCover, affordable_log_odds, first_fit
 from lipdet.certificate.constants.rounding import MEASURED
 from lipdet.certificate.diagnosis import REASONS
 from lipdet.certificate.verifier import Verifier, verifier_of
@@ -159,6 +159,18 @@ def test_what_is_found_in_a_crowd_counts_neither_way() -> None:
     assert (entry["recall"], entry["ap50"], entry["precision"]) == (1, pytest.approx(1), 1)
     # By hand: without the crowd, one of two possible detections is the object's.
     assert _certified([2.0, 5.0])[0]["ap50"] == pytest.approx(0.5)
+
+
+def test_one_of_two_cliques_that_are_judged_can_reach_what_one_alone_can() -> None:
+    # By hand: each can reach 5, both together 3. The first is ignored, the second alone is at 5.
+    cover = CliqueCover(
+        torch.zeros(2, dtype=torch.int64), _values(5.0, 3.0), _values(5.0, 5.0), torch.arange(2)
+    )
+    judged = cover.judged(torch.tensor([False, True]), _values(5.0, 5.0), limit=101)
+    assert judged.log_odds.tolist() == [5, -torch.inf]
+    # Where no more are counted, the first counts as well.
+    judged = cover.judged(torch.tensor([False, True]), _values(5.0, 5.0), limit=2)
+    assert judged.log_odds.tolist() == [5, 3]
 
 
 def test_without_a_precision_there_may_be_detections() -> None:

@@ -113,9 +113,9 @@ class Judged(NamedTuple):
     """What is judged beside areas in which detections count neither way.
 
     Attributes:
-        candidates: (N,) bool, all but those that lie in an area of their class wherever they move,
-            with the share of theirs that a match takes.
-        objects: (G,) bool, all but those that one of the others may match.
+        candidates: (N,) bool, all but the ignored: those of which a share above the highest
+            threshold of a match lies in an area of their class wherever they move.
+        objects: (G,) bool, all but those that an ignored candidate may match.
     """
 
     candidates: Tensor
@@ -176,7 +176,7 @@ class ClassObjects(NamedTuple):
 
 
 class PossibleDetections(NamedTuple):
-    """Log-odds from which on downward one more detection of a class is possible, all images pooled.
+    """Log-odds from which on downward one more judged detection of a class is possible, pooled.
 
     Attributes:
         detections: (m,) by all bounds.

@@ -186,6 +186,8 @@ class CliqueCover(NamedTuple):
     def judged(self, judged: Tensor, high: Tensor, limit: int) -> CliqueCover:
         """Return bounds on the detections that are among some of the candidates (theory §6.8).
 
+        They are for `pooled` and `pooled_highest` alone: other detections are counted no more.
+
         Args:
             judged: (N,) bool, which of the candidates.
             high: (N,) what each can reach.

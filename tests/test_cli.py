@@ -89,6 +89,11 @@ def check_mistake(capsys: pytest.CaptureFixture[str], *words: str, names: str) -
         (["train", "--preset", "imaginary", "--out", "x"], "imaginary"),
         (["train", "--epochs", "-1", "--out", "x"], "epochs"),
         (["train", "preset=naive"], "--preset naive"),
+        (["train", "--width", "64", "--out", "x"], "naive has a width of its own"),
+        (
+            ["train", "--preset", "certified", "--width", "40", "--out", "x"],
+            "of at least 48, not 40",
+        ),
         (["train"], "out"),
         (["train", "--config", "no.yaml", "--out", "x"], "no.yaml"),
         (["train", "--data", "rendered:0", "--out", "x"], "rendered:0"),

@@ -219,6 +219,7 @@ def test_what_a_segmenter_cannot_do(
         (("--data", "rendered:40"), "has no masks"),
         (("--adversarial_epsilon", "1"), "is for detectors"),
         (("--offset_unit", "0.2"), "has no boxes"),
+        (("--width", "50"), "needs a width of at least 48 that 8 divides, not 50"),
     ],
 )
 def test_trainings_that_a_segmenter_cannot_have(

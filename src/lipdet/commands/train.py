@@ -20,6 +20,7 @@ from lipdet.config import (
 )
 from lipdet.detector import build_detector
 from lipdet.errors import InputError
+from lipdet.segmenter import build_segmenter
 from lipdet.train import train
 from lipdet.train.job import JOB, Job, load_job
 from lipdet.types import Canvas
@@ -75,6 +76,12 @@ def parser(preset_name: str = "naive") -> Parser:
         help="the network's input in pixels, or one side of a square (default: the preset's)",
     )
     parser.add_argument(
+        "--width",
+        type=int,
+        help="channels of the finest map, and twice as many of each that is half as fine: a larger "
+        "network learns more and takes longer (default: the preset's)",
+    )
+    parser.add_argument(
         "--offset_unit",
         type=float,
         help="what a box offset of 1 means, in sides of the default box: certified detectors with "
@@ -101,6 +108,7 @@ def run(
     out: Path,
     resume: bool,
     image_size: Canvas | None = None,
+    width: int | None = None,
     offset_unit: float | None = None,
     **settings: Any,
 ) -> None:
@@ -113,13 +121,19 @@ def run(
     detector = PRESETS[preset].detector
     if image_size is not None:
         detector = replace(detector, canvas=image_size)
+    if width is not None:
+        if not detector.width:
+            raise InputError(f"{preset} has a width of its own: leave out --width.")
+        detector = replace(detector, width=width)
+    # What cannot be built is refused before any data are prepared.
     if isinstance(detector, DetectorConfig):
         if offset_unit is not None:
             detector = replace(detector, offset_unit=offset_unit)
-        # Refused before any data are prepared.
         build_detector(detector)
-    elif offset_unit is not None:
-        raise InputError(f"{preset} has no boxes: leave out --offset_unit.")
+    else:
+        if offset_unit is not None:
+            raise InputError(f"{preset} has no boxes: leave out --offset_unit.")
+        build_segmenter(detector)
     specs = tuple(data), tuple(weights), tuple(validation)
     job = Job(preset, detector, train_config(settings), *specs)
     if distributed.rank() == 0 and resume:

@@ -16,7 +16,6 @@ import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
-from typing import Any
 
 import torch
 
@@ -25,6 +24,7 @@ from lipdet.attack import AttackSettings, attack_batch
 from lipdet.batch_norm import share_batch_statistics
 from lipdet.checkpoint import BEST, save_detector
 from lipdet.detector import SSD
+from lipdet.detector.matching import PaddedTargets
 from lipdet.errors import InputError, NonFiniteLossError
 from lipdet.hardware import chosen_device, computes_in_bf16, keep_freed_memory
 from lipdet.images.augment import augment
@@ -169,7 +169,7 @@ class Trainer:
         self.state.step += 1
         return loss, norm
 
-    def backward_of_all(self, loss: Loss, targets: Any) -> Loss:
+    def backward_of_all(self, loss: Loss, targets: PaddedTargets | torch.Tensor) -> Loss:
         """Take the gradient of the loss of the whole batch; returns that loss.
 
         Every loss is a sum over pictures divided by what `divisor` counts in them, or by 1 if that
@@ -192,7 +192,7 @@ class Trainer:
             gradient /= whole
         return loss.with_means(sums[:-1] / whole)
 
-    def load(self, epoch: int, index: int) -> tuple[torch.Tensor, Any]:
+    def load(self, epoch: int, index: int) -> tuple[torch.Tensor, PaddedTargets | torch.Tensor]:
         """This process's images (B, 3, H, W) in [0, 1], channels last, and targets, on the device.
 
         The random choices are those of the whole batch, whoever takes which part.

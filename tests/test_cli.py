@@ -298,16 +298,18 @@ def test_a_broken_picture_does_not_take_the_finished_ones_along(
     monkeypatch.setattr("lipdet.commands.attack.BATCH", 1)
     folder, out = tmp_path / "doors", tmp_path / "out"
     folder.mkdir()
-    Image.fromarray(rendered("test", 0, size=74)[0]).save(folder / "1.png")
+    for name in ("1.png", "3.png"):
+        Image.fromarray(rendered("test", 0, size=74)[0]).save(folder / name)
     (folder / "2.png").write_bytes(b"no picture")
     verb, detector, *options = words
     status, told, err = run(capsys, verb, detector, str(folder), *options, "--out", str(out))
     assert status == 2
     assert "2.png" in err
     assert "1.png" in told
-    [entry] = json.loads((out / file).read_text())["pictures"]
-    assert Path(entry["image"]).name == "1.png"
-    assert len(list(out.glob("1*.png"))) >= 1
+    entries = json.loads((out / file).read_text())["pictures"]
+    assert [Path(entry["image"]).name for entry in entries] == ["1.png", "3.png"]
+    assert list(out.glob("1*.png"))
+    assert list(out.glob("3*.png"))
 
 
 def test_a_missing_option_is_named_as_it_is_typed(capsys: pytest.CaptureFixture[str]) -> None:

@@ -62,7 +62,7 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(sys, "path", list(sys.path))
     # Fewer pictures to compare exported files on.
-    monkeypatch.setattr(export, "VERIFIED", "rendered:9")
+    monkeypatch.setattr(export, "MOST_VERIFIED", 9)
     yield tmp_path
     for script in tmp_path.glob("*.py"):
         sys.modules.pop(script.stem, None)

@@ -6,7 +6,7 @@ Colours follow `NO_COLOR` and the terminal, as everywhere in rich.
 from __future__ import annotations
 
 import io
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, nullcontext, redirect_stdout
 from typing import TypeVar
 
@@ -63,7 +63,13 @@ def quietly(*, keep_output: bool) -> Iterator[None]:
         console.quiet = False
 
 
-def track(items: Sequence[Item], description: str) -> Iterator[Item]:
-    """Yield the items under a progress bar that disappears when done."""
+def track(items: Iterable[Item], description: str, total: int | None = None) -> Iterator[Item]:
+    """Yield the items under a progress bar that disappears when done.
+
+    Args:
+        items: what is gone through.
+        description: what is done with it.
+        total: how many there are, where `items` does not know.
+    """
     with progress_bar() as bar:
-        yield from bar.track(items, description=description)
+        yield from bar.track(items, total, description=description)

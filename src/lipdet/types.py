@@ -11,6 +11,7 @@ Notable choices:
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from typing import NamedTuple, NotRequired, TypedDict
 
 import torch
@@ -93,6 +94,11 @@ def ignored_of(target: Target) -> Objects:
     return target.get("ignored") or Objects(
         boxes=torch.zeros(0, 4), labels=torch.zeros(0, dtype=torch.int64)
     )
+
+
+def spell(class_names: Sequence[str]) -> bool:
+    """Return whether objects from left to right are writing: all names have one character."""
+    return all(len(name) == 1 for name in class_names)
 
 
 class Detections(TypedDict):

@@ -139,9 +139,11 @@ def test_a_class_outside_the_list(tmp_path: Path) -> None:
 
 
 def test_missing_parts_are_named(tmp_path: Path) -> None:
-    with pytest.raises(InputError, match="holds no Annotations/ and JPEGImages/"):
+    with pytest.raises(InputError, match=r"nowhere does not exist\.$"):
         read_voc(tmp_path / "nowhere")
     (tmp_path / "x.txt").touch()
+    with pytest.raises(InputError, match=r"y\.txt does not exist; there are x\.txt"):
+        read_voc(tmp_path / "y.txt")
     with pytest.raises(InputError, match="holds no Annotations/ and JPEGImages/"):
         read_voc(tmp_path / "x.txt")
     lists = write(tmp_path) / "ImageSets" / "Main"

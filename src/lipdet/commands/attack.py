@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -23,12 +24,12 @@ from lipdet.commands.options import (
     distinct_stems,
     picture_files,
     pictures_kept,
+    readable_pictures,
     verb_parser,
 )
 from lipdet.files import write_picture
 from lipdet.hardware import DeviceName, measuring_device
 from lipdet.images.crop import Region, cut, full_region
-from lipdet.images.source import load_rgb
 from lipdet.progress import progress_bar
 from lipdet.reading import Detection, named
 from lipdet.reading.detections import as_rows, distance, read_out
@@ -116,9 +117,10 @@ def run(
         def on_step(step: int, places: Tensor, values: Tensor) -> None:
             bar.advance(task, len(places))
 
-        for start in range(0, len(images), BATCH):
-            indices = range(len(images))[start : start + BATCH]
-            photographs = [load_rgb(images[index]) for index in indices]
+        readable = readable_pictures(images)
+        while batch := list(itertools.islice(readable, BATCH)):
+            indices = [index for index, _ in batch]
+            photographs = [photograph for _, photograph in batch]
             regions = [full_region(*photograph.size, canvas) for photograph in photographs]
             clean = _batch(photographs, regions, canvas)
             found = attack_unlabelled(loaded.detector, clean, singles, indices, on_step)

@@ -21,7 +21,9 @@ def parse_epsilons(words: Sequence[str]) -> tuple[float, ...]:
         InputError: one is no radius, or there is none.
     """
     if not words:
-        raise InputError("An attack needs a radius: give --epsilon, such as --epsilon 0.25.")
+        raise InputError(
+            "Attacks and certificates need a radius: give --epsilon, such as --epsilon 0.25."
+        )
     return tuple(parse_epsilon(word) for word in words)
 
 

@@ -22,12 +22,12 @@ from lipdet.commands.options import (
     parse_region,
     picture_files,
     pictures_kept,
+    readable_pictures,
     verb_parser,
 )
 from lipdet.errors import InputError
 from lipdet.files import write_picture
 from lipdet.hardware import DeviceName, measuring_device
-from lipdet.images.source import load_rgb
 from lipdet.reading import certified, look, regions_of, shown_above, tallied
 from lipdet.reading.detections import radii_explained, with_radius
 from lipdet.reading.marks import draw_certificates
@@ -98,8 +98,9 @@ def run(
         "rounding": verifier.rounding_known,
     }
     with pictures_kept(out / "certificates.json", result) as pictures:
-        for path, stem in zip(images, distinct_stems(images), strict=True):
-            image = load_rgb(path)
+        stems = distinct_stems(images)
+        for at, image in readable_pictures(images):
+            path, stem = images[at], stems[at]
             views = look(model, names, image, regions_of(model, image, region), selection)
             views = certified(views, verifier, iou)
             tallies = tallied(views, verifier, epsilons)

@@ -16,12 +16,12 @@ from lipdet.commands.options import (
     parse_region,
     picture_files,
     pictures_kept,
+    readable_pictures,
     verb_parser,
 )
 from lipdet.detector.forward import Network
 from lipdet.export.runtime import load_onnx
 from lipdet.files import write_picture
-from lipdet.images.source import load_rgb
 from lipdet.progress import track
 from lipdet.reading import Reading, certified_reading, known_verifier, read, shown_above
 from lipdet.reading.detections import left_to_right, radii_explained, with_radius
@@ -69,8 +69,8 @@ def run(
     verifier = known_verifier(model, selection)
     result = {"weights": detector, "canvas": list(canvas), "score": score}
     with pictures_kept(out / "detections.json", result) as pictures:
-        for path, stem in track(list(zip(images, stems, strict=True)), "Detecting"):
-            image = load_rgb(path)
+        for index, image in track(readable_pictures(images), "Detecting", len(images)):
+            path, stem = images[index], stems[index]
             reading = read(model, names, image, region, selection)
             if verifier:
                 reading = certified_reading(reading, verifier)

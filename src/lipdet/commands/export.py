@@ -12,11 +12,14 @@ from lipdet.checkpoint import Own, load_own
 from lipdet.commands.options import DETECTOR_HELP, Parser, check_writable, verb_parser
 from lipdet.errors import InputError
 from lipdet.export.torch_file import export_torch
+from lipdet.hardware import keep_freed_memory
 from lipdet.images.spec import Purpose, open_data
+from lipdet.progress import console
 from lipdet.types import Framing
 
-# On which the exported network must equal its original.
-VERIFIED = "rendered:100"
+# How many pictures on which the exported network must equal its original, and how many at least
+# where they are large; of how many pixels in all they are then.
+MOST_VERIFIED, LEAST_VERIFIED, PIXELS = 100, 16, 1_600_000
 # More calibration pictures than this cost minutes and change little.
 CALIBRATED = 500
 FEWEST = 100
@@ -65,13 +68,17 @@ def run(
     if format == "onnx" and out.suffix == ".pt2":
         raise InputError(f"{out}: write .pt2 files with --format torch-export.")
     loaded = load_own(detector)
-    images = _pictures(VERIFIED, "test", loaded.framing)
+    keep_freed_memory()
+    canvas = loaded.framing.canvas
+    count = min(MOST_VERIFIED, max(LEAST_VERIFIED, PIXELS // (canvas.height * canvas.width)))
+    images = _pictures(f"rendered:{count}", "test", loaded.framing)
+    calibration = _pictures(int8, "train", loaded.framing) if int8 else None
+    if calibration is not None and len(calibration) < FEWEST:
+        raise InputError(f"--int8 {int8}: {len(calibration)} pictures; give {FEWEST} or more.")
+    console.log(f"Writing {out}, and checking it on {len(images)} rendered pictures.")
     if format == "torch-export":
         metadata = export_torch(loaded, out, images)
     else:
-        calibration = _pictures(int8, "train", loaded.framing) if int8 else None
-        if calibration is not None and len(calibration) < FEWEST:
-            raise InputError(f"--int8 {int8}: {len(calibration)} pictures; give {FEWEST} or more.")
         metadata = _onnx_exporter()(loaded, out, images, detections, calibration)
     _print(out, metadata)
 

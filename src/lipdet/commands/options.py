@@ -13,12 +13,13 @@ from typing import Any, NoReturn
 
 from jsonargparse import ArgumentParser
 from jsonargparse.typing import PositiveInt, register_type
+from PIL import Image
 
 from lipdet import distributed
 from lipdet.errors import InputError
 from lipdet.files import write_complete
 from lipdet.images.crop import Region
-from lipdet.images.source import PICTURES, pictures_in
+from lipdet.images.source import PICTURES, load_rgb, pictures_in
 from lipdet.images.spec import FORMS
 from lipdet.types import Canvas
 from lipdet.user_module import names_module
@@ -137,6 +138,25 @@ def distinct_stems(paths: Sequence[Path]) -> list[str]:
                 name += f"-{number}"
         names.append(name)
     return names
+
+
+def readable_pictures(paths: Sequence[Path]) -> Iterator[tuple[int, Image.Image]]:
+    """Yield the index and the RGB picture of each file that can be read.
+
+    Raises:
+        InputError: some could not, once all others are done.
+    """
+    broken = []
+    for index, path in enumerate(paths):
+        try:
+            picture = load_rgb(path)
+        except InputError as error:
+            broken.append(str(error).removesuffix("."))
+        else:
+            yield index, picture
+    if broken:
+        rest = len(paths) - len(broken)
+        raise InputError(f"{'; '.join(broken)}. What was asked for was done with {rest} others.")
 
 
 @contextmanager

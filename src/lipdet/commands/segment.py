@@ -5,7 +5,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +32,7 @@ from lipdet.commands.options import (
     distinct_stems,
     picture_files,
     pictures_kept,
+    readable_pictures,
     write_json,
 )
 from lipdet.errors import InputError
@@ -39,7 +40,6 @@ from lipdet.evaluate.attacked import Campaign
 from lipdet.evaluate.segmentation import evaluate_segmenter, logits_of
 from lipdet.files import write_picture
 from lipdet.images.crop import cut, full_region
-from lipdet.images.source import load_rgb
 from lipdet.images.spec import open_data
 from lipdet.reading.detections import distance
 from lipdet.reading.marks import contact_sheet
@@ -90,8 +90,7 @@ def detect(detector: str, images: Sequence[Path], out: Path, **options: Any) -> 
     segmenter, canvas = loaded.segmenter, loaded.segmenter.framing.canvas
     result = {"weights": loaded.name, "canvas": list(canvas)}
     with pictures_kept(out / "detections.json", result) as entries:
-        for path, stem in files:
-            picture = _seen(path, canvas)
+        for (path, stem), picture in _seen(files, canvas):
             predicted = logits_of(segmenter, _batch([picture])).argmax(dim=1)[0].numpy()
             write_picture(out / f"{stem}.png", draw_classes(Image.fromarray(picture), predicted))
             pixels = _counted(segmenter, predicted)
@@ -110,7 +109,7 @@ def certify(detector: str, images: Sequence[Path], out: Path, **options: Any) ->
     epsilons = parse_epsilons(options["epsilon"])
     loaded, files = _opened(detector, images, out)
     segmenter, canvas = loaded.segmenter, loaded.segmenter.framing.canvas
-    bounds = bounds_of_pixels(segmenter, _batch([_seen(files[0][0], canvas)]))
+    bounds = bounds_of_pixels(segmenter, _batch([next(_seen(files, canvas))[1]]))
     result = {
         "weights": loaded.name,
         "canvas": list(canvas),
@@ -118,8 +117,7 @@ def certify(detector: str, images: Sequence[Path], out: Path, **options: Any) ->
         "rounding": bounds.rounding,
     }
     with pictures_kept(out / "certificates.json", result) as entries:
-        for path, stem in files:
-            picture = _seen(path, canvas)
+        for (path, stem), picture in _seen(files, canvas):
             [logits] = logits_of(segmenter, _batch([picture]))
             found = margins_of(logits, segmenter, bounds)
             shown = Image.fromarray(picture)
@@ -163,12 +161,12 @@ def attack(
         "versions": versions(),
     }
     with pictures_kept(out / "attack.json", result) as entries:
-        for index, (path, stem) in enumerate(files):
-            picture = _seen(path, canvas)
+        for (path, stem), picture in _seen(files, canvas):
             clean = _batch([picture])
             before = logits_of(segmenter, clean).argmax(dim=1)
             masks = before.to(torch.uint8)
-            changed = attack_pixels(segmenter, clean, masks, attacks, [index]).cpu()
+            place = files.index((path, stem))
+            changed = attack_pixels(segmenter, clean, masks, attacks, [place]).cpu()
             after = logits_of(segmenter, changed).argmax(dim=1)
             attacked = (changed[0].permute(1, 2, 0) * 255).round().to(torch.uint8).numpy()
             panels = [
@@ -235,10 +233,12 @@ def _opened(
     return loaded, list(zip(paths, stems, strict=True))
 
 
-def _seen(path: Path, canvas: Canvas) -> np.ndarray:
-    """Return a picture as the segmenter sees it, (H, W, 3) uint8."""
-    photograph = load_rgb(path)
-    return cut(photograph, full_region(*photograph.size, canvas), canvas)
+def _seen(
+    files: Sequence[tuple[Path, str]], canvas: Canvas
+) -> Iterator[tuple[tuple[Path, str], np.ndarray]]:
+    """Yield files with what the segmenter sees of them, (H, W, 3) uint8."""
+    for index, photograph in readable_pictures([path for path, _ in files]):
+        yield files[index], cut(photograph, full_region(*photograph.size, canvas), canvas)
 
 
 def _batch(pictures: Sequence[np.ndarray]) -> Tensor:

@@ -50,7 +50,12 @@ def parser(preset_name: str = "naive") -> Parser:
         "lipdet train --preset naive --data svhn:SVHN/train rendered:10000 --weights 2 1 "
         "--out runs/first",
     )
-    parser.add_argument("--preset", choices=tuple(PRESETS), default="naive", help="what to train")
+    parser.add_argument(
+        "--preset",
+        choices=tuple(PRESETS),
+        default="naive",
+        help="what to train; the defaults below are its own: train --preset NAME --help shows them",
+    )
     segments = isinstance(PRESETS[preset_name].detector, SegmenterConfig)
     data = ["rendered-ink" if segments else "rendered"]
     parser.add_argument("--data", nargs="+", default=data, metavar="SPEC", help=SPEC_HELP)

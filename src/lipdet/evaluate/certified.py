@@ -47,7 +47,7 @@ from lipdet.detector.forward import BATCH_SIZE, raw_output
 from lipdet.evaluate.chunks import Pass, State, Tensors
 from lipdet.images.pack import Pack
 from lipdet.results import CertifiedClass, CertifiedCount, CertifiedReading, CertifiedResult
-from lipdet.types import RawOutput, Target, ignored_of
+from lipdet.types import RawOutput, Target, ignored_of, spell
 
 IOUS: tuple[float, ...] = tuple(np.linspace(0.5, 0.95, 10).tolist())
 RECALL_SCORE = DISPLAY_SELECTION.score_floor
@@ -140,7 +140,7 @@ def certified_results(
             "grey_levels": pack.canvas.grey_levels(epsilon),
             "counts": _count_summaries(counts, names),
         }
-        if judged.any():
+        if judged.any() and spell(names):
             entry["reading"] = _reading_summary(right[judged], counts.steady[judged])
         entries.append(entry)
     return entries

@@ -7,7 +7,8 @@ Notable choices:
 - One forward pass serves the whole search. Certificates read the rules from the decoder, so they
   hold for whatever is chosen.
 - One rule after the other, the overlap first: seven pairs instead of sixteen. What is best by the
-  mean of clean and certified AP50 is taken; of equals the first, which is the architecture's own.
+  mean of clean and certified AP50, to a tenth of a percent, is taken; of equals the first, which is
+  the architecture's own.
 - The shift of logits (`detector.calibration`) is not searched: it changes no ranking, only what
   lies below the low floor of AP. Likelihood says what a score has to mean.
 """
@@ -106,8 +107,8 @@ class Figures(NamedTuple):
 
     @property
     def mean(self) -> float:
-        """What the choice goes by."""
-        return (self.clean + sum(self.certified)) / (1 + len(self.certified))
+        """What the choice goes by, to a tenth of a percent."""
+        return round((self.clean + sum(self.certified)) / (1 + len(self.certified)), 3)
 
     def __str__(self) -> str:
         """Return AP50 in percent, in words."""

@@ -295,7 +295,10 @@ def open_pack(folder: Path) -> Pack:
         InputError: the folder is no pack, or its contents are not what was written.
     """
     if not (folder / "meta.json").is_file():
-        raise InputError(f"{folder} is no pack (it has no meta.json); see `lipdet data prepare`.")
+        raise InputError(
+            f"{folder} is no pack (it has no meta.json). Of pictures, say in which format they are "
+            f"annotated, such as voc:{folder}; packs are made by `lipdet data prepare`."
+        )
     try:
         meta = json.loads((folder / "meta.json").read_text())
         arrays = _arrays(folder)

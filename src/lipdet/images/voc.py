@@ -114,8 +114,13 @@ def _annotations_of(path: Path, listed: bool) -> tuple[Path, Path]:
         for name in ANNOTATION_FOLDERS:
             if (folder / name).is_dir() and files_in(folder / name, "*.xml"):
                 return folder, folder / name
+    if not path.exists():
+        beside = sorted(one.name for one in path.parent.glob("*.txt"))
+        there = f"; there are {', '.join(beside)}" if beside else ""
+        raise InputError(f"{path} does not exist{there}.")
+    where = f"{folders[0]} (of {path})" if listed else str(path)
     raise InputError(
-        f"{path}: {folders[0]} holds no Annotations/ and JPEGImages/; name a folder that does, or "
+        f"{where} holds no Annotations/ and JPEGImages/; name a folder that does, or "
         "its ImageSets/Main/SPLIT.txt."
     )
 
@@ -233,7 +238,8 @@ def _object(
     name = element.value("name")
     if name not in names:
         raise InputError(
-            f"{file}, line {element.line}: the object's <name> {name!r} is none of the classes."
+            f"{file}, line {element.line}: the object's <name> {name!r} is none of the classes "
+            f"{', '.join(names)}, which are those of {CLASSES} where there is one."
         )
     corners = next(iter(element.all("bndbox")), Element("bndbox", element.line))
     where = f"{file}, line {corners.line}"

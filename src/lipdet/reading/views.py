@@ -35,7 +35,7 @@ from lipdet.detector.forward import BATCH_SIZE, Network, decoder_on_cpu, raw_out
 from lipdet.errors import InputError
 from lipdet.images.crop import Region, cut
 from lipdet.reading.detections import Box, Detection, as_rows, named
-from lipdet.types import Canvas, Detections, RawOutput
+from lipdet.types import Canvas, Detections, RawOutput, spell
 
 
 def shown_above(network: Network, score: float) -> Selection:
@@ -199,11 +199,14 @@ class Tally:
     @property
     def words(self) -> str:
         """The certificate in one line."""
-        sure = f"sure up to ε = {self.radius:.3f}" if self.radius else "not sure at any ε"
-        told = [f"reads {' '.join(self.labels) or 'nothing'} ({sure})"]
+        told = []
+        if spell(self.labels):
+            sure = f"sure up to ε = {self.radius:.3f}" if self.radius else "not sure at any ε"
+            told.append(f"reads {' '.join(self.labels) or 'nothing'} ({sure})")
         for epsilon, counts in self.counts.items():
             ranges = (
-                f"{name}: {one.least}" + (f" to {one.most}" if one.least < one.most else "")
+                f"{one.found} {name}"
+                + (f" ({one.least} to {one.most})" if one.least < one.most else "")
                 for name, one in counts.items()
                 if one.most
             )

@@ -74,6 +74,7 @@ def train(job: Job, run: Path, resume: bool = False) -> Path:
         run.mkdir(parents=True, exist_ok=True)
         if (run / STATE).exists():
             trainer.state.restore(run, trainer.provenance)
+            console.log(f"Going on after step {trainer.state.step:,} of {trainer.total_steps:,}.")
         save_job(setup.job, run)
     trainer.state.share(run)
     step, tensorboard = trainer.state.step, job.train.tensorboard
@@ -104,6 +105,7 @@ class Trainer:
             self.config.precision == "auto" and computes_in_bf16(self.device)
         )
         self.watch, self.watched_from = Stopwatch(), 0
+        self.pace = 0.0
         self.provenance = {
             "training": self.job.as_dict(),
             "training_data": [part.pack.describe() for part in self.training.parts],
@@ -134,6 +136,8 @@ class Trainer:
                     self.state.save(self.run, self.provenance)
                     saved = time.monotonic()
                 if stops:
+                    if log:
+                        console.log(f"Go on with: lipdet train --resume --out {self.run}")
                     raise KeyboardInterrupt(*numbers)
 
     def step(self, epoch: int, index: int) -> tuple[Loss, float]:
@@ -240,9 +244,9 @@ class Trainer:
         """Write the last step's figures and the loop's speed since the last entry."""
         steps = self.state.step - self.watched_from
         seconds, shares = self.restart_watch()
-        if self.state.step == LOG_EVERY:
-            left = (self.total_steps - self.state.step) * seconds / steps
-            console.log(f"About {max(1, round(left / 60))} minutes are left.")
+        first, self.pace = not self.pace, seconds / steps
+        if first:
+            console.log(f"{self.time_left().capitalize()}.")
         log.write(
             self.state.step,
             epoch=epoch,
@@ -265,7 +269,8 @@ class Trainer:
         if found:
             told = zip(names.values(), found.values(), strict=True)
             words = ", ".join(f"{name} {100 * value:.1f}" for name, value in told)
-            console.log(f"epoch {epoch + 1}/{self.config.epochs}: validation {words}")
+            left = "" if last else f"; {self.time_left()}"
+            console.log(f"epoch {epoch + 1}/{self.config.epochs}: validation {words}{left}")
             log.write(self.state.step, **found)
         # Without held-out pictures the last weights are the ones to keep.
         score = tuple(found.values()) or (0.0, 0.0)
@@ -276,6 +281,11 @@ class Trainer:
             info = {**self.provenance, "epoch": epoch + 1, chosen_by: score[0]}
             save_detector(self.run / BEST, detector, self.job.detector, info)
         self.restart_watch()
+
+    def time_left(self) -> str:
+        """Say how long the steps that are left take, at the pace of the last ones."""
+        minutes = round((self.total_steps - self.state.step) * self.pace / 60)
+        return f"about {max(1, minutes)} minutes are left"
 
     def restart_watch(self) -> tuple[float, dict[str, float]]:
         """Seconds and shares since the watch was started, which it is anew."""

@@ -172,6 +172,7 @@ class Boxes(Task[SSD, RawOutput, PaddedTargets]):
         best = load_detector(str(file))
         if "rules" in best.info:
             return
+        console.log("Choosing which boxes may stand side by side; that can take minutes.")
         choice = choose_rules(best.detector.to(self.device), self.validation, kind.bounded)
         console.log(str(choice))
         config = replace(best.detector.config, **choice.rules._asdict())

@@ -26,7 +26,7 @@ from lipdet.progress import track
 from lipdet.reading import Reading, certified_reading, known_verifier, read, shown_above
 from lipdet.reading.detections import left_to_right, radii_explained, with_radius
 from lipdet.reading.marks import draw_classes
-from lipdet.types import Canvas
+from lipdet.types import Canvas, spell
 
 
 def parser() -> Parser:
@@ -96,4 +96,5 @@ def _words(reading: Reading, canvas: Canvas) -> str:
         with_radius(one, canvas) if one.radius else one.label
         for one in left_to_right(reading.detections)
     ]
-    return " ".join(words) or "nothing found"
+    between = " " if spell([one.label for one in reading.detections]) else ", "
+    return between.join(words) or "nothing found"

@@ -116,11 +116,13 @@ def draw_classes(
 
 def draw_certificates(picture: Image.Image, found: Sequence[Detection]) -> Image.Image:
     """Return what a network sees with what is certified of it, and a legend."""
-    drawn = draw(picture, certificate_marks(found), CERTIFICATE_SIDE / picture.width)
+    drawn = draw(picture, certificate_marks(found), CERTIFICATE_SIDE / min(picture.size))
     line, swatch = TEXT + 6, 26
     size = Canvas(picture.height, picture.width)
     legend = (*LEGEND, f"ε = 0.1: {size.in_grey_levels(0.1)} (root mean square)")
-    canvas = Image.new("RGB", (drawn.width, drawn.height + line * len(legend) + 8), "white")
+    font = text_font(TEXT - 2)
+    width = max(drawn.width, swatch + 22 + round(max(map(font.getlength, legend))))
+    canvas = Image.new("RGB", (width, drawn.height + line * len(legend) + 8), "white")
     canvas.paste(drawn)
     pen = ImageDraw.Draw(canvas)
     for row, text in enumerate(legend):
@@ -130,7 +132,7 @@ def draw_certificates(picture: Image.Image, found: Sequence[Detection]) -> Image
             _shade(canvas, area, CERTIFIED)
         elif row in SWATCHES:
             _outline(pen, area, SWATCHES[row], SWATCHES[row] == UNCERTIFIED, TEXT)
-        pen.text((swatch + 16, top + 2), text, "black", text_font(TEXT - 2))
+        pen.text((swatch + 16, top + 2), text, "black", font)
     return canvas
 
 

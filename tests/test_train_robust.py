@@ -10,13 +10,15 @@ import pytest
 import torch
 
 from lipdet.boxes import SigmoidScores
-from lipdet.checkpoint import load_detector, read_tensors
+from lipdet.checkpoint import load_detector, read_tensors, save_detector
 from lipdet.config import PRESETS
+from lipdet.detector import build_detector
 from lipdet.detector.multibox import multibox_loss
 from lipdet.errors import InputError
 from lipdet.images.pack import Pack
 from lipdet.train import train
 from lipdet.train.job import Job
+from lipdet.train.setup import set_up
 from lipdet.train.state import STATE
 from tests.test_train import SHORT, job_on, trainer_of
 
@@ -76,6 +78,23 @@ def test_fine_tuning_another_detector_is_refused(house_numbers: Pack, tmp_path: 
     with pytest.raises(InputError, match="start from weights of the same preset"):
         train(job, tmp_path / "run")
     assert not (tmp_path / "run" / STATE).exists()
+
+
+def test_what_the_boxes_of_other_weights_cover_is_said(
+    house_numbers: Pack, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    preset = PRESETS["certified-small"]
+    # Wide boxes of a detector of the same digits; by hand: digits are about twice as high as wide.
+    detector = build_detector(dataclasses.replace(preset.detector, sides=((60, 20),)))
+    first = tmp_path / "first.safetensors"
+    save_detector(first, detector, detector.config, {})
+    settings = dataclasses.replace(SHORT, start_from=str(first))
+    job = Job("certified-small", preset.detector, settings, (str(house_numbers.folder),), ())
+    assert set_up(job).job.detector.sides == ((60, 20),)
+    said = " ".join(capsys.readouterr().err.split())
+    assert "Default boxes: 60×20 pixels" in said
+    assert "Warning: of 0 they cover 0 %" in said
+    assert "without --start_from default boxes are fitted" in said
 
 
 def test_the_temperature_of_a_training(house_numbers: Pack, tmp_path: Path) -> None:

@@ -191,5 +191,6 @@ def warning_of(fit: Fit, class_names: Sequence[str]) -> str:
     worst = int(np.nanargmin(fit.covered))
     return (
         f"Warning: of {class_names[worst]} they cover {100 * fit.covered[worst]:.0f} %; what they "
-        "do not cover can hardly be found. A larger --image_size makes small objects larger."
+        "do not cover can hardly be found. A larger --image_size makes small objects larger; "
+        "without --start_from default boxes are fitted."
     )

@@ -21,7 +21,14 @@ from lipdet import distributed
 from lipdet.checkpoint import load_detector, load_segmenter
 from lipdet.config import DIGIT_CHANGES, DetectorConfig, SegmenterConfig, TrainConfig
 from lipdet.detector import SSD, build_detector
-from lipdet.detector.fitting import LEAST_COVERED, described, fit_default_boxes, warning_of
+from lipdet.detector.fitting import (
+    LEAST_COVERED,
+    Fit,
+    coverage,
+    described,
+    fit_default_boxes,
+    warning_of,
+)
 from lipdet.errors import InputError
 from lipdet.images.batches import Mixture, Part, split
 from lipdet.images.pack import Pack
@@ -103,6 +110,8 @@ def framed_whole(job: Job, packs: Sequence[Pack]) -> bool:
 def default_boxes_of(job: Job, parts: Sequence[Part], start: SSD | None) -> dict[str, Any]:
     """Return stride and sides of default boxes: of the detector to start from, or fitted.
 
+    What they cover is said, and if that is little, warned of.
+
     Raises:
         InputError: there is no object.
     """
@@ -112,12 +121,15 @@ def default_boxes_of(job: Job, parts: Sequence[Part], start: SSD | None) -> dict
         raise InputError(f"{', '.join(job.data)}: there is no object, so nothing to learn.")
     if not job.detector.sides:
         return {}
-    if start and start.config.sides and start.config.class_names == job.detector.class_names:
-        return {"stride": start.config.stride, "sides": start.config.sides}
     if "scale" in (job.train.augment or ()):
         boxes = boxes * random_scales(len(boxes), job.train.scales, job.train.seed)
     names = job.detector.class_names
-    fit = fit_default_boxes(boxes, labels, len(names), job.train.seed)
+    if start and start.config.sides and start.config.class_names == names:
+        sides, stride = start.config.sides, start.config.stride
+        covered = coverage(boxes.astype(np.float64), labels, len(names), sides, stride)
+        fit = Fit(stride, sides, covered)
+    else:
+        fit = fit_default_boxes(boxes, labels, len(names), job.train.seed)
     console.log(described(fit))
     if fit.share < LEAST_COVERED:
         console.log(warning_of(fit, names))

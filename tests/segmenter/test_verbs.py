@@ -116,6 +116,21 @@ def test_eval_says_what_is_certified_attacked_and_clean(
         read_results([file])
 
 
+def test_a_packaged_segmenter_is_used_by_its_name(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    picture, out = tmp_path / "grey.png", tmp_path / "found"
+    Image.new("RGB", (300, 200), (120, 90, 80)).save(picture)
+    main(["certify", "segment", str(picture), "--epsilon", "0.1", "--out", str(out)])
+    result = json.loads((out / "certificates.json").read_text())
+    assert (result["weights"], result["canvas"]) == ("segment", [256, 256])
+    assert "of 65,536 pixels" in capsys.readouterr().out
+    # Detectors' verbs say what it is.
+    with pytest.raises(SystemExit):
+        main(["check-attack", "segment", "--data", "rendered:3"])
+    assert "segment is a segmenter" in capsys.readouterr().err
+
+
 def test_detect_shows_classes(
     ink: Pack, run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

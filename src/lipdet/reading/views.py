@@ -205,7 +205,7 @@ class Tally:
             told.append(f"reads {' '.join(self.labels) or 'nothing'} ({sure})")
         for epsilon, counts in self.counts.items():
             ranges = (
-                f"{one.found} {name}"
+                f"{name}: {one.found}"
                 + (f" ({one.least} to {one.most})" if one.least < one.most else "")
                 for name, one in counts.items()
                 if one.most

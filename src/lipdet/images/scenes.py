@@ -74,8 +74,8 @@ def rendered_scene(stream: str, index: int, seed: int, canvas: Canvas) -> Pictur
     colour = ground if bare else sample_colour(rng, float(rng.uniform(20, 235)))
     scene = wall(rng, side, colour, float(rng.exponential(7 if bare else 14)))
     scene = add_clutter(rng, scene, boxes)
-    height = float((boxes[:, 3] - boxes[:, 1]).mean())
-    scene = _furnish(rng, scene, boxes, height)
+    digit_height = float((boxes[:, 3] - boxes[:, 1]).mean())
+    scene = _furnish(rng, scene, boxes, digit_height)
     digits = drawn_digits(rng, boxes, labels, slope, side)
     if rng.random() < WITHOUT_NUMBER:
         boxes, labels = boxes[:0], labels[:0]
@@ -83,10 +83,10 @@ def rendered_scene(stream: str, index: int, seed: int, canvas: Canvas) -> Pictur
         if not bare:
             scene = mount_plate(rng, scene, boxes, slope, ground, paint)
         scene = paint_digits(rng, scene, digits, paint)
-    picture = photograph(rng, scene, side, height)
-    (left, top), (height, width) = corner.tolist(), canvas
-    inside = boxes * side - np.tile(corner, 2)
-    return picture[top : top + height, left : left + width], inside.astype(np.float32), labels
+    picture = photograph(rng, scene, side, digit_height)
+    left, top = corner.tolist()
+    shown = picture[top : top + canvas.height, left : left + canvas.width]
+    return shown, (boxes * side - np.tile(corner, 2)).astype(np.float32), labels
 
 
 def _placed(

@@ -12,6 +12,7 @@ import pytest
 from lipdet.app.session import samples
 from lipdet.cli import main
 from lipdet.config import DIGIT_CROP
+from lipdet.types import Framing
 
 pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("proven_once")]
 
@@ -48,7 +49,7 @@ def test_verbs_in_a_pipe(
     for name, option in (("loud", []), ("quiet", ["--quiet"])):
         (tmp_path / name).mkdir()
         monkeypatch.chdir(tmp_path / name)
-        samples(DIGIT_CROP)[2].save("number.png")
+        samples(Framing(DIGIT_CROP))[2].save("number.png")
         main([*words, *option])
         shown = "".join(capsys.readouterr())
         assert not [sign for sign in shown if ord(sign) < 32 and sign != "\n"]

@@ -5,8 +5,10 @@ from __future__ import annotations
 import json
 import os
 import pickle
+import subprocess
 import sys
 import warnings
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -27,11 +29,14 @@ SIDE = 64
 
 
 @pytest.fixture(scope="module")
-def tasks(tmp_path_factory: pytest.TempPathFactory) -> Any:
+def tasks(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
     # Its settings file.
     os.environ.setdefault("YOLO_CONFIG_DIR", str(tmp_path_factory.mktemp("settings")))
-    with warnings.catch_warnings(action="ignore"):
-        return pytest.importorskip("ultralytics.nn.tasks", reason=NEEDED, exc_type=ImportError)
+    os.environ.setdefault("YOLO_AUTOINSTALL", "false")
+    # Other tests in this process open pictures as Pillow does.
+    with pytest.MonkeyPatch.context() as patch, warnings.catch_warnings(action="ignore"):
+        patch.setattr(Image, "open", Image.open)
+        yield pytest.importorskip("ultralytics.nn.tasks", reason=NEEDED, exc_type=ImportError)
 
 
 def pictures(count: int) -> Tensor:
@@ -203,6 +208,17 @@ def test_what_is_no_yolo_is_one_sentence(
     ):
         with pytest.raises(InputError, match=words):
             load_any(f"ultralytics:{file}")
+
+
+def test_pillow_is_as_it_was(weights: Path) -> None:
+    """It replaces `Image.open`, and would install packages where a picture cannot be opened."""
+    code = (
+        "import os, sys; from PIL import Image; opens = Image.open\n"
+        "from lipdet.ultralytics_yolo import load_yolo; load_yolo(sys.argv[1])\n"
+        "assert Image.open is opens and os.environ['YOLO_AUTOINSTALL'] == 'false'"
+    )
+    environment = {key: one for key, one in os.environ.items() if key != "YOLO_AUTOINSTALL"}
+    subprocess.run([sys.executable, "-c", code, str(weights)], check=True, env=environment)
 
 
 def test_without_the_package_a_sentence_says_how_to_install_it(

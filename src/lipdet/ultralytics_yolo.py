@@ -22,6 +22,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import torch
+from PIL import Image
 from torch import Tensor, nn
 
 from lipdet.errors import InputError
@@ -45,8 +46,11 @@ def load_yolo(file: str) -> nn.Module:
         InputError: ultralytics is not installed, the file is missing or none of its, or what is in
             it is no YOLO that detects boxes.
     """
-    # It prints on the stream that our json goes to.
+    # It prints on the stream that our json goes to, and would install packages of its own accord.
     os.environ.setdefault("YOLO_VERBOSE", "false")
+    os.environ.setdefault("YOLO_AUTOINSTALL", "false")
+    # It replaces how all pictures are opened.
+    opens = Image.open
     try:
         tasks = importlib.import_module("ultralytics.nn.tasks")
         heads = importlib.import_module("ultralytics.nn.modules.head")
@@ -56,6 +60,8 @@ def load_yolo(file: str) -> nn.Module:
             f"{PREFIX}{file} needs a package that cannot be imported ({error}): pip install "
             "ultralytics (its licence is AGPL-3.0)."
         ) from None
+    finally:
+        Image.open = opens
     read = {".pt": _from_weights, ".yaml": _from_yaml}.get(Path(file).suffix)
     if read is None:
         raise InputError(f"{PREFIX}{file}: name a .pt or .yaml file of ultralytics.")

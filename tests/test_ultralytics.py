@@ -34,9 +34,12 @@ def tasks(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
     os.environ.setdefault("YOLO_CONFIG_DIR", str(tmp_path_factory.mktemp("settings")))
     os.environ.setdefault("YOLO_AUTOINSTALL", "false")
     # Other tests in this process open pictures as Pillow does.
-    with pytest.MonkeyPatch.context() as patch, warnings.catch_warnings(action="ignore"):
+    with pytest.MonkeyPatch.context() as patch:
         patch.setattr(Image, "open", Image.open)
-        yield pytest.importorskip("ultralytics.nn.tasks", reason=NEEDED, exc_type=ImportError)
+        with warnings.catch_warnings(action="ignore"):
+            name = "ultralytics.nn.tasks"
+            found = pytest.importorskip(name, reason=NEEDED, exc_type=ImportError)
+        yield found
 
 
 def pictures(count: int) -> Tensor:

@@ -107,7 +107,8 @@ def _furnish(
 ) -> Plane:
     """Put things on the wall of a scene (side, side, 3), beside the number in the boxes (n, 4).
 
-    `height` is that of the digits: letters and bars are as large.
+    A door or a long word may reach behind it. `height` is that of the digits: letters and bars are
+    as large.
     """
     side = scene.shape[0]
     image = Image.fromarray(scene.clip(0, 255).astype(np.uint8))

@@ -90,7 +90,8 @@ def detect(detector: str, images: Sequence[Path], out: Path, **options: Any) -> 
     segmenter, canvas = loaded.segmenter, loaded.segmenter.framing.canvas
     result = {"weights": loaded.name, "canvas": list(canvas)}
     with pictures_kept(out / "detections.json", result) as entries:
-        for (path, stem), picture in _seen(files, canvas):
+        for index, picture in _seen(files, canvas):
+            path, stem = files[index]
             predicted = logits_of(segmenter, _batch([picture])).argmax(dim=1)[0].numpy()
             write_picture(out / f"{stem}.png", draw_classes(Image.fromarray(picture), predicted))
             pixels = _counted(segmenter, predicted)
@@ -117,7 +118,8 @@ def certify(detector: str, images: Sequence[Path], out: Path, **options: Any) ->
         "rounding": bounds.rounding,
     }
     with pictures_kept(out / "certificates.json", result) as entries:
-        for (path, stem), picture in _seen(files, canvas):
+        for index, picture in _seen(files, canvas):
+            path, stem = files[index]
             [logits] = logits_of(segmenter, _batch([picture]))
             found = margins_of(logits, segmenter, bounds)
             shown = Image.fromarray(picture)
@@ -161,12 +163,12 @@ def attack(
         "versions": versions(),
     }
     with pictures_kept(out / "attack.json", result) as entries:
-        for (path, stem), picture in _seen(files, canvas):
+        for index, picture in _seen(files, canvas):
+            path, stem = files[index]
             clean = _batch([picture])
             before = logits_of(segmenter, clean).argmax(dim=1)
             masks = before.to(torch.uint8)
-            place = files.index((path, stem))
-            changed = attack_pixels(segmenter, clean, masks, attacks, [place]).cpu()
+            changed = attack_pixels(segmenter, clean, masks, attacks, [index]).cpu()
             after = logits_of(segmenter, changed).argmax(dim=1)
             attacked = (changed[0].permute(1, 2, 0) * 255).round().to(torch.uint8).numpy()
             panels = [
@@ -233,12 +235,10 @@ def _opened(
     return loaded, list(zip(paths, stems, strict=True))
 
 
-def _seen(
-    files: Sequence[tuple[Path, str]], canvas: Canvas
-) -> Iterator[tuple[tuple[Path, str], np.ndarray]]:
-    """Yield files with what the segmenter sees of them, (H, W, 3) uint8."""
+def _seen(files: Sequence[tuple[Path, str]], canvas: Canvas) -> Iterator[tuple[int, np.ndarray]]:
+    """Yield the indices of files with what the segmenter sees of them, (H, W, 3) uint8."""
     for index, photograph in readable_pictures([path for path, _ in files]):
-        yield files[index], cut(photograph, full_region(*photograph.size, canvas), canvas)
+        yield index, cut(photograph, full_region(*photograph.size, canvas), canvas)
 
 
 def _batch(pictures: Sequence[np.ndarray]) -> Tensor:

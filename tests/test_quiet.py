@@ -12,6 +12,7 @@ import pytest
 from lipdet.app.session import samples
 from lipdet.cli import main
 from lipdet.config import DIGIT_CROP
+from lipdet.progress import show
 from lipdet.types import Framing
 
 pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("proven_once")]
@@ -54,6 +55,19 @@ def test_verbs_in_a_pipe(
         shown = "".join(capsys.readouterr())
         assert not [sign for sign in shown if ord(sign) < 32 and sign != "\n"]
         assert bool(shown) == (not option)
+
+
+@pytest.mark.parametrize("columns", [None, "80"])
+def test_what_goes_to_a_pipe_is_as_wide_as_it_is(
+    columns: str | None, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("COLUMNS", raising=False)
+    if columns:
+        monkeypatch.setenv("COLUMNS", columns)
+    words = " ".join(["word"] * 30)
+    show(words)
+    [first, *rest] = capsys.readouterr().out.splitlines()
+    assert (first == words) == (columns is None) == (not rest)
 
 
 def test_a_pipe_in_ascii_shows_the_result(monkeypatch: pytest.MonkeyPatch) -> None:

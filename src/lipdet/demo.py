@@ -14,7 +14,6 @@ from pathlib import Path
 
 import numpy as np
 from PIL import Image
-from rich.console import Console
 
 from lipdet.attack import AttackSettings, detect
 from lipdet.attack.damage import true_positives
@@ -28,6 +27,7 @@ from lipdet.files import write_complete, write_picture
 from lipdet.images.pack import Pack
 from lipdet.images.scenes import rendered_scene
 from lipdet.images.spec import open_data
+from lipdet.progress import show
 from lipdet.reading import certified, look, regions_of, shown_above
 from lipdet.reading.detections import with_radius
 from lipdet.reading.marks import draw_certificates
@@ -51,13 +51,12 @@ def demo(out: Path, seed: int) -> None:
         out: receives `state/`, `results.json`, `figures/`, `index.html` and `photographs/`.
         seed: of the attacks' random starts.
     """
-    console = Console()
     ordinary, robust = detectors = load_detector(ORDINARY), load_detector(CERTIFIED)
     pack = open_data(DATA, "test", ordinary.framing)
     out.mkdir(parents=True, exist_ok=True)
     settings = AttackSettings(EPSILONS[0], seed=seed)
     campaign, state = Campaign("pgd", EPSILONS, settings), out / "state"
-    console.print(
+    show(
         f"Attacking and certifying {ORDINARY} and {CERTIFIED} on {DATA}: PGD, "
         f"{settings.steps} steps …"
     )
@@ -72,11 +71,9 @@ def demo(out: Path, seed: int) -> None:
     note = f"{trained} Nothing was trained here; docs/your-own-data.md shows how."
     write_page(out / "index.html", results, inspections, "lipdet on rendered house numbers", note)
     write_figures(out / "figures", results, inspections)
-    console.print(comparison_table(results))
-    for sentence in [*found, note, f"Page: {out}/index.html", f"Figures: {out}/figures"]:
-        console.print(sentence, markup=False)
-    for sentence in certified_photographs(out / "photographs"):
-        console.print(sentence, markup=False)
+    show(comparison_table(results), *found, note)
+    show(f"Page: {out}/index.html", f"Figures: {out}/figures")
+    show(*certified_photographs(out / "photographs"))
 
 
 def certified_photographs(folder: Path) -> list[str]:

@@ -1,4 +1,4 @@
-"""Progress bars with rate and remaining time, on stderr; silent where stderr is no terminal.
+"""What people read: tables on stdout; on stderr a log, and progress bars where it is a terminal.
 
 Colours follow `NO_COLOR` and the terminal, as everywhere in rich.
 """
@@ -6,11 +6,12 @@ Colours follow `NO_COLOR` and the terminal, as everywhere in rich.
 from __future__ import annotations
 
 import io
+import os
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, nullcontext, redirect_stdout
 from typing import TypeVar
 
-from rich.console import Console
+from rich.console import Console, RenderableType
 from rich.progress import (
     BarColumn,
     MofNCompleteColumn,
@@ -25,8 +26,27 @@ from rich.text import Text
 
 Item = TypeVar("Item")
 
-# Lines of the source say nothing to whoever reads a log.
-console = Console(stderr=True, log_path=False)
+# Columns of what is no terminal, and so no narrower than a table is.
+FILE_COLUMNS = 200
+
+
+def console_on(*, stderr: bool) -> Console:
+    """Return a console; a file or pipe gets FILE_COLUMNS, unless COLUMNS says otherwise."""
+    made = Console(stderr=stderr, log_path=False)
+    if not made.is_terminal and "COLUMNS" not in os.environ:
+        made.width = FILE_COLUMNS
+    return made
+
+
+# Without the places in the source, which say nothing to whoever reads a log.
+console = console_on(stderr=True)
+
+
+def show(*parts: RenderableType) -> None:
+    """Print tables and sentences on stdout."""
+    out = console_on(stderr=False)
+    for part in parts:
+        out.print(part, markup=False)
 
 
 class RateColumn(ProgressColumn):

@@ -5,8 +5,6 @@ from __future__ import annotations
 from dataclasses import asdict
 from pathlib import Path
 
-from rich.console import Console
-
 from lipdet.attack import AttackSettings
 from lipdet.attack.settings import ScheduleName, single_attacks
 from lipdet.checkpoint import load_detector
@@ -25,6 +23,7 @@ from lipdet.evaluate.attack_curves import measure_attack
 from lipdet.evaluate.run import in_classes_of
 from lipdet.hardware import DeviceName, measuring_device
 from lipdet.images.spec import open_data
+from lipdet.progress import show
 from lipdet.report.attack_checks import checks_table, plot_checks
 from lipdet.versions import versions
 
@@ -112,4 +111,4 @@ def run(
     }
     if write_json(json, result):
         return
-    Console().print(checks_table(loaded.name, report))
+    show(checks_table(loaded.name, report))

@@ -7,8 +7,6 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from rich.console import Console
-
 from lipdet.commands.options import (
     COMMON,
     SPEC_HELP,
@@ -25,6 +23,7 @@ from lipdet.images.pack import Pack, open_pack
 from lipdet.images.prepare import Crop, Rendered, pack_rendered, pack_source
 from lipdet.images.render import STREAMS
 from lipdet.images.spec import SOURCES, Purpose, default_crop, find_data, read_source
+from lipdet.progress import show
 from lipdet.report.default_boxes import coverage_table, plot_default_boxes
 from lipdet.results import DataSummary
 from lipdet.types import Canvas, Framing
@@ -181,7 +180,7 @@ def boxes(
         raise InputError(f"{pack.name} has no objects, so no default box fits.")
     fit = fit_default_boxes(pack.boxes[:], pack.labels[:], len(pack.class_names), seed)
     print(described(fit))
-    Console().print(coverage_table(pack, fit))
+    show(coverage_table(pack, fit))
     if fit.share < LEAST_COVERED:
         print(warning_of(fit, pack.class_names))
     if plot is not None:

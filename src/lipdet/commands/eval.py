@@ -5,8 +5,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from rich.console import Console
-
 from lipdet import distributed
 from lipdet.attack import AttackSettings
 from lipdet.attack.settings import AttackName, Norm
@@ -29,6 +27,7 @@ from lipdet.evaluate.attacked import Campaign
 from lipdet.evaluate.together import evaluate_together
 from lipdet.hardware import DeviceName, measuring_device
 from lipdet.images.spec import open_data
+from lipdet.progress import show
 from lipdet.report.certificate import (
     certified_classes_table,
     certified_table,
@@ -122,13 +121,9 @@ def run(
         return  # the first of several processes writes it
     if write_json(json, result):
         return
-    console = Console()
-    console.print(results_table([result]))
-    console.print(classes_table(result))
+    show(results_table([result]), classes_table(result))
     if result["attacked"]:
-        console.print(attacked_table(result))
+        show(attacked_table(result))
     if result["certified"]:
-        console.print(certified_table(result))
-        console.print(certified_classes_table(result))
-        console.print(reading_table(result))
-        console.print(reasons_table(result))
+        show(certified_table(result), certified_classes_table(result))
+        show(reading_table(result), reasons_table(result))

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from rich.console import Console
 from rich.table import Table
 
 from lipdet.certificate.constants.outputs import (
@@ -24,6 +23,7 @@ from lipdet.commands.options import (
 from lipdet.errors import InputError
 from lipdet.files import write_complete
 from lipdet.images.spec import open_data
+from lipdet.progress import show
 from lipdet.report.audit import audit_json, audit_module, audit_sentence, audit_table
 from lipdet.report.lipschitz import (
     bounds_table,
@@ -103,9 +103,7 @@ def run(
         plot_profile(rows, plot)
     if write_json(json, profile):
         return
-    console = Console()
-    console.print(profile_table(loaded.name, rows))
-    console.print(told)
+    show(profile_table(loaded.name, rows), told)
 
 
 def _audit(spec: str, image_size: Canvas | None, file: Path | None) -> None:
@@ -123,4 +121,4 @@ def _audit(spec: str, image_size: Canvas | None, file: Path | None) -> None:
     if file is not None:
         write_complete(file, text + "\n")
     print(audit_sentence(spec, found))
-    Console().print(audit_table(found))
+    show(audit_table(found))

@@ -6,8 +6,6 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from rich.console import Console
-
 from lipdet.attack import AttackSettings
 from lipdet.attack.pixels import PixelSettings
 from lipdet.attack.settings import AttackName
@@ -30,6 +28,7 @@ from lipdet.evaluate.run import detector_for, evaluate
 from lipdet.hardware import DeviceName, measuring_device
 from lipdet.images.pack import Pack, same_pictures
 from lipdet.images.spec import open_data
+from lipdet.progress import show
 from lipdet.report.build import build_report
 from lipdet.report.page import write_figures, write_module_page, write_page
 from lipdet.report.scenes import scenes
@@ -146,7 +145,7 @@ def run(
         return
     measured, inspections = build_report(loaded, packs, seed, campaign, known, shown, state)
     write_page(out, measured, inspections, title)
-    Console().print(comparison_table(measured))
+    show(comparison_table(measured))
     print(f"Page: {out}")
     if figures is not None:
         files = write_figures(figures, measured, inspections)
@@ -167,7 +166,7 @@ def _report_foreign(
     named = detector_for(detector, pack)
     seen = scenes(detector.name, named, pack, shown, attacks) if attacks else []
     write_module_page(out, detector, measured, seen)
-    Console().print(comparison_table([measured]))
+    show(comparison_table([measured]))
     print(f"Page: {out}")
 
 
@@ -190,5 +189,5 @@ def _report_segmenters(
     results, inspections = zip(*found, strict=True)
     write_segmentation_page(out, results, inspections, title)
     for result in results:
-        Console().print(segmentation_table(result))
+        show(segmentation_table(result))
     print(f"Page: {out}")

@@ -6,14 +6,13 @@ import dataclasses
 from collections.abc import Sequence
 from pathlib import Path
 
-from rich.console import Console
-
 from lipdet.checkpoint import weights_file
 from lipdet.commands.attack_options import EPSILON_HELP, parse_epsilons
 from lipdet.commands.options import SPEC_HELP, Parser, check_folder, verb_parser
 from lipdet.config import PRESETS, DetectorConfig
 from lipdet.errors import InputError
 from lipdet.hardware import DeviceName, measuring_device
+from lipdet.progress import show
 from lipdet.report.table import comparison_table
 from lipdet.reproduce import EPSILONS, FULL, QUICK, QUICK_ROWS, ROWS, reproduce, row_name
 from lipdet.user_module import names_module
@@ -93,7 +92,7 @@ def run(
     if steps is not None:
         effort = dataclasses.replace(effort, steps=steps)
     results = reproduce(out, rows, data, effort, seed, measuring_device(device))
-    Console().print(comparison_table(results))
+    show(comparison_table(results))
     print(f"Page: {out}/index.html; figures: {out}/figures; results: {out}/results.json")
 
 

@@ -13,7 +13,6 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from PIL import Image
-from rich.console import Console
 from torch import Tensor
 
 from lipdet import distributed
@@ -41,6 +40,7 @@ from lipdet.evaluate.segmentation import evaluate_segmenter, logits_of
 from lipdet.files import write_picture
 from lipdet.images.crop import cut, full_region
 from lipdet.images.spec import open_data
+from lipdet.progress import show
 from lipdet.reading.detections import distance
 from lipdet.reading.marks import contact_sheet
 from lipdet.reading.pixels import draw_classes, draw_radii
@@ -76,10 +76,9 @@ def evaluate(detector: str, data: str, **options: Any) -> None:
     result = evaluate_segmenter(loaded, pack, seed, campaign, epsilons if certify else ())
     if write_json(json, result):
         return
-    console = Console()
-    console.print(segmentation_table(result))
+    show(segmentation_table(result))
     if result["certified"]:
-        console.print(missed_table(result))
+        show(missed_table(result))
 
 
 def detect(detector: str, images: Sequence[Path], out: Path, **options: Any) -> None:

@@ -317,7 +317,8 @@ def interrupt_after(monkeypatch: pytest.MonkeyPatch, step: int, number: int) -> 
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    ("optimizer", "number"), [("adamw", signal.SIGTERM), ("sgd", signal.SIGINT)]
+    ("optimizer", "number"),
+    [("adamw", signal.SIGTERM), ("sgd", signal.SIGINT), ("muon", signal.SIGINT)],
 )
 def test_an_interrupted_run_goes_on_as_if_nothing_had_happened(
     house_numbers: Pack, tmp_path: Path, optimizer: str, number: int

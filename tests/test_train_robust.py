@@ -13,6 +13,7 @@ from lipdet.boxes import SigmoidScores
 from lipdet.checkpoint import load_detector, read_tensors, save_detector
 from lipdet.config import PRESETS
 from lipdet.detector import build_detector
+from lipdet.detector.fitting import fit_default_boxes
 from lipdet.detector.multibox import multibox_loss
 from lipdet.errors import InputError
 from lipdet.images.pack import Pack
@@ -80,21 +81,31 @@ def test_fine_tuning_another_detector_is_refused(house_numbers: Pack, tmp_path: 
     assert not (tmp_path / "run" / STATE).exists()
 
 
-def test_what_the_boxes_of_other_weights_cover_is_said(
-    house_numbers: Pack, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+@pytest.mark.parametrize("wide", [True, False])
+def test_boxes_of_other_weights_stay_unless_they_cover_little(
+    house_numbers: Pack, tmp_path: Path, capsys: pytest.CaptureFixture[str], wide: bool
 ) -> None:
     preset = PRESETS["certified-small"]
-    # Wide boxes of a detector of the same digits; by hand: digits are about twice as high as wide.
-    detector = build_detector(dataclasses.replace(preset.detector, sides=((60, 20),)))
+    # By hand: digits are about twice as high as wide, so that 60×20 covers none of them.
+    fitted = fit_default_boxes(house_numbers.boxes[:], house_numbers.labels[:], 10, 0, 8).sides
+    sides = ((60.0, 20.0),) if wide else fitted
+    detector = build_detector(dataclasses.replace(preset.detector, sides=sides))
+    with torch.no_grad():
+        for parameter in detector.parameters():
+            parameter.add_(0.01)
     first = tmp_path / "first.safetensors"
     save_detector(first, detector, detector.config, {})
     settings = dataclasses.replace(SHORT, start_from=str(first))
     job = Job("certified-small", preset.detector, settings, (str(house_numbers.folder),), ())
-    assert set_up(job).job.detector.sides == ((60, 20),)
+    setup = set_up(job)
     said = " ".join(capsys.readouterr().err.split())
-    assert "Default boxes: 60×20 pixels" in said
-    assert "Warning: of 0 they cover 0 %" in said
-    assert "without --start_from default boxes are fitted" in said
+    assert ("cover 0.0 % of the objects: others are fitted" in said) == wide
+    assert (setup.job.detector.sides == sides) == (not wide)
+    # The body is taken over, and so are the heads if their boxes are.
+    own, other = setup.detector.state_dict(), detector.state_dict()
+    taken = {name.partition(".")[0] for name in own if torch.equal(own[name], other[name])}
+    assert taken >= {"backbone"} | (set() if wide else {"heads"})
+    assert ("heads" in taken) == (not wide)
 
 
 def test_the_temperature_of_a_training(house_numbers: Pack, tmp_path: Path) -> None:

@@ -23,7 +23,7 @@ PHOTOGRAPH = Canvas(120, 240)
 # Of those training photographs, whose numbers are larger than those of others.
 PHOTOGRAPH_SCALES = (0.25, 1.2)
 
-Optimizer = Literal["adamw", "sgd"]
+Optimizer = Literal["muon", "adamw", "sgd"]
 Precision = Literal["auto", "bf16", "float32"]
 Change = Literal["scale", "flip", "turn", "light", "inversion", "channels"]
 # Digits come in every colour, dark on light and light on dark; only their shape names them.
@@ -116,7 +116,8 @@ class TrainConfig:
         epochs: passes over the training mixture; 0 means as many as see 100,000 pictures.
         epoch_pictures: pictures per epoch; 0 means as many as the packs hold together.
         batch_size: pictures per step.
-        optimizer: adamw, or sgd with Nesterov momentum 0.9.
+        optimizer: muon (matrices by Muon, the rest by AdamW), adamw, or sgd with Nesterov momentum
+            0.9.
         learning_rate: peak of the schedule.
         weight_decay: decoupled decay, on convolution weights only.
         warmup: share of all steps in which the learning rate rises linearly; then a cosine to 0.
@@ -248,7 +249,9 @@ def _certified(width: int, architecture: str = "orthogonal-ssd") -> Preset:
     # Weight decay costs a network of such rigid layers what it needs. With its steep scores the
     # loss of classes would drown that of boxes.
     settings = TrainConfig(
-        learning_rate=2e-3,
+        batch_size=32,
+        optimizer="muon",
+        learning_rate=1.5e-3,
         weight_decay=0.0,
         gradient_clip=100.0,
         margin=0.5,

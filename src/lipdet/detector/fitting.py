@@ -22,8 +22,9 @@ from lipdet.detector.matching import POSITIVE_IOU
 STRIDES = (16, 8, 4)
 # The shorter side of all but a tenth of the objects is at least so many cells long.
 SHORTEST_CELLS = 1.25
-# Default boxes are added until they cover this share of the objects, or there are so many.
-ENOUGH_COVERED, MOST_SHAPES = 0.99, 12
+# Default boxes are added until they cover this share of the objects, or there are so many; then
+# as few are kept as cover nearly what most of them do.
+ENOUGH_COVERED, MOST_SHAPES, NEARLY = 0.99, 12, 0.98
 # Below it a finer map is tried, and a training says so.
 LEAST_COVERED = 0.9
 # Objects that are looked at, and attempts at each number of shapes.
@@ -53,7 +54,11 @@ class Fit(NamedTuple):
 
 
 def fit_default_boxes(
-    boxes: NDArray[np.floating[Any]], labels: NDArray[np.int64], classes: int, seed: int
+    boxes: NDArray[np.floating[Any]],
+    labels: NDArray[np.int64],
+    classes: int,
+    seed: int,
+    stride: int = 0,
 ) -> Fit:
     """Fit default boxes to objects.
 
@@ -62,6 +67,7 @@ def fit_default_boxes(
         labels: (N,) of their classes.
         classes: how many there are.
         seed: of the objects that are looked at, where there are many, and of the clustering.
+        stride: of the map; 0 for the coarsest one that fits.
     """
     rng = np.random.default_rng([seed, 4])
     if len(boxes) > MOST_OBJECTS:
@@ -70,7 +76,8 @@ def fit_default_boxes(
     exact = boxes.astype(np.float64)
     sizes = exact[:, 2:] - exact[:, :2]
     weights = 1 / np.bincount(labels, minlength=classes)[labels]
-    strides = STRIDES[STRIDES.index(fitting_stride(sizes, weights)) :]
+    coarsest = STRIDES.index(fitting_stride(sizes, weights))
+    strides = (stride,) if stride else STRIDES[coarsest:]
     fits = (_fit_to_map(exact, labels, classes, stride, weights, rng) for stride in strides)
     for fit in fits:
         if fit.share >= LEAST_COVERED:
@@ -88,12 +95,12 @@ def _fit_to_map(
 ) -> Fit:
     """Fit as few default boxes as cover enough on a map of one stride."""
     sizes = boxes[:, 2:] - boxes[:, :2]
-    for count in range(1, MOST_SHAPES + 1):
-        sides = cluster(sizes, weights, count, rng)
-        fit = Fit(stride, sides, coverage(boxes, labels, classes, sides, stride))
-        if fit.share >= ENOUGH_COVERED:
-            break
-    return fit
+    fits: list[Fit] = []
+    while len(fits) < MOST_SHAPES and (not fits or fits[-1].share < ENOUGH_COVERED):
+        sides = cluster(sizes, weights, len(fits) + 1, rng)
+        fits.append(Fit(stride, sides, coverage(boxes, labels, classes, sides, stride)))
+    most = max(fit.share for fit in fits)
+    return next(fit for fit in fits if fit.share >= NEARLY * most)
 
 
 def fitting_stride(sizes: Floats, weights: Floats) -> int:
@@ -192,5 +199,5 @@ def warning_of(fit: Fit, class_names: Sequence[str]) -> str:
     return (
         f"Warning: of {class_names[worst]} they cover {100 * fit.covered[worst]:.0f} %; what they "
         "do not cover can hardly be found. A larger --image_size makes small objects larger; "
-        "without --start_from default boxes are fitted."
+        "without --start_from a finer map may be chosen."
     )

@@ -110,6 +110,7 @@ def framed_whole(job: Job, packs: Sequence[Pack]) -> bool:
 def default_boxes_of(job: Job, parts: Sequence[Part], start: SSD | None) -> dict[str, Any]:
     """Return stride and sides of default boxes: of the detector to start from, or fitted.
 
+    Those of a detector to start from stay, unless they cover little and others on its map more.
     What they cover is said, and if that is little, warned of.
 
     Raises:
@@ -124,12 +125,20 @@ def default_boxes_of(job: Job, parts: Sequence[Part], start: SSD | None) -> dict
     if "scale" in (job.train.augment or ()):
         boxes = boxes * random_scales(len(boxes), job.train.scales, job.train.seed)
     names = job.detector.class_names
+    fit = fit_default_boxes(
+        boxes, labels, len(names), job.train.seed, start.config.stride if start else 0
+    )
     if start and start.config.sides and start.config.class_names == names:
         sides, stride = start.config.sides, start.config.stride
         covered = coverage(boxes.astype(np.float64), labels, len(names), sides, stride)
-        fit = Fit(stride, sides, covered)
-    else:
-        fit = fit_default_boxes(boxes, labels, len(names), job.train.seed)
+        old = Fit(stride, sides, covered)
+        if old.share >= min(LEAST_COVERED, fit.share):
+            fit = old
+        else:
+            console.log(
+                f"The default boxes of {job.train.start_from} cover {100 * old.share:.1f} % of the "
+                "objects: others are fitted, and their heads start anew."
+            )
     console.log(described(fit))
     if fit.share < LEAST_COVERED:
         console.log(warning_of(fit, names))

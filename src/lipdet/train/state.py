@@ -18,6 +18,7 @@ from lipdet.detector import SSD
 from lipdet.errors import InputError
 from lipdet.segmenter import Segmenter
 from lipdet.train.job import Job
+from lipdet.train.muon import Muon
 
 STATE = "last.safetensors"
 
@@ -131,6 +132,8 @@ def _optimizer(detector: SSD | Segmenter, config: TrainConfig) -> torch.optim.Op
     ]
     if config.optimizer == "sgd":
         return torch.optim.SGD(groups, lr=config.learning_rate, momentum=0.9, nesterov=True)
+    if config.optimizer == "muon":
+        return Muon(groups, lr=config.learning_rate)
     return torch.optim.AdamW(groups, lr=config.learning_rate)
 
 

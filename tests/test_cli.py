@@ -108,6 +108,7 @@ def check_mistake(capsys: pytest.CaptureFixture[str], *words: str, names: str) -
         (["eval", "naive", "--data", "rendered:1", "--limit", "0"], "--limit"),
         (["eval", "naive", "--data", "rendered:1", "--json", "no/x.json"], "no/x.json"),
         (["lipschitz", "naive", "--plot", "profile.xyz"], "profile.xyz"),
+        (["data", "boxes", "rendered:1", "--plot", "boxes.xyz"], "boxes.xyz"),
         (["data", "render", "--stream", "dev", "--out", "x"], "dev"),
         (["data", "prepare", "rendered:5", "--out", "x"], "rendered:5"),
         (["data", "download", "train", "--out", "x", "--base_url", "file:///etc"], "file:///etc"),

@@ -99,7 +99,7 @@ def test_detecting_uses_eval_mode_and_restores_the_mode(training: bool) -> None:
 
 def test_evaluation_says_all_that_is_needed_to_repeat_it(pack: Pack) -> None:
     result = evaluate(LoadedDetector("reader", Reader(), {}), pack, seed=7)
-    # The keys that DESIGN fixes for the json.
+    # The keys that docs/json.md lists.
     assert list(result) == [
         *("weights", "parameters", "data", "seed", "versions", "device", "seconds"),
         *("clean", "attacked", "certified"),

@@ -22,7 +22,7 @@ from lipdet.images.render import rendered
 from lipdet.images.scenes import rendered_scene
 from lipdet.images.source import load_rgb
 from lipdet.reading import look as look_at
-from lipdet.reading.detections import as_rows, count_certified, distance, listed, radii_told
+from lipdet.reading.detections import as_rows, count_certified, distance, radii_told, read_out
 from lipdet.reading.marks import (
     Mark,
     captioned,
@@ -195,7 +195,7 @@ class Panel(NamedTuple):
 def clean_panel(shown: Shown, epsilon: float) -> Panel:
     """Return what the network sees as it is, with boxes, radii, and where boxes can be at ε."""
     found = shown.at(epsilon)
-    caption = f"clean: {listed(found)}"
+    caption = f"clean: {read_out(found)}"
     count = f"{count_certified(found)} of {len(found)} certified at ε = {epsilon:g}."
     alternative = f"{shown.name}, {caption}. {count}{radii_told(found)}"
     return _panel(
@@ -205,7 +205,7 @@ def clean_panel(shown: Shown, epsilon: float) -> Panel:
 
 def attacked_panel(shown: Shown, attacked: Attacked) -> Panel:
     """Return what is left after an attack, with boxes; about that nothing is proven."""
-    caption = f"attacked, ε = {attacked.epsilon:g}: {listed(attacked.found)}"
+    caption = f"attacked, ε = {attacked.epsilon:g}: {read_out(attacked.found)}"
     marks = certificate_marks(attacked.found)
     return _panel(to_picture(attacked.image), marks, caption, f"{shown.name}, {caption}")
 

@@ -12,6 +12,7 @@ from lipdet.commands.options import (
     DETECTOR_HELP,
     SPEC_HELP,
     Parser,
+    check_plot,
     check_positive,
     check_writable,
     verb_parser,
@@ -26,8 +27,6 @@ from lipdet.images.spec import open_data
 from lipdet.progress import show
 from lipdet.report.attack_checks import checks_table, plot_checks
 from lipdet.versions import versions
-
-PLOT_FORMATS = ("png", "svg", "pdf")
 
 
 def parser() -> Parser:
@@ -76,9 +75,7 @@ def run(
     """
     check_positive("--limit", limit)
     check_writable(json)
-    check_writable(plot)
-    if plot is not None and plot.suffix[1:].lower() not in PLOT_FORMATS:
-        raise InputError(f"--plot {plot}: its ending must be one of: {', '.join(PLOT_FORMATS)}.")
+    check_plot(plot)
     # No radius is the subject here: the checks sweep over all.
     settings = AttackSettings(0.0, schedule=attack, steps=steps, restarts=restarts, seed=seed)
     single_attacks(attack, settings, objective)  # refused before anything is loaded

@@ -11,8 +11,8 @@ from lipdet.commands.options import (
     COMMON,
     SPEC_HELP,
     Parser,
+    check_plot,
     check_positive,
-    check_writable,
     verb_parser,
 )
 from lipdet.config import DIGIT_CROP
@@ -174,7 +174,7 @@ def boxes(
         seed: of crops, rendered pictures and the clustering.
         plot: file for a figure of objects and default boxes; its ending chooses the format.
     """
-    check_writable(plot)
+    check_plot(plot)
     pack = _opened(spec, "train", image_size, whole, seed)
     if not len(pack.labels):
         raise InputError(f"{pack.name} has no objects, so no default box fits.")

@@ -15,13 +15,12 @@ from lipdet.checkpoint import LoadedDetector, LoadedSegmenter, load_network, loa
 from lipdet.commands.options import (
     DETECTOR_HELP,
     Parser,
-    as_json,
+    check_plot,
     check_writable,
     verb_parser,
     write_json,
 )
 from lipdet.errors import InputError
-from lipdet.files import write_complete
 from lipdet.images.spec import open_data
 from lipdet.progress import show
 from lipdet.report.audit import audit_json, audit_module, audit_sentence, audit_table
@@ -38,7 +37,6 @@ from lipdet.types import Canvas
 
 # Power iteration takes one pass per layer and iteration for each picture.
 MOST_OBSERVED = 16
-PLOT_FORMATS = ("png", "svg", "pdf")
 
 
 def parser() -> Parser:
@@ -78,9 +76,7 @@ def run(
         json: file for the result; `-` prints it instead of the tables.
     """
     check_writable(json)
-    check_writable(plot)
-    if plot is not None and plot.suffix[1:].lower() not in PLOT_FORMATS:
-        raise InputError(f"--plot {plot}: its ending must be one of: {', '.join(PLOT_FORMATS)}.")
+    check_plot(plot)
     if audit is not None:
         if detector is not None or plot is not None:
             raise InputError("--audit MODULE stands alone: without a DETECTOR before it or --plot.")
@@ -114,11 +110,7 @@ def _audit(spec: str, image_size: Canvas | None, file: Path | None) -> None:
         )
     canvas = image_size or loaded.framing.canvas
     found = audit_module(loaded.module, canvas)
-    text = as_json(audit_json(spec, canvas, found))
-    if file == Path("-"):
-        print(text)
+    if write_json(file, audit_json(spec, canvas, found)):
         return
-    if file is not None:
-        write_complete(file, text + "\n")
     print(audit_sentence(spec, found))
     show(audit_table(found))

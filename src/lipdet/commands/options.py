@@ -39,6 +39,7 @@ FLOAT64_HELP = (
 LARGEST_IMAGE = 4_096
 # Options of every verb that are not for its function.
 COMMON = frozenset({"config", "quiet", "processes"})
+PLOT_FORMATS = ("png", "svg", "pdf")
 
 
 class Parser(ArgumentParser):
@@ -187,6 +188,13 @@ def check_writable(file: Path | None) -> None:
     """Refuse a file that cannot be written, before the work is done."""
     if file is not None and file != Path("-") and (file.is_dir() or not file.parent.is_dir()):
         raise InputError(f"{file} cannot be written; name a file in a folder that exists.")
+
+
+def check_plot(file: Path | None) -> None:
+    """Refuse a figure that cannot be written, or of a format that is not known."""
+    check_writable(file)
+    if file is not None and file.suffix[1:].lower() not in PLOT_FORMATS:
+        raise InputError(f"--plot {file}: its ending must be one of: {', '.join(PLOT_FORMATS)}.")
 
 
 def check_state(state: Path | None, detectors: Sequence[str]) -> None:

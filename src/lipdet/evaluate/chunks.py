@@ -9,6 +9,7 @@ Notable choices:
 from __future__ import annotations
 
 import hashlib
+import itertools
 import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -32,8 +33,9 @@ from lipdet.versions import versions
 
 Tensors = dict[str, Tensor]
 Result = TypeVar("Result")
-# Besides norms.py, the folders whose code decides results.
-COMPUTING = ("attack", "boxes", "certificate", "detector", "evaluate", "layers", "lipschitz")
+# Files and folders whose code decides results.
+FILES = ("norms.py", "types.py")
+FOLDERS = ("attack", "boxes", "certificate", "detector", "evaluate", "layers", "lipschitz")
 
 
 @dataclass(frozen=True)
@@ -192,10 +194,10 @@ def code() -> dict[str, Any]:
 
 def source_hash(package: Path) -> str:
     """Return a hash of all source that results depend on."""
-    digest = hashlib.sha256((package / "norms.py").read_bytes())
-    for folder in COMPUTING:
-        for file in sorted((package / folder).rglob("*.py")):
-            digest.update(file.read_bytes())
+    digest = hashlib.sha256()
+    folders = [sorted((package / folder).rglob("*.py")) for folder in FOLDERS]
+    for file in itertools.chain([package / name for name in FILES], *folders):
+        digest.update(file.read_bytes())
     return digest.hexdigest()
 
 

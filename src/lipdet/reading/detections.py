@@ -69,11 +69,6 @@ def left_to_right(found: Sequence[Detection]) -> list[Detection]:
     return sorted(found, key=lambda one: one.box[0])
 
 
-def listed(found: Sequence[Detection]) -> str:
-    """Return all class names, left to right."""
-    return " ".join(one.label for one in left_to_right(found)) or "nothing"
-
-
 def read_out(found: Sequence[Detection]) -> str:
     """Return the class names, left to right, of each place only that of the best detection."""
     rows = best_rows(
@@ -83,7 +78,8 @@ def read_out(found: Sequence[Detection]) -> str:
             scores=torch.tensor([one.score for one in found], dtype=torch.float64),
         )
     )
-    return listed([found[row] for row in rows])
+    shown = left_to_right([found[row] for row in rows])
+    return " ".join(one.label for one in shown) or "nothing"
 
 
 def with_radius(one: Detection, canvas: Canvas) -> str:

@@ -348,3 +348,9 @@ def test_errors_of_files_in_own_code_are_said_to_come_from_there(
     monkeypatch.syspath_prepend(tmp_path)
     with pytest.raises(InputError, match=rf"{name}:build, your code, failed with: .*no network"):
         load_any(f"{name}:build")
+
+
+def test_an_objective_of_raw_outputs_is_refused() -> None:
+    detector = foreign({}, 1)
+    with pytest.raises(InputError, match=r"heatmap reads the raw outputs.*demote.*multibox"):
+        detector.raising("heatmap").__enter__()

@@ -102,9 +102,15 @@ class ForeignDetector:
         """Freeze the module in the mode that an objective needs; give what is raised of an image.
 
         Raises:
-            InputError: the objective follows scores, and these have no gradient.
+            InputError: the objective reads raw outputs, or follows scores, and these have no
+                gradient.
         """
         on_predictions = ON_PREDICTIONS.get(objective)
+        if not on_predictions and objective not in LOSSES:
+            raise InputError(
+                f"{objective} reads the raw outputs of lipdet's own detectors; of {self.name} "
+                f"raise one of {', '.join([*ON_PREDICTIONS, *LOSSES])}."
+            )
 
         def of(targets: Sequence[Target]) -> Objective:
             [one] = targets

@@ -68,7 +68,7 @@ def test_skew_symmetric_matrices_stay_so() -> None:
     torch.testing.assert_close(found, -found.T)
 
 
-def test_a_step_without_a_gradient_is_small() -> None:
+def test_steps_by_hand() -> None:
     weight = torch.zeros(8, 8, requires_grad=True)
     weight.grad = torch.zeros(8, 8)
     Muon([weight], lr=1.0).step()

@@ -47,7 +47,7 @@ def test_no_more_boxes_than_nearly_all_that_can_be_covered_takes() -> None:
     boxes, labels = objects(shapes, 600)
     # By hand: at most one object of the third class in fifty has a centre where a box of its size
     # overlaps it, and every further box can only be for these.
-    fit = fit_default_boxes(boxes, labels, 2 + 1, seed=0, stride=16)
+    fit = fit_default_boxes(boxes, labels, 3, seed=0, stride=16)
     assert fit.stride == 16
     assert {(60.0, 60.0), (120.0, 60.0)} <= set(fit.sides)
     assert len(fit.sides) <= 3

@@ -27,7 +27,8 @@ class Muon(torch.optim.AdamW):
     """Muon for parameters of two and more dimensions, AdamW for all others.
 
     Kernels (out, in, height, width) count as matrices of `out` rows; of other parameters the last
-    two dimensions are those of matrices.
+    two dimensions are those of matrices. torch's own Muon, the oracle of the tests, takes neither
+    kernels nor stacks of matrices.
     """
 
     @torch.no_grad()

@@ -1,11 +1,13 @@
-"""Which objective is the default attack, which `worst` tries, and what constants `demote` has.
+"""Which objectives the default attack and `worst` try, and what constants `demote` has.
 
     python scripts/choose_attack.py DETECTOR… --data svhn:SVHN/train --limit 96
+    python scripts/choose_attack.py DETECTOR… --data svhn:SVHN/train --limit 96 --mix
     python scripts/choose_attack.py DETECTOR… --data svhn:SVHN/train --limit 96 --epsilon 0.5 --vary
 
 The first prints a table for each radius: AP50 in percent under PGD on each objective, under the
 worst of all of them with as many steps each, and under `worst` as it is, with the processor time of
-the latter two. The second varies one constant of `demote` at a time. What is shipped was chosen on
+the latter two. The second shares the steps of the default attack among objectives in several ways,
+beside `worst`. The third varies one constant of `demote` at a time. What is shipped was chosen on
 pictures that the detectors were trained on, none of which is in a table.
 """
 
@@ -31,6 +33,8 @@ OTHERS = {
     "SHARE_OF_WRONG": (0.12, 0.5, 1.0),
     "SLIDES_OFF_WITHIN": (0.02, 0.1),
 }
+# Shares of the steps for demote, mislabel and fabricate.
+MIXES = ((0.5, 0.5, 0.0), (0.4, 0.4, 0.2), (0.5, 0.3, 0.2), (0.3, 0.4, 0.3))
 
 
 def attacked(loaded: AnyDetector, pack: Pack, settings: AttackSettings) -> list[Detections]:
@@ -60,6 +64,22 @@ def compare_objectives(loaded: AnyDetector, pack: Pack, settings: AttackSettings
     yield from (f"{one:.0f} s" for one in seconds)
 
 
+def share_steps(loaded: AnyDetector, pack: Pack, settings: AttackSettings) -> Iterator[str]:
+    """Yield the cells of a detector's row: each mix, and `worst`."""
+    found: dict[AttackSettings, list[Detections]] = {}
+    shares = [dict(zip(("demote", "mislabel", "fabricate"), mix, strict=True)) for mix in MIXES]
+    for mix in (*shares, settings.worst):
+        attacks = [
+            replace(settings, objective=objective, steps=round(share * settings.steps))
+            for objective, share in mix.items()
+            if share
+        ]
+        for one in attacks:
+            if one not in found:
+                found[one] = attacked(loaded, pack, one)
+        yield ap50(worst([found[one] for one in attacks], pack), pack)
+
+
 def vary_demote(loaded: AnyDetector, pack: Pack, settings: AttackSettings) -> Iterator[str]:
     """Yield the cells of a detector's row: as it is, and with each other value."""
     demoting = replace(settings, objective="demote")
@@ -81,12 +101,19 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--epsilon", type=float, nargs="+", default=[0.25, 0.5])
     parser.add_argument("--steps", type=int, default=50)
-    parser.add_argument("--vary", action="store_true")
+    table = parser.add_mutually_exclusive_group()
+    table.add_argument("--mix", action="store_true")
+    table.add_argument("--vary", action="store_true")
     options = parser.parse_args()
-    names = [*OBJECTIVES, "all", "`worst`", "all", "`worst`"]
+    row_of, names = compare_objectives, [*OBJECTIVES, "all", "`worst`", "all", "`worst`"]
+    if options.mix:
+        row_of, names = (
+            share_steps,
+            [*(" / ".join(f"{s:g}" for s in mix) for mix in MIXES), "`worst`"],
+        )
     if options.vary:
+        row_of = vary_demote
         names = ["as it is", *(f"{name} {one:g}" for name in OTHERS for one in OTHERS[name])]
-    row_of = vary_demote if options.vary else compare_objectives
     for epsilon in options.epsilon:
         print(f"\nε = {epsilon:g}, {options.steps} steps, {options.data}, seed {options.seed}\n")
         print("| detector |", " | ".join(names), "|")

@@ -40,7 +40,6 @@ from lipdet.detector.forward import raw_output
 from lipdet.evaluate.attacked import Campaign, attacked_results, prepare
 from lipdet.evaluate.average_precision import matched_scores
 from lipdet.evaluate.certified import certified_results
-from lipdet.evaluate.run import detect_pack
 from lipdet.images.pack import Pack
 from lipdet.images.spec import open_data
 from lipdet.layers import fold
@@ -250,9 +249,8 @@ def attack_objects(detector: SSD, pack: Pack, shares: Sequence[float], steps: in
 
 def compare_ap(detector: SSD, pack: Pack, epsilons: tuple[float, ...], steps: int) -> bool:
     """Print certified and attacked AP50; return whether the former never exceeds the latter."""
-    certified = certified_results(detector, pack, epsilons)
+    clean, certified = certified_results(detector, pack, epsilons)
     settings = AttackSettings(epsilons[0], steps=steps)
-    clean = detect_pack(detector, pack, range(len(pack)), AP_SELECTION)
     attacked = attacked_results(detector, pack, Campaign("worst", epsilons, settings), clean)
     print("\n| ε | certified AP50 | AP50 under `worst` | certified AP | AP under `worst` |")
     print("|---|---|---|---|---|")

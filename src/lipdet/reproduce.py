@@ -26,7 +26,7 @@ from lipdet.evaluate.attacked import Campaign, attack_pack, prepare, worst
 from lipdet.evaluate.bootstrap import ap50_interval
 from lipdet.evaluate.certified import certificate_pass
 from lipdet.evaluate.chunks import State, in_order
-from lipdet.evaluate.false_positives import false_positives_per_image
+from lipdet.evaluate.ranking import false_positives_per_image
 from lipdet.evaluate.run import evaluate
 from lipdet.files import write_complete
 from lipdet.images.pack import Pack, same_pictures

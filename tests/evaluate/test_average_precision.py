@@ -11,8 +11,9 @@ import torch
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
+from benchmarks.attack_the_certificate import matched_scores
 from lipdet.attack.damage import damage
-from lipdet.evaluate.average_precision import average_precision, matched_scores
+from lipdet.evaluate.average_precision import average_precision
 from lipdet.evaluate.bootstrap import ap50, rankings
 from lipdet.evaluate.ranking import false_positives_per_image
 from lipdet.types import Detections, Objects, Target, ignored_of

@@ -9,12 +9,12 @@ Notable choices:
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
 
 import numpy as np
 import torch
 from faster_coco_eval import COCO
 from faster_coco_eval import COCOeval_faster as CocoEvaluation
+from numpy.typing import NDArray
 
 from lipdet.images.coco import coco_dict
 from lipdet.results import AveragePrecision, ClassAP
@@ -65,7 +65,7 @@ def coco_evaluation(
     return CocoEvaluation(truth, truth.loadRes(results), iouType="bbox", **options)
 
 
-def _rows(image_id: int, found: Detections) -> list[dict[str, Any]]:
+def _rows(image_id: int, found: Detections) -> list[dict[str, object]]:
     """Return detections in COCO's result format (xywh, categories from 1)."""
     corners = found["boxes"].double()
     boxes = torch.cat([corners[:, :2], corners[:, 2:] - corners[:, :2]], dim=1)
@@ -77,7 +77,7 @@ def _rows(image_id: int, found: Detections) -> list[dict[str, Any]]:
     ]
 
 
-def _class_ap(precision: np.ndarray[Any, Any]) -> ClassAP:
+def _class_ap(precision: NDArray[np.float64]) -> ClassAP:
     if (precision < 0).all():
         return ClassAP(ap50=None, ap=None)
     return ClassAP(ap50=float(precision[0].mean()), ap=float(precision.mean()))

@@ -23,6 +23,7 @@ import time
 from collections.abc import Sequence
 from typing import NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.nn import functional
@@ -38,13 +39,12 @@ from lipdet.checkpoint import load_detector
 from lipdet.detector import SSD
 from lipdet.detector.forward import raw_output
 from lipdet.evaluate.attacked import Campaign, attacked_results, prepare
-from lipdet.evaluate.average_precision import matched_scores
+from lipdet.evaluate.average_precision import coco_evaluation
 from lipdet.evaluate.certified import certified_results
-from lipdet.evaluate.run import detect_pack
 from lipdet.images.pack import Pack
 from lipdet.images.spec import open_data
 from lipdet.layers import fold
-from lipdet.types import RawOutput, Target
+from lipdet.types import Detections, RawOutput, Target
 
 IOU = 0.5
 SHARES = (0.5, 0.99, 1.5, 2.0, 3.0)
@@ -211,6 +211,41 @@ def attack_promise(
     return Damage(lost, moved)
 
 
+def matched_scores(
+    targets: Sequence[Target],
+    detections: Sequence[Detections],
+    class_names: Sequence[str],
+    iou: float,
+) -> list[Tensor]:
+    """Return which objects are found, by the same matching that AP is made of.
+
+    Args:
+        targets: see `average_precision`.
+        detections: see `average_precision`.
+        class_names: see `average_precision`.
+        iou: threshold of a match.
+
+    Returns:
+        For each image (G,) float64: the score of the detection that is matched to each of its
+        objects, 0 where there is none.
+    """
+    evaluation = coco_evaluation(
+        targets, detections, class_names, separate_eval=True, extra_calc=True
+    )
+    evaluation.params.iouThrs = np.array([iou])
+    evaluation.evaluate()
+    evaluation.accumulate()
+    counts = [len(target["labels"]) for target in targets]
+    scores = torch.zeros(sum(counts), dtype=torch.float64)
+    of_detections = torch.cat([found["scores"] for found in detections]).double()
+    # Pairs "detection_object" of numbers that count from 1, in the order given.
+    for pair in evaluation.eval["matched"]:
+        detection, annotation = (int(part) for part in pair.split("_"))
+        if annotation <= len(scores):  # ignored areas follow
+            scores[annotation - 1] = of_detections[detection - 1]
+    return list(torch.split(scores, counts))
+
+
 def attack_objects(detector: SSD, pack: Pack, shares: Sequence[float], steps: int) -> bool:
     """Print a table over the shares; return whether all promises were kept."""
     images = pack.pixels(range(len(pack)))
@@ -250,9 +285,8 @@ def attack_objects(detector: SSD, pack: Pack, shares: Sequence[float], steps: in
 
 def compare_ap(detector: SSD, pack: Pack, epsilons: tuple[float, ...], steps: int) -> bool:
     """Print certified and attacked AP50; return whether the former never exceeds the latter."""
-    certified = certified_results(detector, pack, epsilons)
+    clean, certified = certified_results(detector, pack, epsilons)
     settings = AttackSettings(epsilons[0], steps=steps)
-    clean = detect_pack(detector, pack, range(len(pack)), AP_SELECTION)
     attacked = attacked_results(detector, pack, Campaign("worst", epsilons, settings), clean)
     print("\n| ε | certified AP50 | AP50 under `worst` | certified AP | AP under `worst` |")
     print("|---|---|---|---|---|")

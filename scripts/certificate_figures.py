@@ -150,7 +150,7 @@ def main() -> None:
         {
             "weights": one.name,
             "data": pack.describe(),
-            "certified": certified_results(one.detector, pack, EPSILONS),
+            "certified": certified_results(one.detector, pack, EPSILONS)[1],
         }
         for one in loaded
     ]

@@ -21,7 +21,6 @@ from dataclasses import replace
 from lipdet.attack import OBJECTIVES, AttackSettings, objectives
 from lipdet.attack.settings import single_attacks
 from lipdet.checkpoint import AnyDetector, load_any
-from lipdet.detector import SSD
 from lipdet.evaluate.attacked import attack_pack, measure, prepare, worst
 from lipdet.evaluate.run import detector_for
 from lipdet.images.pack import Pack
@@ -40,8 +39,7 @@ MIXES = ((0.5, 0.5, 0.0), (0.4, 0.4, 0.2), (0.5, 0.3, 0.2), (0.3, 0.4, 0.3))
 def attacked(loaded: AnyDetector, pack: Pack, settings: AttackSettings) -> list[Detections]:
     """Return what one attack leaves."""
     detector = detector_for(loaded, pack)
-    prepared = prepare(detector) if isinstance(detector, SSD) else detector
-    return attack_pack(prepared, pack, settings)
+    return attack_pack(prepare(detector), pack, settings)
 
 
 def ap50(found: list[Detections], pack: Pack) -> str:

@@ -30,7 +30,6 @@ from lipdet.detector.forward import raw_output
 from lipdet.errors import InputError
 from lipdet.evaluate.attacked import Campaign, attacked_results
 from lipdet.evaluate.certified import certified_results
-from lipdet.evaluate.run import detect_pack
 from lipdet.images.pack import Pack
 from lipdet.types import Target
 
@@ -146,9 +145,8 @@ def test_precision_decides_what_is_said_about_rounding(
 
 def test_certified_ap_is_at_most_the_attacked_one(single: Certified, house_numbers: Pack) -> None:
     pack, epsilons = house_numbers.head(2), (0.02, 0.1)
-    certified = certified_results(single.detector, pack, epsilons)
+    clean, certified = certified_results(single.detector, pack, epsilons)
     campaign = Campaign("worst", epsilons, AttackSettings(epsilons[0], steps=3))
-    clean = detect_pack(single.detector, pack, range(len(pack)), AP_SELECTION)
     attacked = attacked_results(single.detector, pack, campaign, clean)
     assert certified[0]["ap50"] > 0.05
     assert certified[0]["rounding"] == "measured in float32"

@@ -315,9 +315,9 @@ def test_the_json_is_that_of_one_process_whoever_is_lost(
         for line in (lost.err + again.err).splitlines()
         if " computed " in line
     ]
-    # By hand: twelve pictures are 3 chunks of clean AP, 6 of each of four attacks (two radii, two
-    # objectives), and 3 of certificates; none of them twice, although one process was lost.
-    assert len(computed) == 3 + 4 * 6 + 3
+    # By hand: twelve pictures are 3 chunks of certificates and clean AP, and 6 of each of four
+    # attacks (two radii, two objectives); none of them twice, although one process was lost.
+    assert len(computed) == 3 + 4 * 6
     assert len(set(computed)) == len(computed)
     assert {line[0] for line in again.err.splitlines() if " computed " in line} == {"0", "1"}
 

@@ -148,7 +148,7 @@ def test_a_picture_with_a_crowd_is_left_out_of_readings(house_numbers: Pack) -> 
     def reading(crowds: set[int]) -> dict[str, float]:
         areas = [[index, 0, 0, 0, 20, 20] for index in sorted(crowds)]
         ignored = np.array(areas, np.float64).reshape(-1, 6)
-        [entry] = certified_results(detector, replace(pack, ignored=ignored), [0.1])
+        _, [entry] = certified_results(detector, replace(pack, ignored=ignored), [0.1])
         return {**entry.get("reading", {})}  # type: ignore[dict-item]
 
     [first, second] = [reading({0, 1, 2} - {index}) for index in (0, 1)]

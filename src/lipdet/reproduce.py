@@ -24,9 +24,10 @@ from lipdet.checkpoint import LoadedDetector, load_detector, packaged_names
 from lipdet.config import PRESETS
 from lipdet.evaluate.attacked import Campaign, attack_pack, prepare, worst
 from lipdet.evaluate.bootstrap import ap50_interval
+from lipdet.evaluate.certified import certificate_pass
 from lipdet.evaluate.chunks import State, in_order
-from lipdet.evaluate.false_positives import false_positives_per_image
-from lipdet.evaluate.run import clean_pass, evaluate
+from lipdet.evaluate.ranking import false_positives_per_image
+from lipdet.evaluate.run import evaluate
 from lipdet.files import write_complete
 from lipdet.images.pack import Pack, same_pictures
 from lipdet.images.spec import open_data
@@ -154,7 +155,8 @@ def measured(
     kept = State.of(state, loaded.detector)
     result = evaluate(loaded, pack, seed, campaign, effort.epsilons, kept)
     # All of it was computed before; this reads what the state folder holds.
-    found = {0.0: in_order(clean_pass(loaded.detector, pack, kept).results())}
+    chunks = certificate_pass(loaded.detector, pack, effort.epsilons, kept).results()
+    found = {0.0: in_order([chunk.detections for chunk in chunks])}
     detector = prepare(loaded.detector)
     for epsilon in effort.epsilons:
         singles = campaign.attacks(epsilon)

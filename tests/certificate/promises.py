@@ -9,6 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from benchmarks.attack_the_certificate import matched_scores
 from lipdet.certificate.certified_ap import (
     ClassObjects,
     PossibleDetections,
@@ -16,7 +17,7 @@ from lipdet.certificate.certified_ap import (
 )
 from lipdet.certificate.conditions.certify import MAX_DETECTIONS, certified_up_to
 from lipdet.certificate.conditions.ground_truth import ground_truth_of, ignored_areas_of
-from lipdet.evaluate.average_precision import average_precision, matched_scores
+from lipdet.evaluate.average_precision import average_precision
 from lipdet.types import Detections, Objects, RawOutput, Target, ignored_of
 from tests.certificate.adversaries import perturbed
 from tests.certificate.scenes import Scene, detect

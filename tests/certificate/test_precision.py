@@ -14,6 +14,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from benchmarks.attack_the_certificate import matched_scores
 from lipdet.boxes import AP_SELECTION, BoxCoding, SigmoidScores, select_detections
 from lipdet.certificate.conditions.certify import certified_up_to
 from lipdet.certificate.conditions.ground_truth import ground_truth_of
@@ -24,7 +25,6 @@ from lipdet.config import DetectorConfig
 from lipdet.detector import SSD
 from lipdet.detector.forward import raw_output
 from lipdet.detector.ssd import Head
-from lipdet.evaluate.average_precision import matched_scores
 from lipdet.types import Canvas, Target
 from tests.certificate.detectors import small_detector
 

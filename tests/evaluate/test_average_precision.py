@@ -11,10 +11,11 @@ import torch
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
+from benchmarks.attack_the_certificate import matched_scores
 from lipdet.attack.damage import damage
-from lipdet.evaluate.average_precision import average_precision, matched_scores
-from lipdet.evaluate.bootstrap import ap50, ranked
-from lipdet.evaluate.false_positives import false_positives_per_image
+from lipdet.evaluate.average_precision import average_precision
+from lipdet.evaluate.bootstrap import ap50, rankings
+from lipdet.evaluate.ranking import false_positives_per_image
 from lipdet.types import Detections, Objects, Target, ignored_of
 
 CLASSES = ("a", "b", "c")
@@ -167,9 +168,9 @@ def test_random_data_sets_with_crowds_equal_pycocotools(block: int) -> None:
         assert_equals_pycocotools(targets, detections)
         # So does the AP50 of which intervals are made.
         once = np.ones(len(targets), np.int64)
-        its = ap50(ranked(targets, detections, 3), once)
+        its = ap50(rankings(targets, detections, 3), once)
         assert its == pytest.approx(max(pycocotools_ap(targets, detections)[0], 0), abs=1e-9)
-        changed += its != ap50(ranked(plain, detections, 3), once)
+        changed += its != ap50(rankings(plain, detections, 3), once)
     assert changed
 
 

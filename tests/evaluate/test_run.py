@@ -15,10 +15,12 @@ from lipdet.boxes import AP_SELECTION, BoxCoding, SoftmaxScores
 from lipdet.checkpoint import LoadedDetector, load_detector
 from lipdet.config import DIGIT_CROP, DetectorConfig
 from lipdet.detector import SSD, build_detector
-from lipdet.detector.forward import Network, detect_images
+from lipdet.detector import forward as forward_module
+from lipdet.detector.forward import Network, detect_images, forward
 from lipdet.errors import InputError
 from lipdet.evaluate.attacked import Campaign
 from lipdet.evaluate.average_precision import average_precision
+from lipdet.evaluate.chunks import State
 from lipdet.evaluate.run import detect_pack, evaluate
 from lipdet.images.pack import Pack, PackedPicture, write_pack
 from lipdet.results import AveragePrecision
@@ -135,6 +137,28 @@ def test_each_picture_passes_the_network_once_for_each_answer(house_numbers: Pac
     # Of an attack: what it starts from, each step, and what it ends with; then the clean pictures.
     evaluate(loaded, pack, seed=0, campaign=Campaign("pgd", (0.1,), settings, "demote"))
     assert sum(seen) == 3 * (1 + 1 + 2 + 1)
+
+
+@pytest.mark.usefixtures("proven_once")
+def test_certificates_and_clean_ap_share_a_pass(
+    house_numbers: Pack, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    loaded, pack = load_detector("certified-small"), house_numbers.head(3)
+    seen, state = [], State.of(tmp_path, loaded.detector)
+
+    def counted(network: Network, images: Tensor) -> RawOutput:
+        seen.append(len(images))
+        return forward(network, images)
+
+    # A hook would change the network, and nothing be certified. Rounding is measured elsewhere.
+    monkeypatch.setattr(forward_module, "forward", counted)
+    found = evaluate(loaded, pack, seed=0, certify=[0.1, 0.2], state=state)
+    assert sum(seen) == 3
+    assert evaluate(loaded, pack, seed=0)["clean"] == found["clean"]
+    seen.clear()
+    again = evaluate(loaded, pack, seed=0, certify=[0.1, 0.2], state=state)
+    assert not seen
+    assert {**again, "seconds": 0} == {**found, "seconds": 0}
 
 
 def test_classes_are_matched_by_name(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

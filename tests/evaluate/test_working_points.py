@@ -7,8 +7,8 @@ import pytest
 import torch
 
 from lipdet.evaluate.average_precision import average_precision
-from lipdet.evaluate.bootstrap import ap50, ap50_interval, ranked
-from lipdet.evaluate.false_positives import false_positives_per_image
+from lipdet.evaluate.bootstrap import ap50, ap50_interval, rankings
+from lipdet.evaluate.ranking import false_positives_per_image
 from lipdet.types import Detections, Target
 
 BOX = [10.0, 10, 20, 30]
@@ -67,10 +67,10 @@ def test_the_interval_lies_around_the_value_though_draws_are_better() -> None:
         right, *wrong = random.uniform(0.01, 1, 3).tolist()
         targets.append(target(0))
         detections.append(found((BOX, 0, right), *((ELSEWHERE, 0, score) for score in wrong)))
-    rankings = ranked(targets, detections, 1)
-    own = ap50(rankings, np.ones(16, np.int64))
+    by_class = rankings(targets, detections, 1)
+    own = ap50(by_class, np.ones(16, np.int64))
     drawn = [random.integers(16, size=16) for _ in range(200)]
-    draws = [ap50(rankings, np.bincount(one, minlength=16)) for one in drawn]
+    draws = [ap50(by_class, np.bincount(one, minlength=16)) for one in drawn]
     # Oracle: COCO's evaluation, of the set and of pictures that are there several times.
     assert own == pytest.approx(average_precision(targets, detections, ["a"])["ap50"])
     for one, value in zip(drawn[:20], draws, strict=False):

@@ -20,11 +20,13 @@ from lipdet.attack.settings import single_attacks
 from lipdet.checkpoint import is_segmenter, load_detector, load_segmenter, read_tensors
 from lipdet.cli import main
 from lipdet.errors import InputError
+from lipdet.evaluate import segmentation
 from lipdet.evaluate.segmentation import confusion, figures, logits_of
 from lipdet.images.pack import Pack
 from lipdet.images.prepare import pack_rendered
 from lipdet.images.source import load_rgb
 from lipdet.results import read_results
+from lipdet.segmenter import Segmenter
 from lipdet.train import Trainer
 from lipdet.train.state import STATE
 from lipdet.types import IGNORED, Canvas
@@ -114,6 +116,21 @@ def test_eval_says_what_is_certified_attacked_and_clean(
     assert result["constant"]["accuracy"] == pytest.approx(max(share, 1 - share))
     with pytest.raises(InputError, match="is of a segmenter"):
         read_results([file])
+
+
+def test_certificates_and_clean_figures_share_a_pass(
+    ink: Pack, run: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    loaded, pack, seen = load_segmenter(str(run)), ink.head(6), []
+
+    def counted(segmenter: Segmenter, images: Tensor) -> Tensor:
+        seen.append(len(images))
+        return logits_of(segmenter, images)
+
+    monkeypatch.setattr(segmentation, "logits_of", counted)
+    found = segmentation.evaluate_segmenter(loaded, pack, 0, certify=[0.1, 0.2])
+    assert sum(seen) == 6
+    assert segmentation.evaluate_segmenter(loaded, pack, 0)["clean"] == found["clean"]
 
 
 def test_a_packaged_segmenter_is_used_by_its_name(

@@ -18,7 +18,6 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -124,7 +123,7 @@ class ForeignDetector:
         with mode(self.module):
             yield of
 
-    def _checked(self, found: Any) -> Detections:
+    def _checked(self, found: object) -> Detections:
         if not isinstance(found, dict) or not {"boxes", "labels", "scores"} <= set(found):
             raise InputError(
                 "In eval mode the module must return, per picture, a dictionary with the tensors "

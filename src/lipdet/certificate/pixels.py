@@ -21,7 +21,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from lipdet.certificate.constants.rounding import SAFETY, probes
+from lipdet.certificate.constants.rounding import largest_difference
 from lipdet.detector.forward import frozen
 from lipdet.errors import UnknownLipschitz
 from lipdet.layers import MaxMin, ScaledAvgPool2d, SpaceToDepth, ZeroPadChannels, fold
@@ -85,11 +85,13 @@ def bounds_of_pixels(segmenter: Segmenter, images: Tensor) -> PixelBounds:
     by_class = kernel.reshape(classes, cell**2, -1)
     centred = (by_class - by_class.mean(dim=0)).reshape(kernel.shape)
     apart = (by_class[:, None] - by_class[None]).norm(dim=3)
+    with frozen(segmenter):
+        rounding = largest_difference(segmenter, folded.double(), images)
     return PixelBounds(
         pairwise=apart.reshape(classes, classes, cell, cell) * (body * SLACK),
         joint=body * conv_norm(kernel) * SLACK,
         contrasts=math.sqrt(2) * body * conv_norm(centred) * SLACK,
-        rounding=_rounding(segmenter, folded, images),
+        rounding=rounding,
     )
 
 
@@ -114,19 +116,6 @@ def _is_simple(conv: nn.Conv2d) -> bool:
     """Return whether a convolution is what norms without a size are of."""
     plain = conv.stride, conv.dilation, conv.groups, conv.padding_mode
     return plain == ((1, 1), (1, 1), 1, "zeros")
-
-
-@torch.no_grad()
-def _rounding(segmenter: Segmenter, folded: Segmenter, images: Tensor) -> float:
-    """Return SAFETY times the largest difference from the same network in float64."""
-    exact, largest = folded.double(), 0.0
-    with frozen(segmenter):
-        for batch in probes(images):
-            off = float((segmenter(batch).double() - exact(batch.double())).abs().max())
-            if not math.isfinite(off):
-                raise UnknownLipschitz("Logits are not all finite, so their rounding has no bound.")
-            largest = max(largest, off)
-    return SAFETY * largest
 
 
 class PixelMargins(NamedTuple):

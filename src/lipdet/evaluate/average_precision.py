@@ -9,13 +9,12 @@ Notable choices:
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
 
 import numpy as np
 import torch
 from faster_coco_eval import COCO
 from faster_coco_eval import COCOeval_faster as CocoEvaluation
-from torch import Tensor
+from numpy.typing import NDArray
 
 from lipdet.images.coco import coco_dict
 from lipdet.results import AveragePrecision, ClassAP
@@ -37,9 +36,7 @@ def average_precision(
     Returns:
         Fractions. Without any object at all, both means are 0.
     """
-    truth = COCO(_truth(targets, class_names))
-    results = [row for index, found in enumerate(detections) for row in _rows(index + 1, found)]
-    evaluation = CocoEvaluation(truth, truth.loadRes(results), iouType="bbox")
+    evaluation = coco_evaluation(targets, detections, class_names)
     evaluation.evaluate()
     evaluation.accumulate()
     # (IoU thresholds, recalls, classes); -1 marks a class without objects.
@@ -54,48 +51,21 @@ def average_precision(
     )
 
 
-def matched_scores(
+def coco_evaluation(
     targets: Sequence[Target],
     detections: Sequence[Detections],
     class_names: Sequence[str],
-    iou: float,
-) -> list[Tensor]:
-    """Return which objects are found, by the same matching that AP is made of.
-
-    Args:
-        targets: see `average_precision`.
-        detections: see `average_precision`.
-        class_names: see `average_precision`.
-        iou: threshold of a match.
-
-    Returns:
-        For each image (G,) float64: the score of the detection that is matched to each of its
-        objects, 0 where there is none.
-    """
-    truth = COCO(_truth(targets, class_names))
-    results = [row for index, found in enumerate(detections) for row in _rows(index + 1, found)]
-    evaluation = CocoEvaluation(
-        truth, truth.loadRes(results), iouType="bbox", separate_eval=True, extra_calc=True
-    )
-    evaluation.params.iouThrs = np.array([iou])
-    evaluation.evaluate()
-    evaluation.accumulate()
-    counts = [len(target["labels"]) for target in targets]
-    scores = torch.zeros(sum(counts), dtype=torch.float64)
-    # Pairs "detection_object" of numbers that count from 1, in the order given.
-    for pair in evaluation.eval["matched"]:
-        detection, annotation = (int(part) for part in pair.split("_"))
-        if annotation <= len(scores):  # ignored areas follow
-            scores[annotation - 1] = results[detection - 1]["score"]
-    return list(torch.split(scores, counts))
-
-
-def _truth(targets: Sequence[Target], class_names: Sequence[str]) -> dict[str, Any]:
+    **options: bool,
+) -> CocoEvaluation:
+    """Set up the evaluation of which AP is made; `options` are those of faster-coco-eval."""
     # COCO stores the size of a picture; the metric does not use it.
-    return coco_dict([(str(index), 1, 1) for index in range(len(targets))], targets, class_names)
+    sizes = [(str(index), 1, 1) for index in range(len(targets))]
+    truth = COCO(coco_dict(sizes, targets, class_names))
+    results = [row for index, found in enumerate(detections) for row in _rows(index + 1, found)]
+    return CocoEvaluation(truth, truth.loadRes(results), iouType="bbox", **options)
 
 
-def _rows(image_id: int, found: Detections) -> list[dict[str, Any]]:
+def _rows(image_id: int, found: Detections) -> list[dict[str, object]]:
     """Return detections in COCO's result format (xywh, categories from 1)."""
     corners = found["boxes"].double()
     boxes = torch.cat([corners[:, :2], corners[:, 2:] - corners[:, :2]], dim=1)
@@ -107,7 +77,7 @@ def _rows(image_id: int, found: Detections) -> list[dict[str, Any]]:
     ]
 
 
-def _class_ap(precision: np.ndarray[Any, Any]) -> ClassAP:
+def _class_ap(precision: NDArray[np.float64]) -> ClassAP:
     if (precision < 0).all():
         return ClassAP(ap50=None, ap=None)
     return ClassAP(ap50=float(precision[0].mean()), ap=float(precision.mean()))

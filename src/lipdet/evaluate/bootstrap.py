@@ -15,10 +15,9 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 
-from lipdet.attack.damage import judged, true_positives
+from lipdet.evaluate.ranking import ranked
 from lipdet.types import Detections, Target
 
 SAMPLES = 200
@@ -63,17 +62,17 @@ def ap50_interval(
     """
     random, count = np.random.default_rng(seed), len(targets)
     draws = [random.integers(count, size=count) for _ in range(SAMPLES)]
-    rankings = ranked(targets, detections, classes)
-    values = [ap50(rankings, np.bincount(drawn, minlength=count)) for drawn in draws]
+    by_class = rankings(targets, detections, classes)
+    values = [ap50(by_class, np.bincount(drawn, minlength=count)) for drawn in draws]
     tail = (1 - CONFIDENCE) / 2
-    bias = np.mean(values) - ap50(rankings, np.ones(count, np.int64))
+    bias = np.mean(values) - ap50(by_class, np.ones(count, np.int64))
     low, high = np.quantile(values, [tail, 1 - tail]) - bias
     return Interval(max(0.0, float(low)), min(1.0, float(high)))
 
 
-def ap50(rankings: Sequence[Ranking], times: NDArray[np.int64]) -> float:
+def ap50(by_class: Sequence[Ranking], times: NDArray[np.int64]) -> float:
     """Return the mean AP50 of the classes if each image counts so many `times` (images,)."""
-    known = [_ap(one, times) for one in rankings if (one.objects * times).any()]
+    known = [_ap(one, times) for one in by_class if (one.objects * times).any()]
     return float(np.mean(known)) if known else 0.0
 
 
@@ -89,27 +88,14 @@ def _ap(ranking: Ranking, times: NDArray[np.int64]) -> float:
     return float(np.where(index < len(best), best[index.clip(max=len(best) - 1)], 0.0).mean())
 
 
-def ranked(
+def rankings(
     targets: Sequence[Target], detections: Sequence[Detections], classes: int
 ) -> list[Ranking]:
-    """Return the detections of each class of all images, matched."""
-    hits = [
-        true_positives(found, target) for target, found in zip(targets, detections, strict=True)
-    ]
-    image = np.repeat(np.arange(len(hits)), [len(one) for one in hits])
-    labels = torch.cat([found["labels"] for found in detections]).numpy()
-    scores = torch.cat([found["scores"] for found in detections]).numpy()
-    counts = torch.cat(
-        [
-            hit | judged(found, target)
-            for hit, found, target in zip(hits, detections, targets, strict=True)
-        ]
-    )
-    order = np.argsort(-scores, kind="stable")
-    order = order[counts.numpy()[order]]
-    rankings = []
+    """Return the detections of each class of all images."""
+    found = ranked(targets, detections)
+    by_class = []
     for label in range(classes):
-        mine = order[labels[order] == label]
+        own = found.label == label
         objects = [int((target["labels"] == label).sum()) for target in targets]
-        rankings.append(Ranking(image[mine], torch.cat(hits).numpy()[mine], np.array(objects)))
-    return rankings
+        by_class.append(Ranking(found.image[own], found.right[own], np.array(objects)))
+    return by_class

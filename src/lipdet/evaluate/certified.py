@@ -5,7 +5,7 @@ Notable choices:
 - Recall and precision are stated at the score above which detections are shown to users, but like
   AP under AP_SELECTION: among at most 100 detections of a picture, not the 20 that are shown.
 - What is read and counted is what is shown of a picture, of each place only the best detection.
-- One forward pass of each picture serves all ε.
+- One forward pass of each picture serves all ε, and clean AP.
 """
 
 from __future__ import annotations
@@ -44,10 +44,17 @@ from lipdet.certificate.diagnosis import (
 from lipdet.certificate.verifier import Verifier, verifier_of
 from lipdet.detector import SSD
 from lipdet.detector.forward import BATCH_SIZE, raw_output
-from lipdet.evaluate.chunks import Pass, State, Tensors
+from lipdet.evaluate.chunks import (
+    Pass,
+    State,
+    Tensors,
+    detections_from_tensors,
+    detections_to_tensors,
+    in_order,
+)
 from lipdet.images.pack import Pack
 from lipdet.results import CertifiedClass, CertifiedCount, CertifiedReading, CertifiedResult
-from lipdet.types import RawOutput, Target, ignored_of, spell
+from lipdet.types import Detections, RawOutput, Target, ignored_of, spell
 
 IOUS: tuple[float, ...] = tuple(np.linspace(0.5, 0.95, 10).tolist())
 RECALL_SCORE = DISPLAY_SELECTION.score_floor
@@ -96,15 +103,17 @@ class Certified(NamedTuple):
 
 
 class Chunk(NamedTuple):
-    """What is certified in some pictures.
+    """What is detected and certified in some pictures.
 
     Attributes:
+        detections: under AP_SELECTION.
         found: at each ε.
         counts: at each ε, of what is shown of each picture.
         right: (B,) whether the labels that are shown are those of the objects, left to right.
         proven: whether rounding is.
     """
 
+    detections: list[Detections]
     found: tuple[Certified, ...]
     counts: tuple[Counts, ...]
     right: Tensor
@@ -113,8 +122,8 @@ class Chunk(NamedTuple):
 
 def certified_results(
     detector: SSD, pack: Pack, epsilons: Sequence[float], state: State | None = None
-) -> list[CertifiedResult]:
-    """Return one entry per radius, as docs/json.md describes it.
+) -> tuple[list[Detections], list[CertifiedResult]]:
+    """Return what is detected, and one entry per radius, as docs/json.md describes it.
 
     Args:
         detector: of an architecture whose layers all have a Lipschitz bound.
@@ -143,7 +152,7 @@ def certified_results(
         if judged.any() and spell(names):
             entry["reading"] = _reading_summary(right[judged], counts.steady[judged])
         entries.append(entry)
-    return entries
+    return in_order([one.detections for one in chunks]), entries
 
 
 def certificate_pass(
@@ -164,6 +173,7 @@ def certificate_pass(
         shown = replace(verifier(), selection=display)
         radii = [torch.full((len(targets),), epsilon).double() for epsilon in epsilons]
         return Chunk(
+            select_detections(raw, verifier().decoder, AP_SELECTION),
             tuple(certify_batch(verifier(), raw, targets, epsilon) for epsilon in epsilons),
             tuple(certified_counts(shown, raw, radius) for radius in radii),
             read_right(verifier().decoder, raw, targets, display),
@@ -183,7 +193,12 @@ def chunk_to_tensors(chunk: Chunk) -> Tensors:
         for index, pair in enumerate(zip(chunk.found, chunk.counts, strict=True))
         for name, value in _to_tensors(*pair, index).items()
     }
-    return {**tensors, "right": chunk.right, "proven": torch.tensor(chunk.proven)}
+    return {
+        **detections_to_tensors(chunk.detections),
+        **tensors,
+        "right": chunk.right,
+        "proven": torch.tensor(chunk.proven),
+    }
 
 
 def chunk_from_tensors(tensors: Tensors) -> Chunk:
@@ -193,7 +208,8 @@ def chunk_from_tensors(tensors: Tensors) -> Chunk:
     counts = tuple(
         Counts(*(tensors[f"{index}.{name}"] for name in Counts._fields)) for index in range(radii)
     )
-    return Chunk(found, counts, tensors["right"], bool(tensors["proven"]))
+    detections = detections_from_tensors(tensors)
+    return Chunk(detections, found, counts, tensors["right"], bool(tensors["proven"]))
 
 
 def _to_tensors(found: Certified, shown: Counts, index: int) -> Tensors:

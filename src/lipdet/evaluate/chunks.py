@@ -15,7 +15,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
-from typing import Any, Generic, TypeVar
+from typing import Generic, TypeVar
 
 import torch
 from torch import Tensor
@@ -157,7 +157,7 @@ class State:
             return None
         return cls(folder, weights_hash(detector))
 
-    def of_pass(self, kind: str, pack: Pack, **settings: Any) -> Path:
+    def of_pass(self, kind: str, pack: Pack, **settings: object) -> Path:
         """Return the folder of one pass, named by a hash of everything that determines it.
 
         Args:
@@ -187,7 +187,7 @@ def weights_hash(detector: SSD) -> str:
 
 
 @cache
-def code() -> dict[str, Any]:
+def code() -> dict[str, str | dict[str, str]]:
     """What computes: versions and a hash of the source. No other's results are taken over."""
     return {"code": source_hash(Path(__file__).parent.parent), "versions": versions()}
 

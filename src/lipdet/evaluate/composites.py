@@ -10,13 +10,11 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import NamedTuple
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 
-from lipdet.attack.damage import judged, true_positives
+from lipdet.evaluate.ranking import Ranked, ranked
 from lipdet.images.pack import Pack
 from lipdet.types import Detections
 
@@ -26,16 +24,6 @@ Floats = NDArray[np.float64]
 TURNS, ROUNDS = 8, 3
 
 
-class _Ranked(NamedTuple):
-    """Detections (N,) of all results of all pictures; those in ignored areas are left out."""
-
-    picture: NDArray[np.int64]
-    candidate: NDArray[np.int64]
-    label: NDArray[np.int64]
-    score: Floats
-    right: NDArray[np.bool_]
-
-
 def composites(candidates: Sequence[Sequence[Detections]], pack: Pack) -> list[list[Detections]]:
     """Choose one of several results for each picture; return the choice after each round.
 
@@ -43,54 +31,31 @@ def composites(candidates: Sequence[Sequence[Detections]], pack: Pack) -> list[l
         candidates: for each attack, what is detected in each picture.
         pack: the pictures.
     """
-    found, objects = _ranked(candidates, pack), np.bincount(pack.labels)
-    choice, shape = np.zeros(len(pack), dtype=np.int64), (len(pack), len(candidates))
-    places = found.picture * len(candidates) + found.candidate
+    shape, objects = (len(pack), len(candidates)), np.bincount(pack.labels)
+    targets = [target for target in map(pack.target, range(len(pack))) for _ in candidates]
+    found = ranked(targets, [one for results in zip(*candidates, strict=True) for one in results])
+    picture, candidate = divmod(found.image, len(candidates))
+    choice = np.zeros(len(pack), dtype=np.int64)
     chosen = []
     for _ in range(ROUNDS):
         for turn in range(TURNS):
-            worth = np.bincount(places, _worth(found, choice, objects), math.prod(shape))
+            worths = _worth(found, candidate == choice[picture], objects)
+            worth = np.bincount(found.image, worths, math.prod(shape))
             choice[turn::TURNS] = worth.reshape(shape)[turn::TURNS].argmin(axis=1)
         chosen.append([candidates[which][index] for index, which in enumerate(choice.tolist())])
     return chosen
 
 
-def _ranked(candidates: Sequence[Sequence[Detections]], pack: Pack) -> _Ranked:
-    columns: list[list[NDArray[np.generic]]] = [[] for _ in _Ranked._fields]
-    for picture in range(len(pack)):
-        target = pack.target(picture)
-        for candidate, results in enumerate(candidates):
-            one = results[picture]
-            right = true_positives(one, target)
-            counts = right | judged(one, target)
-            number = torch.full((int(counts.sum()),), 1)
-            for column, values in zip(
-                columns,
-                (
-                    picture * number,
-                    candidate * number,
-                    one["labels"][counts],
-                    one["scores"][counts].double(),
-                    right[counts],
-                ),
-                strict=True,
-            ):
-                column.append(values.numpy())
-    return _Ranked(*(np.concatenate(column) for column in columns))
-
-
-def _worth(found: _Ranked, choice: NDArray[np.int64], objects: NDArray[np.int64]) -> Floats:
+def _worth(found: Ranked, shown: NDArray[np.bool_], objects: NDArray[np.int64]) -> Floats:
     """Return by how much each detection (N,) raises the area under its class's curve, about.
 
     A right one at a rank has the precision there, and raises that of the right ones behind it; a
     false one lowers theirs. All is in units of AP, up to the number of classes.
     """
     worth = np.zeros(len(found.label))
-    shown = found.candidate == choice[found.picture]
     for label in np.flatnonzero(objects):
         own = found.label == label
         used = np.flatnonzero(own & shown)
-        used = used[np.argsort(-found.score[used], kind="stable")]
         right = found.right[used]
         rank = np.arange(1, len(used) + 1)
         before = np.append(0, right.cumsum())

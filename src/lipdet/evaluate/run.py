@@ -54,11 +54,13 @@ def evaluate(
     if not pack.describe()["objects"]:
         raise InputError(f"{pack.name} has no objects, so there is no AP.")
     started = time.monotonic()
-    found = in_order(clean_pass(detector, pack, state).results())
+    if certify:
+        found, certified = certified_results(certifiable(loaded), pack, certify, state)
+    else:
+        found, certified = in_order(clean_pass(detector, pack, state).results()), []
     targets = [pack.target(index) for index in range(len(pack))]
     clean = average_precision(targets, found, pack.class_names)
     attacked = attacked_results(detector, pack, campaign, found, state) if campaign else []
-    certified = certified_results(certifiable(loaded), pack, certify, state) if certify else []
     return {
         "weights": loaded.name,
         "parameters": sum(parameter.numel() for parameter in loaded.module.parameters()),
@@ -97,7 +99,7 @@ def detector_for(loaded: AnyDetector, pack: Pack) -> SSD | ForeignDetector:
 def clean_pass(
     detector: SSD | Attackable, pack: Pack, state: State | None
 ) -> Pass[list[Detections]]:
-    """Make the pass over the pack that clean AP sums up."""
+    """Make the pass over the pack that clean AP sums up where nothing is certified."""
 
     def compute(chunk: range) -> list[Detections]:
         return detect(detector, pack.pixels(chunk), AP_SELECTION)

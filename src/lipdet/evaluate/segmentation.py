@@ -161,12 +161,16 @@ def evaluate_segmenter(
     segmenter = loaded.segmenter
     check_pack(loaded, pack)
     started = time.monotonic()
-    counts = confusion_of_pack(segmenter, pack, range(len(pack)))
+    bounds = (bounds or bounds_on(segmenter, pack)) if certify else None
+    if bounds:
+        counts, certified = certified_pixels(segmenter, pack, certify, bounds)
+    else:
+        counts, certified = confusion_of_pack(segmenter, pack, range(len(pack))), []
     answer = np.zeros_like(counts)
     answer[:, counts.sum(axis=1).argmax()] = counts.sum(axis=1)
-    attacked = attacked_pixels(segmenter, pack, campaign) if campaign else []
-    bounds = (bounds or bounds_on(segmenter, pack)) if certify else None
-    certified = certified_pixels(segmenter, pack, certify, bounds) if bounds else []
+    attacked = []
+    if campaign:
+        attacked = [attacked_pixels(segmenter, pack, campaign, one) for one in campaign.epsilons]
     return {
         "weights": loaded.name,
         "parameters": sum(parameter.numel() for parameter in segmenter.parameters()),
@@ -204,14 +208,10 @@ def check_pack(loaded: LoadedSegmenter, pack: Pack) -> None:
         )
 
 
-def attacked_pixels(segmenter: Segmenter, pack: Pack, campaign: Campaign) -> list[AttackedPixels]:
-    """Return the figures under an attack of each radius."""
-    return [_attacked(segmenter, pack, campaign, epsilon) for epsilon in campaign.epsilons]
-
-
-def _attacked(
+def attacked_pixels(
     segmenter: Segmenter, pack: Pack, campaign: Campaign, epsilon: float
 ) -> AttackedPixels:
+    """Return the figures under an attack of one radius."""
     attacks = campaign.attacks(epsilon)
     classes, step = len(pack.class_names), at_once(pack)
     counts, sums = np.zeros((classes, classes), np.int64), np.zeros(3)
@@ -255,19 +255,24 @@ class _Tally:
 
 def certified_pixels(
     segmenter: Segmenter, pack: Pack, epsilons: Sequence[float], bounds: PixelBounds
-) -> list[CertifiedPixels]:
-    """Return what is certified at each radius, each picture being perturbed for itself."""
-    classes, step = len(pack.class_names), at_once(pack)
+) -> tuple[NDArray[np.int64], list[CertifiedPixels]]:
+    """Return confusions (K, K), and what is certified at each radius.
+
+    Each picture is perturbed for itself.
+    """
+    classes, step, masks = len(pack.class_names), at_once(pack), masks_of(pack)
     tallies = {epsilon: _Tally(classes) for epsilon in epsilons}
-    there = np.zeros(classes, np.int64)
+    counts = np.zeros((classes, classes), np.int64)
     for start in track(range(0, len(pack), step), f"Certifying {pack.name}"):
         chosen = range(start, min(start + step, len(pack)))
-        for index, logits in zip(chosen, logits_of(segmenter, pack.pixels(chosen)), strict=True):
-            mask, found = masks_of(pack)[index], margins_of(logits, segmenter, bounds)
-            there += np.bincount(mask[mask != IGNORED], minlength=classes)
+        batch = logits_of(segmenter, pack.pixels(chosen))
+        counts += confusion(batch, torch.from_numpy(masks[list(chosen)]))
+        for index, logits in zip(chosen, batch, strict=True):
+            found = margins_of(logits, segmenter, bounds)
             for epsilon, tally in tallies.items():
-                _count(tally, found, mask, bounds, epsilon)
-    return [_summed(pack, epsilon, tally, there) for epsilon, tally in tallies.items()]
+                _count(tally, found, masks[index], bounds, epsilon)
+    there = counts.sum(axis=1)
+    return counts, [_summed(pack, epsilon, tally, there) for epsilon, tally in tallies.items()]
 
 
 def _count(

@@ -19,7 +19,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from functools import cache
 from itertools import chain, zip_longest
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -138,7 +138,7 @@ class Choice(NamedTuple):
     pictures: int
     certified_pictures: int
 
-    def as_dict(self) -> dict[str, Any]:
+    def as_dict(self) -> dict[str, object]:
         """Plain values for json; fractions."""
         return {
             **_plain(self.rules, self.figures),
@@ -160,7 +160,7 @@ class Choice(NamedTuple):
         )
 
 
-def _plain(rules: Rules, figures: Figures) -> dict[str, Any]:
+def _plain(rules: Rules, figures: Figures) -> dict[str, object]:
     certified = [
         {"epsilon": epsilon, "ap50": ap}
         for epsilon, ap in zip(EPSILONS, figures.certified, strict=False)

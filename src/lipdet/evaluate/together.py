@@ -76,12 +76,13 @@ def _fill(
     state: State,
 ) -> None:
     """Compute this process's chunks of everything."""
-    clean_pass(loaded.detector, pack, state).share()
+    if certify:
+        certificate_pass(loaded.detector, pack, certify, state).share()
+    else:
+        clean_pass(loaded.detector, pack, state).share()
     if campaign:
         for one in attack_passes(loaded.detector, pack, campaign, state):
             one.share()
-    if certify:
-        certificate_pass(loaded.detector, pack, certify, state).share()
 
 
 @contextmanager

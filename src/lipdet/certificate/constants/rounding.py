@@ -21,6 +21,7 @@ from __future__ import annotations
 
 import copy
 import math
+from collections.abc import Callable, Iterable
 from typing import NamedTuple
 
 import torch
@@ -38,6 +39,8 @@ from lipdet.norms import conv_norm
 # Over what is seen on some images. Errors are sums of thousands of roundings, of either sign, so
 # that their largest value over many outputs grows slowly with the number of images.
 SAFETY = 8.0
+
+Outputs = Callable[[Tensor], Iterable[Tensor]]
 
 # How a bound is known, in the words of reports.
 MEASURED, PROVEN = "measured in float32", "proven in float64"
@@ -72,11 +75,8 @@ def rounding_of(detector: SSD, images: Tensor) -> Rounding:
     return Rounding(max(proven, measured.bound), PROVEN)
 
 
-@torch.no_grad()
 def measured_rounding(detector: SSD, images: Tensor) -> float:
-    """Return `SAFETY` times the largest difference of an output from the same network in float64.
-
-    The pass sees the `probes` of the images.
+    """Return `largest_difference` of a detector from the same network in float64.
 
     Args:
         detector: in eval mode, on the device in which it detects; one in float64 is measured in
@@ -91,10 +91,21 @@ def measured_rounding(detector: SSD, images: Tensor) -> float:
     assert isinstance(exact, SSD)
     if detector.default_boxes.dtype == torch.float64:
         detector = copy.deepcopy(detector).float()
+    return largest_difference(
+        lambda batch: forward(detector, batch), lambda batch: forward(exact, batch), images
+    )
+
+
+@torch.no_grad()
+def largest_difference(network: Outputs, exact: Outputs, images: Tensor) -> float:
+    """Return `SAFETY` times the largest difference from a network in float64, at all `probes`.
+
+    Raises:
+        UnknownLipschitz: an output is not finite, in either precision.
+    """
     largest = 0.0
     for batch in probes(images):
-        found, wanted = forward(detector, batch), forward(exact, batch.double())
-        for outputs, reference in zip(found, wanted, strict=True):
+        for outputs, reference in zip(network(batch), exact(batch.double()), strict=True):
             difference = float((outputs.double() - reference).abs().max())
             if not math.isfinite(difference):
                 raise UnknownLipschitz(

@@ -125,20 +125,23 @@ def default_boxes_of(job: Job, parts: Sequence[Part], start: SSD | None) -> dict
     if "scale" in (job.train.augment or ()):
         boxes = boxes * random_scales(len(boxes), job.train.scales, job.train.seed)
     names = job.detector.class_names
-    fit = fit_default_boxes(
-        boxes, labels, len(names), job.train.seed, start.config.stride if start else 0
-    )
+    kept = None
     if start and start.config.sides and start.config.class_names == names:
         sides, stride = start.config.sides, start.config.stride
         covered = coverage(boxes.astype(np.float64), labels, len(names), sides, stride)
-        old = Fit(stride, sides, covered)
-        if old.share >= min(LEAST_COVERED, fit.share):
-            fit = old
-        else:
-            console.log(
-                f"The default boxes of {job.train.start_from} cover {100 * old.share:.1f} % of the "
-                "objects: others are fitted, and their heads start anew."
-            )
+        kept = Fit(stride, sides, covered)
+    if kept and kept.share >= LEAST_COVERED:
+        fit = kept
+    else:
+        stride = start.config.stride if start else 0
+        fit = fit_default_boxes(boxes, labels, len(names), job.train.seed, stride)
+    if kept and kept.share >= fit.share:
+        fit = kept
+    elif kept:
+        console.log(
+            f"The default boxes of {job.train.start_from} cover {100 * kept.share:.1f} % of the "
+            "objects: others are fitted, and their heads start anew."
+        )
     console.log(described(fit))
     if fit.share < LEAST_COVERED:
         console.log(warning_of(fit, names))

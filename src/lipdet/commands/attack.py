@@ -6,8 +6,6 @@ import itertools
 from collections.abc import Sequence
 from pathlib import Path
 
-import numpy as np
-import torch
 from PIL import Image
 from torch import Tensor
 
@@ -29,13 +27,13 @@ from lipdet.commands.options import (
 )
 from lipdet.files import write_picture
 from lipdet.hardware import DeviceName, measuring_device
-from lipdet.images.crop import Region, cut, full_region
+from lipdet.images.crop import cut, full_region
+from lipdet.images.tensors import to_tensor
 from lipdet.progress import progress_bar
 from lipdet.reading import Detection, named
 from lipdet.reading.detections import as_rows, distance, read_out
 from lipdet.reading.marks import captioned, contact_sheet, draw_classes, magnified, to_picture
 from lipdet.reading.search import in_picture
-from lipdet.types import Canvas
 from lipdet.versions import versions
 
 # Pictures at a time; those that are done are written while the next are attacked.
@@ -122,7 +120,8 @@ def run(
             indices = [index for index, _ in batch]
             photographs = [photograph for _, photograph in batch]
             regions = [full_region(*photograph.size, canvas) for photograph in photographs]
-            clean = _batch(photographs, regions, canvas)
+            pairs = zip(photographs, regions, strict=True)
+            clean = to_tensor([cut(*pair, canvas) for pair in pairs])
             found = attack_unlabelled(loaded.detector, clean, singles, indices, on_step)
             before, after = (one._replace(images=one.images.cpu()) for one in found)
             names = loaded.class_names or _numbers(found)
@@ -149,12 +148,6 @@ def run(
                 )
                 print(f"{images[index]}: {read_out(seen[0])} → {read_out(seen[1])}")
     print(f"Panels and attack.json: {out} (ε = {radius:g}: {canvas.in_grey_levels(radius, norm)})")
-
-
-def _batch(photographs: Sequence[Image.Image], regions: Sequence[Region], canvas: Canvas) -> Tensor:
-    """Return (B, 3, height, width) in [0, 1] of the canvas."""
-    cuts = [cut(one, region, canvas) for one, region in zip(photographs, regions, strict=True)]
-    return torch.from_numpy(np.stack(cuts)).permute(0, 3, 1, 2).float() / 255
 
 
 def _numbers(outcomes: Sequence[Outcome]) -> tuple[str, ...]:

@@ -13,7 +13,6 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from PIL import Image
-from torch import Tensor
 
 from lipdet import distributed
 from lipdet.attack.pixels import PixelSettings, attack_pixels
@@ -40,6 +39,7 @@ from lipdet.evaluate.segmentation import evaluate_segmenter, logits_of
 from lipdet.files import write_picture
 from lipdet.images.crop import cut, full_region
 from lipdet.images.spec import open_data
+from lipdet.images.tensors import to_tensor, to_uint8
 from lipdet.progress import show
 from lipdet.reading.detections import distance
 from lipdet.reading.marks import contact_sheet
@@ -91,7 +91,7 @@ def detect(detector: str, images: Sequence[Path], out: Path, **options: Any) -> 
     with pictures_kept(out / "detections.json", result) as entries:
         for index, picture in _seen(files, canvas):
             path, stem = files[index]
-            predicted = logits_of(segmenter, _batch([picture])).argmax(dim=1)[0].numpy()
+            predicted = logits_of(segmenter, to_tensor([picture])).argmax(dim=1)[0].numpy()
             write_picture(out / f"{stem}.png", draw_classes(Image.fromarray(picture), predicted))
             pixels = _counted(segmenter, predicted)
             entries.append({"image": str(path), "pixels": pixels})
@@ -109,7 +109,7 @@ def certify(detector: str, images: Sequence[Path], out: Path, **options: Any) ->
     epsilons = parse_epsilons(options["epsilon"])
     loaded, files = _opened(detector, images, out)
     segmenter, canvas = loaded.segmenter, loaded.segmenter.framing.canvas
-    bounds = bounds_of_pixels(segmenter, _batch([next(_seen(files, canvas))[1]]))
+    bounds = bounds_of_pixels(segmenter, to_tensor([next(_seen(files, canvas))[1]]))
     result = {
         "weights": loaded.name,
         "canvas": list(canvas),
@@ -119,7 +119,7 @@ def certify(detector: str, images: Sequence[Path], out: Path, **options: Any) ->
     with pictures_kept(out / "certificates.json", result) as entries:
         for index, picture in _seen(files, canvas):
             path, stem = files[index]
-            [logits] = logits_of(segmenter, _batch([picture]))
+            [logits] = logits_of(segmenter, to_tensor([picture]))
             found = margins_of(logits, segmenter, bounds)
             shown = Image.fromarray(picture)
             write_picture(out / f"{stem}{CLASSES}.png", draw_classes(shown, found.predicted))
@@ -164,12 +164,12 @@ def attack(
     with pictures_kept(out / "attack.json", result) as entries:
         for index, picture in _seen(files, canvas):
             path, stem = files[index]
-            clean = _batch([picture])
+            clean = to_tensor([picture])
             before = logits_of(segmenter, clean).argmax(dim=1)
             masks = before.to(torch.uint8)
             changed = attack_pixels(segmenter, clean, masks, attacks, [index]).cpu()
             after = logits_of(segmenter, changed).argmax(dim=1)
-            attacked = (changed[0].permute(1, 2, 0) * 255).round().to(torch.uint8).numpy()
+            attacked = to_uint8(changed[0])
             panels = [
                 draw_classes(Image.fromarray(one), shown[0].numpy())
                 for one, shown in ((picture, before), (attacked, after))
@@ -238,7 +238,3 @@ def _seen(files: Sequence[tuple[Path, str]], canvas: Canvas) -> Iterator[tuple[i
     """Yield the indices of files with what the segmenter sees of them, (H, W, 3) uint8."""
     for index, photograph in readable_pictures([path for path, _ in files]):
         yield index, cut(photograph, full_region(*photograph.size, canvas), canvas)
-
-
-def _batch(pictures: Sequence[np.ndarray]) -> Tensor:
-    return torch.from_numpy(np.stack(pictures)).permute(0, 3, 1, 2).float() / 255

@@ -34,6 +34,7 @@ from torch import Tensor
 from lipdet.errors import InputError
 from lipdet.files import check_space, write_complete
 from lipdet.images.source import Skipped
+from lipdet.images.tensors import to_tensor
 from lipdet.results import DataSummary
 from lipdet.types import Canvas, Objects, Target
 
@@ -127,8 +128,7 @@ class Pack:
 
     def pixels(self, indices: Sequence[int]) -> Tensor:
         """Return pictures as a batch (B, 3, S, S) float32 in [0, 1]."""
-        chosen = np.stack([self.images[index] for index in indices])
-        return torch.from_numpy(chosen).permute(0, 3, 1, 2).float() / 255
+        return to_tensor([self.images[index] for index in indices])
 
     def describe(self) -> DataSummary:
         """Return what a result says about its data."""

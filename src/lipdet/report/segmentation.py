@@ -28,6 +28,7 @@ from lipdet.errors import UnknownLipschitz
 from lipdet.evaluate.attacked import Campaign
 from lipdet.evaluate.segmentation import check_pack, evaluate_segmenter, logits_of, masks_of
 from lipdet.images.pack import Pack
+from lipdet.images.tensors import to_uint8
 from lipdet.lipschitz.profile import LayerRow
 from lipdet.reading.marks import COLOURS
 from lipdet.reading.pixels import (
@@ -217,7 +218,7 @@ def _scenes(
     segmenter, images = loaded.segmenter, pack.pixels(indices)
     masks, epsilon = masks_of(pack)[list(indices)], attacks[0].epsilon
     changed = attack_pixels(segmenter, images, torch.from_numpy(masks), attacks, indices).cpu()
-    rounded = (changed.permute(0, 2, 3, 1) * 255).round().byte().numpy()
+    rounded = to_uint8(changed)
     logits, after = (logits_of(segmenter, one) for one in (images, changed))
     scenes = []
     for place, index in enumerate(indices):

@@ -29,7 +29,7 @@ from lipdet.hardware import DeviceName, measuring_device
 from lipdet.images.pack import Pack, same_pictures
 from lipdet.images.spec import open_data
 from lipdet.progress import show
-from lipdet.report.build import build_report
+from lipdet.report.build import build_report, check_distinct
 from lipdet.report.page import write_figures, write_module_page, write_page
 from lipdet.report.scenes import scenes
 from lipdet.report.segmentation import (
@@ -179,9 +179,7 @@ def _report_segmenters(
     shown: Mapping[Framing, Sequence[int]],
     title: str,
 ) -> None:
-    names = [one.name for one in segmenters]
-    if len(set(names)) < len(names):
-        raise InputError(f"Each segmenter can be given once only: {', '.join(names)}.")
+    check_distinct("segmenter", [one.name for one in segmenters])
     found = [
         inspect_segmenter(one, packs[one.framing], seed, campaign, shown[one.framing])
         for one in segmenters

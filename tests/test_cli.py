@@ -294,9 +294,7 @@ def test_a_broken_picture_does_not_take_the_finished_ones_along(
     file: str,
     tmp_path: Path,
     capsys: pytest.CaptureFixture[str],
-    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr("lipdet.commands.attack.BATCH", 1)
     folder, out = tmp_path / "doors", tmp_path / "out"
     folder.mkdir()
     for name in ("1.png", "3.png"):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -13,19 +12,9 @@ from lipdet.attack import AttackSettings, attack_unlabelled
 from lipdet.attack.outcome import Outcome
 from lipdet.attack.settings import AttackName, Norm, single_attacks
 from lipdet.checkpoint import load_any
-from lipdet.commands.attack_options import EPSILON_HELP, parse_epsilons
-from lipdet.commands.options import (
-    ANY_DETECTOR_HELP,
-    Parser,
-    check_folder,
-    check_no_input,
-    distinct_stems,
-    picture_files,
-    pictures_kept,
-    readable_pictures,
-    verb_parser,
-)
-from lipdet.files import write_picture
+from lipdet.commands.attack_options import EPSILON_HELP, attack_facts, parse_epsilons
+from lipdet.commands.options import ANY_DETECTOR_HELP, Parser
+from lipdet.commands.pictures import PictureFiles, picture_parser
 from lipdet.hardware import DeviceName, measuring_device
 from lipdet.images.crop import cut, full_region
 from lipdet.images.tensors import to_tensor
@@ -34,7 +23,6 @@ from lipdet.reading import Detection, named
 from lipdet.reading.detections import as_rows, distance, read_out
 from lipdet.reading.marks import captioned, contact_sheet, draw_classes, magnified, to_picture
 from lipdet.reading.search import in_picture
-from lipdet.versions import versions
 
 # Pictures at a time; those that are done are written while the next are attacked.
 BATCH = 16
@@ -42,12 +30,11 @@ BATCH = 16
 
 def parser() -> Parser:
     """Options of `run`."""
-    parser = verb_parser(
+    parser = picture_parser(
         "Attack pictures: change them by at most epsilon so that the detector errs.",
         "lipdet attack naive door.jpg --epsilon 0.5 --out attacked",
+        ANY_DETECTOR_HELP,
     )
-    parser.add_argument("detector", help=ANY_DETECTOR_HELP)
-    parser.add_argument("images", nargs="+", type=Path, help="picture files, or folders of them")
     parser.add_argument("--epsilon", nargs=1, default=[], metavar="E", help=EPSILON_HELP)
     parser.add_function_arguments(run, skip={"detector", "images", "epsilon"})
     return parser
@@ -87,36 +74,20 @@ def run(
     [radius] = parse_epsilons(epsilon)
     settings = AttackSettings(radius, norm=norm, steps=steps, restarts=restarts, seed=seed)
     singles = single_attacks(attack, settings, objective)
-    check_folder(out)
-    images = picture_files(images)
-    stems = distinct_stems(images)
-    check_no_input((out / f"{stem}.png" for stem in stems), images)
+    files = PictureFiles(images, out)
     place = measuring_device(device)
     loaded = load_any(detector)
     loaded.module.to(place)
     canvas = loaded.framing.canvas
-    result = {
-        "weights": loaded.name,
-        "canvas": list(canvas),
-        "epsilon": radius,
-        "grey_levels": canvas.grey_levels(radius, norm),
-        "attack": attack,
-        "norm": norm,
-        "objectives": [single.objective for single in singles],
-        "steps": steps,
-        "restarts": restarts,
-        "seed": seed,
-        "versions": versions(),
-    }
+    result = attack_facts(loaded, attack, settings, singles)
     gradients = restarts * sum(one.steps + 1 for one in singles)
-    with pictures_kept(out / "attack.json", result) as pictures, progress_bar() as bar:
-        task = bar.add_task("Attacking", total=len(images) * gradients)
+    with files.written("attack.json", result), progress_bar() as bar:
+        task = bar.add_task("Attacking", total=len(files.paths) * gradients)
 
         def on_step(step: int, places: Tensor, values: Tensor) -> None:
             bar.advance(task, len(places))
 
-        readable = readable_pictures(images)
-        while batch := list(itertools.islice(readable, BATCH)):
+        for batch in files.batches(BATCH):
             indices = [index for index, _ in batch]
             photographs = [photograph for _, photograph in batch]
             regions = [full_region(*photograph.size, canvas) for photograph in photographs]
@@ -125,28 +96,23 @@ def run(
             found = attack_unlabelled(loaded.detector, clean, singles, indices, on_step)
             before, after = (one._replace(images=one.images.cpu()) for one in found)
             names = loaded.class_names or _numbers(found)
-            out.mkdir(parents=True, exist_ok=True)
             for at, index in enumerate(indices):
                 seen = [named(one.detections[at], names) for one in (before, after)]
                 panel = _panel(before.images[at], after.images[at], seen, names)
-                write_picture(out / f"{stems[index]}.png", panel)
                 size = photographs[at].size
                 rows = [
                     as_rows(named(in_picture(one.detections[at], regions[at], canvas, size), names))
                     for one in (before, after)
                 ]
-                pictures.append(
-                    {
-                        "image": str(images[index]),
-                        "width": size[0],
-                        "height": size[1],
-                        "region": list(regions[at]),
-                        "distance": distance(before.images[at], after.images[at]),
-                        "clean": rows[0],
-                        "attacked": rows[1],
-                    }
-                )
-                print(f"{images[index]}: {read_out(seen[0])} → {read_out(seen[1])}")
+                entry = {
+                    "width": size[0],
+                    "height": size[1],
+                    "region": list(regions[at]),
+                    "distance": distance(before.images[at], after.images[at]),
+                    "clean": rows[0],
+                    "attacked": rows[1],
+                }
+                files.keep(index, {"": panel}, entry, f"{read_out(seen[0])} → {read_out(seen[1])}")
     print(f"Panels and attack.json: {out} (ε = {radius:g}: {canvas.in_grey_levels(radius, norm)})")
 
 

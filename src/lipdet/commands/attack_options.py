@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
-from lipdet.attack import NAMED_EPSILONS, parse_epsilon
+from lipdet.attack import NAMED_EPSILONS, AttackSettings, parse_epsilon
 from lipdet.attack.settings import AttackName, Norm
+from lipdet.checkpoint import AnyDetector, LoadedSegmenter
 from lipdet.errors import InputError
+from lipdet.versions import versions
 
 EPSILON_HELP = (
     f"radius in [0, 1] pixel units at the network's input size, or {' or '.join(NAMED_EPSILONS)} "
@@ -42,3 +45,26 @@ def measured_epsilons(
     if words:
         raise InputError("--epsilon needs --certify, or an attack such as --attack worst.")
     return ()
+
+
+def attack_facts(
+    loaded: AnyDetector | LoadedSegmenter,
+    attack: AttackName,
+    settings: AttackSettings,
+    singles: Sequence[AttackSettings],
+) -> dict[str, Any]:
+    """Return what attack.json says of the attack; `singles` are those behind its name."""
+    canvas = loaded.framing.canvas
+    return {
+        "weights": loaded.name,
+        "canvas": list(canvas),
+        "epsilon": settings.epsilon,
+        "grey_levels": canvas.grey_levels(settings.epsilon, settings.norm),
+        "attack": attack,
+        "norm": settings.norm,
+        "objectives": [one.objective for one in singles],
+        "steps": settings.steps,
+        "restarts": settings.restarts,
+        "seed": settings.seed,
+        "versions": versions(),
+    }

@@ -29,7 +29,7 @@ BATCH = 16
 
 
 def parser() -> Parser:
-    """Options of `run`."""
+    """Return the parser of the options of `run`."""
     parser = picture_parser(
         "Attack pictures: change them by at most epsilon so that the detector errs.",
         "lipdet attack naive door.jpg --epsilon 0.5 --out attacked",
@@ -117,7 +117,7 @@ def run(
 
 
 def _numbers(outcomes: Sequence[Outcome]) -> tuple[str, ...]:
-    """The labels of a module that has no names for them; it counts from 1."""
+    """Name the labels of a module that has no names for them; it counts from 1."""
     found = [one for outcome in outcomes for one in outcome.detections]
     largest = max((int(label) for one in found for label in one["labels"]), default=0)
     return tuple(str(number) for number in range(1, largest + 2))

@@ -28,7 +28,7 @@ from lipdet.reading.marks import draw_certificates
 
 
 def parser() -> Parser:
-    """Options of `run`."""
+    """Return the parser of the options of `run`."""
     parser = picture_parser(
         "Say how much perturbation each detection survives, and what is read and counted, and draw "
         "where boxes can go.",

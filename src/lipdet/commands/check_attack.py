@@ -30,7 +30,7 @@ from lipdet.versions import versions
 
 
 def parser() -> Parser:
-    """Options of `run`."""
+    """Return the parser of the options of `run`."""
     parser = verb_parser(
         "Check that an attack is strong enough: it must beat noise, black-box and transferred "
         "attacks, and have nothing left to gain from more steps or restarts.",

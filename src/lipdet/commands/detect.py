@@ -19,7 +19,7 @@ from lipdet.types import Canvas, spell
 
 
 def parser() -> Parser:
-    """Options of `run`."""
+    """Return the parser of the options of `run`."""
     parser = picture_parser(
         "Find objects in pictures of any size.",
         "lipdet detect naive door.jpg --out found",

@@ -38,7 +38,7 @@ from lipdet.report.table import attacked_table, classes_table, results_table
 
 
 def parser() -> Parser:
-    """Options of `run`."""
+    """Return the parser of the options of `run`."""
     parser = verb_parser(
         "Measure average precision on a data set: clean, under attack, certified.",
         "lipdet eval naive --data svhn:SVHN/test --epsilon 0.25 0.5 --attack worst",

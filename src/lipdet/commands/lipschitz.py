@@ -37,7 +37,7 @@ MOST_OBSERVED = 16
 
 
 def parser() -> Parser:
-    """Options of `run`."""
+    """Return the parser of the options of `run`."""
     parser = verb_parser(
         "Bound a detector's Lipschitz constants in [0, 1] pixel units, layer by layer.",
         "lipdet lipschitz naive --plot profile.png",

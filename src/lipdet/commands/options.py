@@ -76,7 +76,7 @@ def verb_parser(summary: str, example: str) -> Parser:
 
 
 def add_processes(parser: Parser) -> None:
-    """The option of verbs that several processes can share (`distributed.launch`)."""
+    """Add the option of verbs that several processes can share (`distributed.launch`)."""
     parser.add_argument(
         "--processes",
         type=PositiveInt,

@@ -43,7 +43,7 @@ from lipdet.types import Framing
 
 
 def parser() -> Parser:
-    """Options of `run`."""
+    """Return the parser of the options of `run`."""
     parser = verb_parser(
         "Show detectors side by side on one page that opens anywhere, without a network.",
         "lipdet report naive runs/mine --data rendered:200 --epsilon 0.1 0.25 --out report.html",

@@ -107,7 +107,7 @@ class Pack:
 
     @property
     def crops(self) -> bool:
-        """Whether the pictures are crops around objects; rendered ones are neither."""
+        """Return whether the pictures are crops around objects; rendered ones are neither."""
         return self.meta.get("crop") in ("reference", "jitter")
 
     def target(self, index: int) -> Target:

@@ -68,7 +68,7 @@ class AnnotatedPicture:
 
 @dataclass(frozen=True)
 class Skipped:
-    """What was left out or is read otherwise than it is written, and why, in a few words."""
+    """A thing left out or read otherwise than it is written, and why, in a few words."""
 
     name: str
     reason: str

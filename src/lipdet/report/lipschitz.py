@@ -42,7 +42,7 @@ _BOUND, _OBSERVED = COLOURS[:2]
 
 
 class Profile(TypedDict):
-    """What `lipdet lipschitz --json` writes of any network; docs/json.md describes it."""
+    """The json of `lipdet lipschitz` of any network; docs/json.md describes it."""
 
     weights: str
     observed_on: DataSummary
@@ -60,7 +60,7 @@ class DetectorProfile(Profile):
 
 
 class PixelConstants(TypedDict):
-    """What certificates of pixels are made of, for pictures of every size."""
+    """Constants in certificates of pixels, for pictures of every size."""
 
     joint: float
     contrasts: float

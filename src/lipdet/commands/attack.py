@@ -12,7 +12,7 @@ from lipdet.attack import AttackSettings, attack_unlabelled
 from lipdet.attack.outcome import Outcome
 from lipdet.attack.settings import AttackName, Norm, single_attacks
 from lipdet.checkpoint import load_any
-from lipdet.commands.attack_options import EPSILON_HELP, attack_facts, parse_epsilons
+from lipdet.commands.attack_options import EPSILON_HELP, add_objective, attack_facts, parse_epsilons
 from lipdet.commands.options import ANY_DETECTOR_HELP, Parser
 from lipdet.commands.pictures import PictureFiles, picture_parser
 from lipdet.hardware import DeviceName, measuring_device
@@ -36,7 +36,8 @@ def parser() -> Parser:
         ANY_DETECTOR_HELP,
     )
     parser.add_argument("--epsilon", nargs=1, default=[], metavar="E", help=EPSILON_HELP)
-    parser.add_function_arguments(run, skip={"detector", "images", "epsilon"})
+    add_objective(parser)
+    parser.add_function_arguments(run, skip={"detector", "images", "epsilon", "objective"})
     return parser
 
 
@@ -63,8 +64,7 @@ def run(
         epsilon: radius.
         out: folder for a panel NAME.png of each picture and one attack.json for all.
         attack: pgd, apgd, or worst: PGD with more objectives.
-        objective: what pgd and apgd raise: demote, mislabel, vanish, fabricate, multibox,
-            classification or localisation; by default the first two with half of the steps each.
+        objective: what pgd and apgd raise.
         norm: of the perturbation, l2 or linf.
         steps: gradients per start.
         restarts: random starts.

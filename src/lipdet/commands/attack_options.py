@@ -8,6 +8,7 @@ from typing import Any
 from lipdet.attack import NAMED_EPSILONS, AttackSettings, parse_epsilon
 from lipdet.attack.settings import AttackName, Norm
 from lipdet.checkpoint import AnyDetector, LoadedSegmenter
+from lipdet.commands.options import Parser
 from lipdet.errors import InputError
 from lipdet.versions import versions
 
@@ -15,6 +16,18 @@ EPSILON_HELP = (
     f"radius in [0, 1] pixel units at the network's input size, or {' or '.join(NAMED_EPSILONS)} "
     "(the reference experiment's 0.5 in either unit)"
 )
+
+
+def add_objective(parser: Parser) -> None:
+    """Add the option that names what attacks raise."""
+    names = ", ".join(AttackSettings.objectives)
+    mix = ", ".join(f"{name} {share:g}" for name, share in AttackSettings.unnamed.items())
+    parser.add_argument(
+        "--objective",
+        metavar="NAME",
+        help=f"what pgd and apgd raise, one of: {names}; by default these, each with its share of "
+        f"the steps: {mix}",
+    )
 
 
 def parse_epsilons(words: Sequence[str]) -> tuple[float, ...]:

@@ -9,7 +9,7 @@ from lipdet import distributed
 from lipdet.attack import AttackSettings
 from lipdet.attack.settings import AttackName, Norm
 from lipdet.checkpoint import certifiable, load_any
-from lipdet.commands.attack_options import EPSILON_HELP, measured_epsilons
+from lipdet.commands.attack_options import EPSILON_HELP, add_objective, measured_epsilons
 from lipdet.commands.options import (
     ANY_DETECTOR_HELP,
     FLOAT64_HELP,
@@ -52,7 +52,10 @@ def parser() -> Parser:
         help="also bound AP under every L2 perturbation of at most each radius",
     )
     parser.add_argument("--float64", action="store_true", help=FLOAT64_HELP)
-    parser.add_function_arguments(run, skip={"detector", "data", "epsilon", "certify", "float64"})
+    add_objective(parser)
+    parser.add_function_arguments(
+        run, skip={"detector", "data", "epsilon", "certify", "float64", "objective"}
+    )
     add_processes(parser)
     return parser
 
@@ -86,8 +89,7 @@ def run(
         float64: compute in float64.
         attack: also measure under this attack; worst tries several objectives and reports the
             lowest.
-        objective: what pgd and apgd raise: demote, mislabel, vanish, fabricate, multibox,
-            classification or localisation; by default the first two with half of the steps each.
+        objective: what pgd and apgd raise.
         norm: of the perturbation, l2 or linf.
         steps: gradients of an attack per start.
         restarts: random starts of an attack.

@@ -21,7 +21,6 @@ from lipdet.commands.options import (
 from lipdet.commands.pictures import PictureFiles, picture_parser
 from lipdet.errors import InputError
 from lipdet.hardware import DeviceName, measuring_device
-from lipdet.progress import track
 from lipdet.reading import certified, look, regions_of, shown_above, tallied
 from lipdet.reading.detections import radii_explained, with_radius
 from lipdet.reading.marks import draw_certificates
@@ -91,7 +90,7 @@ def run(
         "rounding": verifier.rounding_known,
     }
     with files.written("certificates.json", result):
-        for index, image in track(files.each(), "Certifying", len(files.paths)):
+        for index, image in files.each("Certifying"):
             views = look(model, names, image, regions_of(model, image, region), selection)
             views = certified(views, verifier, iou)
             tallies = tallied(views, verifier, epsilons)

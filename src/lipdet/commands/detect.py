@@ -11,7 +11,6 @@ from lipdet.commands.options import DETECTOR_HELP, Parser, parse_region
 from lipdet.commands.pictures import PictureFiles, picture_parser
 from lipdet.detector.forward import Network
 from lipdet.export.runtime import load_onnx
-from lipdet.progress import track
 from lipdet.reading import Reading, certified_reading, known_verifier, read, shown_above
 from lipdet.reading.detections import left_to_right, radii_explained, with_radius
 from lipdet.reading.marks import draw_classes
@@ -55,7 +54,7 @@ def run(
     verifier = known_verifier(model, selection)
     result = {"weights": detector, "canvas": list(canvas), "score": score}
     with files.written("detections.json", result):
-        for index, image in track(files.each(), "Detecting", len(files.paths)):
+        for index, image in files.each("Detecting"):
             reading = read(model, names, image, region, selection)
             if verifier:
                 reading = certified_reading(reading, verifier)

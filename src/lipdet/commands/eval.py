@@ -97,8 +97,7 @@ def run(
         device: cpu or cuda; by default the GPU if there is one, with --float64 the CPU.
         json: file for the result; `-` prints it instead of the tables.
     """
-    if limit is not None:
-        check_positive("--limit", limit)
+    check_positive("--limit", limit)
     check_writable(json)
     check_state(state, [detector])
     campaign = None
@@ -116,8 +115,7 @@ def run(
         if float64:
             network.double()
     pack = distributed.made_once(lambda: open_data(data, "test", loaded.framing, seed))
-    if limit is not None:
-        pack = pack.head(limit)
+    pack = pack.head(limit)
     result = evaluate_together(loaded, pack, seed, campaign, epsilons if certify else (), state)
     if result is None:
         return  # the first of several processes writes it

@@ -153,9 +153,9 @@ def parse_canvas(text: object) -> Canvas:
 register_type(Canvas, str, parse_canvas)
 
 
-def check_positive(option: str, value: int) -> None:
-    """Refuse a number below one."""
-    if value <= 0:
+def check_positive(option: str, value: int | None) -> None:
+    """Refuse a number below one, if one was given."""
+    if value is not None and value <= 0:
         raise InputError(f"{option} must be positive, not {value}.")
 
 

@@ -13,6 +13,7 @@ from lipdet.commands.options import Parser, as_json, check_folder, verb_parser
 from lipdet.errors import InputError
 from lipdet.files import write_complete, write_picture
 from lipdet.images.source import PICTURES, load_rgb, pictures_in
+from lipdet.progress import track
 
 
 def picture_parser(summary: str, example: str, detector_help: str) -> Parser:
@@ -75,9 +76,9 @@ class PictureFiles:
                 f"{'; '.join(broken)}. What was asked for was done with {rest} others."
             )
 
-    def each(self) -> Iterator[tuple[int, Image.Image]]:
-        """Yield the same, one at a time."""
-        return (one for [one] in self.batches(1))
+    def each(self, doing: str) -> Iterator[tuple[int, Image.Image]]:
+        """Yield the same, one at a time, under a progress bar that says what is done with them."""
+        return (one for [one] in track(self.batches(1), doing, len(self.paths)))
 
     @contextmanager
     def written(self, name: str, facts: Mapping[str, Any]) -> Iterator[None]:

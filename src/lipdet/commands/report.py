@@ -97,9 +97,8 @@ def run(
         figures: folder for the figures as SVG and PNG.
         device: cpu or cuda; by default the GPU if there is one.
     """
-    for option, value in (("--limit", limit), ("--pictures", pictures)):
-        if value is not None:
-            check_positive(option, value)
+    check_positive("--limit", limit)
+    check_positive("--pictures", pictures)
     check_writable(out)
     if figures is not None:
         check_folder(figures)
@@ -128,9 +127,7 @@ def run(
             "alone, without --results and --figures."
         )
     framings = list(dict.fromkeys(one.framing for one in given))
-    opened = [open_data(data, "test", framing, seed) for framing in framings]
-    if limit is not None:
-        opened = [pack.head(limit) for pack in opened]
+    opened = [open_data(data, "test", framing, seed).head(limit) for framing in framings]
     if foreign:
         _report_foreign(foreign[0], opened[0], seed, campaign, out, pictures)
         return

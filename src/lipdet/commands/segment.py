@@ -34,7 +34,7 @@ from lipdet.evaluate.segmentation import evaluate_segmenter, logits_of
 from lipdet.images.crop import cut, full_region
 from lipdet.images.spec import open_data
 from lipdet.images.tensors import to_tensor, to_uint8
-from lipdet.progress import show, track
+from lipdet.progress import show
 from lipdet.reading.detections import distance
 from lipdet.reading.marks import contact_sheet
 from lipdet.reading.pixels import draw_classes, draw_radii
@@ -56,16 +56,14 @@ def evaluate(detector: str, data: str, **options: Any) -> None:
     _refuse(options, float64=MEASURED, device=ON_THE_CPU, state="Nothing is kept")
     attack, certify = options["attack"], options["certify"]
     limit, json, seed = options["limit"], options["json"], options["seed"]
-    if limit is not None:
-        check_positive("--limit", limit)
+    check_positive("--limit", limit)
     check_writable(json)
     epsilons = measured_epsilons(options["epsilon"], attack, certify, options["norm"])
     campaign = None
     if attack is not None:
         campaign = Campaign(attack, epsilons, _settings(epsilons[0], options), options["objective"])
     loaded = load_segmenter(detector)
-    pack = open_data(data, "test", loaded.segmenter.framing, seed)
-    pack = pack if limit is None else pack.head(limit)
+    pack = open_data(data, "test", loaded.framing, seed).head(limit)
     result = evaluate_segmenter(loaded, pack, seed, campaign, epsilons if certify else ())
     if write_json(json, result):
         return
@@ -82,7 +80,7 @@ def detect(detector: str, images: Sequence[Path], out: Path, **options: Any) -> 
     segmenter, canvas = loaded.segmenter, loaded.framing.canvas
     result = {"weights": loaded.name, "canvas": list(canvas)}
     with files.written("detections.json", result):
-        for index, photograph in track(files.each(), "Segmenting", len(files.paths)):
+        for index, photograph in files.each("Segmenting"):
             picture = _seen(photograph, canvas)
             predicted = logits_of(segmenter, to_tensor([picture])).argmax(dim=1)[0].numpy()
             overlay = draw_classes(Image.fromarray(picture), predicted)
@@ -102,7 +100,7 @@ def certify(detector: str, images: Sequence[Path], out: Path, **options: Any) ->
     files = PictureFiles(images, out, ends=("", CLASSES))
     loaded = load_segmenter(detector)
     segmenter, canvas = loaded.segmenter, loaded.framing.canvas
-    _, first = next(files.each())
+    [(_, first)] = next(files.batches(1))
     bounds = bounds_of_pixels(segmenter, to_tensor([_seen(first, canvas)]))
     result = {
         "weights": loaded.name,
@@ -111,7 +109,7 @@ def certify(detector: str, images: Sequence[Path], out: Path, **options: Any) ->
         "rounding": bounds.rounding,
     }
     with files.written("certificates.json", result):
-        for index, photograph in track(files.each(), "Certifying", len(files.paths)):
+        for index, photograph in files.each("Certifying"):
             picture = _seen(photograph, canvas)
             [logits] = logits_of(segmenter, to_tensor([picture]))
             found = margins_of(logits, segmenter, bounds)
@@ -146,7 +144,7 @@ def attack(
     segmenter, canvas = loaded.segmenter, loaded.framing.canvas
     result = attack_facts(loaded, options["attack"], settings, attacks)
     with files.written("attack.json", result):
-        for index, photograph in track(files.each(), "Attacking", len(files.paths)):
+        for index, photograph in files.each("Attacking"):
             picture = _seen(photograph, canvas)
             clean = to_tensor([picture])
             before = logits_of(segmenter, clean).argmax(dim=1)

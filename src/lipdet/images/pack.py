@@ -167,9 +167,9 @@ class Pack:
             meta={**self.meta, "class_names": list(names), "hash": f"{self.hash}/{renamed}"},
         )
 
-    def head(self, limit: int) -> Pack:
-        """Return the first `limit` pictures; the hash of a shorter pack says that it is a part."""
-        if limit >= len(self):
+    def head(self, limit: int | None) -> Pack:
+        """Return the first `limit` pictures, or all; the hash of a part says that it is one."""
+        if limit is None or limit >= len(self):
             return self
         objects = int(self.starts[limit])
         return replace(

@@ -60,7 +60,7 @@ def _precise(network: SSD) -> None:
 
 
 def test_a_change_is_noticed(detector: Detector) -> None:
-    """Row F9 of the cases: no certificate of weights as they were."""
+    """No certificate of weights as they were."""
     before = detector._verifier
     assert detector._verifier is before
     for change in (

@@ -294,9 +294,7 @@ def test_a_broken_picture_does_not_take_the_finished_ones_along(
     file: str,
     tmp_path: Path,
     capsys: pytest.CaptureFixture[str],
-    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr("lipdet.commands.attack.BATCH", 1)
     folder, out = tmp_path / "doors", tmp_path / "out"
     folder.mkdir()
     for name in ("1.png", "3.png"):
@@ -328,7 +326,7 @@ def test_a_missing_option_is_named_as_it_is_typed(capsys: pytest.CaptureFixture[
 def test_a_run_that_is_not_there_cannot_be_resumed(
     capsys: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:
-    """Of the cases tried on blood cells: a typing error in the name of a run."""
+    """A typing error in the name of a run."""
     out = str(tmp_path / "typo")
     check_mistake(capsys, "train", "--resume", "--out", out, names="holds no run to resume")
     assert not (tmp_path / "typo").exists()
@@ -337,7 +335,7 @@ def test_a_run_that_is_not_there_cannot_be_resumed(
 def test_a_run_that_is_done_goes_on_as_a_new_one(
     capsys: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:
-    """Row 31 of the cases: more epochs after the end are refused with the way that works."""
+    """More epochs after the end are refused with the way that works."""
     naive = PRESETS["naive"]
     done = replace(naive.train, epochs=2, validate_every=1, augment=())
     save_job(Job("naive", naive.detector, done, ("rendered",)), tmp_path)
@@ -360,7 +358,7 @@ def test_what_does_not_fit_on_the_disk_is_refused_before_the_first_byte(
     words: tuple[str, ...],
     size: str,
 ) -> None:
-    """Of the cases tried on blood cells: the size is said, and nothing is left."""
+    """The size is said, and nothing is left."""
     monkeypatch.setenv("LIPDET_CACHE", str(tmp_path))
     monkeypatch.setattr("shutil.disk_usage", lambda _: SimpleNamespace(free=10**9))
     check_mistake(capsys, *words, "--out", str(tmp_path / "new"), names=size)
@@ -440,7 +438,7 @@ def test_a_training_that_is_terminated_says_so_by_its_status(tmp_path: Path) -> 
 def test_training_data_without_any_object_are_refused(
     capsys: pytest.CaptureFixture[str], tmp_path: Path, photograph: Path
 ) -> None:
-    """Row 15 of the cases, and of those tried on blood cells: pictures alone teach nothing."""
+    """Pictures alone teach nothing."""
     path = coco_file(tmp_path, photograph, [1, 1, 20, 20])
     data = json.loads(path.read_text())
     path.write_text(json.dumps({**data, "annotations": []}))

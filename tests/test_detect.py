@@ -87,7 +87,7 @@ def of_whole_pictures(canvas: Canvas) -> tuple[SSD, Image.Image]:
 
 
 def test_a_crop_of_the_whole_picture_is_framed_as_in_training() -> None:
-    """Of the cases tried on blood cells: a crop was stretched where training letter-boxed."""
+    """It is letter-boxed, not stretched."""
     canvas = Canvas(48, 48)
     detector, picture = of_whole_pictures(canvas)
     by_crop, plain = (

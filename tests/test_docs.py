@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ast
 import os
 import re
 import subprocess
@@ -66,22 +65,6 @@ def test_every_key_of_a_result_is_explained_and_no_other() -> None:
         explained[heading] = set(re.findall(r"`(\w+)`", first_column))
     types = {name: one for name, one in vars(results).items() if is_typeddict(one)}
     assert explained == {name: set(one.__annotations__) for name, one in types.items()}
-
-
-# The numbers of the list of what people bring and what is right; those in between are not used.
-ROWS = {*range(1, 14), 15, 16, 19, 20, 21, 23, 25, 30, 31, 32, 34, 35, 36, 37, 39}
-FALSE_CERTIFICATES = {f"F{number}" for number in range(1, 10)}
-
-
-def test_every_row_of_the_cases_is_named_by_a_test() -> None:
-    tests = [
-        node
-        for file in (ROOT / "tests").rglob("test_*.py")
-        for node in ast.parse(file.read_text()).body
-        if isinstance(node, ast.FunctionDef) and node.name.startswith("test_")
-    ]
-    begun = (re.match(r"Row (F?\d+) of the cases\b", ast.get_docstring(one) or "") for one in tests)
-    assert {one[1] for one in begun if one} == {*map(str, ROWS), *FALSE_CERTIFICATES}
 
 
 @pytest.mark.slow

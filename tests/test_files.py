@@ -20,7 +20,7 @@ PACKAGE = Path(lipdet.__file__).parent
 def test_a_full_disk_leaves_the_old_file_and_names_the_file(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Row 30 of the cases: a good result stays, and nothing unfinished is left."""
+    """A good result stays, and nothing unfinished is left."""
     file = tmp_path / "result.json"
     write_complete(file, "good ε")
 
@@ -78,7 +78,7 @@ OTHERS = {
 
 @pytest.mark.parametrize("pattern", OTHERS)
 def test_there_is_no_other_way_in_the_source(pattern: str) -> None:
-    """Row 30 of the cases: one function writes files; one reads pictures, and one frames them."""
+    """One function writes files; one reads pictures, and one frames them."""
     found = {
         str(file.relative_to(PACKAGE)): len(re.findall(pattern, file.read_text(encoding="utf-8")))
         for file in PACKAGE.rglob("*.py")

@@ -330,7 +330,7 @@ class Returning(nn.Module):
 def test_what_a_module_returns_against_the_contract_is_named(
     box: list[float], score: float, words: str
 ) -> None:
-    """Row 36 of the cases: scores NaN or above 1, boxes infinite, flipped or shares."""
+    """Scores NaN or above 1, boxes infinite, flipped or shares."""
     detector = ForeignDetector.of("mine", Returning(box, score))
     with pytest.raises(InputError, match=words):
         detector.detect(torch.zeros(1, 3, 16, 16), AP_SELECTION)
@@ -340,7 +340,7 @@ def test_what_a_module_returns_against_the_contract_is_named(
 def test_errors_of_files_in_own_code_are_said_to_come_from_there(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, place: str
 ) -> None:
-    """Row 32 of the cases: weights that cannot be downloaded, in an import or a call."""
+    """Weights that cannot be downloaded, in an import or a call."""
     name = f"offline{len(place)}"
     text = f"from urllib.error import URLError\n{place}raise URLError('no network')\n"
     (tmp_path / f"{name}.py").write_text(text)

@@ -94,7 +94,7 @@ def _attacked(verifier: Verifier, raw: RawOutput, epsilon: float, count: int) ->
 
 @pytest.mark.slow
 def test_what_is_shown_remains() -> None:
-    """Row F7 of the cases: the box is the one that is shown, clipped to the picture."""
+    """The box is the one that is shown, clipped to the picture."""
     promises = cut = 0
     for seed in range(40):
         verifier, raw, region = _scene(seed)

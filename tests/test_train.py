@@ -160,7 +160,7 @@ def test_the_best_validated_weights_are_kept(
     scores: list[float | tuple[float, float]],
     best: int,
 ) -> None:
-    """Row 16 of the cases: of equal AP50 the higher AP counts, and then the later epoch."""
+    """Of equal AP50 the higher AP counts, and then the later epoch."""
     seen = scripted(monkeypatch, scores)
     train(job_on(house_numbers, epochs=3, epoch_pictures=4), tmp_path / "run")
     tensors, info = read_tensors(tmp_path / "run" / BEST)
@@ -281,7 +281,7 @@ def test_unusable_data_leaves_no_run(house_numbers: Pack, tmp_path: Path) -> Non
 
 
 def test_held_out_pictures_without_objects_are_said(house_numbers: Pack, tmp_path: Path) -> None:
-    """Row 16 of the cases: nothing can be chosen by them."""
+    """Nothing can be chosen by them."""
     image, nothing = np.zeros((74, 74, 3), np.uint8), (np.zeros((0, 4)), np.zeros(0, np.int64))
     empty = [PackedPicture(image, *nothing, index) for index in range(3)]
     names = house_numbers.class_names

@@ -50,7 +50,7 @@ class LoadedDetector:
 
     @property
     def framing(self) -> Framing:
-        """How pictures get onto its canvas."""
+        """Return how pictures get onto its canvas."""
         return self.detector.config.framing
 
     @property
@@ -80,7 +80,7 @@ class LoadedSegmenter:
 
     @property
     def framing(self) -> Framing:
-        """How pictures get onto its canvas."""
+        """Return how pictures get onto its canvas."""
         return self.segmenter.framing
 
     @property
@@ -95,7 +95,7 @@ Own = LoadedDetector | LoadedSegmenter
 
 
 def packaged_names() -> list[str]:
-    """Names of the weights that come with the package."""
+    """List the names of the weights that come with the package."""
     return sorted(path.stem for path in PACKAGED.glob("*.safetensors"))
 
 

@@ -32,7 +32,7 @@ DIGIT_CHANGES: tuple[Change, ...] = ("light", "inversion", "channels")
 
 @dataclass(frozen=True)
 class DetectorConfig:
-    """What fixes a detector's shape; stored with its weights.
+    """The shape of a detector; stored with its weights.
 
     Attributes:
         architecture: name of the builder.
@@ -75,13 +75,13 @@ class DetectorConfig:
 
     @property
     def framing(self) -> Framing:
-        """How pictures get onto the canvas."""
+        """Return how pictures get onto the canvas."""
         return Framing(self.canvas, self.whole)
 
 
 @dataclass(frozen=True)
 class SegmenterConfig:
-    """What fixes a segmenter's shape; stored with its weights.
+    """The shape of a segmenter; stored with its weights.
 
     Attributes:
         architecture: name of the kind in `lipdet.segmenter`.
@@ -104,13 +104,13 @@ class SegmenterConfig:
 
     @property
     def framing(self) -> Framing:
-        """How pictures get onto the canvas."""
+        """Return how pictures get onto the canvas."""
         return Framing(self.canvas, self.whole)
 
 
 @dataclass(frozen=True)
 class TrainConfig:
-    """How a detector is trained; every field can be given in YAML or on the command line.
+    """Settings of a training; every field can be given in YAML or on the command line.
 
     Attributes:
         epochs: passes over the training mixture; 0 means as many as see 100,000 pictures.

@@ -280,5 +280,5 @@ def _together() -> Iterator[None]:
 
 
 def _status(codes: Sequence[int]) -> int:
-    """Of all that failed: 1 is also how the others end, and a signal that killed is negative."""
+    """Return the status of all that failed: 1 is also how the others end, a signal is negative."""
     return next((code for code in codes if code > 1), 1)

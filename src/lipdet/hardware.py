@@ -48,7 +48,7 @@ def measuring_device(name: DeviceName | None = None, float64: bool = False) -> t
 
 
 def computes_in_bf16(device: torch.device) -> bool:
-    """Whether bf16 is computed by the hardware rather than emulated, so that it saves time."""
+    """Return whether the hardware computes bf16 rather than emulates it, so that it saves time."""
     if device.type == "cuda":
         return bool(torch.cuda.is_bf16_supported(including_emulation=False))
     avx512, amx = torch.cpu._is_avx512_bf16_supported(), torch.cpu._is_amx_tile_supported()

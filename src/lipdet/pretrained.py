@@ -218,7 +218,7 @@ class Detector:
 
     @property
     def _verifier(self) -> Verifier:
-        """What certificates need, made anew when the network has changed.
+        """Return what certificates need, made anew when the network has changed.
 
         All that it keeps is looked at: hooks, the code of functions and classes, and the values of
         weights, since `parameter.data` changes without a trace.

@@ -52,7 +52,7 @@ QUICK_ROWS = (*COMPARED, "certified-small")
 
 @dataclass(frozen=True)
 class Effort:
-    """How much is spent on a table.
+    """The effort that is spent on a table.
 
     Attributes:
         training: SPECs that rows without packaged weights are trained on.
@@ -135,7 +135,7 @@ def framing_of(row: str) -> Framing:
 
 
 def detector_of(row: str, out: Path, effort: Effort, seed: int) -> LoadedDetector:
-    """The weights of a row under its name: given ones, or those that a training ends with."""
+    """Return the weights of a row under its name: given ones, or those a training ends with."""
     if row not in PRESETS or (effort.packaged and row in packaged_names()):
         return dataclasses.replace(load_detector(row), name=row_name(row))
     settings = dataclasses.replace(PRESETS[row].train, seed=seed)
@@ -167,7 +167,7 @@ def measured(
 def working_points(
     pack: Pack, found: Mapping[float, Sequence[Detections]], seed: int
 ) -> list[WorkingPoint]:
-    """At each ε (0: clean) the 95 % interval of AP50, and false positives at fixed recalls.
+    """Return at each ε (0: clean) the 95 % interval of AP50, and false positives at fixed recalls.
 
     Under attack both are those of the outcome with the lowest AP50: of one objective, or of the
     worst of all per picture.

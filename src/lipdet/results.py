@@ -55,7 +55,7 @@ class Figures(TypedDict):
 
 
 class Consistency(TypedDict):
-    """How many detections are shown on clean pictures, and what becomes of them under attack."""
+    """Numbers of detections shown on clean pictures, and of what becomes of them under attack."""
 
     shown: int
     kept: int
@@ -65,7 +65,7 @@ class Consistency(TypedDict):
 
 
 class AttackedResult(Figures):
-    """What one attack of radius `epsilon`, in [0, 1] pixel units, leaves.
+    """Figures that one attack of radius `epsilon`, in [0, 1] pixel units, leaves.
 
     `grey_levels` is the same radius for people; see `Canvas`.
     Either `objective` is what was raised, or this is the lowest of `objectives` and `composite`.
@@ -109,7 +109,7 @@ class CertifiedReading(TypedDict):
 
 
 class CertifiedResult(Figures):
-    """What no perturbation with an L2 norm of at most `epsilon` takes away: bounds from below.
+    """Bounds from below under every perturbation with an L2 norm of at most `epsilon`.
 
     `grey_levels` as in an `AttackedResult`; `failed` counts objects by the condition that fails.
     Results before 0.3 say nothing of readings and counts. There is no `reading` where no picture
@@ -174,7 +174,7 @@ class CertifiedClassPixels(TypedDict):
 
 
 class CertifiedPixels(TypedDict):
-    """What no perturbation of a picture with an L2 norm of at most `epsilon` changes.
+    """Bounds under every perturbation of a picture with an L2 norm of at most `epsilon`.
 
     `accuracy`, `miou` and `per_class` use both promises at once, `single` and `joint` are the
     accuracy by one of them, and `larger` names the one that promises more; `flipped` bounds the
@@ -194,7 +194,7 @@ class CertifiedPixels(TypedDict):
 
 
 class SegmentationResult(TypedDict):
-    """What is measured of one segmenter on one data set.
+    """Measurements of one segmenter on one data set.
 
     `constant` are the figures of one answer for all pixels, the most frequent class, which is
     certified at every radius. `joint_constant` is that of the map to all logits, and `rounding` how
@@ -224,7 +224,7 @@ class WorkingPoint(TypedDict):
 
 
 class EvaluationResult(TypedDict):
-    """What is measured of one detector on one data set, with all that is needed to repeat it.
+    """Measurements of one detector on one data set, with all that is needed to repeat them.
 
     `device` is where it was computed; results before 0.3 lack it.
     """
@@ -290,7 +290,7 @@ def same_data(data: DataSummary, results: Sequence[EvaluationResult]) -> None:
 
 
 def attacked(result: EvaluationResult) -> dict[float, AttackedResult]:
-    """By radius the attack with the lowest AP50 in the L2 norm, the one certificates speak of."""
+    """Return by radius the attack with the lowest AP50 in L2, the norm certificates speak of."""
     entries: dict[float, AttackedResult] = {}
     for entry in result["attacked"]:
         known = entries.get(entry["epsilon"])

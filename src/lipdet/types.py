@@ -55,7 +55,7 @@ class Canvas(NamedTuple):
 
 
 class Framing(NamedTuple):
-    """How a picture gets onto the canvas of a network, in training and ever after.
+    """The way of a picture onto the canvas of a network, in training and ever after.
 
     Attributes:
         canvas: what the network takes.
@@ -114,7 +114,7 @@ class Detections(TypedDict):
 
 
 class RawOutput(NamedTuple):
-    """What a detector returns for a batch of B images and A default boxes (anchors).
+    """The output of a detector for a batch of B images and A default boxes (anchors).
 
     Attributes:
         logits: (B, A, K) class logits; with softmax scores K = classes + 1 and index 0 is the

@@ -296,7 +296,7 @@ class Stripping(BaseHTTPRequestHandler):
 
 
 def test_the_page_works_behind_a_proxy_that_strips_its_path(tmp_path: Path) -> None:
-    """Row 35 of the cases: `--root_path` names the sub-path. Slow, as it starts the program."""
+    """`--root_path` names the sub-path. Slow, as it starts the program."""
     pytest.importorskip("gradio", reason="gradio is not installed")
     command = [sys.executable, "-m", "lipdet", "app", "naive", "--port", "0"]
     with (
@@ -368,7 +368,7 @@ def test_certified_detections_survive_an_attack_inside_their_radius(
 
 
 def test_a_picture_of_16_bits_is_read_as_the_command_line_does(tmp_path: Path) -> None:
-    """Row 34 of the cases: one reader for all fronts."""
+    """One reader for all fronts."""
     grey = np.random.default_rng(0).integers(0, 65_536, (20, 30), dtype=np.uint16)
     Image.fromarray(grey).save(tmp_path / "deep.png")
     expected = np.asarray(load_rgb(tmp_path / "deep.png"))

@@ -96,7 +96,7 @@ def test_the_detector_is_left_as_it_was(training: bool) -> None:
 def test_pictures_that_are_not_in_0_to_1_are_refused(
     change: Callable[[Tensor], Tensor], found: str
 ) -> None:
-    """Row 20 of the cases: in 0..255, normalised, with NaN, as bytes: no ε could be promised."""
+    """In 0..255, normalised, with NaN, as bytes: no ε could be promised."""
     detector, images, targets = toy()
     settings = AttackSettings(0.5, "multibox", steps=1)
     with pytest.raises(InputError, match=found):
@@ -104,7 +104,7 @@ def test_pictures_that_are_not_in_0_to_1_are_refused(
 
 
 def test_an_empty_batch_is_an_empty_batch() -> None:
-    """Row 20 of the cases: of no picture the attack is none."""
+    """Of no picture the attack is none."""
     detector, images, _ = toy()
     attacked = attack_batch(detector, images[:0], [], AttackSettings(0.5, "multibox"))
     assert attacked.shape == images[:0].shape

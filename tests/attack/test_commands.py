@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from lipdet.attack.settings import WORST
+from lipdet.attack.settings import WORST, AttackSettings
 from lipdet.evaluate import attack_curves
 from lipdet.images.pack import Pack
 from tests.test_cli import run
@@ -76,3 +76,14 @@ def test_eval_reports_attacks(capsys: pytest.CaptureFixture[str], tmp_path: Path
     # The same radius is found in the state folder, not attacked twice; clean pictures lie beside.
     names = {path.name for path in (tmp_path / "state").iterdir()}
     assert len(names - {"clean"}) == 1
+
+
+@pytest.mark.parametrize("verb", ["eval", "attack", "check-attack"])
+def test_help_lists_objectives_and_those_tried_by_default(
+    verb: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(AttackSettings, "objectives", ("demote", "annoy"))
+    monkeypatch.setattr(AttackSettings, "unnamed", {"annoy": 0.25, "demote": 0.75})
+    words = " ".join(run(capsys, verb, "--help")[1].split())
+    assert "one of: demote, annoy;" in words
+    assert "share of the steps: annoy 0.25, demote 0.75" in words

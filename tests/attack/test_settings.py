@@ -42,7 +42,7 @@ def test_radii_by_number_and_by_name() -> None:
 
 
 def test_fractions_are_read_and_linf_has_its_limit() -> None:
-    """Row 21 of the cases: 8/255 is a radius, and 8 is none of L∞."""
+    """8/255 is a radius, and 8 is none of L∞."""
     assert parse_epsilon("8/255") == 8 / 255
     for text in ("8/0", "8/", "a/b", "1/2/3"):
         with pytest.raises(InputError, match=r"such as 0\.25 or 8/255"):

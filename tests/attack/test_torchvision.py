@@ -169,7 +169,7 @@ class WithStatistics(nn.Module):
 
 
 def test_statistics_stay_and_the_loss_is_that_of_the_detector_as_evaluated() -> None:
-    """Row 19 of the cases: layers are attacked as they are evaluated, and keep their state."""
+    """Layers are attacked as they are evaluated, and keep their state."""
     torch.manual_seed(0)
     model = WithStatistics().eval()
     state = {name: tensor.clone() for name, tensor in model.state_dict().items()}
@@ -183,7 +183,7 @@ def test_statistics_stay_and_the_loss_is_that_of_the_detector_as_evaluated() -> 
 
 @pytest.mark.parametrize("kind", ["maskrcnn_resnet50_fpn", "keypointrcnn_resnet50_fpn"])
 def test_masks_and_keypoints_are_named_where_losses_need_them(kind: str) -> None:
-    """Row 39 of the cases: Mask and Keypoint R-CNN detect, and are attacked by their scores."""
+    """Mask and Keypoint R-CNN detect, and are attacked by their scores."""
     torch.manual_seed(0)
     few = {"rpn_pre_nms_top_n_test": 20, "rpn_post_nms_top_n_test": 5}
     model = getattr(detection, kind)(weights=None, weights_backbone=None, **SMALL, **few).eval()

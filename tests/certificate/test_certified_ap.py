@@ -152,7 +152,7 @@ def _certified(
 
 
 def test_what_is_found_in_a_crowd_counts_neither_way() -> None:
-    """Row 3 of the cases: the object is certified; what is found in the crowd comes first."""
+    """The object is certified; what is found in the crowd comes first."""
     entry, targets, detections = _certified([2.0, 5.0], crowd=True)
     # Oracle: tests/evaluate compares AP with crowds with pycocotools.
     assert average_precision(targets, detections, ("a",))["ap50"] == pytest.approx(1)
@@ -174,7 +174,7 @@ def test_one_of_two_cliques_that_are_judged_can_reach_what_one_alone_can() -> No
 
 
 def test_without_a_precision_there_may_be_detections() -> None:
-    """Row F8 of the cases: none is certified, and no false positive is possible."""
+    """None is certified, and no false positive is possible."""
     # By hand: a score may fall below the one that counts and rise above it again; the box stays.
     tau = logit(RECALL_SCORE)
     entry, _, [detections] = _certified([tau + 0.5, -20.0])

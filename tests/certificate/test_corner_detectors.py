@@ -105,7 +105,7 @@ CONSTANT = [(0.0, False), (1e-45, False), (1e-170, True), (1e-310, True)]
 
 @pytest.mark.parametrize(("scale", "precise"), CONSTANT)
 def test_a_level_of_constant_features(scale: float, precise: bool) -> None:
-    """Row F6 of the cases: what fails without perturbation is not certified at ε = 0 either."""
+    """What fails without perturbation is not certified at ε = 0 either."""
     lost = _detector((scale,), SigmoidScores(1.0), [[1.0], [2.0]], precise)
     assert not _is_found(lost, _image(lost))
     assert _is_certified(lost, 0.0, 1.0) == [False, False]
@@ -117,7 +117,7 @@ def test_a_level_of_constant_features(scale: float, precise: bool) -> None:
 
 @pytest.mark.parametrize(("scale", "precise"), CONSTANT)
 def test_constants_of_constant_features_are_numbers(scale: float, precise: bool) -> None:
-    """Row F6 of the cases: no 0/0 in the constants of pairs."""
+    """No 0/0 in the constants of pairs."""
     detector = _detector((scale,), SigmoidScores(1.0), [[1.0], [2.0]], precise)
     propagation = propagate_detector(detector)
     bounds = bounds_of_outputs(detector, propagation)
@@ -135,7 +135,7 @@ def test_constants_of_constant_features_are_numbers(scale: float, precise: bool)
 @pytest.mark.parametrize("scores", [SoftmaxScores(), SigmoidScores(1.0), SigmoidScores(1.0, 0.5)])
 @pytest.mark.parametrize("factor", [7e18, 1e37])
 def test_a_level_whose_bound_is_beyond_float32(scores: Scores, factor: float) -> None:
-    """Row F5 of the cases: what may be no number is a candidate."""
+    """What may be no number is a candidate."""
     softmax = isinstance(scores, SoftmaxScores)
     low, high = ([3.0, 0.0], [0.0, 3.0]) if softmax else ([-3.0], [3.0])
     detector = _detector((1e-3, 0.0), scores, [high, low])

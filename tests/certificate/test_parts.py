@@ -97,7 +97,7 @@ FACTORS = [math.nan, math.inf, 0.0, -1.0, 1e-40]
     ],
 )
 def test_other_parts_are_refused(attribute: str, part: object, name: str) -> None:
-    """Row F4 of the cases: subclasses with votes or decoding of their own, and odd numbers."""
+    """Subclasses with votes or decoding of their own, and odd numbers."""
     detector = small_detector()
     setattr(detector, attribute, part)
     _refused(detector, name)

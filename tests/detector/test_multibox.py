@@ -191,7 +191,7 @@ def test_temperature_rises_and_stays() -> None:
 
 @pytest.mark.parametrize("scores", [SOFTMAX, SigmoidScores(1.0)])
 def test_an_area_of_a_crowd_holds_no_negatives_of_its_class(scores: Scores) -> None:
-    """Row 3 of the cases: no box half inside the crowd learns that there is no such class."""
+    """No box half inside the crowd learns that there is no such class."""
     defaults = torch.tensor([[5.0, 5, 10, 10], [9.0, 5, 10, 10], [15.0, 5, 10, 10]])
     crowd = Objects(boxes=torch.tensor([[0.0, 0, 10, 10]]), labels=torch.tensor([1]))
     target = Target(

@@ -159,7 +159,7 @@ def with_crowds(targets: list[Target], seed: int) -> list[Target]:
 
 @pytest.mark.parametrize("block", range(4))
 def test_random_data_sets_with_crowds_equal_pycocotools(block: int) -> None:
-    """Row 3 of the cases: AP with crowds is that of pycocotools."""
+    """AP with crowds is that of pycocotools."""
     changed = 0
     for seed in range(10 * block, 10 * block + 10):
         plain, detections = random_case(seed)
@@ -175,7 +175,7 @@ def test_random_data_sets_with_crowds_equal_pycocotools(block: int) -> None:
 
 
 def test_a_hit_on_a_crowd_is_neither_right_nor_wrong() -> None:
-    """Row 3 of the cases: two objects, one a crowd; detections on both, on the crowd at 0.9."""
+    """Two objects, one a crowd; detections on both, on the crowd at 0.9."""
     crowd = Objects(boxes=torch.tensor([FAR]), labels=torch.tensor([0]))
     targets = [Target(**target((0, BOX)), ignored=crowd)]
     detections = [found((0, FAR, 0.9), (0, BOX, 0.8))]

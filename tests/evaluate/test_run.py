@@ -162,7 +162,7 @@ def test_certificates_and_clean_ap_share_a_pass(
 
 
 def test_classes_are_matched_by_name(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """Row 37 of the cases: the same names in another order; some only, which is said."""
+    """The same names in another order; some only, which is said."""
     shown: list[int | None] = [1, 2, 3, 2]
     plain = pack_of(tmp_path / "plain", [1, 2, 3, 2], shown)
     names = ("3", "1", "2")

@@ -210,13 +210,13 @@ def moved(tmp_path: Path, json_in: str, pictures_in: str, name: str = "") -> Sou
 
 @pytest.mark.parametrize("folder", ["images", "val2017", "images/val2017", "."])
 def test_pictures_beside_the_folder_of_the_json(tmp_path: Path, folder: str) -> None:
-    """Row 1 of the cases: `annotations/val.json` as in the official files, of CVAT and Datumaro."""
+    """`annotations/val.json` as in the official files, of CVAT and Datumaro."""
     source = moved(tmp_path, "annotations", folder)
     assert [p.path for p in source.pictures] == [tmp_path / folder / n for n in ("b.png", "a.png")]
 
 
 def test_a_picture_in_two_places_is_refused_and_a_missing_one_says_where(tmp_path: Path) -> None:
-    """Row 1 of the cases: exactly one place, or the message lists them."""
+    """Exactly one place, or the message lists them."""
     moved(tmp_path, "annotations", "val")
     (tmp_path / "train").mkdir()
     Image.new("RGB", (40, 30)).save(tmp_path / "train" / "b.png")
@@ -240,12 +240,12 @@ def test_a_picture_in_two_places_is_refused_and_a_missing_one_says_where(tmp_pat
     ],
 )
 def test_names_of_other_machines_are_found_by_their_last_part(tmp_path: Path, name: str) -> None:
-    """Row 5 of the cases: other slashes, percent signs, absolute paths and addresses."""
+    """Other slashes, percent signs, absolute paths and addresses."""
     assert moved(tmp_path, ".", "images", name).pictures[1].path == tmp_path / "images" / "a.png"
 
 
 def test_a_name_as_it_is_given_comes_before_its_last_part(tmp_path: Path) -> None:
-    """Row 5 of the cases: another file of that last part lies nearer."""
+    """Another file of that last part lies nearer."""
     Image.new("RGB", (20, 10)).save(tmp_path / "a.png")
     (tmp_path / "images").mkdir()
     file = write(
@@ -257,7 +257,7 @@ def test_a_name_as_it_is_given_comes_before_its_last_part(tmp_path: Path) -> Non
 
 
 def test_two_pictures_that_come_to_one_file_are_refused(tmp_path: Path) -> None:
-    """Row 5 of the cases: of two paths with the same last part one file is here."""
+    """Of two paths with the same last part one file is here."""
     moved(tmp_path, "annotations", "images/val")
     file = tmp_path / "annotations" / "val.json"
     root = edit(lambda r: r["images"][1].update(file_name="val/a.png"))
@@ -270,7 +270,7 @@ def test_two_pictures_that_come_to_one_file_are_refused(tmp_path: Path) -> None:
 
 
 def test_boxes_without_height_or_width_are_left_out_and_counted(tmp_path: Path) -> None:
-    """Row 2 of the cases: train2017 has two; so are boxes that lie beside their picture."""
+    """COCO's train2017 has two such boxes; some lie beside their picture."""
     boxes = [[1, 1, 0, 5], [1, 1, 5, 0], [20, 0, 5, 5], [9, 1, -5, 5]]
     entries = [{"image_id": 3, "category_id": 2, "bbox": box} for box in boxes]
     source = read_coco(write(tmp_path, edit(lambda r: r["annotations"].extend(entries))))
@@ -285,7 +285,7 @@ def test_boxes_without_height_or_width_are_left_out_and_counted(tmp_path: Path) 
 def test_a_root_category_without_objects_is_dropped_and_said(
     tmp_path: Path, root_name: str
 ) -> None:
-    """Row 4 of the cases: Roboflow's first category only names the group of the others."""
+    """Roboflow's first category only names the group of the others."""
 
     def change(root: dict[str, Any]) -> None:
         for one in root["categories"]:
@@ -298,7 +298,7 @@ def test_a_root_category_without_objects_is_dropped_and_said(
 
 
 def test_a_byte_order_mark_is_no_part_of_the_json(tmp_path: Path) -> None:
-    """Row 6 of the cases: a json may begin with a mark."""
+    """A json may begin with a mark."""
     file = write(tmp_path, SMALL)
     file.write_bytes(b"\xef\xbb\xbf" + file.read_bytes())
     assert len(read_coco(file).pictures) == 2
@@ -308,7 +308,7 @@ def test_a_byte_order_mark_is_no_part_of_the_json(tmp_path: Path) -> None:
 
 
 def test_ids_as_text_twice_or_missing_where_nothing_needs_them(tmp_path: Path) -> None:
-    """Of the cases tried on blood cells: an id that nothing needs is no reason to refuse."""
+    """An id that nothing needs is no reason to refuse."""
 
     def change(root: dict[str, Any]) -> None:
         root["images"][0].update(id="7", width=40.0)
@@ -326,7 +326,7 @@ def test_ids_as_text_twice_or_missing_where_nothing_needs_them(tmp_path: Path) -
 
 
 def test_a_missing_box_is_that_of_the_polygons(tmp_path: Path) -> None:
-    """Of the cases tried on blood cells: a polygon is there, and no `bbox`."""
+    """A polygon is there, and no `bbox`."""
 
     def change(root: dict[str, Any]) -> None:
         del root["annotations"][0]["bbox"]
@@ -337,7 +337,7 @@ def test_a_missing_box_is_that_of_the_polygons(tmp_path: Path) -> None:
 
 
 def test_objects_that_stand_there_twice_and_corners_for_sizes_are_said(tmp_path: Path) -> None:
-    """Row 13 of the cases: read as it is written, and said with the numbers."""
+    """Read as it is written, and said with the numbers."""
 
     def change(root: dict[str, Any]) -> None:
         boxes = [[10, 5, 18, 9], [10, 5, 18, 9], [12, 4, 19, 8], [11, 6, 20, 9]]

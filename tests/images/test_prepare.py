@@ -89,7 +89,7 @@ def test_full_pictures(source: Source, tmp_path: Path) -> None:
 
 
 def test_areas_that_are_not_judged_go_with_their_pictures(source: Source, tmp_path: Path) -> None:
-    """Row 3 of the cases: a pack keeps crowds, cut, shortened and under other labels, too."""
+    """A pack keeps crowds, cut, shortened and under other labels, too."""
     areas = np.array([[1, 30, 15, 90, 60], [0, 0, 0, 45, 30]], np.float64)
     first, second, *others = source.pictures
     crowded = replace(source, pictures=(first, replace(second, ignored=areas), *others))

@@ -56,7 +56,7 @@ def test_too_large_a_picture(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
 
 
 def test_twelve_bits_in_sixteen_are_refused_not_nearly_black(tmp_path: Path) -> None:
-    """Of the cases tried on blood cells: 12-bit grey in a 16-bit PNG."""
+    """12-bit grey in a 16-bit PNG."""
     grey = np.linspace(0, 4095, 30).reshape(5, 6).astype(np.uint16)
     Image.fromarray(grey).save(tmp_path / "microscope.png")
     with pytest.raises(InputError, match=r"microscope\.png: .*values end at 4095 of 65535"):
@@ -64,7 +64,7 @@ def test_twelve_bits_in_sixteen_are_refused_not_nearly_black(tmp_path: Path) -> 
 
 
 def test_an_image_of_pillows_is_read_like_its_file(tmp_path: Path) -> None:
-    """Of the cases tried on blood cells: turned upright, and with 16 bits as in the file."""
+    """Turned upright, and with 16 bits as in the file."""
     grey = np.random.default_rng(0).integers(0, 256, (4, 7), dtype=np.uint8)
     exif = Image.Exif()
     exif[ExifTags.Base.Orientation] = 6

@@ -55,7 +55,7 @@ def write(folder: Path, first: str = FIRST) -> Path:
 
 
 def test_reads_boxes_classes_and_difficult_objects(tmp_path: Path) -> None:
-    """Of the cases tried on blood cells: difficult objects are areas that are not judged."""
+    """Difficult objects are areas that are not judged."""
     source = read_voc(write(tmp_path / "set"))
     assert source.name == "voc:set"
     assert source.class_names == ("cat", "dog", "person")  # of all objects, sorted
@@ -196,7 +196,7 @@ def test_written_form_is_read_by_torchvision() -> None:
 
 
 def test_boxes_of_no_width_are_left_out_and_counted(tmp_path: Path) -> None:
-    """Row 2 of the cases, and of those tried on blood cells: xmin = xmax; beside the picture."""
+    """A box with xmin = xmax; one beside the picture."""
     narrow = FIRST.replace("<xmin>1<", "<xmin>40<").replace("<xmin>36<", "<xmin>41<")
     source = read_voc(write(tmp_path, narrow))
     assert len(source.pictures[0].labels) == 0
@@ -210,7 +210,7 @@ def test_boxes_of_no_width_are_left_out_and_counted(tmp_path: Path) -> None:
     [("annotations", "images"), (".", "."), ("Annotations", "images"), ("annotations", ".")],
 )
 def test_other_folders(tmp_path: Path, annotations: str, pictures: str) -> None:
-    """Of the cases tried on blood cells: one folder for all, other names, endings in capitals."""
+    """One folder for all, other names, endings in capitals."""
     for name in (annotations, pictures):
         (tmp_path / name).mkdir(exist_ok=True)
     (tmp_path / annotations / "a.xml").write_text(FIRST)
@@ -221,13 +221,13 @@ def test_other_folders(tmp_path: Path, annotations: str, pictures: str) -> None:
 
 @pytest.mark.parametrize("name", ["a", "z.jpg", "b.png", "C:\\x\\a.jpg", ""])
 def test_the_picture_is_that_of_the_name_of_the_xml(tmp_path: Path, name: str) -> None:
-    """Row 11 of the cases: `<filename>` has no ending, or is of another picture."""
+    """`<filename>` has no ending, or is of another picture."""
     write(tmp_path, FIRST.replace("<filename>a.jpg", f"<filename>{name}"))
     assert read_voc(tmp_path).pictures[0].path == tmp_path / "JPEGImages" / "a.jpg"
 
 
 def test_a_filename_that_is_not_the_name_of_the_xml_is_read(tmp_path: Path) -> None:
-    """Of the cases tried on blood cells: `<filename>` is not the stem."""
+    """`<filename>` is not the stem."""
     write(tmp_path)
     (tmp_path / "JPEGImages" / "a.jpg").rename(tmp_path / "JPEGImages" / "x y.jpg")
     (tmp_path / "Annotations" / "a.xml").write_text(FIRST.replace("a.jpg", "/data/x y.jpg"))
@@ -238,7 +238,7 @@ def test_a_filename_that_is_not_the_name_of_the_xml_is_read(tmp_path: Path) -> N
 
 
 def test_a_size_of_zero_is_that_of_the_picture_and_said(tmp_path: Path) -> None:
-    """Row 11 of the cases: `<size>` is 0×0."""
+    """`<size>` is 0×0."""
     zero = FIRST.replace(">40</width>", ">0</width>").replace(">20</height>", ">0</height>")
     source = read_voc(write(tmp_path, zero))
     assert len(source.pictures[0].labels) == 2
@@ -246,7 +246,7 @@ def test_a_size_of_zero_is_that_of_the_picture_and_said(tmp_path: Path) -> None:
 
 
 def test_names_with_spaces_and_marks_in_lists(tmp_path: Path) -> None:
-    """Row 10 of the cases: `door 2` is a name, and so is `door` with the mark 1 of an old list."""
+    """`door 2` is a name, and so is `door` with the mark 1 of an old list."""
     write(tmp_path)
     for name in ("door", "door 2"):
         (tmp_path / "Annotations" / f"{name}.xml").write_text(SECOND)
@@ -258,7 +258,7 @@ def test_names_with_spaces_and_marks_in_lists(tmp_path: Path) -> None:
 
 
 def test_what_operating_systems_leave_is_ignored(tmp_path: Path) -> None:
-    """Row 12 of the cases: `._a.xml` is no annotation."""
+    """`._a.xml` is no annotation."""
     write(tmp_path)
     for name in ("Annotations/._a.xml", "JPEGImages/._a.jpg", "Annotations/.DS_Store", "Thumbs.db"):
         (tmp_path / name).write_bytes(b"\0\1")
@@ -266,7 +266,7 @@ def test_what_operating_systems_leave_is_ignored(tmp_path: Path) -> None:
 
 
 def test_neighbours_are_sought_beside_a_link_first(tmp_path: Path) -> None:
-    """Row 7 of the cases: a list that is a link."""
+    """A list that is a link."""
     lists = write(tmp_path / "set") / "ImageSets" / "Main"
     (tmp_path / "lists").mkdir()
     (lists / "train.txt").rename(tmp_path / "lists" / "mine.txt")

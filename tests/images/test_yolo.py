@@ -140,7 +140,7 @@ def test_missing_parts_are_named(tmp_path: Path) -> None:
 
 
 def test_a_folder_of_splits_asks_for_one(tmp_path: Path) -> None:
-    """Of the cases tried on blood cells: splits are not read together."""
+    """Splits are not read together."""
     write(tmp_path / "x", "images/train", "labels/train")
     with pytest.raises(InputError, match=r"name one split: .*/x/images/train\.$"):
         read_yolo(tmp_path / "x")
@@ -195,7 +195,7 @@ def one_line(tmp_path: Path, line: str) -> Source:
 def test_confidences_polygons_centres_outside_and_boxes_without_width(
     tmp_path: Path, line: str, box: list[float] | None, said: str | None
 ) -> None:
-    """Row 2 of the cases, and of those tried on blood cells: what lines of labels may hold."""
+    """What lines of labels may hold."""
     source = one_line(tmp_path, line)
     expected = np.reshape([] if box is None else box, (-1, 4))
     np.testing.assert_allclose(source.pictures[2].boxes, expected, rtol=1e-5)
@@ -203,7 +203,7 @@ def test_confidences_polygons_centres_outside_and_boxes_without_width(
 
 
 def test_pictures_in_subfolders_and_labels_beside_are_read(tmp_path: Path) -> None:
-    """Row 8 of the cases: labels in the same subfolders, or beside; others are reported."""
+    """Labels in the same subfolders, or beside; others are reported."""
     write(tmp_path)
     for folder in ("images/x", "labels/x", "images/y"):
         (tmp_path / folder).mkdir()
@@ -220,7 +220,7 @@ def test_pictures_in_subfolders_and_labels_beside_are_read(tmp_path: Path) -> No
 
 
 def test_the_folder_that_cvat_writes(tmp_path: Path) -> None:
-    """Row 9 of the cases: YOLO 1.1 with obj.data, obj.names, obj_train_data/ and a list."""
+    """YOLO 1.1 with obj.data, obj.names, obj_train_data/ and a list."""
     write(tmp_path, "obj_train_data", "obj_train_data", "obj.names")
     (tmp_path / "obj.data").write_text("classes = 2\ntrain = data/train.txt\n")
     lines = [f"data/obj_train_data/{name}" for name in ("a.png", "b.JPG", "c.png")]
@@ -231,7 +231,7 @@ def test_the_folder_that_cvat_writes(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("key", ["train", "val"])
 def test_a_yaml_that_names_one_split_or_a_list(tmp_path: Path, key: str) -> None:
-    """Of the cases tried on blood cells: a yaml of any name; a list; names out of order."""
+    """A yaml of any name; a list; names out of order."""
     write(tmp_path, "images/x", "labels/x", "mine.yaml")
     (tmp_path / "list.txt").write_text("./images/x/a.png\n./images/x/b.JPG\nimages/x/c.png\n")
     for place in ("images/x", "../images/x", "list.txt"):
@@ -245,7 +245,7 @@ def test_a_yaml_that_names_one_split_or_a_list(tmp_path: Path, key: str) -> None
 
 @pytest.mark.parametrize("split", ["", "/train"])
 def test_a_folder_of_images_that_is_a_link(tmp_path: Path, split: str) -> None:
-    """Row 7 of the cases: `images/` or a split is a link, with its labels beside the link."""
+    """`images/` or a split is a link, with its labels beside the link."""
     pictures = write(tmp_path / "set", f"images{split}", f"labels{split}") / f"images{split}"
     pictures.rename(tmp_path / "elsewhere")
     pictures.symlink_to(tmp_path / "elsewhere")
@@ -253,7 +253,7 @@ def test_a_folder_of_images_that_is_a_link(tmp_path: Path, split: str) -> None:
 
 
 def test_what_operating_systems_leave_is_ignored(tmp_path: Path) -> None:
-    """Row 12 of the cases: `._a.png` is no picture."""
+    """`._a.png` is no picture."""
     write(tmp_path)
     for name in ("images/._a.png", "labels/._a.txt", "images/.DS_Store", "images/Thumbs.db"):
         (tmp_path / name).write_bytes(b"\0\1")
@@ -261,7 +261,7 @@ def test_what_operating_systems_leave_is_ignored(tmp_path: Path) -> None:
 
 
 def test_byte_order_marks(tmp_path: Path) -> None:
-    """Row 6 of the cases: a yaml or a txt may begin with a mark."""
+    """A yaml or a txt may begin with a mark."""
     write(tmp_path)
     for file in (tmp_path / "data.yaml", tmp_path / "labels" / "a.txt"):
         file.write_bytes(b"\xef\xbb\xbf" + file.read_bytes())
@@ -269,7 +269,7 @@ def test_byte_order_marks(tmp_path: Path) -> None:
 
 
 def test_corners_where_centre_and_size_are_expected_are_said(tmp_path: Path) -> None:
-    """Row 13 of the cases: x1, y1, x2, y2 as shares of the picture."""
+    """Boxes may be x1, y1, x2, y2 as shares of the picture."""
     source = one_line(tmp_path, "0 0.8 0.7 0.95 0.9\n" * 2 + "0 0.7 0.8 0.9 0.98\n" * 2)
     twice, corners = source.skipped
     assert twice.reason.startswith("2 objects stand there twice")

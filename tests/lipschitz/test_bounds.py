@@ -102,7 +102,7 @@ def _beside(inner: Callable[[Tensor], Tensor], x: Tensor, dim: int = 1) -> Tenso
     ],
 )
 def test_rules(layer: nn.Module, constant: float) -> None:
-    """Row 23 of the cases: activations, pools and means among the rules, with their constants."""
+    """Activations, pools and means among the rules, with their constants."""
     assert lipschitz_bound(layer.eval(), (2, 6, 6)) == pytest.approx(constant, rel=2e-6)
 
 
@@ -118,7 +118,7 @@ def test_rules(layer: nn.Module, constant: float) -> None:
     ],
 )
 def test_smooth_activations_have_proven_slopes(activation: nn.Module, curvature: float) -> None:
-    """Row 23 of the cases: the largest slope on a fine grid, with its rise in between, is below."""
+    """The largest slope on a fine grid, with its rise in between, is below."""
     x = torch.linspace(-12, 12, 2_400_001, dtype=torch.float64, requires_grad=True)
     (slopes,) = torch.autograd.grad(activation(x).sum(), x)
     step = 1e-5
@@ -133,7 +133,7 @@ def test_smooth_activations_have_proven_slopes(activation: nn.Module, curvature:
 
 @pytest.mark.parametrize("size", [(2, 3), 4, (None, 5), 7])
 def test_adaptive_pools_have_the_norm_of_their_matrix(size: object) -> None:
-    """Row 23 of the cases: adaptive pools, where the input size is known."""
+    """Adaptive pools, where the input size is known."""
     pool = nn.AdaptiveAvgPool2d(size)  # type: ignore[arg-type]
     # Oracle: SVD of the dense matrix. Windows overlap where the sizes do not divide.
     truth = jacobian_norm(pool, (1, 6, 7))

@@ -144,7 +144,7 @@ def test_what_is_not_finite_is_refused(value: float) -> None:
 @pytest.mark.parametrize("value", NOT_FINITE)
 @pytest.mark.parametrize("in_bias", [True, False])
 def test_outputs_that_are_not_finite_have_no_rounding(value: float, in_bias: bool) -> None:
-    """Row F9 of the cases: a difference that is NaN is not passed over."""
+    """A difference that is NaN is not passed over."""
     detector = small_detector()
     layer = detector.heads[1].localisation
     assert isinstance(layer, nn.Conv2d)

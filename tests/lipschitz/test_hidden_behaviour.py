@@ -49,7 +49,7 @@ MODES: dict[str, Callable[[Tensor], bool]] = {
 
 @pytest.mark.parametrize("condition", MODES.values(), ids=MODES.keys())
 def test_no_mode_hides_anything(condition: Callable[[Tensor], bool]) -> None:
-    """Row F9 of the cases: what depends on whether gradients are on is refused."""
+    """What depends on whether gradients are on is refused."""
     with pytest.raises(UnknownLipschitz):
         lipschitz_bound(when(condition), SHAPE)
 

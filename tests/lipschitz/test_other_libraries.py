@@ -90,7 +90,7 @@ NETWORKS: dict[str, tuple[Callable[[], nn.Module], float]] = {
 @pytest.mark.parametrize("exported", [False, True])
 @pytest.mark.parametrize("name", NETWORKS)
 def test_networks_of_other_libraries_are_bounded(name: str, exported: bool) -> None:
-    """Row 25 of the cases: orthogonium and deel-torchlip, before and after `vanilla_export`."""
+    """`orthogonium` and deel-torchlip, before and after `vanilla_export`."""
     build, factor = NETWORKS[name]
     network = build()
     expected = network(torch.ones(2, *SHAPE))

@@ -116,7 +116,7 @@ IN_PLACE: dict[str, Change] = {
 
 @pytest.mark.parametrize("function", IN_PLACE.values(), ids=IN_PLACE.keys())
 def test_a_change_in_place_that_something_reads_is_refused(function: Change) -> None:
-    """Row F1 of the cases: through a view or an alias."""
+    """Through a view or an alias."""
     with pytest.raises(UnknownLipschitz, match="something else"):
         lipschitz_bound(Step(function), SHAPE)
 
@@ -142,7 +142,7 @@ class Overwriting(nn.Module):
 
 
 def test_a_backbone_that_changes_its_maps_in_place_is_refused() -> None:
-    """Row F1 of the cases: also in the backbone of an SSD."""
+    """Also in the backbone of an SSD."""
     detector = small_detector()
     detector.backbone = Overwriting(detector.backbone)
     with pytest.raises(UnknownLipschitz, match=r"something else.*aten\.add_"):
@@ -242,7 +242,7 @@ INVISIBLE: dict[str, Callable[[Tensor], object]] = {
 
 @pytest.mark.parametrize("function", INVISIBLE.values(), ids=INVISIBLE.keys())
 def test_what_tracing_cannot_see_is_refused(function: Callable[[Tensor], object]) -> None:
-    """Row F1 of the cases: branches that a traced graph does not have."""
+    """Branches that a traced graph does not have."""
     with pytest.raises(UnknownLipschitz):
         lipschitz_bound(Apply(function), SHAPE)
 
@@ -275,7 +275,7 @@ class Counting(nn.Module):
 
 @pytest.mark.parametrize("way", ["buffer", "attribute", "list", "closure", "iterator"])
 def test_a_module_that_counts_is_refused(way: str) -> None:
-    """Row F9 of the cases: its hundredth call would not be the one that was bounded."""
+    """Its hundredth call would not be the one that was bounded."""
     with pytest.raises(UnknownLipschitz):
         lipschitz_bound(Counting(way), SHAPE)
 
@@ -348,7 +348,7 @@ REPLACED: dict[str, Callable[[], nn.Module]] = {
 def test_what_a_layer_of_torch_was_made_to_compute_is_seen(
     build: Callable[[], nn.Module], alone: bool
 ) -> None:
-    """Row F3 of the cases: replaced methods and hooks of a layer."""
+    """Replaced methods and hooks of a layer."""
     network = build().eval() if alone else nn.Sequential(build(), nn.ReLU()).eval()
     with pytest.raises(UnknownLipschitz, match=r"something else.*aten\.mul"):
         lipschitz_bound(network, SHAPE)
@@ -372,7 +372,7 @@ def global_hook(request: pytest.FixtureRequest) -> Iterator[None]:
 @pytest.mark.usefixtures("global_hook")
 @pytest.mark.parametrize("network", [_identity_conv(), nn.Sequential(_identity_conv(), nn.ReLU())])
 def test_hooks_of_all_modules_are_seen(network: nn.Module) -> None:
-    """Row F3 of the cases: global hooks."""
+    """Global hooks."""
     with pytest.raises(UnknownLipschitz, match=r"something else.*aten\.mul"):
         lipschitz_bound(network, SHAPE)
 
@@ -405,7 +405,7 @@ def test_a_folded_block_whose_convolutions_were_changed_is_refused() -> None:
 @pytest.mark.parametrize("affine", [True, False])
 @pytest.mark.parametrize("behind_conv", [True, False])
 def test_batch_norm_is_read_as_torch_reads_it(affine: bool, behind_conv: bool) -> None:
-    """Row F3 of the cases: torch reads `weight`, not `affine`."""
+    """Torch reads `weight`, not `affine`."""
     norm = nn.BatchNorm2d(4, eps=0.0).eval()
     nn.init.constant_(norm.weight, 10.0)
     norm.affine = affine
@@ -439,7 +439,7 @@ COMPLEX: dict[str, Callable[[], nn.Module]] = {
 @pytest.mark.parametrize("build", COMPLEX.values(), ids=COMPLEX.keys())
 @pytest.mark.filterwarnings("ignore:Casting complex values")
 def test_complex_numbers_are_refused(build: Callable[[], nn.Module]) -> None:
-    """Row F2 of the cases: weights, factors and what makes complex numbers."""
+    """Weights, factors and what makes complex numbers."""
     with pytest.raises(UnknownLipschitz):
         lipschitz_bound(build(), SHAPE)
 

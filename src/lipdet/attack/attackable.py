@@ -29,7 +29,7 @@ class Attackable(Protocol):
 
     @property
     def device(self) -> torch.device:
-        """Where it computes."""
+        """Return the device it computes on."""
 
     @property
     def at_once(self) -> int:
@@ -37,7 +37,7 @@ class Attackable(Protocol):
 
     @property
     def display(self) -> Selection:
-        """What of its detections is shown."""
+        """Return which of its detections are shown."""
 
     def detect(self, images: Tensor, selection: Selection) -> list[Detections]:
         """Detect on images (B, 3, S, S) in [0, 1], in eval mode; return to the CPU."""
@@ -57,12 +57,12 @@ class Own:
 
     @property
     def device(self) -> torch.device:
-        """Where it computes."""
+        """Return the device it computes on."""
         return self.detector.default_boxes.device
 
     @property
     def display(self) -> Selection:
-        """What of its detections is shown."""
+        """Return which of its detections are shown."""
         return self.detector.display
 
     def detect(self, images: Tensor, selection: Selection) -> list[Detections]:

@@ -21,7 +21,7 @@ from lipdet.types import IGNORED
 
 
 class PixelScores(NamedTuple):
-    """What objectives are made of, for the labelled pixels of each picture of a batch.
+    """Terms of objectives, for the labelled pixels of each picture of a batch.
 
     Attributes:
         behind: (B, H, W) how far the logit of the right class is behind the best other one.

@@ -80,7 +80,7 @@ class ForeignDetector:
 
     @property
     def device(self) -> torch.device:
-        """Where it computes."""
+        """Return the device it computes on."""
         parameter = next(self.module.parameters(), None)
         return torch.device("cpu") if parameter is None else parameter.device
 

@@ -35,7 +35,7 @@ class BoxCoding:
         return cls(unit, 2 * unit)
 
     def encode(self, boxes: Tensor, default_boxes: Tensor) -> Tensor:
-        """Offsets that decode to `boxes`.
+        """Return offsets that decode to `boxes`.
 
         Args:
             boxes: (..., 4) xyxy pixels, positive sides.
@@ -53,7 +53,7 @@ class BoxCoding:
         )
 
     def decode(self, offsets: Tensor, default_boxes: Tensor) -> Tensor:
-        """The boxes (..., 4) xyxy pixels that `offsets` (..., 4) mean; the inverse of `encode`."""
+        """Return boxes (..., 4) xyxy pixels of `offsets` (..., 4); the inverse of `encode`."""
         centers = offsets[..., :2] * self.center_variance * default_boxes[..., 2:]
         centers = centers + default_boxes[..., :2]
         log_ratios = (offsets[..., 2:] * self.size_variance).clamp(max=MAX_LOG_RATIO)

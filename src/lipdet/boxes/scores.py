@@ -30,14 +30,14 @@ class Candidates(NamedTuple):
 
 
 class Scores(ABC):
-    """How class logits become scores; a score is `sigmoid(log_odds)`."""
+    """A way from class logits to scores; a score is `sigmoid(log_odds)`."""
 
     @abstractmethod
     def log_odds(self, logits: Tensor) -> Tensor:
-        """Logits (..., K) to log-odds (..., classes); differentiable, in the precision given."""
+        """Map logits (..., K) to log-odds (..., classes); differentiable, in their precision."""
 
     def votes(self, log_odds: Tensor) -> Tensor:
-        """Log-odds (..., classes) with −∞ where a default box does not vote for a class."""
+        """Return log-odds (..., classes) with −∞ where a default box does not vote for a class."""
         return log_odds
 
     def candidates(self, logits: Tensor, score_floor: float) -> Candidates:

@@ -30,7 +30,7 @@ BLOCK = 512
 
 
 class Decoder(NamedTuple):
-    """What turns the raw output of one detector into scored boxes.
+    """The way from the raw output of one detector to scored boxes.
 
     Attributes:
         default_boxes: (A, 4) cx, cy, w, h in pixels, in the order of the raw output.
@@ -47,14 +47,14 @@ class Decoder(NamedTuple):
     nms_iou: float = NMS_IOU
 
     def boxes(self, offsets: Tensor) -> Tensor:
-        """Offsets (..., A, 4) to boxes (..., A, 4), xyxy pixels inside the image, in float32."""
+        """Map offsets (..., A, 4) to boxes (..., A, 4), xyxy pixels inside the image; float32."""
         decoded = self.coding.decode(offsets.float(), self.default_boxes.float())
         return decoded.clamp(min=0).minimum(decoded.new_tensor(self.canvas.limits))
 
 
 @dataclass(frozen=True)
 class Selection:
-    """Which boxes become detections.
+    """The rule by which boxes become detections.
 
     Attributes:
         score_floor: a candidate's score must exceed it.
@@ -136,7 +136,7 @@ def nms(boxes: Tensor, log_odds: Tensor, labels: Tensor, iou: float, most: int) 
 
 
 def one_per_place(found: Detections, square: Tensor | None = None) -> Detections:
-    """Of boxes that cover each other only the best; see `best_rows`."""
+    """Keep of boxes that cover each other only the best; see `best_rows`."""
     rows = best_rows(found, square)
     return Detections(
         boxes=found["boxes"][rows], labels=found["labels"][rows], scores=found["scores"][rows]

@@ -110,7 +110,7 @@ def _claim(
 
 
 class Judged(NamedTuple):
-    """What is judged beside areas in which detections count neither way.
+    """Judged detections and objects beside areas in which detections count neither way.
 
     Attributes:
         candidates: (N,) bool, all but the ignored: those of which a share above the highest

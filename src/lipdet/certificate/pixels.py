@@ -119,7 +119,7 @@ def _is_simple(conv: nn.Conv2d) -> bool:
 
 
 class PixelMargins(NamedTuple):
-    """How far each pixel of a picture is from each other class.
+    """The distance of each pixel of a picture from each other class.
 
     Attributes:
         predicted: (H, W) class with the highest logit.
@@ -174,7 +174,7 @@ def margins_of(logits: Tensor, segmenter: Segmenter, bounds: PixelBounds) -> Pix
 
 
 class Reach(NamedTuple):
-    """What perturbations of one size can do to a picture.
+    """The costs at which perturbations of one size can change a picture.
 
     Attributes:
         flip: (H, W): of the budget what it costs to make a pixel any other class; infinite if none.

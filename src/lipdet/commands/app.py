@@ -15,7 +15,7 @@ from lipdet.errors import InputError
 
 
 def parser() -> Parser:
-    """Options of `run`."""
+    """Return the parser of the options of `run`."""
     parser = verb_parser(
         "Serve a web page: choose pictures and detectors, move epsilon, attack, see what is "
         "certified.",

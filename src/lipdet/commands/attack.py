@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-import itertools
 from collections.abc import Sequence
 from pathlib import Path
 
-import numpy as np
-import torch
 from PIL import Image
 from torch import Tensor
 
@@ -15,43 +12,32 @@ from lipdet.attack import AttackSettings, attack_unlabelled
 from lipdet.attack.outcome import Outcome
 from lipdet.attack.settings import AttackName, Norm, single_attacks
 from lipdet.checkpoint import load_any
-from lipdet.commands.attack_options import EPSILON_HELP, parse_epsilons
-from lipdet.commands.options import (
-    ANY_DETECTOR_HELP,
-    Parser,
-    check_folder,
-    check_no_input,
-    distinct_stems,
-    picture_files,
-    pictures_kept,
-    readable_pictures,
-    verb_parser,
-)
-from lipdet.files import write_picture
+from lipdet.commands.attack_options import EPSILON_HELP, add_objective, attack_facts, parse_epsilons
+from lipdet.commands.options import ANY_DETECTOR_HELP, Parser
+from lipdet.commands.pictures import PictureFiles, picture_parser
 from lipdet.hardware import DeviceName, measuring_device
-from lipdet.images.crop import Region, cut, full_region
+from lipdet.images.crop import cut, full_region
+from lipdet.images.tensors import to_tensor
 from lipdet.progress import progress_bar
 from lipdet.reading import Detection, named
 from lipdet.reading.detections import as_rows, distance, read_out
 from lipdet.reading.marks import captioned, contact_sheet, draw_classes, magnified, to_picture
 from lipdet.reading.search import in_picture
-from lipdet.types import Canvas
-from lipdet.versions import versions
 
 # Pictures at a time; those that are done are written while the next are attacked.
 BATCH = 16
 
 
 def parser() -> Parser:
-    """Options of `run`."""
-    parser = verb_parser(
+    """Return the parser of the options of `run`."""
+    parser = picture_parser(
         "Attack pictures: change them by at most epsilon so that the detector errs.",
         "lipdet attack naive door.jpg --epsilon 0.5 --out attacked",
+        ANY_DETECTOR_HELP,
     )
-    parser.add_argument("detector", help=ANY_DETECTOR_HELP)
-    parser.add_argument("images", nargs="+", type=Path, help="picture files, or folders of them")
     parser.add_argument("--epsilon", nargs=1, default=[], metavar="E", help=EPSILON_HELP)
-    parser.add_function_arguments(run, skip={"detector", "images", "epsilon"})
+    add_objective(parser)
+    parser.add_function_arguments(run, skip={"detector", "images", "epsilon", "objective"})
     return parser
 
 
@@ -78,8 +64,7 @@ def run(
         epsilon: radius.
         out: folder for a panel NAME.png of each picture and one attack.json for all.
         attack: pgd, apgd, or worst: PGD with more objectives.
-        objective: what pgd and apgd raise: demote, mislabel, vanish, fabricate, multibox,
-            classification or localisation; by default the first two with half of the steps each.
+        objective: what pgd and apgd raise.
         norm: of the perturbation, l2 or linf.
         steps: gradients per start.
         restarts: random starts.
@@ -89,76 +74,50 @@ def run(
     [radius] = parse_epsilons(epsilon)
     settings = AttackSettings(radius, norm=norm, steps=steps, restarts=restarts, seed=seed)
     singles = single_attacks(attack, settings, objective)
-    check_folder(out)
-    images = picture_files(images)
-    stems = distinct_stems(images)
-    check_no_input((out / f"{stem}.png" for stem in stems), images)
+    files = PictureFiles(images, out)
     place = measuring_device(device)
     loaded = load_any(detector)
     loaded.module.to(place)
     canvas = loaded.framing.canvas
-    result = {
-        "weights": loaded.name,
-        "canvas": list(canvas),
-        "epsilon": radius,
-        "grey_levels": canvas.grey_levels(radius, norm),
-        "attack": attack,
-        "norm": norm,
-        "objectives": [single.objective for single in singles],
-        "steps": steps,
-        "restarts": restarts,
-        "seed": seed,
-        "versions": versions(),
-    }
+    result = attack_facts(loaded, attack, settings, singles)
     gradients = restarts * sum(one.steps + 1 for one in singles)
-    with pictures_kept(out / "attack.json", result) as pictures, progress_bar() as bar:
-        task = bar.add_task("Attacking", total=len(images) * gradients)
+    with files.written("attack.json", result), progress_bar() as bar:
+        task = bar.add_task("Attacking", total=len(files.paths) * gradients)
 
         def on_step(step: int, places: Tensor, values: Tensor) -> None:
             bar.advance(task, len(places))
 
-        readable = readable_pictures(images)
-        while batch := list(itertools.islice(readable, BATCH)):
+        for batch in files.batches(BATCH):
             indices = [index for index, _ in batch]
             photographs = [photograph for _, photograph in batch]
             regions = [full_region(*photograph.size, canvas) for photograph in photographs]
-            clean = _batch(photographs, regions, canvas)
+            pairs = zip(photographs, regions, strict=True)
+            clean = to_tensor([cut(*pair, canvas) for pair in pairs])
             found = attack_unlabelled(loaded.detector, clean, singles, indices, on_step)
             before, after = (one._replace(images=one.images.cpu()) for one in found)
             names = loaded.class_names or _numbers(found)
-            out.mkdir(parents=True, exist_ok=True)
             for at, index in enumerate(indices):
                 seen = [named(one.detections[at], names) for one in (before, after)]
                 panel = _panel(before.images[at], after.images[at], seen, names)
-                write_picture(out / f"{stems[index]}.png", panel)
                 size = photographs[at].size
                 rows = [
                     as_rows(named(in_picture(one.detections[at], regions[at], canvas, size), names))
                     for one in (before, after)
                 ]
-                pictures.append(
-                    {
-                        "image": str(images[index]),
-                        "width": size[0],
-                        "height": size[1],
-                        "region": list(regions[at]),
-                        "distance": distance(before.images[at], after.images[at]),
-                        "clean": rows[0],
-                        "attacked": rows[1],
-                    }
-                )
-                print(f"{images[index]}: {read_out(seen[0])} → {read_out(seen[1])}")
+                entry = {
+                    "width": size[0],
+                    "height": size[1],
+                    "region": list(regions[at]),
+                    "distance": distance(before.images[at], after.images[at]),
+                    "clean": rows[0],
+                    "attacked": rows[1],
+                }
+                files.keep(index, {"": panel}, entry, f"{read_out(seen[0])} → {read_out(seen[1])}")
     print(f"Panels and attack.json: {out} (ε = {radius:g}: {canvas.in_grey_levels(radius, norm)})")
 
 
-def _batch(photographs: Sequence[Image.Image], regions: Sequence[Region], canvas: Canvas) -> Tensor:
-    """Return (B, 3, height, width) in [0, 1] of the canvas."""
-    cuts = [cut(one, region, canvas) for one, region in zip(photographs, regions, strict=True)]
-    return torch.from_numpy(np.stack(cuts)).permute(0, 3, 1, 2).float() / 255
-
-
 def _numbers(outcomes: Sequence[Outcome]) -> tuple[str, ...]:
-    """The labels of a module that has no names for them; it counts from 1."""
+    """Name the labels of a module that has no names for them; it counts from 1."""
     found = [one for outcome in outcomes for one in outcome.detections]
     largest = max((int(label) for one in found for label in one["labels"]), default=0)
     return tuple(str(number) for number in range(1, largest + 2))

@@ -3,15 +3,31 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
-from lipdet.attack import NAMED_EPSILONS, parse_epsilon
+from lipdet.attack import NAMED_EPSILONS, AttackSettings, parse_epsilon
 from lipdet.attack.settings import AttackName, Norm
+from lipdet.checkpoint import AnyDetector, LoadedSegmenter
+from lipdet.commands.options import Parser
 from lipdet.errors import InputError
+from lipdet.versions import versions
 
 EPSILON_HELP = (
     f"radius in [0, 1] pixel units at the network's input size, or {' or '.join(NAMED_EPSILONS)} "
     "(the reference experiment's 0.5 in either unit)"
 )
+
+
+def add_objective(parser: Parser) -> None:
+    """Add the option that names what attacks raise."""
+    names = ", ".join(AttackSettings.objectives)
+    mix = ", ".join(f"{name} {share:g}" for name, share in AttackSettings.unnamed.items())
+    parser.add_argument(
+        "--objective",
+        metavar="NAME",
+        help=f"what pgd and apgd raise, one of: {names}; by default these, each with its share of "
+        f"the steps: {mix}",
+    )
 
 
 def parse_epsilons(words: Sequence[str]) -> tuple[float, ...]:
@@ -42,3 +58,26 @@ def measured_epsilons(
     if words:
         raise InputError("--epsilon needs --certify, or an attack such as --attack worst.")
     return ()
+
+
+def attack_facts(
+    loaded: AnyDetector | LoadedSegmenter,
+    attack: AttackName,
+    settings: AttackSettings,
+    singles: Sequence[AttackSettings],
+) -> dict[str, Any]:
+    """Return what attack.json says of the attack; `singles` are those behind its name."""
+    canvas = loaded.framing.canvas
+    return {
+        "weights": loaded.name,
+        "canvas": list(canvas),
+        "epsilon": settings.epsilon,
+        "grey_levels": canvas.grey_levels(settings.epsilon, settings.norm),
+        "attack": attack,
+        "norm": settings.norm,
+        "objectives": [one.objective for one in singles],
+        "steps": settings.steps,
+        "restarts": settings.restarts,
+        "seed": settings.seed,
+        "versions": versions(),
+    }

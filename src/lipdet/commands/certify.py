@@ -16,17 +16,10 @@ from lipdet.commands.options import (
     DETECTOR_HELP,
     FLOAT64_HELP,
     Parser,
-    check_folder,
-    check_no_input,
-    distinct_stems,
     parse_region,
-    picture_files,
-    pictures_kept,
-    readable_pictures,
-    verb_parser,
 )
+from lipdet.commands.pictures import PictureFiles, picture_parser
 from lipdet.errors import InputError
-from lipdet.files import write_picture
 from lipdet.hardware import DeviceName, measuring_device
 from lipdet.reading import certified, look, regions_of, shown_above, tallied
 from lipdet.reading.detections import radii_explained, with_radius
@@ -34,14 +27,13 @@ from lipdet.reading.marks import draw_certificates
 
 
 def parser() -> Parser:
-    """Options of `run`."""
-    parser = verb_parser(
+    """Return the parser of the options of `run`."""
+    parser = picture_parser(
         "Say how much perturbation each detection survives, and what is read and counted, and draw "
         "where boxes can go.",
         "lipdet certify certified door.jpg --out found",
+        DETECTOR_HELP,
     )
-    parser.add_argument("detector", help=DETECTOR_HELP)
-    parser.add_argument("images", nargs="+", type=Path, help="picture files, or folders of them")
     parser.add_argument(
         "--epsilon", nargs="+", default=["0.1"], metavar="E", help=f"{EPSILON_HELP}, for counts"
     )
@@ -79,8 +71,8 @@ def run(
     if not 0 < iou < 1:
         raise InputError(f"--iou must lie between 0 and 1, not {iou:g}.")
     epsilons = parse_epsilons(epsilon)
-    check_folder(out)
-    images = picture_files(images)
+    # How many squares a picture has is found out later.
+    files = PictureFiles(images, out, ends=())
     place = measuring_device(device, float64)
     loaded = load_detector(detector)
     loaded.detector.to(place)
@@ -97,29 +89,25 @@ def run(
         "score": score,
         "rounding": verifier.rounding_known,
     }
-    with pictures_kept(out / "certificates.json", result) as pictures:
-        stems = distinct_stems(images)
-        for at, image in readable_pictures(images):
-            path, stem = images[at], stems[at]
+    with files.written("certificates.json", result):
+        for index, image in files.each("Certifying"):
             views = look(model, names, image, regions_of(model, image, region), selection)
             views = certified(views, verifier, iou)
             tallies = tallied(views, verifier, epsilons)
-            overlays = [out / f"{stem}-{index}.png" for index in range(1, len(views) + 1)]
-            check_no_input(overlays, images)
-            out.mkdir(parents=True, exist_ok=True)
-            for overlay, view in zip(overlays, views, strict=True):
-                drawn = draw_certificates(Image.fromarray(view.pixels), view.detections)
-                write_picture(overlay, drawn)
+            overlays = {
+                f"-{square}": draw_certificates(Image.fromarray(view.pixels), view.detections)
+                for square, view in enumerate(views, start=1)
+            }
             regions = [
                 {**view.as_dict(), **tally.as_dict()}
                 for view, tally in zip(views, tallies, strict=True)
             ]
-            pictures.append({"image": str(path), "regions": regions})
-            words = [with_radius(one, canvas) for view in views for one in view.detections]
-            print(f"{path}: {', '.join(words) or 'nothing found'}")
-            for index, tally in enumerate(tallies, start=1):
-                square = f"square {index} of {len(tallies)} " if len(tallies) > 1 else ""
-                print(f"  {square}{tally.words}")
+            found = [with_radius(one, canvas) for view in views for one in view.detections]
+            words = [", ".join(found) or "nothing found"]
+            for square, tally in enumerate(tallies, start=1):
+                which = f"square {square} of {len(tallies)} " if len(tallies) > 1 else ""
+                words.append(f"  {which}{tally.words}")
+            files.keep(index, overlays, {"regions": regions}, "\n".join(words))
     print(
         f"Overlays and certificates.json: {out} ({radii_explained(canvas)}; rounding "
         f"{verifier.rounding_known})"

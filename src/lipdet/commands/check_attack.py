@@ -8,6 +8,7 @@ from pathlib import Path
 from lipdet.attack import AttackSettings
 from lipdet.attack.settings import ScheduleName, single_attacks
 from lipdet.checkpoint import load_detector
+from lipdet.commands.attack_options import add_objective
 from lipdet.commands.options import (
     DETECTOR_HELP,
     SPEC_HELP,
@@ -30,7 +31,7 @@ from lipdet.versions import versions
 
 
 def parser() -> Parser:
-    """Options of `run`."""
+    """Return the parser of the options of `run`."""
     parser = verb_parser(
         "Check that an attack is strong enough: it must beat noise, black-box and transferred "
         "attacks, and have nothing left to gain from more steps or restarts.",
@@ -38,7 +39,8 @@ def parser() -> Parser:
     )
     parser.add_argument("detector", help=DETECTOR_HELP)
     parser.add_argument("--data", required=True, metavar="SPEC", help=SPEC_HELP)
-    parser.add_function_arguments(run, skip={"detector", "data"})
+    add_objective(parser)
+    parser.add_function_arguments(run, skip={"detector", "data", "objective"})
     return parser
 
 
@@ -63,8 +65,7 @@ def run(
         data: SPEC.
         limit: only the first so many pictures.
         attack: pgd or apgd.
-        objective: what it raises: demote, mislabel, vanish, fabricate, multibox, classification
-            or localisation; by default the first two with half of the steps each.
+        objective: what it raises.
         steps: gradients per start.
         restarts: random starts.
         seed: of crops, rendered pictures and random choices.

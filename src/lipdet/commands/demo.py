@@ -9,7 +9,7 @@ from lipdet.demo import demo
 
 
 def parser() -> Parser:
-    """Options of `run`."""
+    """Return the parser of the options of `run`."""
     parser = verb_parser(
         "Attack and certify an ordinary and a certified detector side by side, in a few minutes.",
         "lipdet demo --out demo",

@@ -7,22 +7,10 @@ from pathlib import Path
 
 from lipdet.boxes import DISPLAY_SELECTION
 from lipdet.checkpoint import load_detector
-from lipdet.commands.options import (
-    DETECTOR_HELP,
-    Parser,
-    check_folder,
-    check_no_input,
-    distinct_stems,
-    parse_region,
-    picture_files,
-    pictures_kept,
-    readable_pictures,
-    verb_parser,
-)
+from lipdet.commands.options import DETECTOR_HELP, Parser, parse_region
+from lipdet.commands.pictures import PictureFiles, picture_parser
 from lipdet.detector.forward import Network
 from lipdet.export.runtime import load_onnx
-from lipdet.files import write_picture
-from lipdet.progress import track
 from lipdet.reading import Reading, certified_reading, known_verifier, read, shown_above
 from lipdet.reading.detections import left_to_right, radii_explained, with_radius
 from lipdet.reading.marks import draw_classes
@@ -30,12 +18,12 @@ from lipdet.types import Canvas, spell
 
 
 def parser() -> Parser:
-    """Options of `run`."""
-    parser = verb_parser(
-        "Find objects in pictures of any size.", "lipdet detect naive door.jpg --out found"
+    """Return the parser of the options of `run`."""
+    parser = picture_parser(
+        "Find objects in pictures of any size.",
+        "lipdet detect naive door.jpg --out found",
+        f"{DETECTOR_HELP}, or an exported .onnx file",
     )
-    parser.add_argument("detector", help=f"{DETECTOR_HELP}, or an exported .onnx file")
-    parser.add_argument("images", nargs="+", type=Path, help="picture files, or folders of them")
     parser.add_function_arguments(run, skip={"detector", "images"})
     return parser
 
@@ -58,26 +46,20 @@ def run(
         crop: LEFT,TOP,RIGHT,BOTTOM in pixels: look only there, and do not search.
         score: show what has a higher score; radii are about remaining above it.
     """
-    check_folder(out)
-    images = picture_files(images)
-    stems = distinct_stems(images)
-    check_no_input((out / f"{stem}.png" for stem in stems), images)
+    files = PictureFiles(images, out)
     model, names = _load(detector)
     selection = shown_above(model, score)
     canvas = model.framing.canvas
     region = parse_region(crop) if crop else None
     verifier = known_verifier(model, selection)
     result = {"weights": detector, "canvas": list(canvas), "score": score}
-    with pictures_kept(out / "detections.json", result) as pictures:
-        for index, image in track(readable_pictures(images), "Detecting", len(images)):
-            path, stem = images[index], stems[index]
+    with files.written("detections.json", result):
+        for index, image in files.each("Detecting"):
             reading = read(model, names, image, region, selection)
             if verifier:
                 reading = certified_reading(reading, verifier)
-            out.mkdir(parents=True, exist_ok=True)
-            write_picture(out / f"{stem}.png", draw_classes(image, reading.detections, names))
-            pictures.append({"image": str(path), **reading.as_dict()})
-            print(f"{path}: {_words(reading, canvas)}")
+            overlay = draw_classes(image, reading.detections, names)
+            files.keep(index, {"": overlay}, reading.as_dict(), _words(reading, canvas))
     print(f"Overlays and detections.json: {out} ({radii_explained(canvas)})")
 
 

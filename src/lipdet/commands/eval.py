@@ -9,7 +9,7 @@ from lipdet import distributed
 from lipdet.attack import AttackSettings
 from lipdet.attack.settings import AttackName, Norm
 from lipdet.checkpoint import certifiable, load_any
-from lipdet.commands.attack_options import EPSILON_HELP, measured_epsilons
+from lipdet.commands.attack_options import EPSILON_HELP, add_objective, measured_epsilons
 from lipdet.commands.options import (
     ANY_DETECTOR_HELP,
     FLOAT64_HELP,
@@ -38,7 +38,7 @@ from lipdet.report.table import attacked_table, classes_table, results_table
 
 
 def parser() -> Parser:
-    """Options of `run`."""
+    """Return the parser of the options of `run`."""
     parser = verb_parser(
         "Measure average precision on a data set: clean, under attack, certified.",
         "lipdet eval naive --data svhn:SVHN/test --epsilon 0.25 0.5 --attack worst",
@@ -52,7 +52,10 @@ def parser() -> Parser:
         help="also bound AP under every L2 perturbation of at most each radius",
     )
     parser.add_argument("--float64", action="store_true", help=FLOAT64_HELP)
-    parser.add_function_arguments(run, skip={"detector", "data", "epsilon", "certify", "float64"})
+    add_objective(parser)
+    parser.add_function_arguments(
+        run, skip={"detector", "data", "epsilon", "certify", "float64", "objective"}
+    )
     add_processes(parser)
     return parser
 
@@ -86,8 +89,7 @@ def run(
         float64: compute in float64.
         attack: also measure under this attack; worst tries several objectives and reports the
             lowest.
-        objective: what pgd and apgd raise: demote, mislabel, vanish, fabricate, multibox,
-            classification or localisation; by default the first two with half of the steps each.
+        objective: what pgd and apgd raise.
         norm: of the perturbation, l2 or linf.
         steps: gradients of an attack per start.
         restarts: random starts of an attack.
@@ -95,8 +97,7 @@ def run(
         device: cpu or cuda; by default the GPU if there is one, with --float64 the CPU.
         json: file for the result; `-` prints it instead of the tables.
     """
-    if limit is not None:
-        check_positive("--limit", limit)
+    check_positive("--limit", limit)
     check_writable(json)
     check_state(state, [detector])
     campaign = None
@@ -114,8 +115,7 @@ def run(
         if float64:
             network.double()
     pack = distributed.made_once(lambda: open_data(data, "test", loaded.framing, seed))
-    if limit is not None:
-        pack = pack.head(limit)
+    pack = pack.head(limit)
     result = evaluate_together(loaded, pack, seed, campaign, epsilons if certify else (), state)
     if result is None:
         return  # the first of several processes writes it

@@ -28,7 +28,7 @@ Exporter = Callable[[Own, Path, Tensor, bool, Tensor | None], dict[str, Any]]
 
 
 def parser() -> Parser:
-    """Options of `run`."""
+    """Return the parser of the options of `run`."""
     parser = verb_parser(
         "Write a detector as a file for other programs, and check it against torch.",
         "lipdet export naive --out naive.onnx --detections",
@@ -84,7 +84,7 @@ def run(
 
 
 def _pictures(spec: str, purpose: Purpose, framing: Framing) -> Tensor:
-    """At most `CALIBRATED` pictures of a SPEC, (B, 3, S, S) in [0, 1]."""
+    """Return at most `CALIBRATED` pictures of a SPEC, (B, 3, S, S) in [0, 1]."""
     pack = open_data(spec, purpose, framing).head(CALIBRATED)
     return pack.pixels(range(len(pack)))
 

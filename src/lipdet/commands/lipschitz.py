@@ -6,11 +6,6 @@ from pathlib import Path
 
 from rich.table import Table
 
-from lipdet.certificate.constants.outputs import (
-    bounds_of_outputs,
-    detector_profile,
-    propagate_detector,
-)
 from lipdet.checkpoint import LoadedDetector, LoadedSegmenter, load_network, load_own
 from lipdet.commands.options import (
     DETECTOR_HELP,
@@ -25,12 +20,14 @@ from lipdet.images.spec import open_data
 from lipdet.progress import show
 from lipdet.report.audit import audit_json, audit_module, audit_sentence, audit_table
 from lipdet.report.lipschitz import (
+    DetectorProfile,
+    SegmenterProfile,
     bounds_table,
     pixel_bounds,
     plot_profile,
-    profile_json,
+    profile_detector,
+    profile_segmenter,
     profile_table,
-    segmenter_profile,
     segmenter_sentence,
 )
 from lipdet.types import Canvas
@@ -40,7 +37,7 @@ MOST_OBSERVED = 16
 
 
 def parser() -> Parser:
-    """Options of `run`."""
+    """Return the parser of the options of `run`."""
     parser = verb_parser(
         "Bound a detector's Lipschitz constants in [0, 1] pixel units, layer by layer.",
         "lipdet lipschitz naive --plot profile.png",
@@ -86,15 +83,14 @@ def run(
         raise InputError("Give a DETECTOR, or --audit MODULE.")
     loaded = load_own(detector)
     pack = open_data(data, "test", loaded.framing).head(MOST_OBSERVED)
+    profile: DetectorProfile | SegmenterProfile
     told: Table | str
     if isinstance(loaded, LoadedSegmenter):
-        rows, profile = segmenter_profile(loaded, pack, pixel_bounds(loaded.segmenter, pack))
+        rows, profile = profile_segmenter(loaded, pack, pixel_bounds(loaded.segmenter, pack))
         told = segmenter_sentence(profile)
     else:
-        propagation = propagate_detector(loaded.detector)
-        rows = detector_profile(propagation, pack.pixels(range(len(pack))))
-        bounds = bounds_of_outputs(loaded.detector, propagation)
-        profile, told = profile_json(loaded.name, pack, rows, bounds), bounds_table(bounds)
+        rows, profile, bounds = profile_detector(loaded, pack)
+        told = bounds_table(bounds)
     if plot is not None:
         plot_profile(rows, plot)
     if write_json(json, profile):

@@ -6,20 +6,17 @@ import argparse
 import json
 import re
 import sys
-from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import NoReturn
 
 from jsonargparse import ArgumentParser
 from jsonargparse.typing import PositiveInt, register_type
-from PIL import Image
 
 from lipdet import distributed
 from lipdet.errors import InputError
 from lipdet.files import write_complete
 from lipdet.images.crop import Region
-from lipdet.images.source import PICTURES, load_rgb, pictures_in
 from lipdet.images.spec import FORMS
 from lipdet.types import Canvas
 from lipdet.user_module import names_module
@@ -79,7 +76,7 @@ def verb_parser(summary: str, example: str) -> Parser:
 
 
 def add_processes(parser: Parser) -> None:
-    """The option of verbs that several processes can share (`distributed.launch`)."""
+    """Add the option of verbs that several processes can share (`distributed.launch`)."""
     parser.add_argument(
         "--processes",
         type=PositiveInt,
@@ -110,78 +107,6 @@ def write_json(file: Path | None, value: object) -> bool:
     if file is not None:
         write_complete(file, as_json(value) + "\n")
     return False
-
-
-def picture_files(paths: Sequence[Path]) -> list[Path]:
-    """Return files as they are, and of folders the pictures in them, by name.
-
-    Raises:
-        InputError: a folder holds no picture.
-    """
-    files = []
-    for path in paths:
-        inside = pictures_in(path)
-        if path.is_dir() and not inside:
-            raise InputError(f"{path} holds no picture ({', '.join(sorted(PICTURES))}).")
-        files += inside if path.is_dir() else [path]
-    return files
-
-
-def distinct_stems(paths: Sequence[Path]) -> list[str]:
-    """File stems, numbered where two pictures share one; no number makes another picture's name."""
-    stems = [path.stem for path in paths]
-    names: list[str] = []
-    for number, stem in enumerate(stems, start=1):
-        name = stem
-        if stems.count(stem) > 1:
-            name = f"{stem}-{number}"
-            while name in stems or name in names:
-                name += f"-{number}"
-        names.append(name)
-    return names
-
-
-def readable_pictures(paths: Sequence[Path]) -> Iterator[tuple[int, Image.Image]]:
-    """Yield the index and the RGB picture of each file that can be read.
-
-    Raises:
-        InputError: some could not, once all others are done.
-    """
-    broken = []
-    for index, path in enumerate(paths):
-        try:
-            picture = load_rgb(path)
-        except InputError as error:
-            broken.append(str(error).removesuffix("."))
-        else:
-            yield index, picture
-    if broken:
-        rest = len(paths) - len(broken)
-        raise InputError(f"{'; '.join(broken)}. What was asked for was done with {rest} others.")
-
-
-@contextmanager
-def pictures_kept(file: Path, result: dict[str, Any]) -> Iterator[list[dict[str, Any]]]:
-    """Yield the list of what is found in each picture, and write it however the work ends.
-
-    Args:
-        file: json; the list becomes `pictures` of it.
-        result: everything else.
-    """
-    pictures: list[dict[str, Any]] = []
-    try:
-        yield pictures
-    finally:
-        if pictures:
-            write_complete(file, as_json({**result, "pictures": pictures}) + "\n")
-
-
-def check_no_input(files: Iterable[Path], inputs: Sequence[Path]) -> None:
-    """Refuse to write over a picture that is looked at."""
-    given = {path.resolve() for path in inputs}
-    for file in files:
-        if file.resolve() in given:
-            raise InputError(f"{file} is one of the pictures; choose another --out.")
 
 
 def check_writable(file: Path | None) -> None:
@@ -228,9 +153,9 @@ def parse_canvas(text: object) -> Canvas:
 register_type(Canvas, str, parse_canvas)
 
 
-def check_positive(option: str, value: int) -> None:
-    """Refuse a number below one."""
-    if value <= 0:
+def check_positive(option: str, value: int | None) -> None:
+    """Refuse a number below one, if one was given."""
+    if value is not None and value <= 0:
         raise InputError(f"{option} must be positive, not {value}.")
 
 

@@ -29,7 +29,7 @@ from lipdet.hardware import DeviceName, measuring_device
 from lipdet.images.pack import Pack, same_pictures
 from lipdet.images.spec import open_data
 from lipdet.progress import show
-from lipdet.report.build import build_report
+from lipdet.report.build import build_report, check_distinct
 from lipdet.report.page import write_figures, write_module_page, write_page
 from lipdet.report.scenes import scenes
 from lipdet.report.segmentation import (
@@ -43,7 +43,7 @@ from lipdet.types import Framing
 
 
 def parser() -> Parser:
-    """Options of `run`."""
+    """Return the parser of the options of `run`."""
     parser = verb_parser(
         "Show detectors side by side on one page that opens anywhere, without a network.",
         "lipdet report naive runs/mine --data rendered:200 --epsilon 0.1 0.25 --out report.html",
@@ -97,9 +97,8 @@ def run(
         figures: folder for the figures as SVG and PNG.
         device: cpu or cuda; by default the GPU if there is one.
     """
-    for option, value in (("--limit", limit), ("--pictures", pictures)):
-        if value is not None:
-            check_positive(option, value)
+    check_positive("--limit", limit)
+    check_positive("--pictures", pictures)
     check_writable(out)
     if figures is not None:
         check_folder(figures)
@@ -128,9 +127,7 @@ def run(
             "alone, without --results and --figures."
         )
     framings = list(dict.fromkeys(one.framing for one in given))
-    opened = [open_data(data, "test", framing, seed) for framing in framings]
-    if limit is not None:
-        opened = [pack.head(limit) for pack in opened]
+    opened = [open_data(data, "test", framing, seed).head(limit) for framing in framings]
     if foreign:
         _report_foreign(foreign[0], opened[0], seed, campaign, out, pictures)
         return
@@ -179,9 +176,7 @@ def _report_segmenters(
     shown: Mapping[Framing, Sequence[int]],
     title: str,
 ) -> None:
-    names = [one.name for one in segmenters]
-    if len(set(names)) < len(names):
-        raise InputError(f"Each segmenter can be given once only: {', '.join(names)}.")
+    check_distinct("segmenter", [one.name for one in segmenters])
     found = [
         inspect_segmenter(one, packs[one.framing], seed, campaign, shown[one.framing])
         for one in segmenters

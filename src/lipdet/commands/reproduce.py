@@ -21,7 +21,7 @@ DEFAULT = " ".join(f"{epsilon:g}" for epsilon in EPSILONS)
 
 
 def parser() -> Parser:
-    """Options of `run`."""
+    """Return the parser of the options of `run`."""
     parser = verb_parser(
         "Train or load every detector of the comparison; measure each clean, attacked, certified.",
         "lipdet reproduce --quick --out quick",

@@ -1,11 +1,11 @@
 """What the verbs do with a segmenter: the same options, where they mean something.
 
-`instead` is the one place where it is decided: a weights file says what it is of.
+`cli` decides what is one: a weights file says what it is of.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +13,6 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from PIL import Image
-from torch import Tensor
 
 from lipdet import distributed
 from lipdet.attack.pixels import PixelSettings, attack_pixels
@@ -21,25 +20,20 @@ from lipdet.attack.settings import single_attacks
 from lipdet.boxes import DISPLAY_SELECTION
 from lipdet.certificate.pixels import bounds_of_pixels, largest_reach, margins_of
 from lipdet.certificate.radius import REMAINING_IOU
-from lipdet.checkpoint import LoadedSegmenter, load_segmenter
-from lipdet.commands.attack_options import measured_epsilons, parse_epsilons
+from lipdet.checkpoint import load_segmenter
+from lipdet.commands.attack_options import attack_facts, measured_epsilons, parse_epsilons
 from lipdet.commands.options import (
-    check_folder,
-    check_no_input,
     check_positive,
     check_writable,
-    distinct_stems,
-    picture_files,
-    pictures_kept,
-    readable_pictures,
     write_json,
 )
+from lipdet.commands.pictures import PictureFiles
 from lipdet.errors import InputError
 from lipdet.evaluate.attacked import Campaign
 from lipdet.evaluate.segmentation import evaluate_segmenter, logits_of
-from lipdet.files import write_picture
 from lipdet.images.crop import cut, full_region
 from lipdet.images.spec import open_data
+from lipdet.images.tensors import to_tensor, to_uint8
 from lipdet.progress import show
 from lipdet.reading.detections import distance
 from lipdet.reading.marks import contact_sheet
@@ -47,7 +41,6 @@ from lipdet.reading.pixels import draw_classes, draw_radii
 from lipdet.report.segmentation import missed_table, segmentation_table
 from lipdet.segmenter import Segmenter
 from lipdet.types import Canvas
-from lipdet.versions import versions
 
 MEASURED = "Rounding is measured, not proven"
 ON_THE_CPU = "Pixels are computed on the CPU"
@@ -63,16 +56,14 @@ def evaluate(detector: str, data: str, **options: Any) -> None:
     _refuse(options, float64=MEASURED, device=ON_THE_CPU, state="Nothing is kept")
     attack, certify = options["attack"], options["certify"]
     limit, json, seed = options["limit"], options["json"], options["seed"]
-    if limit is not None:
-        check_positive("--limit", limit)
+    check_positive("--limit", limit)
     check_writable(json)
     epsilons = measured_epsilons(options["epsilon"], attack, certify, options["norm"])
     campaign = None
     if attack is not None:
         campaign = Campaign(attack, epsilons, _settings(epsilons[0], options), options["objective"])
     loaded = load_segmenter(detector)
-    pack = open_data(data, "test", loaded.segmenter.framing, seed)
-    pack = pack if limit is None else pack.head(limit)
+    pack = open_data(data, "test", loaded.framing, seed).head(limit)
     result = evaluate_segmenter(loaded, pack, seed, campaign, epsilons if certify else ())
     if write_json(json, result):
         return
@@ -85,17 +76,16 @@ def detect(detector: str, images: Sequence[Path], out: Path, **options: Any) -> 
     """Do what `lipdet.commands.detect.run` does, for a segmenter: classes of pixels as overlays."""
     _refuse(options, crop=WHOLE)
     _refuse_boxes(score=(options["score"], DISPLAY_SELECTION.score_floor))
-    loaded, files = _opened(detector, images, out)
-    segmenter, canvas = loaded.segmenter, loaded.segmenter.framing.canvas
+    files, loaded = PictureFiles(images, out), load_segmenter(detector)
+    segmenter, canvas = loaded.segmenter, loaded.framing.canvas
     result = {"weights": loaded.name, "canvas": list(canvas)}
-    with pictures_kept(out / "detections.json", result) as entries:
-        for index, picture in _seen(files, canvas):
-            path, stem = files[index]
-            predicted = logits_of(segmenter, _batch([picture])).argmax(dim=1)[0].numpy()
-            write_picture(out / f"{stem}.png", draw_classes(Image.fromarray(picture), predicted))
+    with files.written("detections.json", result):
+        for index, photograph in files.each("Segmenting"):
+            picture = _seen(photograph, canvas)
+            predicted = logits_of(segmenter, to_tensor([picture])).argmax(dim=1)[0].numpy()
+            overlay = draw_classes(Image.fromarray(picture), predicted)
             pixels = _counted(segmenter, predicted)
-            entries.append({"image": str(path), "pixels": pixels})
-            print(f"{path}: {_shares(pixels)}")
+            files.keep(index, {"": overlay}, {"pixels": pixels}, _shares(pixels))
     print(f"Overlays and detections.json: {out} (pictures at {canvas})")
 
 
@@ -107,34 +97,38 @@ def certify(detector: str, images: Sequence[Path], out: Path, **options: Any) ->
         score=(options["score"], DISPLAY_SELECTION.score_floor),
     )
     epsilons = parse_epsilons(options["epsilon"])
-    loaded, files = _opened(detector, images, out)
-    segmenter, canvas = loaded.segmenter, loaded.segmenter.framing.canvas
-    bounds = bounds_of_pixels(segmenter, _batch([next(_seen(files, canvas))[1]]))
+    files = PictureFiles(images, out, ends=("", CLASSES))
+    loaded = load_segmenter(detector)
+    segmenter, canvas = loaded.segmenter, loaded.framing.canvas
+    [(_, first)] = next(files.batches(1))
+    bounds = bounds_of_pixels(segmenter, to_tensor([_seen(first, canvas)]))
     result = {
         "weights": loaded.name,
         "canvas": list(canvas),
         "joint_constant": bounds.joint,
         "rounding": bounds.rounding,
     }
-    with pictures_kept(out / "certificates.json", result) as entries:
-        for index, picture in _seen(files, canvas):
-            path, stem = files[index]
-            [logits] = logits_of(segmenter, _batch([picture]))
+    with files.written("certificates.json", result):
+        for index, photograph in files.each("Certifying"):
+            picture = _seen(photograph, canvas)
+            [logits] = logits_of(segmenter, to_tensor([picture]))
             found = margins_of(logits, segmenter, bounds)
             shown = Image.fromarray(picture)
-            write_picture(out / f"{stem}{CLASSES}.png", draw_classes(shown, found.predicted))
-            write_picture(out / f"{stem}.png", draw_radii(shown, found.radius))
+            overlays = {
+                CLASSES: draw_classes(shown, found.predicted),
+                "": draw_radii(shown, found.radius),
+            }
             certified = []
             for epsilon in epsilons:
                 alone = int((found.radius <= epsilon).sum())
                 together = largest_reach(found, bounds, epsilon)
                 certified.append({"epsilon": epsilon, "alone": alone, "together": together})
             pixels = _counted(segmenter, found.predicted)
-            entries.append({"image": str(path), "pixels": pixels, "certified": certified})
             told = ", ".join(
                 f"ε = {one['epsilon']:g}: at most {one['together']:,} can flip" for one in certified
             )
-            print(f"{path}: {_shares(pixels)}; of {picture[..., 0].size:,} pixels, {told}")
+            words = f"{_shares(pixels)}; of {picture[..., 0].size:,} pixels, {told}"
+            files.keep(index, overlays, {"pixels": pixels, "certified": certified}, words)
     print(f"Overlays and certificates.json: {out} (radii in L2 norm at {canvas})")
 
 
@@ -144,42 +138,30 @@ def attack(
     """Do what `lipdet.commands.attack.run` does, for a segmenter: what it sees is to change."""
     [radius] = parse_epsilons(epsilon)
     _refuse(options, device=ON_THE_CPU)
-    norm = options["norm"]
-    attacks = single_attacks(options["attack"], _settings(radius, options), options["objective"])
-    loaded, files = _opened(detector, images, out)
-    segmenter, canvas = loaded.segmenter, loaded.segmenter.framing.canvas
-    result = {
-        "weights": loaded.name,
-        "canvas": list(canvas),
-        "epsilon": radius,
-        "grey_levels": canvas.grey_levels(radius, norm),
-        "attack": options["attack"],
-        "norm": norm,
-        "objectives": [one.objective for one in attacks],
-        "steps": options["steps"],
-        "restarts": options["restarts"],
-        "seed": options["seed"],
-        "versions": versions(),
-    }
-    with pictures_kept(out / "attack.json", result) as entries:
-        for index, picture in _seen(files, canvas):
-            path, stem = files[index]
-            clean = _batch([picture])
+    settings = _settings(radius, options)
+    attacks = single_attacks(options["attack"], settings, options["objective"])
+    files, loaded = PictureFiles(images, out), load_segmenter(detector)
+    segmenter, canvas = loaded.segmenter, loaded.framing.canvas
+    result = attack_facts(loaded, options["attack"], settings, attacks)
+    with files.written("attack.json", result):
+        for index, photograph in files.each("Attacking"):
+            picture = _seen(photograph, canvas)
+            clean = to_tensor([picture])
             before = logits_of(segmenter, clean).argmax(dim=1)
             masks = before.to(torch.uint8)
             changed = attack_pixels(segmenter, clean, masks, attacks, [index]).cpu()
             after = logits_of(segmenter, changed).argmax(dim=1)
-            attacked = (changed[0].permute(1, 2, 0) * 255).round().to(torch.uint8).numpy()
+            attacked = to_uint8(changed[0])
             panels = [
                 draw_classes(Image.fromarray(one), shown[0].numpy())
                 for one, shown in ((picture, before), (attacked, after))
             ]
-            write_picture(out / f"{stem}.png", contact_sheet(panels, 2))
             flipped = int((before != after).sum())
-            moved = distance(clean[0], changed[0])
-            entries.append({"image": str(path), "distance": moved, "flipped": flipped})
-            print(f"{path}: {flipped:,} of {before.numel():,} pixels flipped")
-    print(f"Panels and attack.json: {out} (ε = {radius:g}: {canvas.in_grey_levels(radius, norm)})")
+            entry = {"distance": distance(clean[0], changed[0]), "flipped": flipped}
+            words = f"{flipped:,} of {before.numel():,} pixels flipped"
+            files.keep(index, {"": contact_sheet(panels, 2)}, entry, words)
+    levels = canvas.in_grey_levels(radius, settings.norm)
+    print(f"Panels and attack.json: {out} (ε = {radius:g}: {levels})")
 
 
 VERBS: dict[str, Callable[..., None]] = {
@@ -221,24 +203,6 @@ def _shares(pixels: Mapping[str, int]) -> str:
     return ", ".join(f"{100 * count / whole:.1f} % {name}" for name, count in pixels.items())
 
 
-def _opened(
-    detector: str, images: Sequence[Path], out: Path
-) -> tuple[LoadedSegmenter, list[tuple[Path, str]]]:
-    """Return the segmenter, and picture files with the names of their results."""
-    check_folder(out)
-    paths = picture_files(images)
-    stems = distinct_stems(paths)
-    check_no_input((out / f"{stem}{end}.png" for stem in stems for end in ("", CLASSES)), paths)
-    loaded = load_segmenter(detector)
-    out.mkdir(parents=True, exist_ok=True)
-    return loaded, list(zip(paths, stems, strict=True))
-
-
-def _seen(files: Sequence[tuple[Path, str]], canvas: Canvas) -> Iterator[tuple[int, np.ndarray]]:
-    """Yield the indices of files with what the segmenter sees of them, (H, W, 3) uint8."""
-    for index, photograph in readable_pictures([path for path, _ in files]):
-        yield index, cut(photograph, full_region(*photograph.size, canvas), canvas)
-
-
-def _batch(pictures: Sequence[np.ndarray]) -> Tensor:
-    return torch.from_numpy(np.stack(pictures)).permute(0, 3, 1, 2).float() / 255
+def _seen(photograph: Image.Image, canvas: Canvas) -> NDArray[np.uint8]:
+    """Return what a segmenter sees of a photograph, (H, W, 3)."""
+    return cut(photograph, full_region(*photograph.size, canvas), canvas)

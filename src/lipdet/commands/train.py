@@ -44,7 +44,7 @@ _LISTS: dict[str, dict[str, Any]] = {
 
 
 def parser(preset_name: str = "naive") -> Parser:
-    """Options whose defaults are those of a preset."""
+    """Return the parser of options whose defaults are those of a preset."""
     parser = verb_parser(
         "Train a detector; the run folder can be evaluated, used and resumed.",
         "lipdet train --preset naive --data svhn:SVHN/train rendered:10000 --weights 2 1 "

@@ -49,7 +49,7 @@ class Fit(NamedTuple):
 
     @property
     def share(self) -> float:
-        """What is covered of the objects, with classes counting equally."""
+        """Return the share of objects that is covered, with classes counting equally."""
         return float(np.nanmean(self.covered))
 
 

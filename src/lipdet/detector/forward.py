@@ -28,18 +28,18 @@ class Network(Protocol):
 
     @property
     def framing(self) -> Framing:
-        """How pictures get onto its canvas."""
+        """Return how pictures get onto its canvas."""
 
     @property
     def display(self) -> Selection:
-        """What of its detections is shown."""
+        """Return which of its detections are shown."""
 
     @property
     def decoder(self) -> Decoder:
-        """What turns the raw output into boxes; on the network's device."""
+        """Return what turns the raw output into boxes, on the network's device."""
 
     def __call__(self, images: Tensor, /) -> RawOutput:
-        """Images (B, 3, H, W) in [0, 1] to raw output."""
+        """Map images (B, 3, H, W) in [0, 1] to raw output."""
 
 
 def raw_output(network: Network, images: Tensor) -> RawOutput:

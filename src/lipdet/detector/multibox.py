@@ -37,7 +37,7 @@ class MultiboxLoss(NamedTuple):
 
     @property
     def parts(self) -> dict[str, Tensor]:
-        """What the log shows besides the total."""
+        """Return what the log shows besides the total."""
         return {"classification": self.classification, "localisation": self.localisation}
 
     def with_means(self, means: Tensor) -> MultiboxLoss:

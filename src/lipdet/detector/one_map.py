@@ -55,7 +55,7 @@ OFFSET_UNIT = 0.25
 
 @dataclass(frozen=True)
 class Kind:
-    """What the detectors of one architecture are made of.
+    """The parts of the detectors of one architecture.
 
     Attributes:
         block: channels to the layers of a block.

@@ -31,7 +31,7 @@ class Head(nn.Module):
         self.logits = logits
 
     def forward(self, features: Tensor) -> RawOutput:
-        """Features (B, C, n, n) to logits (B, n·n·boxes, logits) and offsets (B, n·n·boxes, 4)."""
+        """Map features (B, C, n, n) to logits (B, n·n·boxes, K) and offsets (B, n·n·boxes, 4)."""
         return RawOutput(
             _per_box(self.classification(features), self.logits),
             _per_box(self.localisation(features), 4),
@@ -79,23 +79,23 @@ class SSD(nn.Module):
 
     @property
     def framing(self) -> Framing:
-        """How pictures get onto its canvas."""
+        """Return how pictures get onto its canvas."""
         return self.config.framing
 
     @property
     def display(self) -> Selection:
-        """What of its detections is shown."""
+        """Return which of its detections are shown."""
         return replace(DISPLAY_SELECTION, top_k=self.config.most_shown)
 
     @property
     def decoder(self) -> Decoder:
-        """What turns this detector's raw output into boxes, on its device."""
+        """Return what turns this detector's raw output into boxes, on its device."""
         return Decoder(
             self.default_boxes, self.coding, self.scores, self.config.canvas, self.nms_iou
         )
 
     def forward(self, images: Tensor) -> RawOutput:
-        """Images (B, 3, H, W) in [0, 1] to logits (B, A, K) and offsets (B, A, 4)."""
+        """Map images (B, 3, H, W) in [0, 1] to logits (B, A, K) and offsets (B, A, 4)."""
         features = self.backbone(self.normalize(images))
         outputs = [head(level) for head, level in zip(self.heads, features, strict=True)]
         return RawOutput(

@@ -60,12 +60,12 @@ def halo_of(detector: SSD) -> int | None:
 
 
 def _looks(layer: nn.Module) -> int:
-    """Cells to each side that a layer looks at."""
+    """Count the cells to each side that a layer looks at."""
     return int(max(getattr(layer, "kernel_size", (1, 1)))) // 2
 
 
 def _keeps_size(layer: Any) -> bool:
-    """Whether a convolution has an odd kernel, steps of 1, and zeros around the map."""
+    """Return whether a convolution has an odd kernel, steps of 1, and zeros around the map."""
     kernel = getattr(layer, "kernel_size", None)
     return kernel is None or (
         not isinstance(layer.padding, str)

@@ -121,7 +121,7 @@ def _initialise(module: nn.Module) -> None:
 
 
 def _classifier(channels: int, logits: int) -> nn.Sequential:
-    """Class logits that start with every default box as background.
+    """Return a layer of class logits that start with every default box as background.
 
     Nearly all boxes are; the normalisation would otherwise start at even odds, and its bias needs
     thousands of small steps to get there. The idea is the prior of RetinaNet (Lin et al., 2017,

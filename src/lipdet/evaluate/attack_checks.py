@@ -45,7 +45,7 @@ class Report:
 
     @property
     def passed(self) -> bool:
-        """Whether all checks passed."""
+        """Return whether all checks passed."""
         return all(check.passed for check in self.checks)
 
 

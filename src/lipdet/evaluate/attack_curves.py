@@ -46,7 +46,7 @@ Tick = Callable[[int], None]
 
 @dataclass(frozen=True)
 class Curves:
-    """What the checks rest on; AP50 as fractions.
+    """Measurements that the checks rest on; AP50 as fractions.
 
     Attributes:
         objects: number of objects in the pictures.

@@ -50,7 +50,7 @@ class Ranking(NamedTuple):
 def ap50_interval(
     targets: Sequence[Target], detections: Sequence[Detections], classes: int, seed: int
 ) -> Interval:
-    """The 95 % interval of AP50 over draws of as many pictures with replacement, bias taken off.
+    """Return the 95 % interval of AP50 over draws with replacement, bias taken off.
 
     AP is a measure of the whole set (theory §8), so each draw is evaluated as a set of its own.
 

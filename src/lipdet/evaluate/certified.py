@@ -61,7 +61,7 @@ RECALL_SCORE = DISPLAY_SELECTION.score_floor
 
 
 class PerObject(NamedTuple):
-    """What is certified of G objects at one ε.
+    """Certificates of G objects at one ε.
 
     Attributes:
         label: (G,) class.
@@ -85,7 +85,7 @@ class PerObject(NamedTuple):
 
 
 class Certified(NamedTuple):
-    """What is certified at one ε of some pictures.
+    """Certificates of some pictures at one ε.
 
     Attributes:
         of: their objects.
@@ -103,7 +103,7 @@ class Certified(NamedTuple):
 
 
 class Chunk(NamedTuple):
-    """What is detected and certified in some pictures.
+    """Detections and certificates of some pictures.
 
     Attributes:
         detections: under AP_SELECTION.
@@ -362,7 +362,7 @@ def _class_summary(found: Certified, label: int) -> CertifiedClass:
 
 
 def _false_positives(found: Certified, label: int) -> int:
-    """At most how many there can be of one class, at RECALL_SCORE and IoU 0.5."""
+    """Bound how many there can be of one class, at RECALL_SCORE and IoU 0.5."""
     tau = torch.tensor([logit(RECALL_SCORE)], dtype=torch.float64)
     return int(false_positives(found.objects(label, 0), found.possible[label], tau))
 

@@ -136,7 +136,7 @@ def in_order(chunks: Sequence[list[Detections]]) -> list[Detections]:
 
 @dataclass(frozen=True)
 class State:
-    """Where finished chunks of one detector are kept and looked for.
+    """The folder in which finished chunks of one detector are kept and looked for.
 
     Attributes:
         folder: of all passes.
@@ -171,7 +171,7 @@ class State:
 
 
 def weights_hash(detector: SSD) -> str:
-    """A hash of what a detector computes: its weights, buffers, layers and what decodes outputs.
+    """Hash what a detector computes: its weights, buffers, layers and what decodes outputs.
 
     A GPU sums in another order than a CPU, so where it computes counts, too.
     """
@@ -188,7 +188,7 @@ def weights_hash(detector: SSD) -> str:
 
 @cache
 def code() -> dict[str, str | dict[str, str]]:
-    """What computes: versions and a hash of the source. No other's results are taken over."""
+    """Name what computes: versions and a hash of the source. No other's results are taken over."""
     return {"code": source_hash(Path(__file__).parent.parent), "versions": versions()}
 
 

@@ -33,7 +33,7 @@ def evaluate(
     certify: Sequence[float] = (),
     state: State | None = None,
 ) -> EvaluationResult:
-    """AP of a detector, clean, under attack and certified, with all that is needed to repeat it.
+    """Measure AP, clean, under attack and certified; record all that is needed to repeat it.
 
     Args:
         loaded: a detector; one that lipdet did not build cannot be certified.

@@ -245,7 +245,7 @@ def attacked_pixels(
 
 
 class _Tally:
-    """What is certified so far at one radius."""
+    """Certificates so far at one radius."""
 
     def __init__(self, classes: int) -> None:
         self.kept, self.flipped = np.zeros(3, np.int64), 0

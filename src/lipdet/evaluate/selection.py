@@ -44,7 +44,7 @@ MOST_CERTIFIED, MOST_CERTIFIED_OBJECTS = 64, 150
 
 
 class Rules(NamedTuple):
-    """Which boxes may stand side by side; see `Decoder` and `SigmoidScores`."""
+    """Rules of which boxes may stand side by side; see `Decoder` and `SigmoidScores`."""
 
     nms_iou: float
     class_margin: float
@@ -61,7 +61,7 @@ class Rules(NamedTuple):
 
 
 class HeldOut(NamedTuple):
-    """What a detector puts out on N pictures.
+    """The outputs of a detector on N pictures.
 
     Attributes:
         raw: logits (N, A, K) and offsets (N, A, 4), on the CPU.
@@ -107,7 +107,7 @@ class Figures(NamedTuple):
 
     @property
     def mean(self) -> float:
-        """What the choice goes by, to a tenth of a percent."""
+        """Return what the choice goes by, to a tenth of a percent."""
         return round((self.clean + sum(self.certified)) / (1 + len(self.certified)), 3)
 
     def __str__(self) -> str:
@@ -120,7 +120,7 @@ class Figures(NamedTuple):
 
 
 class Choice(NamedTuple):
-    """What was chosen, and what it gives beside the architecture's own rules.
+    """The chosen rules, and what they give beside the architecture's own.
 
     Attributes:
         rules: the best.

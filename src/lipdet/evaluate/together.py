@@ -87,7 +87,7 @@ def _fill(
 
 @contextmanager
 def _shared(state: Path | None) -> Iterator[Path]:
-    """The folder that all processes write to; a passing one if none is given."""
+    """Yield the folder that all processes write to; a passing one if none is given."""
     if state is not None:
         yield state
         return

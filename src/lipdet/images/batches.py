@@ -105,7 +105,7 @@ class Mixture:
         return self._pairs
 
     def _draw(self, number: int, epoch: int) -> NDArray[np.int64]:
-        """This epoch's share of one part: go on where the last epoch stopped, pass after pass."""
+        """Draw this epoch's share of one part: go on where the last stopped, pass after pass."""
         indices, count = self.parts[number].indices, int(self.counts[number])
         places = np.arange(epoch * count, (epoch + 1) * count)
         passes = places // len(indices)

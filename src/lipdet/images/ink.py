@@ -56,7 +56,7 @@ Skeleton = tuple[tuple[Point, ...], ...]
 
 @dataclass(frozen=True)
 class Typeface:
-    """How all digits of one number are written.
+    """Writing style of all digits of one number.
 
     Attributes:
         font: one of FONTS, or None for pen strokes.

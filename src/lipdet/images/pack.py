@@ -34,6 +34,7 @@ from torch import Tensor
 from lipdet.errors import InputError
 from lipdet.files import check_space, write_complete
 from lipdet.images.source import Skipped
+from lipdet.images.tensors import to_tensor
 from lipdet.results import DataSummary
 from lipdet.types import Canvas, Objects, Target
 
@@ -106,7 +107,7 @@ class Pack:
 
     @property
     def crops(self) -> bool:
-        """Whether the pictures are crops around objects; rendered ones are neither."""
+        """Return whether the pictures are crops around objects; rendered ones are neither."""
         return self.meta.get("crop") in ("reference", "jitter")
 
     def target(self, index: int) -> Target:
@@ -127,8 +128,7 @@ class Pack:
 
     def pixels(self, indices: Sequence[int]) -> Tensor:
         """Return pictures as a batch (B, 3, S, S) float32 in [0, 1]."""
-        chosen = np.stack([self.images[index] for index in indices])
-        return torch.from_numpy(chosen).permute(0, 3, 1, 2).float() / 255
+        return to_tensor([self.images[index] for index in indices])
 
     def describe(self) -> DataSummary:
         """Return what a result says about its data."""
@@ -167,9 +167,9 @@ class Pack:
             meta={**self.meta, "class_names": list(names), "hash": f"{self.hash}/{renamed}"},
         )
 
-    def head(self, limit: int) -> Pack:
-        """Return the first `limit` pictures; the hash of a shorter pack says that it is a part."""
-        if limit >= len(self):
+    def head(self, limit: int | None) -> Pack:
+        """Return the first `limit` pictures, or all; the hash of a part says that it is one."""
+        if limit is None or limit >= len(self):
             return self
         objects = int(self.starts[limit])
         return replace(

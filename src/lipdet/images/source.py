@@ -11,12 +11,12 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 from PIL import ExifTags, Image, ImageOps
 from torch import Tensor
 
 from lipdet.errors import InputError
+from lipdet.images.tensors import to_uint8
 
 PICTURES = frozenset({".bmp", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp"})
 # What holds a picture in Python; see `as_rgb`.
@@ -68,7 +68,7 @@ class AnnotatedPicture:
 
 @dataclass(frozen=True)
 class Skipped:
-    """What was left out or is read otherwise than it is written, and why, in a few words."""
+    """A thing left out or read otherwise than it is written, and why, in a few words."""
 
     name: str
     reason: str
@@ -137,8 +137,7 @@ def as_rgb(picture: Picture) -> Image.Image:
             low, high = picture.detach().aminmax()
             what = f"{what} with values from {low:g} to {high:g}"
             if low >= 0 and high <= 1:
-                levels = (picture.detach().cpu().float() * 255).round().to(torch.uint8)
-                return Image.fromarray(levels.permute(1, 2, 0).contiguous().numpy())
+                return Image.fromarray(to_uint8(picture))
     raise InputError(
         "A picture is a file, an image of Pillow's, an array (H, W, 3) of uint8 or a tensor "
         f"(3, H, W) in [0, 1], not this {what}."

@@ -271,7 +271,7 @@ class _Tracer(fx.Tracer):
 
 
 class _Shaped(fx.Proxy):
-    """What stands for a tensor while a network is traced."""
+    """A stand-in for a tensor while a network is traced."""
 
     tracer: _Tracer
 

@@ -56,7 +56,7 @@ class Bounded:
 
 @dataclass(frozen=True)
 class ModuleRule:
-    """What is known of a kind of module.
+    """Facts about a kind of module.
 
     Attributes:
         gain: the module, its input (1, ...) and its output to its constant.
@@ -76,7 +76,7 @@ class ModuleRule:
 
 @dataclass(frozen=True)
 class FunctionRule:
-    """What is known of a function of torch, or of a method of tensors.
+    """Facts about a function of torch, or of a method of tensors.
 
     Attributes:
         bound: the result of a call, and its arguments, of which the dependent ones are `Bounded`,

@@ -15,6 +15,7 @@ from matplotlib import get_data_path
 from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
+from lipdet.images.tensors import to_uint8
 from lipdet.reading.detections import Box, Detection
 from lipdet.types import Canvas
 
@@ -144,8 +145,7 @@ def text_font(size: int) -> ImageFont.FreeTypeFont:
 
 def to_picture(image: Tensor) -> Image.Image:
     """Return an image (3, H, W) in [0, 1], clipped to that, as an 8-bit RGB picture."""
-    pixels = (image.clamp(0, 1) * 255).round().byte().permute(1, 2, 0)
-    return Image.fromarray(pixels.cpu().numpy())
+    return Image.fromarray(to_uint8(image))
 
 
 def magnified(change: Tensor) -> tuple[Image.Image, float]:

@@ -34,6 +34,7 @@ from lipdet.detector import SSD
 from lipdet.detector.forward import BATCH_SIZE, Network, decoder_on_cpu, raw_output
 from lipdet.errors import InputError
 from lipdet.images.crop import Region, cut
+from lipdet.images.tensors import to_tensor
 from lipdet.reading.detections import Box, Detection, as_rows, named
 from lipdet.types import Canvas, Detections, RawOutput, spell
 
@@ -82,7 +83,7 @@ class View:
     @property
     def image(self) -> Tensor:
         """The pixels as (3, H, W) in [0, 1]."""
-        return torch.tensor(self.pixels).permute(2, 0, 1).float() / 255
+        return to_tensor(self.pixels)
 
     @property
     def detections(self) -> tuple[Detection, ...]:
@@ -140,8 +141,7 @@ def look_at_pixels(
     decoder, views = decoder_on_cpu(network), []
     selection = selection or network.display
     for start in range(0, len(pixels), BATCH_SIZE):
-        batch = torch.from_numpy(np.stack(pixels[start : start + BATCH_SIZE]))
-        raw = raw_output(network, batch.permute(0, 3, 1, 2).float() / 255)
+        raw = raw_output(network, to_tensor(pixels[start : start + BATCH_SIZE]))
         for row, found in enumerate(select_detections(raw, decoder, selection)):
             place, own = start + row, RawOutput(*(part[row, None] for part in raw))
             views.append(View(regions[place], pixels[place], own, found, tuple(class_names)))

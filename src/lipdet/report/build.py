@@ -61,8 +61,7 @@ def build_report(
 
 def _check(detectors: Sequence[LoadedDetector], known: Sequence[EvaluationResult]) -> None:
     names = [loaded.name for loaded in detectors]
-    if len(set(names)) < len(names):
-        raise InputError(f"Each detector can be given once only: {', '.join(names)}.")
+    check_distinct("detector", names)
     given = [result["weights"] for result in known]
     for name in given:
         if name not in names:
@@ -71,6 +70,16 @@ def _check(detectors: Sequence[LoadedDetector], known: Sequence[EvaluationResult
             )
         if given.count(name) > 1:
             raise InputError(f"There are several results of {name}; give one file of each.")
+
+
+def check_distinct(what: str, names: Sequence[str]) -> None:
+    """Refuse a network that stands on a page twice.
+
+    Raises:
+        InputError: one does.
+    """
+    if len(set(names)) < len(names):
+        raise InputError(f"Each {what} can be given once only: {', '.join(names)}.")
 
 
 def _measure(

@@ -5,26 +5,19 @@ from __future__ import annotations
 import time
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import Any, TypedDict
 
 import torch
-from torch import Tensor
 
 from lipdet.attack import AttackSettings
-from lipdet.certificate.constants.outputs import (
-    bounds_of_outputs,
-    detector_profile,
-    propagate_detector,
-)
 from lipdet.checkpoint import LoadedDetector
 from lipdet.detector import SSD
-from lipdet.detector.forward import on_cpu
 from lipdet.errors import UnknownLipschitz
 from lipdet.evaluate.attacked import prepare
 from lipdet.images.pack import Pack
 from lipdet.lipschitz.profile import LayerRow
 from lipdet.report.architecture import Architecture, describe_architecture
-from lipdet.report.lipschitz import profile_json
+from lipdet.report.lipschitz import DetectorProfile, profile_detector
 from lipdet.report.scenes import Scene, scenes
 
 # Power iteration takes a dozen passes per layer for each picture.
@@ -33,13 +26,22 @@ TIMED_BATCH = 32
 TIMED_RUNS = 3
 
 
+class Speed(TypedDict):
+    """Speed of forward passes on this machine, and how it was timed."""
+
+    images_per_second: float
+    batch: int
+    device: str
+    threads: int
+
+
 @dataclass(frozen=True)
 class Inspection:
     """One detector.
 
     Attributes:
         loaded: the detector.
-        speed: `images_per_second` of forward passes, and how they were timed.
+        speed: of forward passes.
         architecture: what runs.
         layers: its Lipschitz profile; none where a layer has no bound.
         lipschitz: as `lipdet lipschitz --json`, or a sentence that says why there is none.
@@ -47,11 +49,11 @@ class Inspection:
     """
 
     loaded: LoadedDetector
-    speed: dict[str, Any]
+    speed: Speed
     architecture: Architecture
-    layers: tuple[LayerRow, ...]
-    lipschitz: dict[str, Any] | str
-    scenes: tuple[Scene, ...]
+    layers: Sequence[LayerRow]
+    lipschitz: DetectorProfile | str
+    scenes: Sequence[Scene]
 
     def as_dict(self) -> dict[str, Any]:
         """Return plain values for json."""
@@ -77,15 +79,10 @@ def inspect_detector(
         attacks: at one ε; none to show no pictures.
     """
     detector, pack = loaded.detector, pack.in_classes(loaded.class_names)
-    layers: tuple[LayerRow, ...] = ()
-    lipschitz: dict[str, Any] | str
+    layers: Sequence[LayerRow] = ()
+    lipschitz: DetectorProfile | str
     try:
-        part = pack.head(OBSERVED)
-        bounded = on_cpu(detector)
-        propagation = propagate_detector(bounded)
-        bounds = bounds_of_outputs(bounded, propagation)
-        layers = tuple(detector_profile(propagation, _images(bounded, part)))
-        lipschitz = profile_json(loaded.name, part, layers, bounds)
+        layers, lipschitz, _ = profile_detector(loaded, pack.head(OBSERVED))
     except UnknownLipschitz as error:
         lipschitz = str(error)
     return Inspection(
@@ -94,15 +91,16 @@ def inspect_detector(
         describe_architecture(detector),
         layers,
         lipschitz,
-        tuple(scenes(loaded.name, detector, pack, shown, attacks)) if attacks else (),
+        scenes(loaded.name, detector, pack, shown, attacks) if attacks else (),
     )
 
 
 @torch.inference_mode()
-def time_forward(detector: SSD, pack: Pack) -> dict[str, Any]:
+def time_forward(detector: SSD, pack: Pack) -> Speed:
     """Time forward passes in float32 on this machine; of three runs the fastest counts."""
     prepared = prepare(detector)
-    images = _images(detector, pack.head(TIMED_BATCH))
+    part = pack.head(TIMED_BATCH)
+    images = part.pixels(range(len(part))).to(detector.default_boxes)
     prepared(images)
     seconds = []
     for _ in range(TIMED_RUNS):
@@ -117,7 +115,3 @@ def time_forward(detector: SSD, pack: Pack) -> dict[str, Any]:
         "device": images.device.type,
         "threads": torch.get_num_threads(),
     }
-
-
-def _images(detector: SSD, pack: Pack) -> Tensor:
-    return pack.pixels(range(len(pack))).to(detector.default_boxes)

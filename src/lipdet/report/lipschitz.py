@@ -5,13 +5,19 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import Any, TypedDict
 
 from rich.table import Table
 
-from lipdet.certificate.constants.outputs import OutputBounds
+from lipdet.certificate.constants.outputs import (
+    OutputBounds,
+    bounds_of_outputs,
+    detector_profile,
+    propagate_detector,
+)
 from lipdet.certificate.pixels import PixelBounds
-from lipdet.checkpoint import LoadedSegmenter
+from lipdet.checkpoint import LoadedDetector, LoadedSegmenter
+from lipdet.detector.forward import on_cpu
 from lipdet.errors import UnknownLipschitz
 from lipdet.evaluate.segmentation import bounds_on
 from lipdet.images.pack import Pack
@@ -28,10 +34,44 @@ from lipdet.report.style import (
     styled,
 )
 from lipdet.report.table import constant, new_table
+from lipdet.results import DataSummary
 from lipdet.segmenter import Segmenter
 from lipdet.versions import versions
 
 _BOUND, _OBSERVED = COLOURS[:2]
+
+
+class Profile(TypedDict):
+    """The json of `lipdet lipschitz` of any network; docs/json.md describes it."""
+
+    weights: str
+    observed_on: DataSummary
+    versions: dict[str, str]
+    joint: float
+    layers: list[dict[str, Any]]
+
+
+class DetectorProfile(Profile):
+    """The same with the bound of each map's features, and the largest of a single output."""
+
+    features: list[float]
+    largest_logit: float
+    largest_offset: float
+
+
+class PixelConstants(TypedDict):
+    """Constants in certificates of pixels, for pictures of every size."""
+
+    joint: float
+    contrasts: float
+    largest_difference: float
+    rounding: float
+
+
+class SegmenterProfile(Profile):
+    """The same with the constants of certificates, or a sentence that says why there are none."""
+
+    pixels: PixelConstants | str
 
 
 @styled
@@ -136,17 +176,37 @@ def bounds_table(bounds: OutputBounds) -> Table:
     return table
 
 
-def profile_json(
-    name: str, pack: Pack, rows: Sequence[LayerRow], bounds: OutputBounds
-) -> dict[str, Any]:
-    """Return what `lipdet lipschitz --json` writes; docs/json.md describes it."""
-    constants = {
+def profile_detector(
+    loaded: LoadedDetector, pack: Pack
+) -> tuple[list[LayerRow], DetectorProfile, OutputBounds]:
+    """Bound a detector's layers and outputs, and observe the layers on a few pictures.
+
+    Args:
+        loaded: the detector; what is bounded is a copy on the CPU, if it is elsewhere.
+        pack: the pictures, of its canvas.
+
+    Returns:
+        The layers, what `lipdet lipschitz --json` writes, and the bounds of single outputs.
+
+    Raises:
+        UnknownLipschitz: a layer has no rule.
+    """
+    detector = on_cpu(loaded.detector)
+    propagation = propagate_detector(detector)
+    bounds = bounds_of_outputs(detector, propagation)
+    images = pack.pixels(range(len(pack))).to(detector.default_boxes)
+    rows = detector_profile(propagation, images)
+    profile: DetectorProfile = {
+        "weights": loaded.name,
+        "observed_on": pack.describe(),
+        "versions": versions(),
         "joint": bounds.joint,
         "features": list(bounds.features),
         "largest_logit": bounds.logits.max().item(),
         "largest_offset": bounds.offsets.max().item(),
+        "layers": [asdict(row) for row in rows],
     }
-    return _as_json(name, pack, rows, constants)
+    return rows, profile, bounds
 
 
 def pixel_bounds(segmenter: Segmenter, pack: Pack) -> PixelBounds | str:
@@ -157,9 +217,9 @@ def pixel_bounds(segmenter: Segmenter, pack: Pack) -> PixelBounds | str:
         return str(error)
 
 
-def segmenter_profile(
+def profile_segmenter(
     loaded: LoadedSegmenter, pack: Pack, bounds: PixelBounds | str
-) -> tuple[list[LayerRow], dict[str, Any]]:
+) -> tuple[list[LayerRow], SegmenterProfile]:
     """Bound a segmenter's layers, and observe them on a few pictures of its canvas.
 
     Args:
@@ -175,7 +235,7 @@ def segmenter_profile(
     """
     propagation = propagate(loaded.segmenter, (3, *pack.canvas))
     rows = layer_profile(propagation, pack.pixels(range(len(pack))))
-    pixels: dict[str, float] | str
+    pixels: PixelConstants | str
     if isinstance(bounds, str):
         pixels = bounds
     else:
@@ -185,31 +245,26 @@ def segmenter_profile(
             "largest_difference": bounds.pairwise.max().item(),
             "rounding": bounds.rounding,
         }
-    constants = {"joint": propagation.joint, "pixels": pixels}
-    return rows, _as_json(loaded.name, pack, rows, constants)
+    return rows, {
+        "weights": loaded.name,
+        "observed_on": pack.describe(),
+        "versions": versions(),
+        "joint": propagation.joint,
+        "pixels": pixels,
+        "layers": [asdict(row) for row in rows],
+    }
 
 
-def segmenter_sentence(profile: Mapping[str, Any]) -> str:
-    """Say what `segmenter_profile` found of all layers together."""
+def segmenter_sentence(profile: SegmenterProfile) -> str:
+    """Say what `profile_segmenter` found of all layers together."""
     together = f"All logits together: {constant(profile['joint'])} at this size."
     pixels = profile["pixels"]
     if isinstance(pixels, str):
         return f"{together} {pixels}"
-    joint, contrasts, largest, rounding = map(constant, pixels.values())
     return (
-        f"{together} In certificates, which hold for every size: all logits {joint}, what flipped "
-        f"pixels pay together {contrasts}, difference of two logits of a pixel at most {largest}; "
-        f"rounding {rounding}, as measured."
+        f"{together} In certificates, which hold for every size: all logits "
+        f"{constant(pixels['joint'])}, what flipped pixels pay together "
+        f"{constant(pixels['contrasts'])}, difference of two logits of a pixel at most "
+        f"{constant(pixels['largest_difference'])}; rounding {constant(pixels['rounding'])}, as "
+        "measured."
     )
-
-
-def _as_json(
-    name: str, pack: Pack, rows: Sequence[LayerRow], constants: Mapping[str, Any]
-) -> dict[str, Any]:
-    return {
-        "weights": name,
-        "observed_on": pack.describe(),
-        "versions": versions(),
-        **constants,
-        "layers": [asdict(row) for row in rows],
-    }

@@ -9,7 +9,6 @@ from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
-import torch
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.patches import Patch
@@ -22,6 +21,7 @@ from lipdet.detector import SSD
 from lipdet.evaluate.attacked import prepare
 from lipdet.images.crop import Region
 from lipdet.images.pack import Pack
+from lipdet.images.tensors import to_tensor, to_uint8
 from lipdet.reading import Detection, certified, known_verifier, named
 from lipdet.reading.detections import as_rows, count_certified, radii_told, read_out
 from lipdet.reading.marks import (
@@ -101,7 +101,7 @@ def scenes(
     before = certified_detections(
         prepared, pack.images[list(indices)], attacks[0].epsilon, pack.class_names
     )
-    rounded = (outcome.images.permute(0, 2, 3, 1).cpu() * 255).round().byte().numpy()
+    rounded = to_uint8(outcome.images)
     return [
         Scene(
             name,
@@ -128,8 +128,7 @@ def certified_detections(
     Without both where a layer has no Lipschitz bound, or the detector is no `SSD`.
     """
     if not isinstance(detector, SSD):
-        images = torch.from_numpy(pixels).permute(0, 3, 1, 2).float() / 255
-        found = detect(detector, images, detector.display)
+        found = detect(detector, to_tensor(pixels), detector.display)
         return [named(one, class_names) for one in found]
     height, width = pixels.shape[1:3]
     whole = Region(0, 0, width, height)
@@ -167,7 +166,7 @@ def plot_scenes(rows: Sequence[Scene], name: str = "gallery") -> Drawing:
         for axes, attacked in ((left, False), (middle, True)):
             axes.imshow(_drawn(scene, attacked, ZOOM), interpolation="none")
             axes.set_title(_headed(scene, attacked), fontsize=7.5)
-        change, gain = magnified(_values(scene.attacked) - _values(scene.clean))
+        change, gain = magnified(to_tensor(scene.attacked) - to_tensor(scene.clean))
         right.imshow(change, interpolation="nearest")
         right.set_title(f"what the attack changed, × {gain:g}\n", fontsize=7.5)
         left.set_ylabel(scene.weights, fontsize=10, fontweight="bold")
@@ -198,10 +197,6 @@ def _drawn(scene: Scene, attacked: bool, zoom: int) -> Image.Image:
     pixels, found = _side(scene, attacked)
     scale = zoom * SMALLEST_SIDE / len(pixels)
     return draw(Image.fromarray(pixels), certificate_marks(found), scale, zoom * TEXT)
-
-
-def _values(pixels: NDArray[np.uint8]) -> torch.Tensor:
-    return torch.from_numpy(pixels).permute(2, 0, 1) / 255
 
 
 def _caption(scene: Scene, attacked: bool) -> str:

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from html import escape
-from typing import Literal
+from typing import Any, Literal
 
 from lipdet.certificate.diagnosis import REASONS
 from lipdet.report.architecture import PREFIX
@@ -26,6 +26,8 @@ from lipdet.report.markup import (
 from lipdet.report.scenes import LEGEND, Scene, tile_of
 from lipdet.report.table import GREY_LEVELS, constant, finding, percent
 from lipdet.results import (
+    AttackedPixels,
+    AttackedResult,
     EvaluationResult,
     Figures,
     attacked,
@@ -52,11 +54,37 @@ def answer(document: Document) -> str:
     if not lines:
         clean = (f"{one['weights']} {percent(one['clean']['ap50'])}" for one in results)
         lines = [f"No perturbation was looked at. AP50 on clean pictures: {'; '.join(clean)}."]
-    return f'<div class="answer">{"".join(paragraph(line) for line in lines)}</div>' + paragraph(
-        f"{_pictures(results)} ε is the L2 length of the change of a picture, whose values lie in "
-        f"[0, 1], at the size at which the network sees it. {GREY_LEVELS} AP in percent. "
-        f"Attacked: what is left under {_attacks(results)}; stronger attacks may leave less. "
-        "Proven, or certified: no attack whatever of that size leaves less."
+    attacks = [
+        (entry.get("objective", "several objectives"), entry)
+        for result in results
+        for entry in attacked(result).values()
+    ]
+    return answered(lines, _pictures(results), "AP in percent.", attacks)
+
+
+def answered(
+    lines: Iterable[str],
+    pictures: str,
+    unit: str,
+    attacks: Iterable[tuple[str, AttackedResult | AttackedPixels]],
+) -> str:
+    """Return sentences that come first on a page, and below them what their words mean.
+
+    Args:
+        lines: the sentences.
+        pictures: one that says which were looked at.
+        unit: one that says what numbers are.
+        attacks: entries of results, each after what was raised.
+    """
+    words = {
+        f"{entry['attack']} on {raised} (steps: {entry['steps']}, starts: {entry['restarts']})"
+        for raised, entry in attacks
+    }
+    return f'<div class="answer">{"".join(map(paragraph, lines))}</div>' + paragraph(
+        f"{pictures} ε is the L2 length of the change of a picture, whose values lie in [0, 1], at "
+        f"the size at which the network sees it. {GREY_LEVELS} {unit} Attacked: what is left under "
+        f"{' and '.join(sorted(words)) or 'attacks'}; stronger attacks may leave less. Proven, or "
+        "certified: no attack whatever of that size leaves less."
     )
 
 
@@ -106,18 +134,24 @@ def curves(drawings: Drawings) -> Section:
 def gallery(document: Document, scenes: Sequence[Sequence[Scene]]) -> Section:
     """Return the same pictures through the eyes of each detector, clean and attacked."""
     if not any(scenes):
-        body = paragraph("No picture was attacked; give --epsilon.")
-        return Section("pictures", "The same pictures, clean and attacked", body)
+        return same_pictures("", [])
     text = (
         f"Clean, and attacked at {radius_told(document['results'], scenes[0][0].epsilon)}, each "
         "detector with its own gradients. "
         f"{LEGEND} The number beside a label is the largest ε up to which it is certified."
     )
-    body = paragraph(text)
+    rows = []
     for same_picture in zip(*scenes, strict=True):
         first = same_picture[0]
-        tiles = (tile_of(scene, attacked) for scene in same_picture for attacked in (False, True))
-        heading = f"Picture {first.picture + 1}: {' '.join(first.truth) or 'no object'}"
+        tiles = [tile_of(scene, attacked) for scene in same_picture for attacked in (False, True)]
+        rows.append((f"Picture {first.picture + 1}: {' '.join(first.truth) or 'no object'}", tiles))
+    return same_pictures(paragraph(text), rows)
+
+
+def same_pictures(intro: str, rows: Iterable[tuple[str, Sequence[str]]]) -> Section:
+    """Return tiles below the heading of their picture, or what to give where nothing is shown."""
+    body = intro or paragraph("No picture was attacked; give --epsilon.")
+    for heading, tiles in rows:
         body += f'<h3>{escape(heading)}</h3><div class="gallery">{"".join(tiles)}</div>'
     return Section("pictures", "The same pictures, clean and attacked", body)
 
@@ -187,7 +221,7 @@ def classes(document: Document) -> Section:
     return Section("classes", "By class", table("AP50 in percent", head, rows))
 
 
-def lipschitz(document: Document, drawings: Drawings) -> Section:
+def lipschitz(document: Mapping[str, Any], drawings: Drawings) -> Section:
     """Return constants, layer by layer."""
     body = figures(drawings, "lipschitz")
     for i, detector in enumerate(document["detectors"]):
@@ -226,7 +260,7 @@ def architectures(drawings: Drawings) -> Section:
     return Section("architecture", "Architecture", body)
 
 
-def provenance(document: Document) -> Section:
+def provenance(document: Mapping[str, Any]) -> Section:
     """Return all that is needed to repeat this."""
     body = ""
     for result, detector in zip(document["results"], document["detectors"], strict=True):
@@ -265,17 +299,6 @@ def _pictures(results: Sequence[EvaluationResult]) -> str:
         f"{'; '.join(different)}: each detector sees the data in its own framing, so that its AP "
         "is of its own task, and the same ε another change."
     )
-
-
-def _attacks(results: Sequence[EvaluationResult]) -> str:
-    """Return the attacks behind the attacked figures, with their strength."""
-    words = {
-        f"{entry['attack']} on {entry.get('objective', 'several objectives')} "
-        f"(steps: {entry['steps']}, starts: {entry['restarts']})"
-        for result in results
-        for entry in attacked(result).values()
-    }
-    return " and ".join(sorted(words)) or "attacks"
 
 
 def _radius(epsilon: float) -> str:

@@ -6,7 +6,7 @@ can be missed. Beside it stands one answer for all pixels, which every certifica
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from html import escape
 from pathlib import Path
@@ -28,6 +28,7 @@ from lipdet.errors import UnknownLipschitz
 from lipdet.evaluate.attacked import Campaign
 from lipdet.evaluate.segmentation import check_pack, evaluate_segmenter, logits_of, masks_of
 from lipdet.images.pack import Pack
+from lipdet.images.tensors import to_uint8
 from lipdet.lipschitz.profile import LayerRow
 from lipdet.reading.marks import COLOURS
 from lipdet.reading.pixels import (
@@ -41,21 +42,20 @@ from lipdet.reading.pixels import (
     under_radii,
 )
 from lipdet.report import sections
+from lipdet.report.inspection import OBSERVED
 from lipdet.report.lipschitz import (
+    SegmenterProfile,
     pixel_bounds,
     plot_profiles,
-    segmenter_profile,
+    profile_segmenter,
     segmenter_sentence,
 )
-from lipdet.report.markup import Cell, Section, figures, number, paragraph, table, tile
+from lipdet.report.markup import Cell, Drawings, Section, figures, number, paragraph, table, tile
 from lipdet.report.page import write_html
 from lipdet.report.style import Drawing, new_figure, styled
-from lipdet.report.table import GREY_LEVELS, new_table, percent
-from lipdet.results import Pixels, SegmentationResult
+from lipdet.report.table import new_table, percent
+from lipdet.results import CertifiedPixels, Pixels, SegmentationResult
 from lipdet.types import IGNORED, Canvas
-
-# At whose pixels constants are observed from below.
-OBSERVED = 2
 
 
 def segmentation_table(result: SegmentationResult) -> Table:
@@ -68,15 +68,13 @@ def segmentation_table(result: SegmentationResult) -> Table:
     title = f"{result['weights']} on {result['data']['name']}, percent"
     table = new_table(title, columns, ("",))
 
-    def row(what: str, epsilon: str, figures: Pixels) -> None:
+    def row(what: str, epsilon: str, figures: Pixels | CertifiedPixels) -> None:
         ious = [figures["per_class"][name]["iou"] for name in names]
         shares = [figures["accuracy"], figures["miou"], *ious]
         table.add_row(what, epsilon, *map(percent, shares))
 
-    for entry in result["certified"]:
-        ious = [entry["per_class"][name]["iou"] for name in names]
-        shares = [entry["accuracy"], entry["miou"], *ious]
-        table.add_row("certified", f"{entry['epsilon']:g}", *map(percent, shares))
+    for certified in result["certified"]:
+        row("certified", f"{certified['epsilon']:g}", certified)
     for attack in result["attacked"]:
         row(f"attacked ({attack['attack']}, {attack['norm']})", f"{attack['epsilon']:g}", attack)
     row("clean", "0", result["clean"])
@@ -156,7 +154,7 @@ class SegmenterInspection:
 
     loaded: LoadedSegmenter
     layers: Sequence[LayerRow]
-    lipschitz: dict[str, Any] | str
+    lipschitz: SegmenterProfile | str
     scenes: Sequence[PixelScene]
 
     def as_dict(self) -> dict[str, Any]:
@@ -199,9 +197,9 @@ def inspect_segmenter(
         attacks = campaign.attacks(campaign.epsilons[0])
         scenes = _scenes(loaded, pack, shown, attacks, bounds)
     layers: list[LayerRow] = []
-    lipschitz: dict[str, Any] | str
+    lipschitz: SegmenterProfile | str
     try:
-        layers, lipschitz = segmenter_profile(loaded, pack.head(OBSERVED), found)
+        layers, lipschitz = profile_segmenter(loaded, pack.head(OBSERVED), found)
     except UnknownLipschitz as error:
         lipschitz = str(error)
     return result, SegmenterInspection(loaded, layers, lipschitz, scenes)
@@ -217,7 +215,7 @@ def _scenes(
     segmenter, images = loaded.segmenter, pack.pixels(indices)
     masks, epsilon = masks_of(pack)[list(indices)], attacks[0].epsilon
     changed = attack_pixels(segmenter, images, torch.from_numpy(masks), attacks, indices).cpu()
-    rounded = (changed.permute(0, 2, 3, 1) * 255).round().byte().numpy()
+    rounded = to_uint8(changed)
     logits, after = (logits_of(segmenter, one) for one in (images, changed))
     scenes = []
     for place, index in enumerate(indices):
@@ -254,7 +252,7 @@ def write_segmentation_page(
     document = {"results": list(results), "detectors": [one.as_dict() for one in inspections]}
     profiles = plot_profiles({one.loaded.name: one.layers for one in inspections})
     drawings = {"radii": _colour_bar(), **({"lipschitz": profiles} if profiles else {})}
-    constants = sections.lipschitz(document, drawings)  # type: ignore[arg-type]
+    constants = sections.lipschitz(document, drawings)
     told = "".join(
         paragraph(f"{one.loaded.name}. {segmenter_sentence(one.lipschitz)}")
         for one in inspections
@@ -265,7 +263,7 @@ def write_segmentation_page(
         _promises(document, results),
         _gallery(results, inspections, drawings),
         constants._replace(body=told + constants.body),
-        sections.provenance(document),  # type: ignore[arg-type]
+        sections.provenance(document),
     ]
     write_html(path, title, _answer(results), parts, document)
 
@@ -284,13 +282,9 @@ def _answer(results: Sequence[SegmentationResult]) -> str:
         f"{Canvas(*one['data']['canvas'])} pixels": None
         for one in results
     }
-    return f'<div class="answer">{"".join(map(paragraph, lines))}</div>' + paragraph(
-        f"{'; '.join(described)}. ε is the L2 length of the change of a picture, whose values lie "
-        f"in [0, 1], at the size at which the network sees it. {GREY_LEVELS} Shares in percent, "
-        "over the labelled pixels of all pictures together. Attacked: what is left under "
-        f"{_attacks(results)}; stronger attacks may leave less. Proven, or certified: no attack "
-        "whatever of that size leaves less."
-    )
+    unit = "Shares in percent, over the labelled pixels of all pictures together."
+    attacks = [(", ".join(one["objectives"]), one) for of in results for one in of["attacked"]]
+    return sections.answered(lines, f"{'; '.join(described)}.", unit, attacks)
 
 
 def _finding(results: Sequence[SegmentationResult], at: int) -> str:
@@ -390,12 +384,11 @@ def _promises(document: Any, results: Sequence[SegmentationResult]) -> Section:
 def _gallery(
     results: Sequence[SegmentationResult],
     inspections: Sequence[SegmenterInspection],
-    drawings: Mapping[str, Drawing],
+    drawings: Drawings,
 ) -> Section:
     """Return the same pictures, their masks, and what each segmenter sees, clean and attacked."""
-    heading = "The same pictures, clean and attacked"
     if not any(one.scenes for one in inspections):
-        return Section("pictures", heading, paragraph("No picture was attacked; give --epsilon."))
+        return sections.same_pictures("", [])
     _, *names = results[0]["clean"]["per_class"]
     keys = [(name, COLOURS[at % len(COLOURS)]) for at, name in enumerate(names)]
     keys.append(("flipped by the attack", FLIPPED))
@@ -405,9 +398,10 @@ def _gallery(
         "another class."
     )
     spans = (f'<span style="--key:{colour}">{escape(name)}</span>' for name, colour in keys)
-    body = paragraph(text) + f'<p class="keys">{"".join(spans)}</p>'
+    intro = paragraph(text) + f'<p class="keys">{"".join(spans)}</p>'
     if any(scene.radius is not None for one in inspections for scene in one.scenes):
-        body += figures(dict(drawings), "radii")
+        intro += figures(drawings, "radii")
+    rows = []
     for same_picture in zip(*(one.scenes for one in inspections), strict=True):
         first = same_picture[0]
         which = f"Picture {first.picture + 1}"
@@ -419,8 +413,8 @@ def _gallery(
         ]
         for inspection, scene in zip(inspections, same_picture, strict=True):
             tiles += _tiles(inspection.loaded.name, which, scene)
-        body += f'<h3>{escape(which)}</h3><div class="gallery">{"".join(tiles)}</div>'
-    return Section("pictures", heading, body)
+        rows.append((which, tiles))
+    return sections.same_pictures(intro, rows)
 
 
 def _tiles(name: str, which: str, scene: PixelScene) -> list[str]:
@@ -483,14 +477,3 @@ def _iou(result: SegmentationResult, entry: Any) -> float | None:
     names = _rare_first(result)
     found = entry["per_class"][names[0]]["iou"] if len(names) == 2 else entry["miou"]
     return None if found is None else float(found)
-
-
-def _attacks(results: Sequence[SegmentationResult]) -> str:
-    """Return the attacks behind the attacked figures, with their strength."""
-    words = {
-        f"{entry['attack']} on {', '.join(entry['objectives'])} (steps: {entry['steps']}, starts: "
-        f"{entry['restarts']})"
-        for result in results
-        for entry in result["attacked"]
-    }
-    return " and ".join(sorted(words)) or "attacks"

@@ -23,7 +23,7 @@ class PixelLoss(NamedTuple):
 
     @property
     def parts(self) -> dict[str, Tensor]:
-        """What the log shows besides the total."""
+        """Return what the log shows besides the total."""
         return {}
 
     def with_means(self, means: Tensor) -> PixelLoss:

@@ -42,7 +42,7 @@ LEAST_WIDTH = 3 * FIRST_STRIDE**2
 
 @dataclass(frozen=True)
 class Kind:
-    """What the segmenters of one architecture are made of.
+    """The parts of the segmenters of one architecture.
 
     Attributes:
         block: channels to the layers of a block.
@@ -106,7 +106,7 @@ class Segmenter(nn.Module):
 
     @property
     def framing(self) -> Framing:
-        """How pictures get onto its canvas."""
+        """Return how pictures get onto its canvas."""
         return self.config.framing
 
     def forward(self, images: Tensor) -> Tensor:

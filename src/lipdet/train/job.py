@@ -17,7 +17,7 @@ JOB = "run.json"
 
 @dataclass(frozen=True)
 class Job:
-    """What is trained, on what, and how; stored as `run.json` in the run folder.
+    """A training: of what, on what, and how; stored as `run.json` in the run folder.
 
     Attributes:
         preset: name of the preset it came from.

@@ -95,7 +95,7 @@ class Stopwatch:
         self._seconds[name] += time.perf_counter() - started
 
     def take(self) -> tuple[float, dict[str, float]]:
-        """Seconds since the last call, and the share of each part in them; starts anew."""
+        """Return the seconds since the last call and the share of each part in them; start anew."""
         now = time.perf_counter()
         total = now - self._since
         shares = {name: round(seconds / total, 4) for name, seconds in self._seconds.items()}

@@ -197,9 +197,10 @@ class Trainer:
         return loss.with_means(sums[:-1] / whole)
 
     def load(self, epoch: int, index: int) -> tuple[torch.Tensor, PaddedTargets | torch.Tensor]:
-        """This process's images (B, 3, H, W) in [0, 1], channels last, and targets, on the device.
+        """Load this process's images (B, 3, H, W) in [0, 1] and targets onto the device.
 
-        The random choices are those of the whole batch, whoever takes which part.
+        Images are channels last. The random choices are those of the whole batch, whoever takes
+        which part.
         """
         batch = self.training.batch(epoch, index)
         images = batch.images.to(self.device).float() / 255
@@ -213,7 +214,7 @@ class Trainer:
         return images, self.task.collated(wanted)
 
     def attacked(self, images: torch.Tensor, targets: Sequence[Target]) -> torch.Tensor:
-        """The worst pictures that a few steps of PGD on the loss find, from starts of this step."""
+        """Return the worst pictures that a few steps of PGD find, from starts of this step."""
         settings = AttackSettings(
             self.config.adversarial_epsilon,
             "multibox",
@@ -288,7 +289,7 @@ class Trainer:
         return f"about {max(1, minutes)} minutes are left"
 
     def restart_watch(self) -> tuple[float, dict[str, float]]:
-        """Seconds and shares since the watch was started, which it is anew."""
+        """Return seconds and shares since the watch was started, and start it anew."""
         self.watched_from = self.state.step
         return self.watch.take()
 

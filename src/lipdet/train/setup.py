@@ -93,7 +93,7 @@ def open_packs(job: Job, specs: Sequence[str]) -> list[Pack]:
 
 
 def framed_whole(job: Job, packs: Sequence[Pack]) -> bool:
-    """Whether the detector looks at whole pictures: where all that it learns from are.
+    """Return whether the detector looks at whole pictures: where all that it learns from are.
 
     Raises:
         InputError: some are whole and others are crops.

@@ -43,7 +43,7 @@ class TrainState:
 
     @property
     def averaged(self) -> SSD | Segmenter:
-        """The detector with the averaged weights."""
+        """Return the detector with the averaged weights."""
         module = self.average.module
         assert isinstance(module, SSD | Segmenter)
         return module

@@ -48,18 +48,18 @@ class Loss(Protocol):
 
     @property
     def total(self) -> Tensor:
-        """What is minimised."""
+        """Return what is minimised."""
 
     @property
     def parts(self) -> dict[str, Tensor]:
-        """What the log shows besides the total, which is linear in them; none if it is alone."""
+        """Return the parts that the log shows; the total, if not alone, is linear in them."""
 
     def with_means(self, means: Tensor, /) -> Self:
         """Return the loss of a larger batch, of whose parts, or whose total, the means are."""
 
 
 class Task(ABC, Generic[Network, Raw, Wanted]):
-    """What the loop asks of a kind of network."""
+    """The answers of a kind of network to what the loop asks."""
 
     # Of a validation, and what they are called; the first one chooses the best weights.
     FIGURES: ClassVar[dict[str, str]]

@@ -47,7 +47,7 @@ MEASURED, PROVEN = "measured in float32", "proven in float64"
 
 
 class Rounding(NamedTuple):
-    """How far any output of a forward pass may lie from that of real arithmetic.
+    """The distance of any output of a forward pass from that of real arithmetic, at most.
 
     Attributes:
         bound: κ.

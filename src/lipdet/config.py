@@ -17,11 +17,11 @@ DIGITS = tuple("0123456789")
 INK_CLASSES = ("background", "ink")
 DIGIT_CROP = Canvas(74, 74)
 LARGE_CANVAS = 192
-# Nine tenths of the digits in SVHN's official annotations are then between 18 and 93 pixels high
-# (scripts/photograph_heights.py), about as large as in crops.
-PHOTOGRAPH = Canvas(120, 240)
+# Nine tenths of the digits in SVHN's official annotations are then between 24 and 124 pixels high
+# (scripts/photograph_heights.py), and half of those of test pictures more than 59.
+PHOTOGRAPH = Canvas(160, 320)
 # Of those training photographs, whose numbers are larger than those of others.
-PHOTOGRAPH_SCALES = (0.25, 1.2)
+PHOTOGRAPH_SCALES = (0.4, 1.2)
 
 Optimizer = Literal["muon", "adamw", "sgd"]
 Precision = Literal["auto", "bf16", "float32"]

@@ -79,7 +79,7 @@ def short(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.usefixtures("short")
 def test_the_attack_on_the_naive_detector_passes(doors: Pack, tmp_path: Path) -> None:
     # Some seconds: a real attack has to converge here.
-    settings = AttackSettings(0.0, steps=20)
+    settings = AttackSettings(0.0, steps=60)
     report = judge(measure_attack(load_detector("naive").detector, doors.head(2), settings))
     assert [check.name for check in report.checks if not check.passed] == []
     plot_checks(report, tmp_path / "checks.svg")

@@ -135,13 +135,13 @@ def default_boxes_of(job: Job, parts: Sequence[Part], start: SSD | None) -> dict
     else:
         stride = start.config.stride if start else 0
         fit = fit_default_boxes(boxes, labels, len(names), job.train.seed, stride)
-    if kept and kept.share >= fit.share:
-        fit = kept
-    elif kept:
-        console.log(
-            f"The default boxes of {job.train.start_from} cover {100 * kept.share:.1f} % of the "
-            "objects: others are fitted, and their heads start anew."
-        )
+        if kept and kept.share >= fit.share:
+            fit = kept
+        elif kept:
+            console.log(
+                f"The default boxes of {job.train.start_from} cover {100 * kept.share:.1f} % of "
+                "the objects: others are fitted, and their heads start anew."
+            )
     console.log(described(fit))
     if fit.share < LEAST_COVERED:
         console.log(warning_of(fit, names))

@@ -7,12 +7,14 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from lipdet.checkpoint import read_tensors
-from lipdet.config import DetectorConfig, TrainConfig
+from lipdet.commands.train import resumed
+from lipdet.config import PRESETS, DetectorConfig, TrainConfig
 from lipdet.errors import InputError
 from lipdet.images.pack import Pack
 from lipdet.train import train
@@ -103,3 +105,13 @@ def test_killed_and_interrupted(job: Job, uninterrupted: Path, tmp_path: Path) -
     validations = [entry for entry in entries(uninterrupted) if "validation_ap50" in entry]
     assert [entry["step"] for entry in validations] == [STEPS_PER_EPOCH, STEPS]
     assert [entry for entry in entries(run) if "validation_ap50" in entry] == validations
+
+
+def test_only_threads_may_change(job: Job) -> None:
+    naive = PRESETS["naive"]
+    for asked, changed in ((replace(naive.train, threads=2), 2), (naive.train, 1)):
+        going_on = resumed(Job("naive", naive.detector, asked, ("rendered",)), job, Path("run"))
+        assert going_on == replace(job, train=replace(job.train, threads=changed))
+    for other in (replace(job.train, threads=2, epochs=3), replace(naive.train, seed=3)):
+        with pytest.raises(InputError, match="run was started with other options"):
+            resumed(replace(job, train=other), job, Path("run"))

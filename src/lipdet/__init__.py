@@ -1,9 +1,14 @@
 """lipdet: object detectors whose detections are provably stable."""
 
+import os
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from lipdet.pretrained import Detector as Detector
+
+# Threads that spin while they wait for each other take many times as long where others work on the
+# same cores. Read once, when torch is imported.
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 __version__ = "0.2.0"
 __all__ = ["Detector"]

@@ -94,7 +94,7 @@ def _onnx_exporter() -> Exporter:
         from lipdet.export.onnx_file import export_onnx
     except ImportError as error:
         raise InputError(
-            f"--format onnx needs {error.name}; install it with: pip install 'lipdet[onnx]'."
+            f"--format onnx needs {error.name}; in the clone of lipdet: pip install '.[onnx]'."
         ) from None
     return export_onnx
 

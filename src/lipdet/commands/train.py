@@ -142,13 +142,20 @@ def run(
     specs = tuple(data), tuple(weights), tuple(validation)
     job = Job(preset, detector, train_config(settings), *specs)
     if distributed.rank() == 0 and resume:
-        job = _resumed(job, load_job(out), out)
+        job = resumed(job, load_job(out), out)
     best = train(distributed.of_first(job), out, resume)
     print(f"Weights: {best}\nEvaluate them: lipdet eval {out} --data SPEC")
 
 
-def _resumed(asked: Job, stored: Job, out: Path) -> Job:
-    """Return the stored job, unless other options than its own were given."""
+def resumed(asked: Job, stored: Job, out: Path) -> Job:
+    """Return the stored job, unless other options than its own were given.
+
+    How many threads there are is a matter of the machine: others may go on.
+    """
+    threads = asked.train.threads or stored.train.threads
+    asked, stored = (
+        replace(job, train=replace(job.train, threads=threads)) for job in (asked, stored)
+    )
     of_data = "class_names", "whole", "stride", "sides", "most_shown"
     found = {
         name: getattr(stored.detector, name) for name in of_data if hasattr(stored.detector, name)
@@ -161,7 +168,9 @@ def _resumed(asked: Job, stored: Job, out: Path) -> Job:
         for name, one in decided.items()
     }
     naive = PRESETS["naive"]
-    nothing_asked = Job("naive", naive.detector, naive.train, ("rendered",))
+    nothing_asked = Job(
+        "naive", naive.detector, replace(naive.train, threads=threads), ("rendered",)
+    )
     asked_for = replace(asked.with_detector(**found), train=replace(asked.train, **given))
     if asked_for != stored and asked != nothing_asked:
         raise InputError(

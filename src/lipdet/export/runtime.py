@@ -108,7 +108,7 @@ def load_onnx(path: Path) -> LoadedModel:
         names = tuple(network.metadata["detector"]["class_names"])
     except ImportError:
         raise InputError(
-            f"{path} needs ONNX Runtime; install it with: pip install 'lipdet[onnx]'."
+            f"{path} needs ONNX Runtime; in the clone of lipdet: pip install '.[onnx]'."
         ) from None
     except FileNotFoundError:
         raise InputError(f"{path}: no such file; `lipdet export` writes one.") from None

@@ -107,11 +107,12 @@ def test_killed_and_interrupted(job: Job, uninterrupted: Path, tmp_path: Path) -
     assert [entry for entry in entries(run) if "validation_ap50" in entry] == validations
 
 
-def test_only_threads_may_change(job: Job) -> None:
+def test_only_threads_may_change(job: Job, uninterrupted: Path) -> None:
+    train(job.with_threads(2), uninterrupted, resume=True)
     naive = PRESETS["naive"]
     for asked, changed in ((replace(naive.train, threads=2), 2), (naive.train, 1)):
         going_on = resumed(Job("naive", naive.detector, asked, ("rendered",)), job, Path("run"))
-        assert going_on == replace(job, train=replace(job.train, threads=changed))
+        assert going_on == job.with_threads(changed)
     for other in (replace(job.train, threads=2, epochs=3), replace(naive.train, seed=3)):
         with pytest.raises(InputError, match="run was started with other options"):
             resumed(replace(job, train=other), job, Path("run"))

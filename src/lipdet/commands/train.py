@@ -150,12 +150,10 @@ def run(
 def resumed(asked: Job, stored: Job, out: Path) -> Job:
     """Return the stored job, unless other options than its own were given.
 
-    How many threads there are is a matter of the machine: others may go on.
+    Other threads than before may be asked for.
     """
     threads = asked.train.threads or stored.train.threads
-    asked, stored = (
-        replace(job, train=replace(job.train, threads=threads)) for job in (asked, stored)
-    )
+    asked, stored = asked.with_threads(threads), stored.with_threads(threads)
     of_data = "class_names", "whole", "stride", "sides", "most_shown"
     found = {
         name: getattr(stored.detector, name) for name in of_data if hasattr(stored.detector, name)
@@ -168,9 +166,7 @@ def resumed(asked: Job, stored: Job, out: Path) -> Job:
         for name, one in decided.items()
     }
     naive = PRESETS["naive"]
-    nothing_asked = Job(
-        "naive", naive.detector, replace(naive.train, threads=threads), ("rendered",)
-    )
+    nothing_asked = Job("naive", naive.detector, naive.train, ("rendered",)).with_threads(threads)
     asked_for = replace(asked.with_detector(**found), train=replace(asked.train, **given))
     if asked_for != stored and asked != nothing_asked:
         raise InputError(

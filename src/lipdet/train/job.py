@@ -40,6 +40,10 @@ class Job:
         """Return the same job with what its data decide of the detector."""
         return replace(self, detector=replace(self.detector, **changes))
 
+    def with_threads(self, threads: int) -> Job:
+        """Return the same job on other threads, which are a matter of the machine."""
+        return replace(self, train=replace(self.train, threads=threads))
+
     def as_dict(self) -> dict[str, Any]:
         """Plain values for json."""
         return {

@@ -66,13 +66,15 @@ class TrainState:
 
         Args:
             run: the run folder.
-            provenance: job and data of the training that goes on; must be those of the run.
+            provenance: job and data of the training that goes on; must be those of the run, but
+                for its threads.
 
         Raises:
             InputError: the file is damaged, or belongs to another job or other data.
         """
         tensors, info = read_tensors(run / STATE)
-        stored = {**info, "training": _completed(info.get("training"))}
+        threads = provenance["training"]["train"]["threads"]
+        stored = {**info, "training": _completed(info.get("training"), threads)}
         for key in ("training", "training_data"):
             if stored.get(key) != provenance[key]:
                 raise InputError(
@@ -105,10 +107,10 @@ class TrainState:
         _unflatten(self.optimizer, _without("optimizer.", tensors))
 
 
-def _completed(training: Any) -> dict[str, Any] | None:
-    """Return a stored job with the defaults of settings that are newer; None if it is no job."""
+def _completed(training: Any, threads: int) -> dict[str, Any] | None:
+    """Return a stored job with these threads and the defaults of newer settings; None if none."""
     try:
-        return Job.of_dict(training).as_dict()
+        return Job.of_dict(training).with_threads(threads).as_dict()
     except (KeyError, TypeError):
         return None
 

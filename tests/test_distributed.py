@@ -315,9 +315,9 @@ def test_the_json_is_that_of_one_process_whoever_is_lost(
         for line in (lost.err + again.err).splitlines()
         if " computed " in line
     ]
-    # By hand: twelve pictures are 3 chunks of certificates and clean AP, and 6 of each of six
-    # attacks (two radii, three objectives); none of them twice, although one process was lost.
-    assert len(computed) == 3 + 6 * 6
+    # By hand: twelve pictures are 3 chunks of certificates and clean AP, and 6 of each of eight
+    # attacks (two radii, four objectives); none of them twice, although one process was lost.
+    assert len(computed) == 3 + 6 * 8
     assert len(set(computed)) == len(computed)
     # The part of the one that was lost is left to its successor.
     assert "1" in {line[0] for line in again.err.splitlines() if " computed " in line}

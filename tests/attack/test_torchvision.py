@@ -10,6 +10,8 @@ from torch import Tensor, nn
 from torchvision.models import detection
 
 from lipdet.attack import AttackSettings, attack_torchvision
+from lipdet.attack.attackable import raisable
+from lipdet.attack.settings import single_attacks
 from lipdet.attack.torchvision_models import ForeignDetector
 from lipdet.boxes import AP_SELECTION
 from lipdet.errors import InputError
@@ -148,6 +150,25 @@ def test_scores_without_a_gradient_are_no_robustness() -> None:
     images = torch.full((1, 3, 8, 8), 0.5)
     with pytest.raises(InputError, match="cannot be differentiated"):
         attack_torchvision(Detached(0.0), images, TARGETS[:1], AttackSettings(0.1))
+
+
+def test_losses_are_left_out_where_a_module_has_none(capsys: pytest.CaptureFixture[str]) -> None:
+    unnamed = single_attacks("pgd", AttackSettings(0.1))
+    detector = ForeignDetector.of("mine", TwoClasses(0.0))
+    assert [one.objective for one in raisable(detector, unnamed)] == [
+        "demote",
+        "mislabel",
+        "fabricate",
+    ]
+    assert raisable(detector, unnamed) == raisable(detector, unnamed)
+    assert capsys.readouterr().err.count("mine has no losses to raise: ") == 1
+    # Whoever names one is told why it cannot be.
+    asked = single_attacks("pgd", AttackSettings(0.1), "multibox")
+    assert raisable(detector, asked) == asked
+    torch.manual_seed(0)
+    with_losses = settle(ssd(), torch.rand(2, 3, 64, 64))
+    assert raisable(ForeignDetector.of("ssd", with_losses), unnamed) == unnamed
+    assert not capsys.readouterr().err
 
 
 class WithStatistics(nn.Module):

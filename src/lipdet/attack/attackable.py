@@ -15,6 +15,7 @@ from torch import Tensor
 
 from lipdet.attack.loop import Objective
 from lipdet.attack.objectives import OBJECTIVES, scene_of
+from lipdet.attack.settings import AttackSettings
 from lipdet.boxes import Selection
 from lipdet.detector import SSD
 from lipdet.detector.forward import detect_images, frozen
@@ -41,6 +42,9 @@ class Attackable(Protocol):
 
     def detect(self, images: Tensor, selection: Selection) -> list[Detections]:
         """Detect on images (B, 3, S, S) in [0, 1], in eval mode; return to the CPU."""
+
+    def can_raise(self, objective: str) -> bool:
+        """Return whether there is what an objective reads."""
 
     def raising(
         self, objective: str
@@ -69,6 +73,10 @@ class Own:
         """Detect on images (B, 3, S, S) in [0, 1], in the detector's precision."""
         return detect_images(self.detector, images, selection)
 
+    def can_raise(self, objective: str) -> bool:
+        """Return whether there is such an objective: all read boxes and logits."""
+        return objective in OBJECTIVES
+
     @contextmanager
     def raising(self, objective: str) -> Iterator[Callable[[Sequence[Target]], Objective]]:
         """Freeze the detector; meanwhile, give what an attack on images with targets raises."""
@@ -86,6 +94,12 @@ class Own:
 def attackable(detector: SSD | Attackable) -> Attackable:
     """Return what attacks ask a detector through."""
     return Own(detector) if isinstance(detector, SSD) else detector
+
+
+def raisable(detector: SSD | Attackable, attacks: Sequence[AttackSettings]) -> list[AttackSettings]:
+    """Leave out the attacks on losses that a detector does not have, unless no other is left."""
+    victim = attackable(detector)
+    return [one for one in attacks if victim.can_raise(one.objective)] or list(attacks)
 
 
 def exact(raw: RawOutput) -> RawOutput:

@@ -6,6 +6,7 @@ Notable choices:
 - Labels of the module count from 1, as torchvision's do; everything here counts from 0.
 - `demote`, `mislabel`, `vanish` and `fabricate` look at the detections that the model returns as it
   is evaluated; scores must have a gradient, and where boxes have one, `demote` moves them, too.
+- Attacks on losses are left out where a module has none, unless one was asked for.
 - The losses exist in training mode only. The modules are then in training mode, except layers,
   which would behave differently on the same image: normalisation, dropout, random resizing.
 - Images pass one by one, so that no image depends on its companions.
@@ -18,6 +19,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import cached_property
 
 import torch
 from torch import Tensor, nn
@@ -31,6 +33,7 @@ from lipdet.config import DIGIT_CROP
 from lipdet.detector.forward import frozen
 from lipdet.detector.matching import pad_targets
 from lipdet.errors import InputError
+from lipdet.progress import console
 from lipdet.types import Canvas, Detections, Framing, Target, ignored_of
 
 # Words in the names of torchvision's losses; `multibox` is the sum of all.
@@ -95,6 +98,25 @@ class ForeignDetector:
         with frozen(self.module), torch.no_grad():
             found = [self._checked(*self.module([image])) for image in images.to(self.device)]
         return found if selection == AP_SELECTION else [_part(one, selection) for one in found]
+
+    def can_raise(self, objective: str) -> bool:
+        """Return whether there is what an objective reads: detections, or losses of the module."""
+        return objective in ON_PREDICTIONS or self._has_losses
+
+    @cached_property
+    def _has_losses(self) -> bool:
+        """Try its losses, of a grey picture with one object; say so if it has none."""
+        image = torch.full((1, 3, *self.framing.canvas), 0.5, device=self.device)
+        corners = torch.tensor([0.25, 0.25, 0.75, 0.75]) * torch.tensor(self.framing.canvas.limits)
+        target = Target(boxes=corners[None], labels=torch.tensor([0]))
+        try:
+            with self.raising("multibox") as objective_of:
+                value = objective_of([target])(image.requires_grad_(), torch.tensor([0]))
+                torch.autograd.grad(value.sum(), image)
+        except Exception as error:  # Whatever code that is not ours does where it has no losses.
+            console.log(f"{self.name} has no losses to raise: {error}", markup=False)
+            return False
+        return True
 
     @contextmanager
     def raising(self, objective: str) -> Iterator[Callable[[Sequence[Target]], Objective]]:

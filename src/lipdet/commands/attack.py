@@ -9,6 +9,7 @@ from PIL import Image
 from torch import Tensor
 
 from lipdet.attack import AttackSettings, attack_unlabelled
+from lipdet.attack.attackable import raisable
 from lipdet.attack.outcome import Outcome
 from lipdet.attack.settings import AttackName, Norm, single_attacks
 from lipdet.checkpoint import load_any
@@ -79,6 +80,7 @@ def run(
     loaded = load_any(detector)
     loaded.module.to(place)
     canvas = loaded.framing.canvas
+    singles = raisable(loaded.detector, singles)
     result = attack_facts(loaded, attack, settings, singles)
     gradients = restarts * sum(one.steps + 1 for one in singles)
     with files.written("attack.json", result), progress_bar() as bar:

@@ -18,7 +18,7 @@ from typing import TypeVar
 import torch
 
 from lipdet.attack import AttackSettings, attack_and_detect, recall
-from lipdet.attack.attackable import Attackable, attackable
+from lipdet.attack.attackable import Attackable, attackable, raisable
 from lipdet.attack.settings import AttackName, single_attacks
 from lipdet.boxes import DISPLAY_SELECTION
 from lipdet.detector import SSD
@@ -82,7 +82,7 @@ def attacked_results(
     prepared = prepare(detector)
     entries = []
     for epsilon in campaign.epsilons:
-        singles = campaign.attacks(epsilon)
+        singles = raisable(prepared, campaign.attacks(epsilon))
         found = [attack_pack(prepared, pack, single, state) for single in singles]
         entries.append(_entry(campaign, singles, found, clean, pack))
     return entries

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from lipdet.attack import AttackSettings, attack_and_detect, detect, worst_of
-from lipdet.attack.attackable import Attackable, attackable
+from lipdet.attack.attackable import Attackable, attackable, raisable
 from lipdet.detector import SSD
 from lipdet.evaluate.attacked import prepare
 from lipdet.images.crop import Region
@@ -95,7 +95,10 @@ def scenes(
     prepared = prepare(detector)
     images = pack.pixels(indices).to(attackable(prepared).device)
     targets = [pack.target(index) for index in indices]
-    outcomes = [attack_and_detect(prepared, images, targets, one, indices) for one in attacks]
+    outcomes = [
+        attack_and_detect(prepared, images, targets, one, indices)
+        for one in raisable(prepared, attacks)
+    ]
     outcome = worst_of(outcomes)
     after = detect(prepared, outcome.images, attackable(prepared).display)
     before = certified_detections(

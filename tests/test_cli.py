@@ -260,6 +260,17 @@ def test_default_boxes_are_shown(tmp_path: Path, capsys: pytest.CaptureFixture[s
     assert "covered" in told
     with Image.open(figure) as drawn:
         assert min(drawn.size) > 300
+    main(["data", "boxes", "rendered:20", "--image_size", "48x96", "--scales", "0.5", "0.5"])
+    halved = capsys.readouterr().out
+    [areas, quarters] = [
+        [float(width) * float(height) for width, height in re.findall(r"([\d.]+)×([\d.]+)", text)]
+        for text in (told, halved)
+    ]
+    # By hand: sides half as long.
+    assert max(quarters) == pytest.approx(max(areas) / 4, rel=0.1)
+    with pytest.raises(SystemExit):
+        main(["data", "boxes", "rendered:20", "--scales", "2", "1"])
+    assert "--scales must be positive and in order" in capsys.readouterr().err
 
 
 def test_folders_stand_for_their_pictures(

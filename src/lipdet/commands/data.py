@@ -26,6 +26,7 @@ from lipdet.images.spec import SOURCES, Purpose, default_crop, find_data, read_s
 from lipdet.progress import show
 from lipdet.report.default_boxes import coverage_table, plot_default_boxes
 from lipdet.results import DataSummary
+from lipdet.train.setup import random_scales
 from lipdet.types import Canvas, Framing
 
 WHOLE_HELP = "of svhn:, whole pictures instead of crops"
@@ -69,7 +70,14 @@ def add_actions(data: Parser) -> None:
     )
     action.add_argument("spec", help=SPEC_HELP)
     action.add_argument("--whole", action="store_true", help=WHOLE_HELP)
-    action.add_function_arguments(boxes, skip={"spec", "whole"})
+    action.add_argument(
+        "--scales",
+        nargs=2,
+        type=float,
+        metavar=("SMALLEST", "LARGEST"),
+        help="factors of sides, as of a training that changes the scale (default: as they are)",
+    )
+    action.add_function_arguments(boxes, skip={"spec", "whole", "scales"})
     actions.add_subcommand("boxes", action, help="fit default boxes to a data set")
 
     action = verb_parser("Say what a data set holds.", "lipdet data info rendered:100")
@@ -162,6 +170,7 @@ def boxes(
     spec: str,
     image_size: Canvas = DIGIT_CROP,
     whole: bool = False,
+    scales: Sequence[float] | None = None,
     seed: int = 0,
     plot: Path | None = None,
 ) -> None:
@@ -171,20 +180,26 @@ def boxes(
         spec: any SPEC, as it would be trained on.
         image_size: HEIGHTxWIDTH of the network's input in pixels, or one side.
         whole: of svhn:, whole pictures instead of crops.
+        scales: smallest and largest factor of sides, as of a training that changes the scale.
         seed: of crops, rendered pictures and the clustering.
         plot: file for a figure of objects and default boxes; its ending chooses the format.
     """
     check_plot(plot)
+    if scales and not 0 < scales[0] <= scales[1]:
+        raise InputError(f"--scales must be positive and in order, not {scales[0]} {scales[1]}.")
     pack = _opened(spec, "train", image_size, whole, seed)
     if not len(pack.labels):
         raise InputError(f"{pack.name} has no objects, so no default box fits.")
-    fit = fit_default_boxes(pack.boxes[:], pack.labels[:], len(pack.class_names), seed)
+    objects = pack.boxes[:]
+    if scales:
+        objects = objects * random_scales(len(objects), scales, seed)
+    fit = fit_default_boxes(objects, pack.labels[:], len(pack.class_names), seed)
     print(described(fit))
     show(coverage_table(pack, fit))
     if fit.share < LEAST_COVERED:
         print(warning_of(fit, pack.class_names))
     if plot is not None:
-        plot_default_boxes(pack, fit, plot)
+        plot_default_boxes(pack, objects, fit, plot)
 
 
 def info(spec: str, image_size: Canvas = DIGIT_CROP, whole: bool = False) -> None:

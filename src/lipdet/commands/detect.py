@@ -60,7 +60,8 @@ def run(
                 reading = certified_reading(reading, verifier)
             overlay = draw_classes(image, reading.detections, names)
             files.keep(index, {"": overlay}, reading.as_dict(), _words(reading, canvas))
-    print(f"Overlays and detections.json: {out} ({radii_explained(canvas)})")
+    told = radii_explained(canvas) if verifier else "no radii: its constants are not known here"
+    print(f"Overlays and detections.json: {out} ({told})")
 
 
 def _load(detector: str) -> tuple[Network, tuple[str, ...]]:

@@ -70,7 +70,7 @@ def verb_parser(summary: str, example: str) -> Parser:
     parser = Parser(description=f"{summary}\n\nexample: {example}")
     parser.add_argument("--config", action="config", help="YAML file with options of this verb")
     parser.add_argument(
-        "--quiet", action="store_true", help="print nothing but errors, and the json of `--json -`"
+        "--quiet", action="store_true", help="print nothing but errors, and json that was asked for"
     )
     return parser
 

@@ -68,7 +68,7 @@ def pack_source(
         canvas=canvas,
         class_names=source.class_names,
         provenance={
-            "name": f"{source.name}, {crop} crops",
+            "name": f"{source.name}, {'whole pictures' if crop == 'full' else f'{crop} crops'}",
             "crop": crop,
             "crops": crops,
             "seed": seed,

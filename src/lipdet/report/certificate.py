@@ -62,14 +62,22 @@ def reading_table(result: EvaluationResult) -> Table:
 
 
 def certified_classes_table(result: EvaluationResult) -> Table:
-    """Return certified AP50, AP, recall and precision of each class, at each radius."""
-    title = "Certified, by class, percent: AP50 / AP / recall / precision"
+    """Return certified AP50, AP, recall, precision and counts of each class, at each radius."""
+    title = (
+        "Certified, by class, percent: AP50 / AP / recall / precision / pictures with a sure count"
+    )
     table = new_table(title, ("class", *_radii(result)), ("class",))
     for name in result["certified"][0]["per_class"]:
         cells = [
             " / ".join(
-                percent(entry["per_class"][name][key])
-                for key in ("ap50", "ap", "recall", "precision")
+                percent(share)
+                for share in (
+                    *(
+                        entry["per_class"][name][key]
+                        for key in ("ap50", "ap", "recall", "precision")
+                    ),
+                    entry["counts"][name]["exact"],
+                )
             )
             for entry in result["certified"]
         ]

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 from rich.table import Table
 
 from lipdet.detector.fitting import Fit
@@ -27,17 +29,18 @@ def coverage_table(pack: Pack, fit: Fit) -> Table:
 
 
 @styled
-def plot_default_boxes(pack: Pack, fit: Fit, file: Path) -> None:
+def plot_default_boxes(pack: Pack, boxes: NDArray[np.floating[Any]], fit: Fit, file: Path) -> None:
     """Draw width and height of objects, and over them those of the default boxes.
 
     Args:
-        pack: the objects.
+        pack: the classes of the objects.
+        boxes: (N, 4) xyxy pixels of the objects.
         fit: the default boxes.
         file: where to write; its ending chooses the format.
     """
     figure, axes = new_figure(height=4.4)
     rows = np.random.default_rng(0).permutation(len(pack.labels))[:DRAWN]
-    sizes, labels = (pack.boxes[:, 2:] - pack.boxes[:, :2])[rows], pack.labels[rows]
+    sizes, labels = (boxes[:, 2:] - boxes[:, :2])[rows], pack.labels[rows]
     for label, name in enumerate(pack.class_names):
         own, style = sizes[labels == label], label % len(COLOURS)
         [line] = axes.plot(own[:, 0], own[:, 1], MARKERS[style], markersize=3, label=name)

@@ -236,7 +236,7 @@ def first_segmenter(job: Job, packs: Sequence[Pack]) -> Segmenter:
     return segmenter
 
 
-def random_scales(count: int, scales: tuple[float, float], seed: int) -> NDArray[np.float32]:
+def random_scales(count: int, scales: Sequence[float], seed: int) -> NDArray[np.float32]:
     """Return factors (count, 1) as augmentation draws them."""
     low, high = np.log(scales)
     drawn = np.random.default_rng(seed).uniform(low, high, (count, 1))

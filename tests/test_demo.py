@@ -12,6 +12,7 @@ import torch
 from lipdet import demo
 from lipdet.attack import AttackSettings
 from lipdet.attack.settings import UNNAMED
+from lipdet.boxes import DISPLAY_SELECTION
 from lipdet.report.table import finding
 from lipdet.types import Detections, Target
 
@@ -49,15 +50,17 @@ def test_reading_is_all_objects_and_nothing_else() -> None:
     target = Target(boxes=box, labels=torch.tensor([1, 2]))
     scores = torch.tensor([0.9, 0.8])
     right = Detections(boxes=box, labels=target["labels"], scores=scores)
-    assert demo._reads(right, target)
+    assert demo._reads(right, target, DISPLAY_SELECTION)
     for labels in ([2, 2], [1, 3]):
-        assert not demo._reads({**right, "labels": torch.tensor(labels)}, target)  # type: ignore[typeddict-item]
+        assert not demo._reads({**right, "labels": torch.tensor(labels)}, target, DISPLAY_SELECTION)  # type: ignore[typeddict-item]
     # Below the score at which it would be shown, a wrong one does not count, nor does a right one.
-    assert not demo._reads({**right, "scores": torch.tensor([0.9, 0.1])}, target)  # type: ignore[typeddict-item]
+    assert not demo._reads({**right, "scores": torch.tensor([0.9, 0.1])}, target, DISPLAY_SELECTION)  # type: ignore[typeddict-item]
     more = Detections(
         boxes=torch.cat([box, box[:1] + 40]),
         labels=torch.tensor([1, 2, 3]),
         scores=torch.tensor([0.9, 0.8, 0.1]),
     )
-    assert demo._reads(more, target)
-    assert not demo._reads({**more, "scores": torch.tensor([0.9, 0.8, 0.7])}, target)  # type: ignore[typeddict-item]
+    assert demo._reads(more, target, DISPLAY_SELECTION)
+    assert not demo._reads(
+        {**more, "scores": torch.tensor([0.9, 0.8, 0.7])}, target, DISPLAY_SELECTION
+    )  # type: ignore[typeddict-item]

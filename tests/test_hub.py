@@ -76,7 +76,8 @@ def test_the_card_states_units_and_figures(detector: Detector, tmp_path: Path) -
         # By hand: 25.5 / sqrt(3·32·32) = 0.46.
         "ε = 0.1 is 0.46 grey levels at 32x32",
         "| Lipschitz bound of any logit | ",
-        "| suppression | among boxes of a class from an IoU of 0.2 on; at most 20 are shown |",
+        "| suppression | among boxes of a class from an IoU of 0.2 on; "
+        "at most 20 with a score above 0.2 are shown |",
         "5 pictures of made up",
         "| mine | 32x32 | 7 | 50.0 | 37.5 | 12.5 |",
     ):
@@ -94,7 +95,7 @@ def test_the_card_says_what_boxes_suppress(detector: Detector, tmp_path: Path) -
     chosen = LoadedDetector("mine", build_detector(config), {"rules": {"pictures": 87}})
     Detector(chosen).save_pretrained(tmp_path / "mine")
     card = (tmp_path / "mine" / "README.md").read_text()
-    assert "from an IoU of 0.45 on, chosen on 87 held-out pictures; at most 60 are shown |" in card
+    assert "from an IoU of 0.45 on, chosen on 87 held-out pictures; at most 60 with a" in card
     header = json.loads((tmp_path / "mine" / "config.json").read_text())
     assert (header["detector"]["nms_iou"], header["rules"]) == (0.45, {"pictures": 87})
 

@@ -52,6 +52,7 @@ class DetectorConfig:
         nms_iou: overlap from which on a box suppresses others of its class; None for the
             architecture's own.
         most_shown: detections that are shown of a picture, at most.
+        shown_above: score that a detection must exceed to be shown.
     """
 
     architecture: str = "tinier-ssd"
@@ -65,8 +66,11 @@ class DetectorConfig:
     class_margin: float | None = None
     nms_iou: float | None = None
     most_shown: int = 20
+    shown_above: float = 0.2
 
     def __post_init__(self) -> None:
+        if not 0 < self.shown_above < 1:
+            raise InputError(f"shown_above must lie between 0 and 1, not at {self.shown_above}.")
         if not 0 <= self.offset_unit < math.inf:
             raise InputError(
                 f"offset_unit must be positive, or 0 for the architecture's own, not "

@@ -17,7 +17,7 @@ from PIL import Image
 
 from lipdet.attack import AttackSettings, detect
 from lipdet.attack.damage import true_positives
-from lipdet.boxes import DISPLAY_SELECTION
+from lipdet.boxes import Selection
 from lipdet.certificate.radius import REMAINING_IOU
 from lipdet.certificate.verifier import verifier_of
 from lipdet.checkpoint import LoadedDetector, load_detector
@@ -28,7 +28,7 @@ from lipdet.images.pack import Pack
 from lipdet.images.scenes import rendered_scene
 from lipdet.images.spec import open_data
 from lipdet.progress import show
-from lipdet.reading import certified, look, regions_of, shown_above
+from lipdet.reading import certified, look, regions_of
 from lipdet.reading.detections import with_radius
 from lipdet.reading.marks import draw_certificates
 from lipdet.report.build import build_report
@@ -87,7 +87,7 @@ def certified_photographs(folder: Path) -> list[str]:
     """
     loaded = load_detector(PHOTOGRAPHS)
     network, (canvas, _) = loaded.detector, loaded.framing
-    selection = shown_above(network, DISPLAY_SELECTION.score_floor)
+    selection = network.display
     verifier, sentences = verifier_of(network, selection), []
     folder.mkdir(parents=True, exist_ok=True)
     for index in SCENES:
@@ -147,11 +147,14 @@ def _read(
     clean = detect(detector, pack.pixels(range(len(pack))))
     attacked = attack_pack(detector, pack, settings, State.of(state, detector))
     targets = [pack.target(index) for index in range(len(pack))]
-    clean_read, attacked_read = (list(map(_reads, found, targets)) for found in (clean, attacked))
+    clean_read, attacked_read = (
+        [_reads(one, target, detector.display) for one, target in zip(found, targets, strict=True)]
+        for found in (clean, attacked)
+    )
     return clean_read, attacked_read
 
 
-def _reads(found: Detections, target: Target) -> bool:
-    shown = found["scores"] > DISPLAY_SELECTION.score_floor
+def _reads(found: Detections, target: Target, display: Selection) -> bool:
+    shown = found["scores"] > display.score_floor
     right = true_positives(found, target)[shown]
     return bool(right.all()) and len(right) == len(target["labels"])

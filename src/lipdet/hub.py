@@ -152,7 +152,8 @@ def _suppression(loaded: LoadedDetector) -> str:
     text = f"among boxes of a class from an IoU of {detector.nms_iou:g} on"
     if chosen := loaded.info.get("rules"):
         text += f", chosen on {chosen['pictures']} held-out pictures"
-    return f"{text}; at most {detector.display.top_k} are shown"
+    display = detector.display
+    return f"{text}; at most {display.top_k} with a score above {display.score_floor:g} are shown"
 
 
 def _bounds(loaded: LoadedDetector) -> dict[str, str]:

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TypeVar, overload
 
 from lipdet import hub
-from lipdet.boxes import DISPLAY_SELECTION, Selection
+from lipdet.boxes import Selection
 from lipdet.certificate.verifier import Verifier, verifier_of
 from lipdet.checkpoint import LoadedDetector, load_detector, packaged_names
 from lipdet.detector import SSD
@@ -31,8 +31,6 @@ from lipdet.types import Framing
 
 P = TypeVar("P", bound=Picture)
 Several = list[P] | tuple[P, ...]
-# Of `Detector.detect` and `certify`: as `DISPLAY_SELECTION`.
-SCORE = DISPLAY_SELECTION.score_floor
 # Class names that a representation spells out.
 NAMES_SHOWN = 5
 
@@ -97,19 +95,19 @@ class Detector:
 
     @overload
     def detect(
-        self, picture: Picture, crop: Sequence[float] | None = None, score: float = SCORE
+        self, picture: Picture, crop: Sequence[float] | None = None, score: float | None = None
     ) -> list[Detection]: ...
 
     @overload
     def detect(
-        self, picture: Several[P], crop: Sequence[float] | None = None, score: float = SCORE
+        self, picture: Several[P], crop: Sequence[float] | None = None, score: float | None = None
     ) -> list[list[Detection]]: ...
 
     def detect(
         self,
         picture: Picture | Several[P],
         crop: Sequence[float] | None = None,
-        score: float = SCORE,
+        score: float | None = None,
     ) -> list[Detection] | list[list[Detection]]:
         """Find objects in a picture, best first; in each of several, if given a list.
 
@@ -120,8 +118,9 @@ class Detector:
             crop: left, top, right, bottom in pixels: look only there, in one pass. Without it a
                 detector of crops searches the picture for rows of small objects, as house
                 numbers are.
-            score: what a detection's score exceeds; of each region at most as many are shown as
-                the detector says, 20 unless trained on more crowded pictures.
+            score: what a detection's score exceeds, by default the threshold of the detector; of
+                each region at most as many are shown as the detector says, 20 unless trained on
+                more crowded pictures.
 
         Raises:
             InputError: it is no picture, the crop reaches outside it, or the score is not between
@@ -136,19 +135,19 @@ class Detector:
 
     @overload
     def certify(
-        self, picture: Picture, crop: Sequence[float] | None = None, score: float = SCORE
+        self, picture: Picture, crop: Sequence[float] | None = None, score: float | None = None
     ) -> list[Detection]: ...
 
     @overload
     def certify(
-        self, picture: Several[P], crop: Sequence[float] | None = None, score: float = SCORE
+        self, picture: Several[P], crop: Sequence[float] | None = None, score: float | None = None
     ) -> list[list[Detection]]: ...
 
     def certify(
         self,
         picture: Picture | Several[P],
         crop: Sequence[float] | None = None,
-        score: float = SCORE,
+        score: float | None = None,
     ) -> list[Detection] | list[list[Detection]]:
         """Like `detect`, and say how much perturbation leaves each detection what is shown.
 

@@ -35,10 +35,10 @@ of a change of those values, each in [0, 1]; it says nothing about changes of th
 **Grey levels** are the root mean square of the same change, white being 255.
 
 **Certified** (blue, solid) means: whatever the change of at most ε, a detection of the same class
-stays, with a score above 0.2 and an IoU of at least 0.5 with this box. `ε≤` is the largest ε for
-which that is proven; shaded is where the box can be at worst. **Not certified** (orange, dashed)
-means that nothing is proven, not that an attack exists. An **attack** that finds nothing proves
-nothing.
+stays, with a score above the detector's threshold and an IoU of at least 0.5 with this box. `ε≤` is
+the largest ε for which that is proven; shaded is where the box can be at worst. **Not certified**
+(orange, dashed) means that nothing is proven, not that an attack exists. An **attack** that finds
+nothing proves nothing.
 """
 # Files of visitors are deleted when they are this old; looked at as often. Seconds.
 OLDEST_FILE = 1_800

@@ -7,7 +7,6 @@ from pathlib import Path
 
 from PIL import Image
 
-from lipdet.boxes import DISPLAY_SELECTION
 from lipdet.certificate.radius import REMAINING_IOU
 from lipdet.certificate.verifier import verifier_of
 from lipdet.checkpoint import load_detector
@@ -48,7 +47,7 @@ def run(
     out: Path,
     crop: str | None = None,
     iou: float = REMAINING_IOU,
-    score: float = DISPLAY_SELECTION.score_floor,
+    score: float | None = None,
     epsilon: Sequence[str] = ("0.1",),
     float64: bool = False,
     device: DeviceName | None = None,
@@ -63,7 +62,8 @@ def run(
         out: folder for NAME-N.png, one for each square looked at, and certificates.json.
         crop: LEFT,TOP,RIGHT,BOTTOM in pixels: look only there, and do not search.
         iou: how much of a box must remain.
-        score: show what has a higher score; radii are about remaining above it.
+        score: show what has a higher score; radii are about remaining above it. By default the
+            threshold that is stored with the detector.
         epsilon: radii at which objects are counted.
         float64: compute in float64.
         device: cpu or cuda; by default the GPU if there is one, with --float64 the CPU.
@@ -86,7 +86,7 @@ def run(
         "weights": loaded.name,
         "canvas": list(canvas),
         "iou": iou,
-        "score": score,
+        "score": selection.score_floor,
         "rounding": verifier.rounding_known,
     }
     with files.written("certificates.json", result):

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from lipdet.boxes import DISPLAY_SELECTION
 from lipdet.checkpoint import load_detector
 from lipdet.commands.options import DETECTOR_HELP, Parser, parse_region
 from lipdet.commands.pictures import PictureFiles, picture_parser
@@ -33,7 +32,7 @@ def run(
     images: Sequence[Path],
     out: Path,
     crop: str | None = None,
-    score: float = DISPLAY_SELECTION.score_floor,
+    score: float | None = None,
 ) -> None:
     """Find objects in pictures; write an overlay of each and one json for all.
 
@@ -44,7 +43,8 @@ def run(
         images: picture files, or folders of them.
         out: folder for NAME.png and detections.json.
         crop: LEFT,TOP,RIGHT,BOTTOM in pixels: look only there, and do not search.
-        score: show what has a higher score; radii are about remaining above it.
+        score: show what has a higher score; radii are about remaining above it. By default the
+            threshold that is stored with the detector.
     """
     files = PictureFiles(images, out)
     model, names = _load(detector)
@@ -52,7 +52,7 @@ def run(
     canvas = model.framing.canvas
     region = parse_region(crop) if crop else None
     verifier = known_verifier(model, selection)
-    result = {"weights": detector, "canvas": list(canvas), "score": score}
+    result = {"weights": detector, "canvas": list(canvas), "score": selection.score_floor}
     with files.written("detections.json", result):
         for index, image in files.each("Detecting"):
             reading = read(model, names, image, region, selection)

@@ -75,7 +75,10 @@ def run(
     calibration = _pictures(int8, "train", loaded.framing) if int8 else None
     if calibration is not None and len(calibration) < FEWEST:
         raise InputError(f"--int8 {int8}: {len(calibration)} pictures; give {FEWEST} or more.")
-    console.log(f"Writing {out}, and checking it on {len(images)} rendered pictures.")
+    console.log(
+        f"Writing {out}, and checking on {len(images)} rendered house numbers, whatever its "
+        "classes are, that it computes what the detector does."
+    )
     if format == "torch-export":
         metadata = export_torch(loaded, out, images)
     else:

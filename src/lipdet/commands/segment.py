@@ -17,7 +17,6 @@ from PIL import Image
 from lipdet import distributed
 from lipdet.attack.pixels import PixelSettings, attack_pixels
 from lipdet.attack.settings import single_attacks
-from lipdet.boxes import DISPLAY_SELECTION
 from lipdet.certificate.pixels import bounds_of_pixels, largest_reach, margins_of
 from lipdet.certificate.radius import REMAINING_IOU
 from lipdet.checkpoint import load_segmenter
@@ -75,7 +74,7 @@ def evaluate(detector: str, data: str, **options: Any) -> None:
 def detect(detector: str, images: Sequence[Path], out: Path, **options: Any) -> None:
     """Do what `lipdet.commands.detect.run` does, for a segmenter: classes of pixels as overlays."""
     _refuse(options, crop=WHOLE)
-    _refuse_boxes(score=(options["score"], DISPLAY_SELECTION.score_floor))
+    _refuse_boxes(score=(options["score"], None))
     files, loaded = PictureFiles(images, out), load_segmenter(detector)
     segmenter, canvas = loaded.segmenter, loaded.framing.canvas
     result = {"weights": loaded.name, "canvas": list(canvas)}
@@ -94,7 +93,7 @@ def certify(detector: str, images: Sequence[Path], out: Path, **options: Any) ->
     _refuse(options, float64=MEASURED, device=ON_THE_CPU, crop=WHOLE)
     _refuse_boxes(
         iou=(options["iou"], REMAINING_IOU),
-        score=(options["score"], DISPLAY_SELECTION.score_floor),
+        score=(options["score"], None),
     )
     epsilons = parse_epsilons(options["epsilon"])
     files = PictureFiles(images, out, ends=("", CLASSES))
@@ -184,7 +183,7 @@ def _refuse(options: Mapping[str, Any], **reasons: str) -> None:
             raise InputError(f"{reason}: leave out --{name} with a segmenter.")
 
 
-def _refuse_boxes(**options: tuple[float, float]) -> None:
+def _refuse_boxes(**options: tuple[float | None, float | None]) -> None:
     """Refuse options of boxes, each given with its default, that were chosen."""
     if any(chosen != default for chosen, default in options.values()):
         names = " and ".join(f"--{name}" for name in options)

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import replace
 
 import torch
 from torch import Tensor, nn
 
-from lipdet.boxes import DISPLAY_SELECTION, NMS_IOU, BoxCoding, Decoder, Scores, Selection
+from lipdet.boxes import NMS_IOU, BoxCoding, Decoder, Scores, Selection
 from lipdet.config import DetectorConfig
 from lipdet.types import Framing, RawOutput
 
@@ -85,7 +84,7 @@ class SSD(nn.Module):
     @property
     def display(self) -> Selection:
         """Return which of its detections are shown."""
-        return replace(DISPLAY_SELECTION, top_k=self.config.most_shown)
+        return Selection(self.config.shown_above, self.config.most_shown)
 
     @property
     def decoder(self) -> Decoder:

@@ -33,8 +33,6 @@ from lipdet.types import Detections
 Looking = TypeVar("Looking", bound=SSD | Attackable)
 
 CHUNK = 32
-# Of the recall that is reported beside AP: what a user is shown.
-RECALL_SCORE = DISPLAY_SELECTION.score_floor
 
 
 @dataclass(frozen=True)
@@ -80,11 +78,12 @@ def attacked_results(
         state: where finished chunks are kept and looked for.
     """
     prepared = prepare(detector)
+    score = attackable(prepared).display.score_floor
     entries = []
     for epsilon in campaign.epsilons:
         singles = raisable(prepared, campaign.attacks(epsilon))
         found = [attack_pack(prepared, pack, single, state) for single in singles]
-        entries.append(_entry(campaign, singles, found, clean, pack))
+        entries.append(_entry(campaign, singles, found, clean, pack, score))
     return entries
 
 
@@ -125,25 +124,25 @@ def prepare(detector: Looking) -> Looking:
     return prepared.to(memory_format=torch.channels_last)
 
 
-def measure(found: Sequence[Detections], pack: Pack) -> Figures:
-    """`ap50`, `ap` and `recall` of detections on a pack."""
+def measure(
+    found: Sequence[Detections], pack: Pack, score: float = DISPLAY_SELECTION.score_floor
+) -> Figures:
+    """Return AP50 and AP of detections on a pack, and the recall of those above a score."""
     targets = [pack.target(index) for index in range(len(pack))]
     precision = average_precision(targets, found, pack.class_names)
-    share = recall(found, targets, RECALL_SCORE)
+    share = recall(found, targets, score)
     return {"ap50": precision["ap50"], "ap": precision["ap"], "recall": share}
 
 
 def worst(candidates: Sequence[list[Detections]], pack: Pack) -> list[Detections]:
     """Choose what has the lowest AP50: a candidate or a composite of them."""
-    return _lowest([*candidates, *composites(candidates, pack)], pack)[0]
+    every = [*candidates, *composites(candidates, pack)]
+    return every[_lowest([measure(one, pack) for one in every])]
 
 
-def _lowest(
-    every: Sequence[list[Detections]], pack: Pack
-) -> tuple[list[Detections], list[Figures]]:
-    """Return what has the lowest AP50, and the figures of each."""
-    figures = [measure(one, pack) for one in every]
-    return every[min(range(len(every)), key=lambda index: figures[index]["ap50"])], figures
+def _lowest(figures: Sequence[Figures]) -> int:
+    """Return which has the lowest AP50."""
+    return min(range(len(figures)), key=lambda index: figures[index]["ap50"])
 
 
 def _entry(
@@ -152,11 +151,12 @@ def _entry(
     found: Sequence[list[Detections]],
     clean: Sequence[Detections],
     pack: Pack,
+    score: float,
 ) -> AttackedResult:
     """Return what the attacks of a campaign at one ε left of the clean detections."""
     first = singles[0]
     tried = [*found, *composites(found, pack)] if len(found) > 1 else found
-    chosen, every = _lowest(tried, pack)
+    every = [measure(one, pack, score) for one in tried]
     entry: AttackedResult = {
         "epsilon": first.epsilon,
         "grey_levels": pack.canvas.grey_levels(first.epsilon, first.norm),
@@ -165,8 +165,8 @@ def _entry(
         "steps": campaign.settings.steps,
         "restarts": first.restarts,
         "seed": first.seed,
-        "recall_score": RECALL_SCORE,
-        "consistency": consistency(clean, chosen, RECALL_SCORE),
+        "recall_score": score,
+        "consistency": consistency(clean, tried[_lowest(every)], score),
         "ap50": min(one["ap50"] for one in every),
         "ap": min(one["ap"] for one in every),
         "recall": min(one["recall"] for one in every),

@@ -57,6 +57,7 @@ from lipdet.results import CertifiedClass, CertifiedCount, CertifiedReading, Cer
 from lipdet.types import Detections, RawOutput, Target, ignored_of, spell
 
 IOUS: tuple[float, ...] = tuple(np.linspace(0.5, 0.95, 10).tolist())
+# Of recall and precision, where a detector has no threshold of its own.
 RECALL_SCORE = DISPLAY_SELECTION.score_floor
 
 
@@ -69,9 +70,9 @@ class PerObject(NamedTuple):
         up_to: (G, len(IOUS)) ends of what it claims, as in `CliqueClaims`.
         above: see `up_to`.
         judged: (G,) bool, as in `ClassObjects`.
-        box: (G,) whether a detection of any class stays on it, at RECALL_SCORE and IoU 0.5.
-        of_class: (G,) whether a detection of its class stays, wherever, at RECALL_SCORE.
-        reason: (G,) index in REASONS of what fails at RECALL_SCORE and IoU 0.5, −1 if nothing.
+        box: (G,) whether a detection of any class stays on it, at the score of recall and IoU 0.5.
+        of_class: (G,) whether a detection of its class stays, wherever, at that score.
+        reason: (G,) index in REASONS of what fails at that score and IoU 0.5, −1 if nothing.
     """
 
     label: Tensor
@@ -145,7 +146,7 @@ def certified_results(
         found = join([one.found[index] for one in chunks])
         counts = Counts(*map(torch.cat, zip(*(one.counts[index] for one in chunks), strict=True)))
         entry: CertifiedResult = {
-            **summary(epsilon, found, names, rounding),
+            **summary(epsilon, found, names, rounding, detector.display.score_floor),
             "grey_levels": pack.canvas.grey_levels(epsilon),
             "counts": _count_summaries(counts, names),
         }
@@ -174,7 +175,10 @@ def certificate_pass(
         radii = [torch.full((len(targets),), epsilon).double() for epsilon in epsilons]
         return Chunk(
             select_detections(raw, verifier().decoder, AP_SELECTION),
-            tuple(certify_batch(verifier(), raw, targets, epsilon) for epsilon in epsilons),
+            tuple(
+                certify_batch(verifier(), raw, targets, epsilon, display.score_floor)
+                for epsilon in epsilons
+            ),
             tuple(certified_counts(shown, raw, radius) for radius in radii),
             read_right(verifier().decoder, raw, targets, display),
             verifier().rounding_known == PROVEN,
@@ -238,10 +242,14 @@ def _from_tensors(tensors: Tensors, index: int) -> Certified:
 
 
 def certify_batch(
-    verifier: Verifier, raw: RawOutput, targets: Sequence[Target], epsilon: float
+    verifier: Verifier,
+    raw: RawOutput,
+    targets: Sequence[Target],
+    epsilon: float,
+    score: float = RECALL_SCORE,
 ) -> Certified:
     """Return everything that `summary` needs of one batch."""
-    truths, iou, tau = ground_truth_of(targets), IOUS[0], logit(RECALL_SCORE)
+    truths, iou, tau = ground_truth_of(targets), IOUS[0], logit(score)
     count = len(truths.image)
     radius = torch.full((len(targets),), epsilon, dtype=torch.float64)
     candidates = verifier.candidates(raw, radius)
@@ -301,21 +309,28 @@ def join(parts: Sequence[Certified]) -> Certified:
 
 
 def summary(
-    epsilon: float, found: Certified, class_names: Sequence[str], rounding: str
+    epsilon: float,
+    found: Certified,
+    class_names: Sequence[str],
+    rounding: str,
+    score: float = RECALL_SCORE,
 ) -> CertifiedResult:
-    """Return what is certified of objects at one radius; AP, recall and precision are fractions."""
-    tau = logit(RECALL_SCORE)
-    per_class = {name: _class_summary(found, label) for label, name in enumerate(class_names)}
+    """Return what is certified of objects at one radius, as fractions.
+
+    Recall and precision are those of detections with a score of `score` or more.
+    """
+    per_class = {
+        name: _class_summary(found, label, score) for label, name in enumerate(class_names)
+    }
     known = [entry for entry in per_class.values() if entry["ap"] is not None]
     objects = max(1, len(found.of.label))
-    kept = int((found.of.reached[:, 0] >= tau).sum())
-    wrong = sum(_false_positives(found, label) for label in range(len(class_names)))
+    kept, wrong = right_and_wrong(found, score)
     failed = Counter(REASONS[index] for index in found.of.reason[found.of.reason >= 0].tolist())
     return {
         "epsilon": epsilon,
         "ap50": float(np.mean([entry["ap50"] for entry in known])) if known else 0.0,
         "ap": float(np.mean([entry["ap"] for entry in known])) if known else 0.0,
-        "recall_score": RECALL_SCORE,
+        "recall_score": score,
         "recall": kept / objects,
         "precision": _share(kept, wrong),
         "vanish_recall": float(found.of.box.sum()) / objects,
@@ -346,24 +361,30 @@ def _mean(values: Tensor) -> float:
     return float(values.double().mean())
 
 
-def _class_summary(found: Certified, label: int) -> CertifiedClass:
+def right_and_wrong(found: Certified, score: float) -> tuple[int, int]:
+    """Count certified objects, and bound false positives, at a score and IoU 0.5."""
+    kept = int((found.of.reached[:, 0] >= logit(score)).sum())
+    return kept, sum(_false_positives(found, label, score) for label in range(len(found.possible)))
+
+
+def _class_summary(found: Certified, label: int, score: float) -> CertifiedClass:
     columns = [found.objects(label, column) for column in range(len(IOUS))]
     count, possible = len(columns[0].certified), found.possible[label]
     if count == 0:
         return {"ap50": None, "ap": None, "recall": None, "precision": None}
     precisions = [certified_average_precision(objects, possible) for objects in columns]
-    kept = int((columns[0].certified >= logit(RECALL_SCORE)).sum())
+    kept = int((columns[0].certified >= logit(score)).sum())
     return {
         "ap50": precisions[0],
         "ap": float(np.mean(precisions)),
         "recall": kept / count,
-        "precision": _share(kept, _false_positives(found, label)),
+        "precision": _share(kept, _false_positives(found, label, score)),
     }
 
 
-def _false_positives(found: Certified, label: int) -> int:
-    """Bound how many there can be of one class, at RECALL_SCORE and IoU 0.5."""
-    tau = torch.tensor([logit(RECALL_SCORE)], dtype=torch.float64)
+def _false_positives(found: Certified, label: int, score: float) -> int:
+    """Bound how many there can be of one class, at a score and IoU 0.5."""
+    tau = torch.tensor([logit(score)], dtype=torch.float64)
     return int(false_positives(found.objects(label, 0), found.possible[label], tau))
 
 

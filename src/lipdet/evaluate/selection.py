@@ -1,7 +1,8 @@
-"""Choose, after training, which boxes may stand side by side, by AP50 on held-out pictures.
+"""Choose, after training, which boxes may stand side by side and are shown, on held-out pictures.
 
-From which overlap on NMS suppresses, and for which classes a default box votes, are rules and no
-weights; which of them are best depends on how close objects lie and how alike classes look.
+From which overlap on NMS suppresses, for which classes a default box votes, and from which score on
+detections are shown are rules and no weights; which of them are best depends on how close objects
+lie, how alike classes look, and what there is besides.
 
 Notable choices:
 - One forward pass serves the whole search. Certificates read the rules from the decoder, so they
@@ -9,6 +10,7 @@ Notable choices:
 - One rule after the other, the overlap first: seven pairs instead of sixteen. What is best by the
   mean of clean and certified AP50, to a tenth of a percent, is taken; of equals the first, which is
   the architecture's own.
+- The score is chosen last, by F1: of what is shown, and of what is certified to be.
 - The shift of logits (`detector.calibration`) is not searched: it changes no ranking, only what
   lies below the low floor of AP. Likelihood says what a score has to mean.
 """
@@ -24,12 +26,19 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from lipdet.attack.damage import judged, true_positives
 from lipdet.boxes import AP_SELECTION, Decoder, SigmoidScores, select_detections
 from lipdet.certificate.verifier import Verifier, verifier_of
 from lipdet.detector import SSD
 from lipdet.detector.forward import BATCH_SIZE, decoder_on_cpu, raw_output
 from lipdet.evaluate.average_precision import average_precision
-from lipdet.evaluate.certified import certify_batch, join, summary
+from lipdet.evaluate.certified import (
+    Certified,
+    certify_batch,
+    join,
+    right_and_wrong,
+    summary,
+)
 from lipdet.images.batches import Part
 from lipdet.progress import track
 from lipdet.types import RawOutput, Target
@@ -37,6 +46,8 @@ from lipdet.types import RawOutput, Target
 NMS_IOUS = (0.2, 0.3, 0.45, 0.6)
 # In log-odds, which mean the same at every temperature.
 CLASS_MARGINS = (0.0, 1.0, 2.0, 3.0)
+# Of equals the first, which is that of detectors without a choice.
+SHOWN_ABOVE = (0.2, 0.1, 0.3, 0.4, 0.5, 0.6, 0.7)
 EPSILONS = (0.1, 0.25)
 MOST_PICTURES = 256
 # Certificates take longer, the more objects there are.
@@ -83,15 +94,34 @@ class HeldOut(NamedTuple):
         found = select_detections(self.raw, decoder, AP_SELECTION)
         return average_precision(self.targets, found, self.class_names)["ap50"]
 
-    def certified_ap50(self, verifier: Verifier, epsilon: float) -> float:
-        """Return what of AP50 is certified at an L2 radius, as a fraction."""
+    def certified(self, verifier: Verifier, epsilon: float) -> Certified:
+        """Certify all pictures at an L2 radius."""
         found = []
         for start in range(0, len(self.targets), BATCH_SIZE):
             own = slice(start, start + BATCH_SIZE)
             raw = RawOutput(*(part[own] for part in self.raw))
             found.append(certify_batch(verifier, raw, self.targets[own], epsilon))
-        names, rounding = self.class_names, verifier.rounding_known
-        return summary(epsilon, join(found), names, rounding)["ap50"]
+        return join(found)
+
+    def certified_ap50(self, verifier: Verifier, epsilon: float) -> float:
+        """Return what of AP50 is certified at an L2 radius, as a fraction."""
+        found, names = self.certified(verifier, epsilon), self.class_names
+        return summary(epsilon, found, names, verifier.rounding_known)["ap50"]
+
+    def right_and_wrong(self, decoder: Decoder, score: float) -> tuple[int, int]:
+        """Count right and false detections above a score."""
+        right = wrong = 0
+        found = select_detections(self.raw, decoder, replace(AP_SELECTION, score_floor=score))
+        for one, target in zip(found, self.targets, strict=True):
+            hits = true_positives(one, target)
+            right += int(hits.sum())
+            wrong += int((~hits & judged(one, target)).sum())
+        return right, wrong
+
+    @property
+    def objects(self) -> int:
+        """Return how many objects there are."""
+        return sum(len(target["labels"]) for target in self.targets)
 
 
 class Figures(NamedTuple):
@@ -129,6 +159,8 @@ class Choice(NamedTuple):
         own_figures: of the architecture's own rules.
         pictures: held out, by which was chosen.
         certified_pictures: how many of them were certified.
+        shown_above: the score from which on detections are shown.
+        f1: what it gives, of clean detections and, at each of EPSILONS, of certified ones.
     """
 
     rules: Rules
@@ -137,6 +169,8 @@ class Choice(NamedTuple):
     own_figures: Figures
     pictures: int
     certified_pictures: int
+    shown_above: float
+    f1: tuple[float, ...]
 
     def as_dict(self) -> dict[str, object]:
         """Plain values for json; fractions."""
@@ -145,6 +179,8 @@ class Choice(NamedTuple):
             "own": _plain(self.own_rules, self.own_figures),
             "pictures": self.pictures,
             "certified_pictures": self.certified_pictures,
+            "shown_above": self.shown_above,
+            "f1": list(self.f1),
         }
 
     def __str__(self) -> str:
@@ -152,12 +188,16 @@ class Choice(NamedTuple):
         by = f"{self.pictures} held-out pictures"
         if self.certified_pictures:
             by += f" ({self.certified_pictures} of them certified)"
+        clean, *certified = (f"{100 * share:.1f}" for share in self.f1)
+        shown = f" Detections above {self.shown_above:g} are shown: F1 {clean}"
+        if certified:
+            shown += f" clean, {' and '.join(certified)} certified"
         if self.rules == self.own_rules:
-            return f"On {by} the architecture's own rules, {self.rules}, are best: {self.figures}."
-        return (
-            f"On {by} {self.rules} are best: {self.figures}; the architecture's own, "
-            f"{self.own_rules}: {self.own_figures}."
-        )
+            best = f"the architecture's own rules, {self.rules}, are best: {self.figures}"
+        else:
+            own = f"the architecture's own, {self.own_rules}: {self.own_figures}"
+            best = f"{self.rules} are best: {self.figures}; {own}"
+        return f"On {by} {best}.{shown}."
 
 
 def _plain(rules: Rules, figures: Figures) -> dict[str, object]:
@@ -232,8 +272,37 @@ def best_rules(decoder: Decoder, held_out: HeldOut, verifier: Verifier | None) -
         margins = [margin / scores.temperature for margin in CLASS_MARGINS]
         others = [rules._replace(class_margin=margin) for margin in margins]
         rules = best([rules, *others], "class margin")
-    certified = len(first.targets) if verifier else 0
-    return Choice(rules, figures(rules), own, figures(own), len(held_out.targets), certified)
+    its = replace(verifier, decoder=rules.of(decoder)) if verifier else None
+    score, f1 = best_score(rules.of(decoder), held_out, first, its)
+    counts = len(held_out.targets), len(first.targets) if verifier else 0
+    return Choice(rules, figures(rules), own, figures(own), *counts, score, f1)
+
+
+def best_score(
+    decoder: Decoder, held_out: HeldOut, first: HeldOut, verifier: Verifier | None
+) -> tuple[float, tuple[float, ...]]:
+    """Return the score above which what is shown, and certified to be, has the best mean F1.
+
+    Args:
+        decoder: with the rules that are chosen.
+        held_out: what the detector puts out.
+        first: the part of it that is certified.
+        verifier: with the same rules; without one, clean detections decide alone.
+
+    Returns:
+        The score, and F1 there: of clean detections, and of certified ones at each of EPSILONS. Of
+        these, false is what may be there under some perturbation.
+    """
+    certified = [first.certified(verifier, epsilon) for epsilon in EPSILONS] if verifier else []
+
+    @cache
+    def shares(score: float) -> tuple[float, ...]:
+        counts = [(*held_out.right_and_wrong(decoder, score), held_out.objects)]
+        counts += [(*right_and_wrong(of, score), first.objects) for of in certified]
+        return tuple(2 * right / max(1, right + wrong + there) for right, wrong, there in counts)
+
+    best = max(SHOWN_ABOVE, key=lambda score: round(sum(shares(score)) / len(shares(score)), 3))
+    return best, shares(best)
 
 
 def in_turn(parts: Sequence[Part]) -> list[tuple[Part, int]]:

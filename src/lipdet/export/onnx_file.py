@@ -16,6 +16,7 @@ Notable choices:
 from __future__ import annotations
 
 import json
+import logging
 import tempfile
 from pathlib import Path
 from typing import Any
@@ -139,6 +140,8 @@ def onnx_model(network: SSD | Segmenter, selection: Selection | None) -> ModelPr
         selection: of a detector's detections among the outputs; none without it.
     """
     scored = selection is not None
+    # It warns of operations of torchvision's that are missing without it; none is used here.
+    logging.getLogger("torch.onnx._internal.exporter._registration").setLevel(logging.ERROR)
     program = torch.onnx.export(
         traced(network, scored),
         input_names=["images"],

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from lipdet.boxes import DISPLAY_SELECTION, Decoder
+from lipdet.boxes import Decoder, Selection
 from lipdet.config import detector_config
 from lipdet.errors import InputError
 from lipdet.export.metadata import KEY, read_decoder
@@ -71,7 +71,7 @@ class OnnxNetwork(OnnxModel):
         self.decoder: Decoder = read_decoder(self.metadata)
         config = detector_config(self.metadata["detector"])
         self.framing = config.framing
-        self.display = replace(DISPLAY_SELECTION, top_k=config.most_shown)
+        self.display = Selection(config.shown_above, config.most_shown)
 
     def __call__(self, images: Tensor) -> RawOutput:
         """Map images (B, 3, H, W) in [0, 1] to logits (B, A, K) and offsets (B, A, 4)."""

@@ -211,7 +211,8 @@ def box_inside(corners: Sequence[float], width: int, height: int) -> NDArray[np.
 
 def no_area(count: int) -> str:
     """Say that boxes without area inside their picture were left out."""
-    return f"{count} boxes without area inside the picture left out"
+    boxes = "a box" if count == 1 else f"{count} boxes"
+    return f"{boxes} without area inside the picture left out"
 
 
 def doubts(

@@ -39,15 +39,17 @@ from lipdet.reading.detections import Box, Detection, as_rows, named
 from lipdet.types import Canvas, Detections, RawOutput, spell
 
 
-def shown_above(network: Network, score: float) -> Selection:
+def shown_above(network: Network, score: float | None) -> Selection:
     """Return which boxes of a network are shown: those whose score exceeds a threshold.
 
-    Certificates are for one selection: with this one they say that a detection remains above
-    this threshold.
+    None is for the network's own threshold. Certificates are for one selection: with this one they
+    say that a detection remains above this threshold.
 
     Raises:
         InputError: the threshold is not between 0 and 1.
     """
+    if score is None:
+        return network.display
     if not (isinstance(score, int | float) and 0 < score < 1):
         raise InputError(
             f"The score above which detections are shown lies between 0 and 1, not at {score!r}."

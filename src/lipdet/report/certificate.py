@@ -42,9 +42,12 @@ def certified_table(result: EvaluationResult) -> Table:
 
 
 def reading_table(result: EvaluationResult) -> Table:
-    """Return what is read and counted of whole pictures, at each radius."""
-    table = Table(title="Labels from left to right, and numbers of each class, percent of pictures")
-    for column in ("ε", "read right", "right and sure", "sure", "count sure", "leeway"):
+    """Return what is counted of whole pictures, and read where labels spell, at each radius."""
+    spelt = any("reading" in entry for entry in result["certified"])
+    title = "Numbers of each class, percent of pictures"
+    table = Table(title=f"Labels from left to right, and {title.lower()}" if spelt else title)
+    read = ("read right", "right and sure", "sure") if spelt else ()
+    for column in ("ε", *read, "count sure", "leeway"):
         table.add_column(column, justify="right")
     for entry in result["certified"]:
         reading, counts = entry.get("reading"), list(entry["counts"].values())
@@ -52,8 +55,8 @@ def reading_table(result: EvaluationResult) -> Table:
             sum(one[key] for one in counts) / len(counts) for key in ("exact", "leeway")
         )
         shares = (reading["right"], reading["certified"], reading["steady"]) if reading else ()
-        read = [percent(share) for share in shares] or ["–"] * 3
-        table.add_row(f"{entry['epsilon']:g}", *read, percent(exact), f"{leeway:.2f}")
+        cells = [*map(percent, shares), percent(exact), f"{leeway:.2f}"]
+        table.add_row(f"{entry['epsilon']:g}", *cells)
     table.caption = (
         "Sure: no perturbation changes it. Counts are means over the classes; the leeway is by how "
         "much the two ends between which a number stays differ."

@@ -285,8 +285,8 @@ class Trainer:
 
     def time_left(self) -> str:
         """Say how long the steps that are left take, at the pace of the last ones."""
-        minutes = round((self.total_steps - self.state.step) * self.pace / 60)
-        return f"about {max(1, minutes)} minutes are left"
+        minutes = max(1, round((self.total_steps - self.state.step) * self.pace / 60))
+        return f"about {minutes} minutes are left" if minutes > 1 else "about a minute is left"
 
     def restart_watch(self) -> tuple[float, dict[str, float]]:
         """Return seconds and shares since the watch was started, and start it anew."""

@@ -74,9 +74,11 @@ class TrainState:
         """
         tensors, info = read_tensors(run / STATE)
         threads = provenance["training"]["train"]["threads"]
-        stored = {**info, "training": _completed(info.get("training"), threads)}
-        for key in ("training", "training_data"):
-            if stored.get(key) != provenance[key]:
+        for key, stored, now in (
+            ("training", _completed(info.get("training"), threads), provenance["training"]),
+            ("training_data", _hashes(info), _hashes(provenance)),
+        ):
+            if stored != now:
                 raise InputError(
                     f"{run / STATE} was written by a training with other settings or data "
                     f"({key} differs); resume it with its own, choose another --out, or remove "
@@ -113,6 +115,11 @@ def _completed(training: Any, threads: int) -> dict[str, Any] | None:
         return Job.of_dict(training).with_threads(threads).as_dict()
     except (KeyError, TypeError):
         return None
+
+
+def _hashes(info: Mapping[str, Any]) -> list[str]:
+    """Return the hashes of the data of a training; how they are called may change."""
+    return [one["hash"] for one in info.get("training_data", [])]
 
 
 def _moving_average(decay: float) -> Any:

@@ -157,7 +157,7 @@ class Boxes(Task[SSD, RawOutput, PaddedTargets]):
         return average_precision(targets, found, self.job.detector.class_names)
 
     def decide(self, file: Path) -> None:
-        """Choose which boxes of the best weights may stand side by side.
+        """Choose which boxes of the best weights may stand side by side, and are shown.
 
         Only for architectures that read it from their configuration, where the job leaves it open
         and enough objects are held out.
@@ -170,12 +170,16 @@ class Boxes(Task[SSD, RawOutput, PaddedTargets]):
         if len(objects_of(self.validation)[1]) < LEAST_HELD_OUT:
             return
         best = load_detector(str(file))
-        if "rules" in best.info:
+        if "shown_above" in best.info.get("rules", {}):
             return
-        console.log("Choosing which boxes may stand side by side; that can take minutes.")
+        console.log(
+            "Choosing which boxes may stand side by side, and are shown; that can take minutes."
+        )
         choice = choose_rules(best.detector.to(self.device), self.validation, kind.bounded)
         console.log(str(choice))
-        config = replace(best.detector.config, **choice.rules._asdict())
+        config = replace(
+            best.detector.config, **choice.rules._asdict(), shown_above=choice.shown_above
+        )
         save_detector(file, best.detector, config, {**best.info, "rules": choice.as_dict()})
 
 

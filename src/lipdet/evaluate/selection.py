@@ -10,7 +10,7 @@ Notable choices:
 - One rule after the other, the overlap first: seven pairs instead of sixteen. What is best by the
   mean of clean and certified AP50, to a tenth of a percent, is taken; of equals the first, which is
   the architecture's own.
-- The score is chosen last, by F1: of what is shown, and of what is certified to be.
+- The score is chosen last, by the F1 of what is shown.
 - The shift of logits (`detector.calibration`) is not searched: it changes no ranking, only what
   lies below the low floor of AP. Likelihood says what a score has to mean.
 """
@@ -32,13 +32,7 @@ from lipdet.certificate.verifier import Verifier, verifier_of
 from lipdet.detector import SSD
 from lipdet.detector.forward import BATCH_SIZE, decoder_on_cpu, raw_output
 from lipdet.evaluate.average_precision import average_precision
-from lipdet.evaluate.certified import (
-    Certified,
-    certify_batch,
-    join,
-    right_and_wrong,
-    summary,
-)
+from lipdet.evaluate.certified import certify_batch, join, summary
 from lipdet.images.batches import Part
 from lipdet.progress import track
 from lipdet.types import RawOutput, Target
@@ -46,8 +40,9 @@ from lipdet.types import RawOutput, Target
 NMS_IOUS = (0.2, 0.3, 0.45, 0.6)
 # In log-odds, which mean the same at every temperature.
 CLASS_MARGINS = (0.0, 1.0, 2.0, 3.0)
-# Of equals the first, which is that of detectors without a choice.
-SHOWN_ABOVE = (0.2, 0.1, 0.3, 0.4, 0.5, 0.6, 0.7)
+# The first is that of detectors without a choice. Of scores with nearly the same F1 the lowest is
+# taken: what is harder than held-out pictures has lower scores.
+SHOWN_ABOVE, NEARLY = (0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9), 0.01
 EPSILONS = (0.1, 0.25)
 MOST_PICTURES = 256
 # Certificates take longer, the more objects there are.
@@ -94,19 +89,15 @@ class HeldOut(NamedTuple):
         found = select_detections(self.raw, decoder, AP_SELECTION)
         return average_precision(self.targets, found, self.class_names)["ap50"]
 
-    def certified(self, verifier: Verifier, epsilon: float) -> Certified:
-        """Certify all pictures at an L2 radius."""
+    def certified_ap50(self, verifier: Verifier, epsilon: float) -> float:
+        """Return what of AP50 is certified at an L2 radius, as a fraction."""
         found = []
         for start in range(0, len(self.targets), BATCH_SIZE):
             own = slice(start, start + BATCH_SIZE)
             raw = RawOutput(*(part[own] for part in self.raw))
             found.append(certify_batch(verifier, raw, self.targets[own], epsilon))
-        return join(found)
-
-    def certified_ap50(self, verifier: Verifier, epsilon: float) -> float:
-        """Return what of AP50 is certified at an L2 radius, as a fraction."""
-        found, names = self.certified(verifier, epsilon), self.class_names
-        return summary(epsilon, found, names, verifier.rounding_known)["ap50"]
+        names, rounding = self.class_names, verifier.rounding_known
+        return summary(epsilon, join(found), names, rounding)["ap50"]
 
     def right_and_wrong(self, decoder: Decoder, score: float) -> tuple[int, int]:
         """Count right and false detections above a score."""
@@ -117,11 +108,6 @@ class HeldOut(NamedTuple):
             right += int(hits.sum())
             wrong += int((~hits & judged(one, target)).sum())
         return right, wrong
-
-    @property
-    def objects(self) -> int:
-        """Return how many objects there are."""
-        return sum(len(target["labels"]) for target in self.targets)
 
 
 class Figures(NamedTuple):
@@ -160,7 +146,7 @@ class Choice(NamedTuple):
         pictures: held out, by which was chosen.
         certified_pictures: how many of them were certified.
         shown_above: the score from which on detections are shown.
-        f1: what it gives, of clean detections and, at each of EPSILONS, of certified ones.
+        f1: of what is shown then.
     """
 
     rules: Rules
@@ -170,7 +156,7 @@ class Choice(NamedTuple):
     pictures: int
     certified_pictures: int
     shown_above: float
-    f1: tuple[float, ...]
+    f1: float
 
     def as_dict(self) -> dict[str, object]:
         """Plain values for json; fractions."""
@@ -180,7 +166,7 @@ class Choice(NamedTuple):
             "pictures": self.pictures,
             "certified_pictures": self.certified_pictures,
             "shown_above": self.shown_above,
-            "f1": list(self.f1),
+            "f1": self.f1,
         }
 
     def __str__(self) -> str:
@@ -188,10 +174,7 @@ class Choice(NamedTuple):
         by = f"{self.pictures} held-out pictures"
         if self.certified_pictures:
             by += f" ({self.certified_pictures} of them certified)"
-        clean, *certified = (f"{100 * share:.1f}" for share in self.f1)
-        shown = f" Detections above {self.shown_above:g} are shown: F1 {clean}"
-        if certified:
-            shown += f" clean, {' and '.join(certified)} certified"
+        shown = f" Detections above {self.shown_above:g} are shown: F1 {100 * self.f1:.1f}"
         if self.rules == self.own_rules:
             best = f"the architecture's own rules, {self.rules}, are best: {self.figures}"
         else:
@@ -272,37 +255,25 @@ def best_rules(decoder: Decoder, held_out: HeldOut, verifier: Verifier | None) -
         margins = [margin / scores.temperature for margin in CLASS_MARGINS]
         others = [rules._replace(class_margin=margin) for margin in margins]
         rules = best([rules, *others], "class margin")
-    its = replace(verifier, decoder=rules.of(decoder)) if verifier else None
-    score, f1 = best_score(rules.of(decoder), held_out, first, its)
+    score, f1 = best_score(rules.of(decoder), held_out)
     counts = len(held_out.targets), len(first.targets) if verifier else 0
     return Choice(rules, figures(rules), own, figures(own), *counts, score, f1)
 
 
-def best_score(
-    decoder: Decoder, held_out: HeldOut, first: HeldOut, verifier: Verifier | None
-) -> tuple[float, tuple[float, ...]]:
-    """Return the score above which what is shown, and certified to be, has the best mean F1.
+def best_score(decoder: Decoder, held_out: HeldOut) -> tuple[float, float]:
+    """Return the lowest score above which what is shown has nearly the best F1, and that F1.
 
     Args:
         decoder: with the rules that are chosen.
         held_out: what the detector puts out.
-        first: the part of it that is certified.
-        verifier: with the same rules; without one, clean detections decide alone.
-
-    Returns:
-        The score, and F1 there: of clean detections, and of certified ones at each of EPSILONS. Of
-        these, false is what may be there under some perturbation.
     """
-    certified = [first.certified(verifier, epsilon) for epsilon in EPSILONS] if verifier else []
-
-    @cache
-    def shares(score: float) -> tuple[float, ...]:
-        counts = [(*held_out.right_and_wrong(decoder, score), held_out.objects)]
-        counts += [(*right_and_wrong(of, score), first.objects) for of in certified]
-        return tuple(2 * right / max(1, right + wrong + there) for right, wrong, there in counts)
-
-    best = max(SHOWN_ABOVE, key=lambda score: round(sum(shares(score)) / len(shares(score)), 3))
-    return best, shares(best)
+    objects = sum(len(target["labels"]) for target in held_out.targets)
+    f1 = {}
+    for score in SHOWN_ABOVE:
+        right, wrong = held_out.right_and_wrong(decoder, score)
+        f1[score] = 2 * right / max(1, right + wrong + objects)
+    best = next(score for score in SHOWN_ABOVE if f1[score] >= max(f1.values()) - NEARLY)
+    return best, f1[best]
 
 
 def in_turn(parts: Sequence[Part]) -> list[tuple[Part, int]]:

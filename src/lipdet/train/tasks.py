@@ -21,7 +21,7 @@ from lipdet.boxes import AP_SELECTION, Decoder
 from lipdet.boxes.coding import corners
 from lipdet.checkpoint import load_detector, load_segmenter, save_detector
 from lipdet.config import DetectorConfig, SegmenterConfig
-from lipdet.detector import SSD
+from lipdet.detector import SSD, build_detector
 from lipdet.detector.calibration import calibrated
 from lipdet.detector.forward import BATCH_SIZE
 from lipdet.detector.matching import PaddedTargets, match, pad_targets
@@ -175,7 +175,10 @@ class Boxes(Task[SSD, RawOutput, PaddedTargets]):
         console.log(
             "Choosing which boxes may stand side by side, and are shown; that can take minutes."
         )
-        choice = choose_rules(best.detector.to(self.device), self.validation, kind.bounded)
+        # With the architecture's own rules, whatever an older training has chosen.
+        network = build_detector(asked).eval()
+        network.load_state_dict(best.detector.state_dict())
+        choice = choose_rules(network.to(self.device), self.validation, kind.bounded)
         console.log(str(choice))
         config = replace(
             best.detector.config, **choice.rules._asdict(), shown_above=choice.shown_above

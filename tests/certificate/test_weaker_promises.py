@@ -27,7 +27,7 @@ from tests.certificate.scenes import Scene, detect, random_scene
 SCENES = range(100)
 PERTURBED = 60
 # Scores are rounded to float32.
-SCORE = RECALL_SCORE - 1e-6
+ROUNDED = 1e-6
 
 
 class Outcome(NamedTuple):
@@ -39,48 +39,49 @@ class Outcome(NamedTuple):
     broken_classes: int
 
 
-def outcome(scenes: Iterable[int]) -> Outcome:
-    """Make all promises, and let adversaries try each scene of which something is promised."""
+def outcome(scenes: Iterable[int], score: float = RECALL_SCORE) -> Outcome:
+    """Make all promises at a score, and let adversaries try each scene of which one is made."""
     counts = torch.zeros(4, dtype=torch.int64)
     for number in scenes:
         scene = random_scene(number)
-        # The class is promised at RECALL_SCORE only among what is a candidate there.
-        if scene.verifier.selection.score_floor >= RECALL_SCORE:
+        # The class is promised at a score only among what is a candidate there.
+        if scene.verifier.selection.score_floor >= score:
             continue
-        of = certify_batch(scene.verifier, scene.raw, scene.targets, scene.epsilon).of
+        of = certify_batch(scene.verifier, scene.raw, scene.targets, scene.epsilon, score).of
         promised = torch.stack([of.box, of.of_class])
-        kept = of.reached[:, 0] >= logit(RECALL_SCORE)
+        kept = of.reached[:, 0] >= logit(score)
         assert (promised >= kept).all()
         if promised.any():
-            held = _held(scene, detect(scene, perturbed(scene, PERTURBED, number)))
+            held = _held(scene, detect(scene, perturbed(scene, PERTURBED, number)), score)
             beyond, broken = promised & ~kept, promised & ~held
             counts += torch.cat([beyond.sum(dim=1), broken.sum(dim=1)])
     return Outcome(*counts.tolist())
 
 
-def _held(scene: Scene, found: list[Detections]) -> Tensor:
+def _held(scene: Scene, found: list[Detections], score: float) -> Tensor:
     """Whether, in all perturbed scenes, a box stays on each object and its class in the image."""
     images = len(scene.targets)
     columns = []
     for image, target in enumerate(scene.targets):
         for box, label in zip(target["boxes"], target["labels"], strict=True):
-            shown = [_shown(one) for one in found[image::images]]
+            shown = [_shown(one, score) for one in found[image::images]]
             on_it = [bool((box_iou(box[None], one["boxes"]) >= 0.5).any()) for one in shown]
             of_class = [bool((one["labels"] == label).any()) for one in shown]
             columns.append(torch.tensor([all(on_it), all(of_class)]))
     return torch.stack(columns, dim=1)
 
 
-def _shown(found: Detections) -> Detections:
-    rows = found["scores"] >= SCORE
+def _shown(found: Detections, score: float) -> Detections:
+    rows = found["scores"] >= score - ROUNDED
     return Detections(
         boxes=found["boxes"][rows], labels=found["labels"][rows], scores=found["scores"][rows]
     )
 
 
 @pytest.mark.slow
-def test_what_is_promised_stays() -> None:
-    found = outcome(SCENES)
+@pytest.mark.parametrize("score", [RECALL_SCORE, 0.6])
+def test_what_is_promised_stays(score: float) -> None:
+    found = outcome(SCENES, score)
     # Without such promises the test could not fail.
     assert found.boxes > 10
     assert found.classes > 5

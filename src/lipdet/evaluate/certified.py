@@ -324,7 +324,8 @@ def summary(
     }
     known = [entry for entry in per_class.values() if entry["ap"] is not None]
     objects = max(1, len(found.of.label))
-    kept, wrong = right_and_wrong(found, score)
+    kept = int((found.of.reached[:, 0] >= logit(score)).sum())
+    wrong = sum(_false_positives(found, label, score) for label in range(len(class_names)))
     failed = Counter(REASONS[index] for index in found.of.reason[found.of.reason >= 0].tolist())
     return {
         "epsilon": epsilon,
@@ -359,12 +360,6 @@ def _count_summaries(counts: Counts, class_names: Sequence[str]) -> dict[str, Ce
 
 def _mean(values: Tensor) -> float:
     return float(values.double().mean())
-
-
-def right_and_wrong(found: Certified, score: float) -> tuple[int, int]:
-    """Count certified objects, and bound false positives, at a score and IoU 0.5."""
-    kept = int((found.of.reached[:, 0] >= logit(score)).sum())
-    return kept, sum(_false_positives(found, label, score) for label in range(len(found.possible)))
 
 
 def _class_summary(found: Certified, label: int, score: float) -> CertifiedClass:

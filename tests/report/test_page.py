@@ -84,11 +84,12 @@ def value_at(document: Any, path: str) -> Any:
 
 
 def expected_text(path: str, value: Any) -> str:
-    """How docs/report.md says that numbers are shown: AP in percent, counts, constants."""
+    """How docs/report.md says that numbers are shown: shares in percent, counts, constants."""
     if value is None:
         return "–"
     last = path.split("/")[-1]
-    if last in ("ap50", "ap", "recall", "precision", "vanish_recall"):
+    shares = "ap50", "ap", "recall", "precision", "vanish_recall"
+    if last in (*shares, "right", "certified", "steady", "exact"):
         return f"{100 * value:.1f}"
     if last == "canvas":
         return "x".join(map(str, value))
@@ -119,6 +120,8 @@ def test_every_number_is_that_of_the_json(page: Page) -> None:
         "detectors/0/lipschitz/largest_logit", "results/0/attacked/1/consistency/vanished",
         "results/0/certified/0/failed/score", "detectors/0/lipschitz/layers/2/observed",
         "results/0/clean/per_class/<u>7~18<~1u>~0/ap50",
+        "results/0/certified/1/reading/certified",
+        "results/0/certified/0/counts/<u>7~18<~1u>~0/exact",
     ):  # fmt: skip
         assert path in shown
 

@@ -78,6 +78,7 @@ def write_page(
         sections.gallery(document, [one.scenes for one in inspections]),
         sections.consistency(document, drawings),
         sections.failures(document, drawings),
+        sections.readings(document),
         sections.lipschitz(document, drawings),
         sections.architectures(drawings),
         sections.classes(document),

@@ -40,6 +40,8 @@ from lipdet.types import Canvas
 
 Kind = Literal["attacked", "certified"]
 COUNT = "{:,}".format
+# Of a reading, in words.
+READ = {"right": "read right", "certified": "read right, and stays", "steady": "stays"}
 # What was measured at each radius.
 OF: dict[Kind, Callable[[EvaluationResult], Mapping[float, Figures]]] = {
     "attacked": attacked,
@@ -197,6 +199,30 @@ def failures(document: Document, drawings: Drawings) -> Section:
     shown = (name for name in drawings if name.startswith("reasons-"))
     body = figures(drawings, *shown) + table(caption, head, rows)
     return Section("failures", heading, body)
+
+
+def readings(document: Document) -> Section:
+    """Say of how many pictures what is read and counted stays, whatever changes by up to ε."""
+    heading = "What is read and counted"
+    entries = _entries(document, "certified")
+    if not entries:
+        return Section("readings", heading, paragraph("Nothing was certified in these results."))
+    spelt = any(
+        "reading" in entry for result in document["results"] for entry in certified(result).values()
+    )
+    read = READ if spelt else {}
+    names = list(document["results"][0]["clean"]["per_class"])
+    rows: list[list[Cell | str]] = [
+        [
+            name,
+            *(number(document, f"{path}/reading/{one}") for one in read),
+            *(number(document, f"{path}/counts/{key(one)}/exact") for one in names),
+        ]
+        for name, path in entries
+    ]
+    head = ["", *read.values(), *(f"number of {name} stays" for name in names)]
+    caption = "Percent of the pictures" + ("; labels are read from left to right" if spelt else "")
+    return Section("readings", heading, table(caption, head, rows))
 
 
 def classes(document: Document) -> Section:

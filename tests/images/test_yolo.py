@@ -188,8 +188,8 @@ def one_line(tmp_path: Path, line: str) -> Source:
         ("1 0.5 0.5 0.5 0.2 0.93", [10, 8, 30, 12], None),
         ("1 1.02 0.5 0.2 0.2", [36.8, 8, 40, 12], None),
         ("1 0.25 0.5 0.5 0.25 0.25 0.75", [10, 5, 20, 15], "1 polygons read as the boxes"),
-        ("1 0.5 0.5 0 0.2", None, "1 boxes without area"),
-        ("1 1.005 0.5 0.005 0.5", None, "1 boxes without area"),
+        ("1 0.5 0.5 0 0.2", None, "a box without area"),
+        ("1 1.005 0.5 0.005 0.5", None, "a box without area"),
     ],
 )
 def test_confidences_polygons_centres_outside_and_boxes_without_width(

@@ -19,7 +19,7 @@ from lipdet.types import Canvas
 class DataSummary(TypedDict):
     """The pictures: what they are in words, their size, their hash, and how many of what.
 
-    `canvas` is height and width as the network sees them; results of 0.2.0 lack it.
+    `canvas` is height and width as the network sees them; older results lack it.
     """
 
     name: str
@@ -112,7 +112,7 @@ class CertifiedResult(Figures):
     """Bounds from below under every perturbation with an L2 norm of at most `epsilon`.
 
     `grey_levels` as in an `AttackedResult`; `failed` counts objects by the condition that fails.
-    Results of 0.2.0 say nothing of readings and counts. There is no `reading` where no picture
+    Older results say nothing of readings and counts. There is no `reading` where no picture
     is judged as a whole.
     """
 
@@ -226,7 +226,7 @@ class WorkingPoint(TypedDict):
 class EvaluationResult(TypedDict):
     """Measurements of one detector on one data set, with all that is needed to repeat them.
 
-    `device` is where it was computed; results of 0.2.0 lack it.
+    `device` is where it was computed; older results lack it.
     """
 
     weights: str

@@ -99,16 +99,6 @@ class HeldOut(NamedTuple):
         names, rounding = self.class_names, verifier.rounding_known
         return summary(epsilon, join(found), names, rounding)["ap50"]
 
-    def right_and_wrong(self, decoder: Decoder, score: float) -> tuple[int, int]:
-        """Count right and false detections above a score."""
-        right = wrong = 0
-        found = select_detections(self.raw, decoder, replace(AP_SELECTION, score_floor=score))
-        for one, target in zip(found, self.targets, strict=True):
-            hits = true_positives(one, target)
-            right += int(hits.sum())
-            wrong += int((~hits & judged(one, target)).sum())
-        return right, wrong
-
 
 class Figures(NamedTuple):
     """AP50 under some rules, as fractions.
@@ -267,11 +257,18 @@ def best_score(decoder: Decoder, held_out: HeldOut) -> tuple[float, float]:
         decoder: with the rules that are chosen.
         held_out: what the detector puts out.
     """
+    found = select_detections(held_out.raw, decoder, AP_SELECTION)
+    pairs = list(zip(found, held_out.targets, strict=True))
+    # Neither NMS nor matching looks at lower scores, so that one pass serves every threshold.
+    scores = torch.cat([one["scores"] for one in found])
+    right = torch.cat([true_positives(*pair) for pair in pairs])
+    counted = right | torch.cat([judged(*pair) for pair in pairs])
     objects = sum(len(target["labels"]) for target in held_out.targets)
     f1 = {}
     for score in SHOWN_ABOVE:
-        right, wrong = held_out.right_and_wrong(decoder, score)
-        f1[score] = 2 * right / max(1, right + wrong + objects)
+        shown = scores > score
+        hits, others = int((right & shown).sum()), int((counted & shown).sum()) + objects
+        f1[score] = 2 * hits / max(1, others)
     best = next(score for score in SHOWN_ABOVE if f1[score] >= max(f1.values()) - NEARLY)
     return best, f1[best]
 

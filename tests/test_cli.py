@@ -16,13 +16,12 @@ import pytest
 import torch
 from PIL import Image
 
-from lipdet.checkpoint import save_detector
+from lipdet.checkpoint import LAST, save_detector
 from lipdet.cli import VERBS, main
 from lipdet.config import PRESETS, DetectorConfig
 from lipdet.detector import build_detector
 from lipdet.images.render import rendered
 from lipdet.train.job import Job, save_job
-from lipdet.train.state import STATE
 from lipdet.types import Canvas
 
 
@@ -434,13 +433,13 @@ def test_a_training_that_is_terminated_says_so_by_its_status(tmp_path: Path) -> 
     command += ["4", "--epochs", "10000", "--out", str(out)]
     with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as job:
         for _ in range(600):
-            if (out / STATE).exists():
+            if (out / LAST).exists():
                 break
             time.sleep(0.1)
         job.terminate()
         _, said = job.communicate(timeout=120)
     assert job.returncode == 143
-    assert (out / STATE).exists()
+    assert (out / LAST).exists()
     assert said.endswith("lipdet: Interrupted; finished work and checkpoints are kept.\n")
     # A pipe gets no column of source lines beside what is logged.
     assert not re.search(r"\w+\.py:\d+", said)

@@ -16,7 +16,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from lipdet.checkpoint import BEST, load_detector, read_tensors, write_tensors
+from lipdet.checkpoint import BEST, LAST, load_detector, read_tensors, write_tensors
 from lipdet.config import DIGIT_CHANGES, DIGIT_CROP, DetectorConfig, TrainConfig, as_plain
 from lipdet.detector import SSD, build_detector
 from lipdet.errors import InputError, NonFiniteLossError
@@ -27,7 +27,6 @@ from lipdet.train import Trainer, loop, set_up, train
 from lipdet.train.job import Job, load_job
 from lipdet.train.log import LOG, TrainLog
 from lipdet.train.setup import open_packs, summary_of, training_data
-from lipdet.train.state import STATE
 from lipdet.train.tasks import Boxes
 
 # Four steps of four pictures: two epochs.
@@ -56,7 +55,7 @@ def entries(run: Path) -> list[dict[str, Any]]:
 
 def assert_same_files(one: Path, other: Path) -> None:
     """Two runs of the same job ended with the same tensors, bit for bit."""
-    for name in (STATE, BEST):
+    for name in (LAST, BEST):
         (expected, expected_info), (found, info) = (
             read_tensors(one / name),
             read_tensors(other / name),
@@ -91,7 +90,7 @@ def test_what_a_run_leaves(house_numbers: Pack, tmp_path: Path) -> None:
         house_numbers, warmup=0.5, learning_rate=0.01, augment=DIGIT_CHANGES, validate_every=1
     )
     assert train(job, run) == run / BEST
-    assert {path.name for path in run.iterdir()} == {"run.json", LOG, STATE, BEST}
+    assert {path.name for path in run.iterdir()} == {"run.json", LOG, LAST, BEST}
     assert load_job(run) == job
 
     steps = [entry for entry in entries(run) if "loss" in entry]
@@ -110,7 +109,7 @@ def test_what_a_run_leaves(house_numbers: Pack, tmp_path: Path) -> None:
     validated = [entry for entry in entries(run) if "validation_ap50" in entry]
     assert [entry["step"] for entry in validated] == [2, 4]
 
-    _, info = read_tensors(run / STATE)
+    _, info = read_tensors(run / LAST)
     assert info["step"] == 4
     assert info["training_data"] == [house_numbers.describe()]
     _, info = read_tensors(run / BEST)
@@ -120,7 +119,7 @@ def test_what_a_run_leaves(house_numbers: Pack, tmp_path: Path) -> None:
 
 
 def averages_of(run: Path) -> dict[str, Tensor]:
-    tensors, _ = read_tensors(run / STATE)
+    tensors, _ = read_tensors(run / LAST)
     prefix = "average.module."
     return {k.removeprefix(prefix): v for k, v in tensors.items() if k.startswith(prefix)}
 
@@ -203,7 +202,7 @@ def test_sgd_and_the_clipped_gradient(
     torch.manual_seed(job.train.seed)
     before = dict(build_detector(job.detector).named_parameters())
     train(job, tmp_path / "run")
-    tensors, _ = read_tensors(tmp_path / "run" / STATE)
+    tensors, _ = read_tensors(tmp_path / "run" / LAST)
     moved = [tensors[f"detector.{name}"] - weight.detach() for name, weight in before.items()]
     norm = math.sqrt(sum(float(step.double().square().sum()) for step in moved))
     # By hand: Nesterov's first step is lr · (1 + momentum) · gradient, of norm 0.5 after clipping.
@@ -219,7 +218,7 @@ def test_bf16(house_numbers: Pack, tmp_path: Path) -> None:
     train(job, tmp_path / "run")
     assert all(math.isfinite(entry.get("loss", 0)) for entry in entries(tmp_path / "run"))
     # Weights and moments stay in float32.
-    tensors, _ = read_tensors(tmp_path / "run" / STATE)
+    tensors, _ = read_tensors(tmp_path / "run" / LAST)
     assert {tensor.dtype for tensor in tensors.values()} == {torch.float32, torch.int64}
 
 
@@ -332,7 +331,7 @@ def test_an_interrupted_run_goes_on_as_if_nothing_had_happened(
             train(job, tmp_path / "run")
     assert [signal.getsignal(one) for one in (signal.SIGINT, signal.SIGTERM)] == handlers
     # The step that was under way was finished and kept.
-    assert read_tensors(tmp_path / "run" / STATE)[1]["step"] == 3
+    assert read_tensors(tmp_path / "run" / LAST)[1]["step"] == 3
     train(load_job(tmp_path / "run"), tmp_path / "run", resume=True)
     assert_same_files(tmp_path / "straight", tmp_path / "run")
     losses = [[entry.get("loss") for entry in entries(tmp_path / r)] for r in ("straight", "run")]
@@ -348,18 +347,34 @@ def finished(house_numbers: Pack, tmp_path: Path) -> tuple[Job, Path]:
     return job, tmp_path / "run"
 
 
+def test_weights_of_an_unfinished_run_say_so(
+    house_numbers: Pack, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.MonkeyPatch.context() as patch:
+        interrupt_after(patch, 3, signal.SIGINT)
+        with pytest.raises(KeyboardInterrupt):
+            train(job_on(house_numbers), tmp_path / "run")
+    capsys.readouterr()
+    load_detector(str(tmp_path / "run"))
+    assert "has been trained for 3 of 4 steps" in " ".join(capsys.readouterr().err.split())
+    train(load_job(tmp_path / "run"), tmp_path / "run", resume=True)
+    capsys.readouterr()
+    load_detector(str(tmp_path / "run"))
+    assert not capsys.readouterr().err
+
+
 def contents(run: Path) -> dict[str, bytes]:
     return {path.name: path.read_bytes() for path in run.iterdir()}
 
 
 def test_a_state_from_before_a_setting_was_added_is_resumed(finished: tuple[Job, Path]) -> None:
     job, run = finished
-    tensors, info = read_tensors(run / STATE)
+    tensors, info = read_tensors(run / LAST)
     del info["training"]["detector"]["most_shown"]
-    write_tensors(run / STATE, tensors, info)
+    write_tensors(run / LAST, tensors, info)
     assert train(job, run, resume=True) == run / BEST
     info["training"]["detector"]["most_shown"] = 40
-    write_tensors(run / STATE, tensors, info)
+    write_tensors(run / LAST, tensors, info)
     with pytest.raises(InputError, match=r"\(training differs\)"):
         train(job, run, resume=True)
 
@@ -386,13 +401,13 @@ def test_resuming_with_other_data_is_refused(finished: tuple[Job, Path]) -> None
 
 def test_a_damaged_state_is_named(finished: tuple[Job, Path]) -> None:
     job, run = finished
-    data = (run / STATE).read_bytes()
-    (run / STATE).write_bytes(data[: len(data) // 2])
-    with pytest.raises(InputError, match=f"{run / STATE} is no readable safetensors file"):
+    data = (run / LAST).read_bytes()
+    (run / LAST).write_bytes(data[: len(data) // 2])
+    with pytest.raises(InputError, match=f"{run / LAST} is no readable safetensors file"):
         train(job, run, resume=True)
     # The best weights of another run in its place are no state.
-    shutil.copy(run / BEST, run / STATE)
-    with pytest.raises(InputError, match=f"{STATE} holds weights of another architecture"):
+    shutil.copy(run / BEST, run / LAST)
+    with pytest.raises(InputError, match=f"{LAST} holds weights of another architecture"):
         train(job, run, resume=True)
 
 

@@ -12,14 +12,13 @@ from pathlib import Path
 
 import pytest
 
-from lipdet.checkpoint import read_tensors
+from lipdet.checkpoint import LAST, read_tensors
 from lipdet.commands.train import resumed
 from lipdet.config import PRESETS, DetectorConfig, TrainConfig
 from lipdet.errors import InputError
 from lipdet.images.pack import Pack
 from lipdet.train import train
 from lipdet.train.job import JOB, Job, load_job
-from lipdet.train.state import STATE
 from tests.test_train import assert_same_files, entries
 
 # 60 pictures to train on, 24 of them in each of two epochs.
@@ -42,7 +41,7 @@ def step_of(run: Path) -> int:
     It is replaced atomically, but safetensors opens it twice: for its header and for its tensors.
     """
     try:
-        step = read_tensors(run / STATE)[1]["step"]
+        step = read_tensors(run / LAST)[1]["step"]
     except (InputError, RuntimeError):
         return 0
     assert isinstance(step, int)

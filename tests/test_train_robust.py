@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from lipdet.boxes import SigmoidScores
-from lipdet.checkpoint import load_detector, read_tensors, save_detector
+from lipdet.checkpoint import LAST, load_detector, read_tensors, save_detector
 from lipdet.config import PRESETS
 from lipdet.detector import build_detector
 from lipdet.detector.fitting import fit_default_boxes
@@ -20,7 +20,6 @@ from lipdet.images.pack import Pack
 from lipdet.train import train
 from lipdet.train.job import Job
 from lipdet.train.setup import set_up
-from lipdet.train.state import STATE
 from tests.test_train import SHORT, job_on, trainer_of
 
 
@@ -78,7 +77,7 @@ def test_fine_tuning_another_detector_is_refused(house_numbers: Pack, tmp_path: 
     job = Job("certified-small", preset.detector, settings, (str(house_numbers.folder),), ())
     with pytest.raises(InputError, match="start from weights of the same preset"):
         train(job, tmp_path / "run")
-    assert not (tmp_path / "run" / STATE).exists()
+    assert not (tmp_path / "run" / LAST).exists()
 
 
 @pytest.mark.parametrize("wide", [True, False])

@@ -24,12 +24,15 @@ from lipdet.config import NetworkConfig, SegmenterConfig, network_config, stored
 from lipdet.detector import ARCHITECTURES, SSD, build_detector
 from lipdet.errors import InputError
 from lipdet.files import write_complete
+from lipdet.progress import console
 from lipdet.segmenter import SEGMENTERS, Segmenter, build_segmenter
 from lipdet.types import Framing
 from lipdet.user_module import load_module, names_module
 
 PACKAGED = Path(__file__).parent / "weights"
 BEST = "best.safetensors"
+# What a run goes on from.
+LAST = "last.safetensors"
 # The name that the Hugging Face Hub gives to weights.
 MODEL = "model.safetensors"
 
@@ -230,6 +233,8 @@ def load_segmenter(spec: str) -> LoadedSegmenter:
 def _load_weights(spec: str) -> Own:
     path = weights_file(spec)
     tensors, info = read_tensors(path)
+    if path.name == BEST:
+        _tell_unfinished(path.parent)
     try:
         config = network_config(info)
     except (KeyError, TypeError) as error:
@@ -247,6 +252,18 @@ def _load_weights(spec: str) -> Own:
     detector = build_detector(config)
     load_state(detector, tensors, path)
     return LoadedDetector(spec, detector.eval(), info)
+
+
+def _tell_unfinished(run: Path) -> None:
+    """Log that the training of a run folder has steps left: its weights are not the last word."""
+    if not (run / LAST).is_file():
+        return
+    _, info = read_tensors(run / LAST)
+    if info["step"] < info.get("steps", 0):
+        console.log(
+            f"{run} has been trained for {info['step']:,} of {info['steps']:,} steps; go on with: "
+            f"lipdet train --resume --out {run}"
+        )
 
 
 def load_state(module: nn.Module, tensors: Mapping[str, Tensor], path: Path) -> None:

@@ -22,7 +22,7 @@ import torch
 from lipdet import distributed
 from lipdet.attack import AttackSettings, attack_batch
 from lipdet.batch_norm import share_batch_statistics
-from lipdet.checkpoint import BEST, save_detector
+from lipdet.checkpoint import BEST, LAST, save_detector
 from lipdet.detector import SSD
 from lipdet.detector.matching import PaddedTargets
 from lipdet.errors import InputError, NonFiniteLossError
@@ -32,7 +32,7 @@ from lipdet.progress import console, progress_bar
 from lipdet.train.job import Job, save_job
 from lipdet.train.log import Stopwatch, TrainLog, check_tensorboard
 from lipdet.train.setup import Setup, set_up, summary_of
-from lipdet.train.state import STATE, TrainState
+from lipdet.train.state import TrainState
 from lipdet.train.tasks import Loss, task_of
 from lipdet.types import Target
 from lipdet.versions import versions
@@ -72,7 +72,7 @@ def train(job: Job, run: Path, resume: bool = False) -> Path:
     trainer = Trainer(setup, run)
     if leads:
         run.mkdir(parents=True, exist_ok=True)
-        if (run / STATE).exists():
+        if (run / LAST).exists():
             trainer.state.restore(run, trainer.provenance)
             console.log(f"Going on after step {trainer.state.step:,} of {trainer.total_steps:,}.")
         save_job(setup.job, run)
@@ -133,7 +133,7 @@ class Trainer:
                 stops = distributed.any_of(bool(numbers))
                 out_of_time = time.monotonic() - saved >= self.config.checkpoint_seconds
                 if log and (index + 1 == per_epoch or out_of_time or stops):
-                    self.state.save(self.run, self.provenance)
+                    self.state.save(self.run, self.total_steps, self.provenance)
                     saved = time.monotonic()
                 if stops:
                     if log:

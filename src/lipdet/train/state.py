@@ -12,15 +12,13 @@ from torch import Tensor
 from torch.optim.swa_utils import AveragedModel
 
 from lipdet import distributed
-from lipdet.checkpoint import load_state, read_tensors, write_tensors
+from lipdet.checkpoint import LAST, load_state, read_tensors, write_tensors
 from lipdet.config import TrainConfig
 from lipdet.detector import SSD
 from lipdet.errors import InputError
 from lipdet.segmenter import Segmenter
 from lipdet.train.job import Job
 from lipdet.train.muon import Muon
-
-STATE = "last.safetensors"
 
 
 @dataclass
@@ -56,10 +54,10 @@ class TrainState:
         )
         return cls(detector, average, _optimizer(detector, config))
 
-    def save(self, run: Path, info: Mapping[str, Any]) -> None:
-        """Write the state into a run folder, replacing the last one atomically."""
-        info = {**info, "step": self.step, "best": self.best}
-        write_tensors(run / STATE, self._tensors(), info)
+    def save(self, run: Path, steps: int, info: Mapping[str, Any]) -> None:
+        """Write the state, after some of `steps`, into a run folder; atomically."""
+        info = {**info, "step": self.step, "steps": steps, "best": self.best}
+        write_tensors(run / LAST, self._tensors(), info)
 
     def restore(self, run: Path, provenance: Mapping[str, Any]) -> None:
         """Take over the state of a run folder.
@@ -72,7 +70,7 @@ class TrainState:
         Raises:
             InputError: the file is damaged, or belongs to another job or other data.
         """
-        tensors, info = read_tensors(run / STATE)
+        tensors, info = read_tensors(run / LAST)
         threads = provenance["training"]["train"]["threads"]
         for key, stored, now in (
             ("training", _completed(info.get("training"), threads), provenance["training"]),
@@ -80,7 +78,7 @@ class TrainState:
         ):
             if stored != now:
                 raise InputError(
-                    f"{run / STATE} was written by a training with other settings or data "
+                    f"{run / LAST} was written by a training with other settings or data "
                     f"({key} differs); resume it with its own, choose another --out, or remove "
                     "the folder."
                 )
@@ -104,8 +102,8 @@ class TrainState:
         }
 
     def _load(self, tensors: Mapping[str, Tensor], run: Path) -> None:
-        load_state(self.detector, _without("detector.", tensors), run / STATE)
-        load_state(self.average, _without("average.", tensors), run / STATE)
+        load_state(self.detector, _without("detector.", tensors), run / LAST)
+        load_state(self.average, _without("average.", tensors), run / LAST)
         _unflatten(self.optimizer, _without("optimizer.", tensors))
 
 

@@ -1,6 +1,6 @@
 """Search settings of a training with optuna.
 
-pip install lipdet[sweep]
+pip install '.[sweep]'
 
 python examples/sweep.py --preset certified-small --data rendered:4000 --epochs 4 --trials 20
 

@@ -26,13 +26,12 @@ from torch.distributed import TCPStore
 from lipdet import cli, distributed
 from lipdet.attack import Outcome
 from lipdet.certificate import lipschitz_bound
-from lipdet.checkpoint import BEST, read_tensors
+from lipdet.checkpoint import BEST, LAST, read_tensors
 from lipdet.evaluate import attacked, certified, run
 from lipdet.evaluate.chunks import Pass
 from lipdet.images.pack import Pack, PackedPicture, write_pack
 from lipdet.train import Trainer, set_up, setup
 from lipdet.train.job import load_job
-from lipdet.train.state import STATE
 from lipdet.types import Canvas
 from tests.test_train import assert_same_files
 
@@ -220,7 +219,7 @@ def by_two(sparse: Pack, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def largest_difference(one: Path, other: Path) -> float:
     """Of all values of the state, relative to the largest value of their tensor."""
-    (expected, _), (found, _) = read_tensors(one / STATE), read_tensors(other / STATE)
+    (expected, _), (found, _) = read_tensors(one / LAST), read_tensors(other / LAST)
     assert expected.keys() == found.keys()
     return max(
         float((found[name] - value).abs().max()) / max(float(value.abs().max()), 1e-6)
@@ -261,13 +260,13 @@ def test_interrupted_and_killed_trainings_go_on(sparse: Pack, by_two: Path, tmp_
     assert ended.statuses == [130, 130]
     assert ended.err.count("lipdet: ") == 1
     # Both stopped after the step in which one was interrupted.
-    assert read_tensors(tmp_path / "run" / STATE)[1]["step"] == 1
+    assert read_tensors(tmp_path / "run" / LAST)[1]["step"] == 1
 
     ended = lipdet(tmp_path, *words, "--resume", changes=[killed_in_the_third_step])
     assert ended.statuses == [1, -signal.SIGKILL]
     assert ended.err.count("lipdet: ") == 1
     assert "A process of this run was lost or told to stop; finished work is kept" in ended.err
-    assert read_tensors(tmp_path / "run" / STATE)[1]["step"] == 2
+    assert read_tensors(tmp_path / "run" / LAST)[1]["step"] == 2
 
     ended = lipdet(tmp_path, *words, "--resume")
     assert ended.statuses == [0, 0], ended.err

@@ -219,6 +219,6 @@ def _library() -> ModuleType:
         import huggingface_hub.errors
     except ImportError:
         raise InputError(
-            "The Hub needs the package huggingface_hub; install it with: pip install lipdet[hub]."
+            "The Hub needs huggingface_hub; in the clone of lipdet: pip install '.[hub]'."
         ) from None
     return huggingface_hub

@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 
 from lipdet.attack import NAMED_EPSILONS, AttackSettings, parse_epsilon
+from lipdet.attack.settings import single_attacks
 from lipdet.errors import InputError
 
 
@@ -50,3 +51,8 @@ def test_fractions_are_read_and_linf_has_its_limit() -> None:
     AttackSettings(1.0, norm="linf")
     with pytest.raises(InputError, match="write 8/255"):
         AttackSettings(8.0, norm="linf")
+
+
+def test_worst_takes_no_objective() -> None:
+    with pytest.raises(InputError, match=r"to raise vanish, choose --attack pgd or apgd\."):
+        single_attacks("worst", AttackSettings(0.1), "vanish")

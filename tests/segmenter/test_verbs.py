@@ -17,7 +17,7 @@ from torch import Tensor
 from lipdet.attack import AttackSettings
 from lipdet.attack.pixels import PixelSettings
 from lipdet.attack.settings import single_attacks
-from lipdet.checkpoint import is_segmenter, load_detector, load_segmenter, read_tensors
+from lipdet.checkpoint import LAST, is_segmenter, load_detector, load_segmenter, read_tensors
 from lipdet.cli import main
 from lipdet.errors import InputError
 from lipdet.evaluate import segmentation
@@ -28,7 +28,6 @@ from lipdet.images.source import load_rgb
 from lipdet.results import read_results
 from lipdet.segmenter import Segmenter
 from lipdet.train import Trainer
-from lipdet.train.state import STATE
 from lipdet.types import IGNORED, Canvas
 
 SHORT = ["--epochs", "2", "--epoch_pictures", "8", "--batch_size", "4"]
@@ -90,7 +89,7 @@ def test_a_run_that_is_resumed_ends_with_the_same_weights(
         train(ink, tmp_path / "again")
     monkeypatch.undo()
     train(ink, tmp_path / "again", "--resume")
-    (expected, _), (found, _) = (read_tensors(one / STATE) for one in (run, tmp_path / "again"))
+    (expected, _), (found, _) = (read_tensors(one / LAST) for one in (run, tmp_path / "again"))
     assert expected.keys() == found.keys()
     assert all(torch.equal(expected[name], found[name]) for name in expected)
 

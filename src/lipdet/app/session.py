@@ -15,7 +15,7 @@ from PIL import Image
 
 from lipdet.app.exhibits import Attacked, Exhibit, Shown, look
 from lipdet.attack import AttackSettings
-from lipdet.attack.settings import AttackName, single_attacks
+from lipdet.attack.settings import single_attacks
 from lipdet.errors import InputError
 from lipdet.images.crop import Region, full_region
 from lipdet.images.render import rendered
@@ -161,8 +161,10 @@ def attack_settings(epsilon: float, objective: str, steps: float) -> tuple[Attac
         raise InputError(f"Choose an ε above 0 and up to {LARGEST_EPSILON:g} to attack.")
     if not 1 <= steps <= MOST_STEPS:
         raise InputError(f"Choose between 1 and {MOST_STEPS} steps.")
-    name: AttackName = "worst" if objective == "worst" else "pgd"
-    return tuple(single_attacks(name, AttackSettings(epsilon, steps=int(steps)), objective))
+    settings = AttackSettings(epsilon, steps=int(steps))
+    if objective == "worst":
+        return tuple(single_attacks("worst", settings))
+    return tuple(single_attacks("pgd", settings, objective))
 
 
 def panels(session: Session, epsilon: float) -> list[tuple[Shown, list[Panel]]]:

@@ -94,9 +94,16 @@ def single_attacks(
         attack: pgd and apgd raise `objective`, `worst` is PGD with each of its own.
         settings: everything else; their schedule and objective do not matter.
         objective: None for those that are tried where none is named.
+
+    Raises:
+        InputError: an objective is named for `worst`, or is unknown.
     """
+    if objective is not None and attack == "worst":
+        raise InputError(
+            f"worst has objectives of its own: to raise {objective}, choose --attack pgd or apgd."
+        )
     shares = settings.worst if attack == "worst" else settings.unnamed
-    if objective is not None and attack != "worst":
+    if objective is not None:
         shares = {objective: 1.0}
     schedule: ScheduleName = "apgd" if attack == "apgd" else "pgd"
     return [

@@ -69,7 +69,8 @@ def check_tensorboard() -> None:
     """Raise an InputError where TensorBoard is not installed."""
     if importlib.util.find_spec("tensorboard") is None:
         raise InputError(
-            "tensorboard is not installed; pip install 'lipdet[tensorboard]', or leave it off."
+            "tensorboard is not installed; leave it off, or, in the clone of lipdet: "
+            "pip install '.[tensorboard]'."
         )
 
 

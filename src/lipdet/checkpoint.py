@@ -10,7 +10,8 @@ Notable choices:
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -215,7 +216,7 @@ def is_segmenter(spec: str) -> bool:
     """
     # Of an exported model, the runtime says what it is of.
     is_weights = not names_module(spec) and not spec.endswith(".onnx")
-    return is_weights and "segmenter" in read_tensors(weights_file(spec))[1]
+    return is_weights and "segmenter" in read_info(weights_file(spec))
 
 
 def load_segmenter(spec: str) -> LoadedSegmenter:
@@ -258,7 +259,7 @@ def _tell_unfinished(run: Path) -> None:
     """Log that the training of a run folder has steps left: its weights are not the last word."""
     if not (run / LAST).is_file():
         return
-    _, info = read_tensors(run / LAST)
+    info = read_info(run / LAST)
     if info["step"] < info.get("steps", 0):
         console.log(
             f"{run} has been trained for {info['step']:,} of {info['steps']:,} steps; go on with: "
@@ -297,10 +298,21 @@ def read_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
     Raises:
         InputError: the file is missing, truncated, or not ours.
     """
+    with _opened(path) as (file, info):
+        return {name: file.get_tensor(name) for name in file.keys()}, info  # noqa: SIM118
+
+
+def read_info(path: Path) -> dict[str, Any]:
+    """Read the json of what `write_tensors` wrote; raises as `read_tensors`."""
+    with _opened(path) as (_, info):
+        return info
+
+
+@contextmanager
+def _opened(path: Path) -> Iterator[tuple[Any, dict[str, Any]]]:
     try:
         with safe_open(path, framework="pt") as file:
-            info = json.loads((file.metadata() or {})["lipdet"])
-            return {name: file.get_tensor(name) for name in file.keys()}, info  # noqa: SIM118
+            yield file, json.loads((file.metadata() or {})["lipdet"])
     except (OSError, SafetensorError) as error:
         raise InputError(f"{path} is no readable safetensors file ({error}).") from None
     except (KeyError, ValueError):

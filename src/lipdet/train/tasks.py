@@ -11,7 +11,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, ClassVar, Generic, Protocol, Self, TypeVar
+from typing import Any, ClassVar, Generic, TypeVar
 
 import numpy as np
 import torch
@@ -25,7 +25,7 @@ from lipdet.detector import SSD, build_detector
 from lipdet.detector.calibration import calibrated
 from lipdet.detector.forward import BATCH_SIZE
 from lipdet.detector.matching import PaddedTargets, match, pad_targets
-from lipdet.detector.multibox import multibox_loss, training_scores
+from lipdet.detector.multibox import MultiboxLoss, multibox_loss, training_scores
 from lipdet.detector.one_map import KINDS
 from lipdet.evaluate.average_precision import average_precision
 from lipdet.evaluate.run import detect_pack
@@ -34,28 +34,15 @@ from lipdet.evaluate.selection import choose_rules
 from lipdet.progress import console
 from lipdet.segmenter import Segmenter
 from lipdet.segmenter.calibration import add_offsets, choose_offsets
-from lipdet.segmenter.loss import class_weights, labelled_weight, pixel_loss
+from lipdet.segmenter.loss import PixelLoss, class_weights, labelled_weight, pixel_loss
 from lipdet.train.setup import LEAST_HELD_OUT, Setup, objects_of, pixels_of_classes
 from lipdet.types import RawOutput, Target
 
 Network = TypeVar("Network", SSD, Segmenter)
 Raw = TypeVar("Raw", RawOutput, Tensor)
 Wanted = TypeVar("Wanted", PaddedTargets, Tensor)
-
-
-class Loss(Protocol):
-    """A mean over a batch, and the means that it is made of."""
-
-    @property
-    def total(self) -> Tensor:
-        """Return what is minimised."""
-
-    @property
-    def parts(self) -> dict[str, Tensor]:
-        """Return the parts that the log shows; the total, if not alone, is linear in them."""
-
-    def with_means(self, means: Tensor, /) -> Self:
-        """Return the loss of a larger batch, of whose parts, or whose total, the means are."""
+# A mean over a batch, with the means that it is made of.
+Loss = MultiboxLoss | PixelLoss
 
 
 class Task(ABC, Generic[Network, Raw, Wanted]):

@@ -57,6 +57,11 @@ def conv(kernel: Tensor, **options: object) -> nn.Conv2d:
     return layer
 
 
+def identity_conv(factor: float = 1.0) -> nn.Conv2d:
+    """Return a convolution that multiplies 4 channels by a factor."""
+    return conv(factor * torch.eye(4)[:, :, None, None])
+
+
 def response_norm(kernel: Tensor, points: int = 64) -> float:
     """Return the largest singular value of a kernel's frequency response on a fine FFT grid."""
     response = torch.fft.fft2(kernel.double(), s=(points, points)).permute(2, 3, 0, 1)

@@ -30,8 +30,9 @@ from lipdet.certificate.geometry import box_range, iou_bounds
 from lipdet.certificate.geometry.box_range import BoxRange
 from lipdet.certificate.geometry.iou_bounds import max_iou_fixed, max_iou_pair, min_iou_fixed
 from lipdet.certificate.geometry.offset_ball import OffsetBalls, min_iou_in_ball
+from lipdet.evaluate import certified
 from lipdet.types import Canvas, RawOutput
-from tests.certificate import promises, scenes
+from tests.certificate import scenes
 
 
 def _always(*columns: Tensor | int) -> Tensor:
@@ -279,7 +280,7 @@ IN_DIRECTED_SCENES: dict[str, Mutant] = {
     "claims beyond what is counted": [
         (clique_cover.CliqueCover, "uncounted", _all_that_is_counted)
     ],
-    "continuous area": [(promises, "certified_average_precision", _continuous)],
+    "continuous area": [(certified, "certified_average_precision", _continuous)],
 }
 
 

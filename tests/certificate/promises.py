@@ -10,50 +10,22 @@ import torch
 from torch import Tensor
 
 from benchmarks.attack_the_certificate import matched_scores
-from lipdet.certificate.certified_ap import (
-    ClassObjects,
-    PossibleDetections,
-    certified_average_precision,
-)
-from lipdet.certificate.conditions.certify import MAX_DETECTIONS, certified_up_to
-from lipdet.certificate.conditions.ground_truth import ground_truth_of, ignored_areas_of
+from lipdet.certificate.constants.rounding import MEASURED
 from lipdet.evaluate.average_precision import average_precision
+from lipdet.evaluate.certified import IOUS, certify_batch, summary
+from lipdet.results import CertifiedClass
 from lipdet.types import Detections, Objects, RawOutput, Target, ignored_of
 from tests.certificate.adversaries import perturbed
 from tests.certificate.scenes import Scene, detect
 
-Certificates = tuple[Tensor, list[dict[int, float]]]
-IOUS = tuple(np.linspace(0.5, 0.95, 10).tolist())
+Certificates = tuple[Tensor, dict[str, CertifiedClass]]
 
 
 def certificates(scene: Scene) -> Certificates:
-    """What is certified: log-odds per object and IoU (G, len(IOUS)), and AP per class and IoU."""
-    verifier, truths = scene.verifier, ground_truth_of(scene.targets)
-    epsilon = torch.full((len(scene.targets),), scene.epsilon, dtype=torch.float64)
-    candidates = verifier.candidates(scene.raw, epsilon)
-    cover = verifier.clique_cover(candidates, epsilon)
-    found = verifier.certifiers(candidates, truths, epsilon, min(IOUS), cover)
-    reached = certified_up_to(found, len(truths.image), IOUS)
-    claimed = verifier.claim_cliques(candidates, truths, found.matches, cover, IOUS)
-    areas = ignored_areas_of(scene.targets)
-    counted, judged = verifier.judged(candidates, truths, areas, cover, IOUS)
-    most = min(verifier.selection.top_k, MAX_DETECTIONS)
-    precision = []
-    for column in range(len(IOUS)):
-        by_class = {}
-        for label in range(scene.classes):
-            mine = truths.label == label
-            if mine.any():
-                columns = (part[mine, column] for part in (reached, claimed.up_to, claimed.above))
-                possible = PossibleDetections(
-                    counted.pooled(label, scene.classes, most),
-                    counted.pooled_highest(label, scene.classes),
-                )
-                by_class[label] = certified_average_precision(
-                    ClassObjects(*columns, judged[mine]), possible
-                )
-        precision.append(by_class)
-    return reached, precision
+    """What `lipdet eval` certifies: log-odds per object and IoU (G, len(IOUS)), and each class."""
+    found = certify_batch(scene.verifier, scene.raw, scene.targets, scene.epsilon)
+    names = [str(label) for label in range(scene.classes)]
+    return found.of.reached, summary(scene.epsilon, found, names, MEASURED)["per_class"]
 
 
 def matched_log_odds(scene: Scene, found: list[Detections], iou: float) -> Tensor:
@@ -132,15 +104,15 @@ def broken_promises(
         outputs: perturbed, all images of the first perturbation first.
         column: index of the IoU threshold at which objects are looked at.
     """
-    reached, precision = promised
+    reached, per_class = promised
     found = detect(scene, outputs)
     kept = matched_log_odds(scene, found, IOUS[column])
     # Scores are float64 sigmoids of float32 log-odds, and τ is real arithmetic.
     lost = (kept < reached[:, column].clamp(max=20) - 1e-5).any(dim=0)
     broken = [f"object {i} at IoU {IOUS[column]:.2f}" for i in torch.nonzero(lost)[:, 0].tolist()]
     for label, (ap50, ap) in average_precisions(scene, found).items():
-        least = precision[0][label], float(np.mean([one[label] for one in precision]))
-        for name, measured, bound in zip(("AP50", "AP"), (ap50, ap), least, strict=True):
-            if measured.min() < bound - 1e-9:
-                broken.append(f"{name} of class {label}: {measured.min()} < {bound}")
+        least = per_class[str(label)]
+        for name, lowest in (("ap50", ap50.min()), ("ap", ap.min())):
+            if lowest < least[name] - 1e-9:
+                broken.append(f"{name} of class {label}: {lowest} < {least[name]}")
     return broken

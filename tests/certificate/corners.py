@@ -17,13 +17,14 @@ from lipdet.boxes.coding import corners
 from lipdet.types import Objects, RawOutput, Target
 from tests.certificate.adversaries import perturbed
 from tests.certificate.directed import _scene
-from tests.certificate.promises import broken_promises, certificates
+from tests.certificate.promises import broken_promises, certificates, violations
 from tests.certificate.scenes import CANVAS, PairwiseTable, Scene, clipped, random_scene
 
 CONSTANTS = (0.0, 1e-310, 1e-170, 1e-45, 1e20, 1e38, 5e40, 1e300, np.inf, np.nan)
 OUTPUTS = (1e-45, 1e10, 1e30, 3e38)
 SIDES = (1e-38, 1e-20, 1e-6, 1e5, 1e30, 3e38)
 RADII = (0.0, 1e-30, 0.5, 1.0, 1.0, 1.0, 1e6)
+PERTURBED = 60
 # The largest change that an adversary makes of an output.
 _FURTHEST = 1e38
 
@@ -83,7 +84,7 @@ def _known_less(scene: Scene, rng: np.random.Generator) -> Scene:
     return replace(scene, verifier=changed)
 
 
-def corner_outputs(scene: Scene, count: int, seed: int) -> RawOutput:
+def _corner_outputs(scene: Scene, count: int, seed: int) -> RawOutput:
     """Outputs that an adversary chooses: as far as constants allow and float32 holds."""
     bounds = scene.verifier.bounds
     furthest = _FURTHEST / max(scene.epsilon, 1.0)
@@ -95,12 +96,13 @@ def corner_outputs(scene: Scene, count: int, seed: int) -> RawOutput:
     return perturbed(replace(scene, verifier=replace(scene.verifier, bounds=limited)), count, seed)
 
 
-def corner_violations(scene: Scene, count: int, seed: int) -> list[str]:
+def broken_at_limits(number: int) -> list[str]:
     """Everything that is promised of a scene and an adversary takes away."""
+    scene = corner_scene(number)
     promised = certificates(scene)
     if not (promised[0] > -torch.inf).any():
         return []
-    return broken_promises(scene, promised, corner_outputs(scene, count, seed))
+    return broken_promises(scene, promised, _corner_outputs(scene, PERTURBED, number))
 
 
 # Log-odds of 1.0e39 and 1.2e39: both infinite in float32, and the rival comes first.
@@ -118,7 +120,6 @@ NEXT_TO_NOTHING = _scene(
     logits=[3.0, 2.0],
     constants=[0.25, 0.25],
 )
-FOR_CORNER = {"scores beyond float32": BEYOND_SCORES, "boxes next to nothing": NEXT_TO_NOTHING}
 
 
 def scene_with_areas(seed: int) -> Scene:
@@ -135,6 +136,10 @@ def scene_with_areas(seed: int) -> Scene:
         areas = Objects(boxes=clipped(grown), labels=labels)
         targets.append(Target(boxes=target["boxes"], labels=target["labels"], ignored=areas))
     return replace(scene, targets=targets)
+
+
+def broken_beside_areas(number: int) -> list[str]:
+    return violations(scene_with_areas(number), PERTURBED, number)
 
 
 def crowded_scene(seed: int) -> Scene:
@@ -157,3 +162,7 @@ def crowded_scene(seed: int) -> Scene:
     if rng.random() < 0.5:
         raw = RawOutput(raw.logits.round(), raw.offsets)
     return replace(scene, targets=targets, raw=raw)
+
+
+def broken_in_crowd(number: int) -> list[str]:
+    return violations(crowded_scene(number), PERTURBED, number)

@@ -251,22 +251,3 @@ BEYOND_ITS_AREAS = _two_images(
     _scene([_FOUR[0]], _FOUR, [2.0, -9, -9, -9], top_k=1),
     _scene([], _FOUR, [-9.0, 3, 3, 2.5], [-9.0, 2, 2, 3.5], top_k=1, areas=_FOUR[1:3]),
 )
-FOR_AREAS = {
-    "areas that a box may leave": LEAVES_ITS_AREA,
-    "cliques that are left out": BEYOND_ITS_AREAS,
-}
-FOR_MUTANT = {
-    "condition 5 removed": STRAYS,
-    "> for ≥ between rivals": TIED_RIVALS,
-    "> for ≥ in D⁺": TIED_DETECTIONS,
-    "highest IoU of pairs from vertices": INNER_OVERLAP,
-    "highest IoU with an object from vertices": INNER_MATCH,
-    "unclipped highest IoU with an object": AT_THE_BORDER,
-    "stars for cliques": HUB,
-    "continuous area": TWO_OF_THREE,
-    "half the constants of differences": PASSED_TOGETHER,
-    "half the constant of all logits": RAISED_TOGETHER,
-    "claims beyond what is counted": PUSHED_OUT,
-    "a rival's box where it was": PUSHED_OFF,
-    "a rival's ball too small": LIFTED_AND_MOVED,
-}

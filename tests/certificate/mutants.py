@@ -32,7 +32,14 @@ from lipdet.certificate.geometry.iou_bounds import max_iou_fixed, max_iou_pair, 
 from lipdet.certificate.geometry.offset_ball import OffsetBalls, min_iou_in_ball
 from lipdet.evaluate import certified
 from lipdet.types import Canvas, RawOutput
-from tests.certificate import scenes
+from tests.certificate import directed, scenes
+from tests.certificate.corners import (
+    BEYOND_SCORES,
+    NEXT_TO_NOTHING,
+    broken_at_limits,
+    broken_beside_areas,
+    broken_in_crowd,
+)
 
 
 def _always(*columns: Tensor | int) -> Tensor:
@@ -240,6 +247,7 @@ def apply(patch: pytest.MonkeyPatch, mutant: Mutant) -> None:
 
 
 _VOTES, _TABLE = scores_and_votes.ClassVotes, scenes.PairwiseTable
+_COVER = clique_cover.CliqueCover
 # The first random scene in which each is caught; others follow where a scene has changed.
 IN_RANDOM_SCENES: dict[str, tuple[int, Patch]] = {
     "condition 1 removed": (30, (certify, "clears_floor", _EVERYTHING)),
@@ -256,31 +264,6 @@ IN_RANDOM_SCENES: dict[str, tuple[int, Patch]] = {
     "claims of unsure members": (177, (certified_ap, "_claim", _unsure_members)),
     "claims of what others may match": (328, (certified_ap, "other_matches", _of_any_object)),
     "claims and certificates added": (3, (certified_ap, "false_positives", _claimed_twice)),
-}
-# Each needs a scene made for it.
-IN_DIRECTED_SCENES: dict[str, Mutant] = {
-    "condition 5 removed": [(certify, "other_match_up_to", _no_other)],
-    "> for ≥ between rivals": [(suppressors, "can_outscore", _strictly)],
-    "> for ≥ in D⁺": [
-        (clique_cover.CliqueCover, "pooled", _just_below),
-        (clique_cover.CliqueCover, "pooled_highest", _cliques_just_below),
-    ],
-    "highest IoU of pairs from vertices": [(five_conditions, "max_iou_pair", _pair_at_vertices)],
-    "highest IoU with an object from vertices": [
-        (five_conditions, "max_iou_fixed", _fixed_at_vertices)
-    ],
-    "unclipped highest IoU with an object": [(five_conditions, "max_iou_fixed", _fixed_unclipped)],
-    "stars for cliques": [(clique_cover, "first_fit", _stars)],
-    "half the constants of differences": [(_TABLE, "constants", _half_of_differences)],
-    "half the constant of all logits": [
-        (clique_cover, "affordable_log_odds", _half_of_all_together)
-    ],
-    "a rival's box where it was": [(_TABLE, "lifts", _without_push)],
-    "a rival's ball too small": [(suppressors.JointMotion, "rival_balls", _all_spent)],
-    "claims beyond what is counted": [
-        (clique_cover.CliqueCover, "uncounted", _all_that_is_counted)
-    ],
-    "continuous area": [(certified, "certified_average_precision", _continuous)],
 }
 
 
@@ -319,26 +302,6 @@ def _no_number(bound: Tensor, trivial: float) -> Tensor:
 
 
 _WIDEST: Patch = (scores_and_votes, "widest", _as_they_are)
-# The first scene in which each is caught.
-IN_CORNER_SCENES: dict[str, tuple[int, Mutant]] = {
-    "what is no number is no candidate": (9, [(candidates, "may_exceed", _exceeds), _WIDEST]),
-    "ends of intervals that are no numbers": (9, [_WIDEST]),
-    "what is no number cannot outscore": (66, [(suppressors, "can_outscore", _rival_can_outscore)]),
-    "what is no number has no vote": (26, [(_VOTES, "may_vote", _may_vote)]),
-    "budgets that are no numbers": (1, [(clique_cover, "_or_infinite", _as_they_are)]),
-    "boxes that are no numbers cannot suppress": (
-        80,
-        [
-            (box_range, "_or_anywhere", _limits),
-            (iou_bounds, "known_or", _no_number),
-            (suppressors, "can_suppress", _overlaps),
-        ],
-    ),
-}
-IN_DIRECTED_CORNERS: dict[str, Mutant] = {
-    "scores beyond float32": [(candidates, "_LARGEST", math.inf)],
-    "boxes next to nothing": [(box_range, "_LEAST", 0.0)],
-}
 
 
 def _tied_members(
@@ -356,12 +319,6 @@ def _any_match(
     """The relaxation of condition 5 where the own object is matched no less, instead of more."""
     reached = max_iou_fixed(boxes, other, canvas)
     return torch.where(reached <= own + 2e-4, -1.0, reached)
-
-
-IN_CROWDED_SCENES: dict[str, tuple[int, Mutant]] = {
-    "ties of heads": (257, [(certified_ap, "_claim", _tied_members)]),
-    "twins told apart": (8, [(certify, "other_match_up_to", _any_match)]),
-}
 
 
 def _standing_corners(boxes: BoxRange, canvas: Canvas) -> tuple[Tensor, Tensor]:
@@ -390,15 +347,97 @@ def _of_all_candidates(
 
 
 _JUDGED = clique_cover.CliqueCover.judged
-# The first scene with areas that are not judged in which each is caught.
-IN_SCENES_WITH_AREAS: dict[str, tuple[int, Patch]] = {
-    "objects that what is ignored may find": (3, (certified_ap, "max_iou_fixed", _no_match)),
-    "cliques with an ignored member": (
-        40,
-        (clique_cover.CliqueCover, "judged", _of_all_candidates),
+# Each needs a scene made for it.
+IN_DIRECTED_SCENES: dict[str, tuple[directed.Attacked, Mutant]] = {
+    "condition 5 removed": (directed.STRAYS, [(certify, "other_match_up_to", _no_other)]),
+    "> for ≥ between rivals": (directed.TIED_RIVALS, [(suppressors, "can_outscore", _strictly)]),
+    "> for ≥ in D⁺": (
+        directed.TIED_DETECTIONS,
+        [(_COVER, "pooled", _just_below), (_COVER, "pooled_highest", _cliques_just_below)],
+    ),
+    "highest IoU of pairs from vertices": (
+        directed.INNER_OVERLAP,
+        [(five_conditions, "max_iou_pair", _pair_at_vertices)],
+    ),
+    "highest IoU with an object from vertices": (
+        directed.INNER_MATCH,
+        [(five_conditions, "max_iou_fixed", _fixed_at_vertices)],
+    ),
+    "unclipped highest IoU with an object": (
+        directed.AT_THE_BORDER,
+        [(five_conditions, "max_iou_fixed", _fixed_unclipped)],
+    ),
+    "stars for cliques": (directed.HUB, [(clique_cover, "first_fit", _stars)]),
+    "half the constants of differences": (
+        directed.PASSED_TOGETHER,
+        [(_TABLE, "constants", _half_of_differences)],
+    ),
+    "half the constant of all logits": (
+        directed.RAISED_TOGETHER,
+        [(clique_cover, "affordable_log_odds", _half_of_all_together)],
+    ),
+    "a rival's box where it was": (directed.PUSHED_OFF, [(_TABLE, "lifts", _without_push)]),
+    "a rival's ball too small": (
+        directed.LIFTED_AND_MOVED,
+        [(suppressors.JointMotion, "rival_balls", _all_spent)],
+    ),
+    "claims beyond what is counted": (
+        directed.PUSHED_OUT,
+        [(_COVER, "uncounted", _all_that_is_counted)],
+    ),
+    "continuous area": (
+        directed.TWO_OF_THREE,
+        [(certified, "certified_average_precision", _continuous)],
+    ),
+    "scores beyond float32": (BEYOND_SCORES, [(candidates, "_LARGEST", math.inf)]),
+    "boxes next to nothing": (NEXT_TO_NOTHING, [(box_range, "_LEAST", 0.0)]),
+    "areas that a box may leave": (
+        directed.LEAVES_ITS_AREA,
+        [(certified_ap, "corner_range", _standing_corners)],
+    ),
+    "cliques that are left out": (
+        directed.BEYOND_ITS_AREAS,
+        [(_COVER, "judged", _all_are_counted)],
     ),
 }
-IN_DIRECTED_AREAS: dict[str, Patch] = {
-    "areas that a box may leave": (certified_ap, "corner_range", _standing_corners),
-    "cliques that are left out": (clique_cover.CliqueCover, "judged", _all_are_counted),
+# What is broken in a scene of a kind, and the number of the first in which each is caught.
+IN_UNUSUAL_SCENES: dict[str, tuple[Callable[[int], list[str]], int, Mutant]] = {
+    "what is no number is no candidate": (
+        broken_at_limits,
+        9,
+        [(candidates, "may_exceed", _exceeds), _WIDEST],
+    ),
+    "ends of intervals that are no numbers": (broken_at_limits, 9, [_WIDEST]),
+    "what is no number cannot outscore": (
+        broken_at_limits,
+        66,
+        [(suppressors, "can_outscore", _rival_can_outscore)],
+    ),
+    "what is no number has no vote": (broken_at_limits, 26, [(_VOTES, "may_vote", _may_vote)]),
+    "budgets that are no numbers": (
+        broken_at_limits,
+        1,
+        [(clique_cover, "_or_infinite", _as_they_are)],
+    ),
+    "boxes that are no numbers cannot suppress": (
+        broken_at_limits,
+        80,
+        [
+            (box_range, "_or_anywhere", _limits),
+            (iou_bounds, "known_or", _no_number),
+            (suppressors, "can_suppress", _overlaps),
+        ],
+    ),
+    "ties of heads": (broken_in_crowd, 257, [(certified_ap, "_claim", _tied_members)]),
+    "twins told apart": (broken_in_crowd, 8, [(certify, "other_match_up_to", _any_match)]),
+    "objects that what is ignored may find": (
+        broken_beside_areas,
+        3,
+        [(certified_ap, "max_iou_fixed", _no_match)],
+    ),
+    "cliques with an ignored member": (
+        broken_beside_areas,
+        40,
+        [(_COVER, "judged", _of_all_candidates)],
+    ),
 }

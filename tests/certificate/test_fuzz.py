@@ -19,7 +19,7 @@ from lipdet.certificate import certified_ap
 from lipdet.certificate.conditions import candidates, clique_cover
 from tests.certificate.adversaries import perturbed
 from tests.certificate.census import CASES, census
-from tests.certificate.directed import FOR_MUTANT, SATURATED, Attacked
+from tests.certificate.directed import SATURATED
 from tests.certificate.mutants import IN_DIRECTED_SCENES, IN_RANDOM_SCENES, apply
 from tests.certificate.promises import broken_promises, certificates, violations
 from tests.certificate.scenes import Scene, random_scene
@@ -112,20 +112,15 @@ def test_random_scenes_catch(name: str, monkeypatch: pytest.MonkeyPatch) -> None
     pytest.fail(f"no scene shows that a certificate is wrong with {name}")
 
 
-@pytest.mark.parametrize("name", FOR_MUTANT)
+@pytest.mark.parametrize("name", IN_DIRECTED_SCENES)
 def test_directed_scenes_catch(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     # Ties are ties only without the slack that covers float32.
     monkeypatch.setattr(candidates, "_ROUNDING", 0.0)
     monkeypatch.setattr(certified_ap, "RANKING_SLACK", 0.0)
-    attacked = FOR_MUTANT[name]
-    assert _broken(attacked) == []
-    apply(monkeypatch, IN_DIRECTED_SCENES[name])
-    assert _broken(attacked)
-
-
-def _broken(attacked: Attacked) -> list[str]:
-    scene, outputs = attacked
-    return broken_promises(scene, certificates(scene), outputs)
+    (scene, outputs), mutant = IN_DIRECTED_SCENES[name]
+    assert broken_promises(scene, certificates(scene), outputs) == []
+    apply(monkeypatch, mutant)
+    assert broken_promises(scene, certificates(scene), outputs)
 
 
 def test_ranking_on_float32_sigmoids_is_caught(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -41,7 +41,8 @@ ALLOWED: dict[str, set[str]] = {
     "ultralytics_yolo": BASE | {"types"},
     "user_module": BASE | {"ultralytics_yolo"},
     "checkpoint": BASE
-    | {"attack", "config", "detector", "files", "segmenter", "types", "user_module"},
+    | {"attack", "config", "detector", "files", "progress", "segmenter", "types"}
+    | {"user_module"},
     "attack": BASE | {"boxes", "config", "detector", "progress", "segmenter", "types"},
     "certificate": BASE
     | {"boxes", "config", "detector", "layers", "lipschitz", "norms", "segmenter", "types"},

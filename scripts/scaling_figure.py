@@ -79,8 +79,8 @@ def trained_alike(results: Sequence[EvaluationResult]) -> list[Point]:
 @styled
 def plot_scaling(points: Sequence[Point]) -> Drawing:
     """Draw AP50 against pictures, at the commonest width, and against parameters, at a length."""
-    figure, left = new_figure(width=2 * COLUMN)
-    figure.clear()
+    figure, whole = new_figure(width=2 * COLUMN)
+    whole.remove()
     left, right = figure.subplots(1, 2, sharey=True)
     [(parameters, _)] = Counter(point.parameters for point in points).most_common(1)
     [(pictures, _)] = Counter(point.pictures for point in points).most_common(1)

@@ -92,7 +92,7 @@ def plot_scaling(points: Sequence[Point]) -> Drawing:
     right.set(xlabel="parameters", title=f"{pictures:,} pictures")
     left.set_ylabel("AP50, percent")
     left.yaxis.set_major_formatter(PercentFormatter(1, symbol=""))
-    left.legend()
+    figure.legend(*left.get_legend_handles_labels(), loc="outside upper center", ncols=4)
     return Drawing("scaling", figure, "What length and width of training buy.", table(points))
 
 

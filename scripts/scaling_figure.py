@@ -2,10 +2,10 @@
 
     lipdet train --config configs/certified.yaml --epochs 4 --out runs/certified-4
     lipdet eval runs/certified-4 --data svhn:SVHN/test --epsilon 0.25 --certify --json rows/4.json
-    python scripts/scaling_figure.py rows/*.json --out docs
+    python scripts/scaling_figure.py rows/*.json --out docs/scaling.png
 
-The detectors of the rows may differ in the length of their training and in their width; anything
-else is refused, and so is a start from other weights.
+The detectors of the rows may differ in the length of their training, in their width and in what
+held-out pictures have chosen; anything else is refused.
 """
 
 from __future__ import annotations
@@ -17,11 +17,12 @@ from pathlib import Path
 from typing import NamedTuple
 
 from matplotlib.axes import Axes
+from matplotlib.figure import Figure
 from matplotlib.ticker import PercentFormatter
 
 from lipdet.checkpoint import load_detector
 from lipdet.errors import InputError
-from lipdet.report.style import COLUMN, Drawing, colour, marker, new_figure, save_drawing, styled
+from lipdet.report.style import COLUMN, colour, marker, save_figure, styled
 from lipdet.report.table import percent
 from lipdet.results import EvaluationResult, certified, read_results, same_data
 
@@ -42,11 +43,11 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawTextHelpFormatter
     )
     parser.add_argument("rows", type=Path, nargs="+", help="json files of lipdet eval --certify")
-    parser.add_argument("--out", type=Path, default=Path("docs"))
+    parser.add_argument("--out", type=Path, default=Path("docs/scaling.png"))
     options = parser.parse_args()
     points = trained_alike(read_results(options.rows))
-    options.out.mkdir(parents=True, exist_ok=True)
-    print(*save_drawing(plot_scaling(points), options.out), table(points), sep="\n")
+    plot_scaling(points, options.out)
+    print(table(points))
 
 
 def trained_alike(results: Sequence[EvaluationResult]) -> list[Point]:
@@ -59,11 +60,14 @@ def trained_alike(results: Sequence[EvaluationResult]) -> list[Point]:
     same_data(results[0]["data"], results)
     points, recipes = [], []
     for result in results:
-        info = load_detector(result["weights"]).info
+        loaded = load_detector(result["weights"])
+        config = loaded.detector.config
+        body = config.architecture, config.canvas, config.stride, config.sides, config.offset_unit
+        info = loaded.info
         settings, radii = info["training"]["train"], certified(result)
         data = [pack["hash"] for pack in info["training_data"]]
         kept = {name: settings[name] for name in settings.keys() - MAY_DIFFER}
-        recipes.append((kept, data, info["training"]["weights"], sorted(radii)))
+        recipes.append((body, kept, data, info["training"]["weights"], sorted(radii)))
         ap50 = {0.0: result["clean"]["ap50"]} | {at: one["ap50"] for at, one in radii.items()}
         points.append(
             Point(settings["epochs"] * settings["epoch_pictures"], result["parameters"], ap50)
@@ -77,10 +81,9 @@ def trained_alike(results: Sequence[EvaluationResult]) -> list[Point]:
 
 
 @styled
-def plot_scaling(points: Sequence[Point]) -> Drawing:
+def plot_scaling(points: Sequence[Point], file: Path) -> None:
     """Draw AP50 against pictures, at the commonest width, and against parameters, at a length."""
-    figure, whole = new_figure(width=2 * COLUMN)
-    whole.remove()
+    figure = Figure(figsize=(2 * COLUMN, 3.0), layout="constrained")
     left, right = figure.subplots(1, 2, sharey=True)
     [(parameters, _)] = Counter(point.parameters for point in points).most_common(1)
     [(pictures, _)] = Counter(point.pictures for point in points).most_common(1)
@@ -93,7 +96,7 @@ def plot_scaling(points: Sequence[Point]) -> Drawing:
     left.set_ylabel("AP50, percent")
     left.yaxis.set_major_formatter(PercentFormatter(1, symbol=""))
     figure.legend(*left.get_legend_handles_labels(), loc="outside upper center", ncols=4)
-    return Drawing("scaling", figure, "What length and width of training buy.", table(points))
+    save_figure(figure, file)
 
 
 def _curves(axes: Axes, places: Sequence[int], points: Sequence[Point]) -> None:

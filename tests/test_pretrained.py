@@ -30,7 +30,7 @@ from lipdet.types import Canvas
 
 CANVAS = Canvas(40, 72)
 # Some of what the small detector finds in noise has a higher score, some has not.
-SCORE = 0.9
+SCORE, LOWER_SCORE = 0.9, 0.2
 
 
 @pytest.fixture(scope="module")
@@ -145,10 +145,11 @@ def remains(network: SSD, image: Tensor, one: Detection, score: float) -> bool:
 @pytest.mark.slow
 def test_what_is_certified_stays_above_the_threshold() -> None:
     trained = Detector.from_pretrained("certified-small")
-    pixels, _, _ = rendered("test", 3)
+    # Of this picture the threshold ends the radii, and no rival does.
+    pixels, _, _ = rendered("test", 5)
     image = torch.tensor(pixels).permute(2, 0, 1) / 255
     whole = (0, 0, image.shape[2], image.shape[1])
-    lower = {one.box: one for one in trained.certify(pixels, whole)}
+    lower = {one.box: one for one in trained.certify(pixels, whole, score=LOWER_SCORE)}
     found = [one for one in trained.certify(pixels, whole, score=SCORE) if one.radius]
     assert found
     network = gradient_source(trained.network)

@@ -280,7 +280,7 @@ def _labels(found: Sequence[Detections]) -> list[list[int]]:
 def test_no_attack_changes_what_is_read_or_counted(house_numbers: Pack) -> None:
     detector = load_detector("certified-small").detector.eval()
     images = house_numbers.pixels(range(16))
-    verifier = verifier_of(detector, DISPLAY_SELECTION)
+    verifier = verifier_of(detector, detector.display)
     raw = raw_output(detector, images)
     radii = reading_radii(verifier, raw)
     chosen = [index for index, radius in enumerate(radii.tolist()) if 0.02 < radius < 5][:3]

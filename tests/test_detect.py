@@ -21,7 +21,7 @@ from lipdet.errors import InputError
 from lipdet.images.crop import Region, around, cut, full_region
 from lipdet.images.render import rendered
 from lipdet.reading import Detection, certified_reading, read
-from lipdet.reading.detections import read_out
+from lipdet.reading.detections import radius_text, read_out
 from lipdet.reading.read import remaining_alone
 from lipdet.reading.search import SMALLEST_SQUARE, joined, search_squares
 from lipdet.types import Canvas, Detections
@@ -173,3 +173,10 @@ def test_region_is_checked() -> None:
     for region in (Region(10, 10, 10, 20), Region(0, 0, 51, 40), Region(-1, 0, 5, 5)):
         with pytest.raises(InputError, match="crop"):
             read(detector, DIGITS, image, region)
+
+
+@pytest.mark.parametrize(
+    ("radius", "text"), [(441 / 1024, "0.430"), (1 / 1024, "0.0009"), (1.0, "1.000"), (0.5, "0.500")]
+)
+def test_radii_are_rounded_down(radius: float, text: str) -> None:
+    assert radius_text(radius) == text

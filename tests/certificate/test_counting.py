@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from lipdet.attack import AttackSettings, attack_unlabelled
-from lipdet.boxes import DISPLAY_SELECTION, Selection, SigmoidScores
+from lipdet.boxes import Selection, SigmoidScores
 from lipdet.boxes.coding import corners
 from lipdet.boxes.scores import logit
 from lipdet.boxes.select import Decoder, left_to_right, one_per_place

@@ -65,7 +65,7 @@ def test_what_this_package_defines_passes_the_whole_proof(
     if isinstance(module, SSD):
         shape = (3, *module.config.canvas)
     found = lipschitz_bound(module, shape)
-    monkeypatch.setattr(same_function, "_is_as_defined", lambda _: False)
+    monkeypatch.setattr(same_function, "is_as_defined", lambda _: False)
     assert lipschitz_bound(module, shape) == found
 
 
@@ -97,8 +97,8 @@ class _Own(nn.ReLU):
     ],
 )
 def test_what_may_hide_something_is_proven_as_a_whole(build: Callable[[], nn.Module]) -> None:
-    assert same_function._is_as_defined(nn.Sequential(nn.ReLU(), nn.Conv2d(4, 4, 1)))
-    assert not same_function._is_as_defined(build())
+    assert same_function.is_as_defined(nn.Sequential(nn.ReLU(), nn.Conv2d(4, 4, 1)))
+    assert not same_function.is_as_defined(build())
 
 
 @pytest.mark.parametrize("place", [0, 1])
@@ -106,7 +106,7 @@ def test_a_softmax_over_the_batch_mixes_images(place: int) -> None:
     layers: list[nn.Module] = [nn.Conv2d(4, 4, 1), nn.ReLU()]
     layers.insert(place, nn.Softmax(dim=0))
     network = nn.Sequential(*layers).eval()
-    assert same_function._is_as_defined(network)
+    assert same_function.is_as_defined(network)
     with pytest.raises(UnknownLipschitz, match="other images"):
         lipschitz_bound(network, SHAPE)
 
@@ -144,11 +144,11 @@ def test_a_replaced_method_of_a_class_is_seen(
     wrap: Callable[[Callable[..., Any]], Callable[..., Any]],
 ) -> None:
     network = _dirac()
-    assert same_function._is_as_defined(network)
+    assert same_function.is_as_defined(network)
     loud = _louder_with_gradients(getattr(kind, method))
     # A decorator of torch's own hides the file of what it wraps.
     monkeypatch.setattr(kind, method, wrap(loud), raising=False)
-    assert not same_function._is_as_defined(network)
+    assert not same_function.is_as_defined(network)
 
 
 @pytest.mark.parametrize(("kind", "method"), METHODS[:-1])

@@ -11,11 +11,13 @@ from dataclasses import replace
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.nn import functional
+from torch.nn.modules import module as torch_module
 
 from lipdet.certificate.pixels import bounds_of_pixels
 from lipdet.config import SegmenterConfig
 from lipdet.errors import InputError, UnknownLipschitz
-from lipdet.layers import orthogonal_
+from lipdet.layers import MaxMin, orthogonal_
 from lipdet.segmenter import Segmenter, build_segmenter
 from lipdet.segmenter.calibration import add_offsets, choose_offsets
 from lipdet.segmenter.loss import class_weights, labelled_weight, pixel_loss
@@ -154,6 +156,34 @@ def test_a_segmenter_that_does_something_else_is_refused(
     change(segmenter)
     with pytest.raises((UnknownLipschitz, ValueError)):
         bounds_of_pixels(segmenter, torch.rand(1, 3, *SMALL.canvas))
+
+
+def _hook_of_all(monkeypatch: pytest.MonkeyPatch) -> None:
+    def larger(module: nn.Module, x: object, y: Tensor) -> Tensor | None:
+        return 1.3 * y if isinstance(module, MaxMin) else None
+
+    monkeypatch.setitem(torch_module._global_forward_hooks, -1, larger)
+
+
+def _replaced_method(monkeypatch: pytest.MonkeyPatch) -> None:
+    original = nn.PixelShuffle.forward
+    monkeypatch.setattr(nn.PixelShuffle, "forward", lambda layer, x: 20 * original(layer, x))
+
+
+def _replaced_function(monkeypatch: pytest.MonkeyPatch) -> None:
+    original = functional.pixel_shuffle
+    monkeypatch.setattr(functional, "pixel_shuffle", lambda x, cell: 20 * original(x, cell))
+
+
+@pytest.mark.parametrize("replace_code", [_hook_of_all, _replaced_method, _replaced_function])
+def test_code_that_is_replaced_everywhere_is_refused(
+    replace_code: Callable[[pytest.MonkeyPatch], None], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    segmenter, picture = trained_alike(), torch.rand(1, 3, *SMALL.canvas)
+    assert bounds_of_pixels(segmenter, picture).joint > 0
+    replace_code(monkeypatch)
+    with pytest.raises(UnknownLipschitz):
+        bounds_of_pixels(segmenter, picture)
 
 
 def test_a_layer_that_is_passed_twice_counts_twice() -> None:

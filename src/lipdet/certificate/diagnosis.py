@@ -13,9 +13,11 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from lipdet.boxes.scores import logit
 from lipdet.certificate.conditions.candidates import Candidates
 from lipdet.certificate.conditions.certify import Certifiers, not_truncated
 from lipdet.certificate.conditions.clique_cover import CliqueCover
+from lipdet.certificate.conditions.five_conditions import clears_floor
 from lipdet.certificate.conditions.ground_truth import GroundTruth, independent_objects
 from lipdet.certificate.geometry.iou_bounds import iou_of_corners
 from lipdet.certificate.ragged import expand_ranges, flatnonzero, ranges_of, take
@@ -100,10 +102,12 @@ def class_stays(
         candidates: all.
         matches: of the G objects.
         kept: (G,) for which that is known, as those certified at τ; the others are looked at.
-        tau: above the floor.
+        tau: log-odds that the detection shall keep.
         cover: bounds on the detections.
     """
-    steady = take(candidates.low, matches.candidate) >= tau
+    lowest = take(candidates.low, matches.candidate)
+    # A detector may show scores below the floor of what is put out here.
+    steady = (lowest >= tau) & clears_floor(lowest, logit(verifier.selection.score_floor))
     open_ = flatnonzero(steady & ~take(kept, matches.truth))
     truth, own = take(matches.truth, open_), take(matches.candidate, open_)
     group, low = take(candidates.group, own), take(candidates.low, own)

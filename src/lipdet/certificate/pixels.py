@@ -26,7 +26,8 @@ from lipdet.detector.forward import frozen
 from lipdet.errors import UnknownLipschitz
 from lipdet.layers import MaxMin, ScaledAvgPool2d, SpaceToDepth, ZeroPadChannels, fold
 from lipdet.layers.base import drop_caches
-from lipdet.layers.fold import is_changed
+from lipdet.lipschitz.same_function import is_as_defined
+from lipdet.lipschitz.state import refuse_replaced
 from lipdet.norms import SLACK, conv_norm, gram_norm
 from lipdet.segmenter import Segmenter
 from lipdet.segmenter.network import Beside
@@ -66,11 +67,15 @@ def bounds_of_pixels(segmenter: Segmenter, images: Tensor) -> PixelBounds:
             noise; a batch as large as those to be certified.
 
     Raises:
-        UnknownLipschitz: it has a layer without a bound, or an output that is not finite.
+        UnknownLipschitz: it has a layer without a bound, code or hooks of another's, or an output
+            that is not finite; or a function that layers call was replaced.
     """
-    own = "missing" in vars(segmenter) or is_changed(segmenter)
-    if type(segmenter) is not Segmenter or own:
-        raise UnknownLipschitz("Nothing can be certified of another class than Segmenter itself.")
+    refuse_replaced()
+    if type(segmenter) is not Segmenter or not is_as_defined(segmenter):
+        raise UnknownLipschitz(
+            "Nothing can be certified of a segmenter of another class, or with hooks or code of "
+            "another's."
+        )
     if {one.dtype for one in segmenter.parameters()} != {torch.float32}:
         raise UnknownLipschitz("Rounding is measured in float32 alone: call float() first.")
     drop_caches(segmenter)
@@ -78,7 +83,7 @@ def bounds_of_pixels(segmenter: Segmenter, images: Tensor) -> PixelBounds:
     assert isinstance(folded, Segmenter)
     body = _bound(folded.body, "body")
     head = folded.head
-    if type(head) is not nn.Conv2d or not _is_simple(head) or is_changed(head):
+    if type(head) is not nn.Conv2d or not _is_simple(head):
         raise UnknownLipschitz("Nothing can be certified with another head than a convolution.")
     classes, cell = len(segmenter.config.class_names), segmenter.cell
     kernel = head.weight.detach().double()
@@ -97,8 +102,6 @@ def bounds_of_pixels(segmenter: Segmenter, images: Tensor) -> PixelBounds:
 
 def _bound(module: nn.Module, name: str) -> float:
     """Bound a folded part of a body, made of known classes alone, for every size of picture."""
-    if is_changed(module):
-        raise UnknownLipschitz(f'Nothing can be certified: "{name}" has hooks or a forward.')
     if type(module) is nn.Sequential:
         return math.prod(_bound(part, f"{name}.{at}") for at, part in enumerate(module))
     if type(module) is Beside:

@@ -172,7 +172,7 @@ def certificate_pass(
         targets = [pack.target(index) for index in chunk]
         display = detector.display
         shown = replace(verifier(), selection=display)
-        radii = [torch.full((len(targets),), epsilon).double() for epsilon in epsilons]
+        radii = [torch.full((len(targets),), epsilon, dtype=torch.float64) for epsilon in epsilons]
         return Chunk(
             select_detections(raw, verifier().decoder, AP_SELECTION),
             tuple(

@@ -39,7 +39,7 @@ from lipdet.errors import UnknownLipschitz
 from lipdet.layers.base import drop_caches
 from lipdet.lipschitz.recording import Expressions, Recording, digest, record
 from lipdet.lipschitz.rules import find_rule
-from lipdet.lipschitz.state import is_own_class, kept_by, replaced
+from lipdet.lipschitz.state import is_own_class, kept_by, refuse_replaced
 
 Network = Callable[[Tensor], Any]
 Mode = Callable[[], AbstractContextManager[Any]]
@@ -85,14 +85,12 @@ def prove_same(module: nn.Module, meaning: Network, x: Tensor, what: str) -> Non
             function of torch's or this package's was replaced.
     """
     drop_caches(module)
-    name = replaced()
-    if name is not None:
-        raise UnknownLipschitz(f"Nothing is known of networks while {name} is replaced.")
+    refuse_replaced()
     try:
         in_copy = copy.deepcopy(module)
         if _parts(in_copy) != _parts(module):
             raise UnknownLipschitz("its copy is not what it is")
-        if _is_as_defined(module):
+        if is_as_defined(module):
             _compare(in_copy, meaning, [x], AS_DEFINED)
             _check_values(in_copy, meaning, x, AS_DEFINED)
             return
@@ -110,7 +108,7 @@ def prove_same(module: nn.Module, meaning: Network, x: Tensor, what: str) -> Non
         raise UnknownLipschitz(f"{what}, or depends on values: {error}") from error
 
 
-def _is_as_defined(network: nn.Module) -> bool:
+def is_as_defined(network: nn.Module) -> bool:
     """Return whether a network consists of modules as torch and this package define them alone."""
     hooks_of_all = torch_module._global_forward_hooks or torch_module._global_forward_pre_hooks
     modules = list(network.modules())

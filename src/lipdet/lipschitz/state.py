@@ -26,6 +26,7 @@ from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensor
 
 import lipdet.layers
+from lipdet.errors import UnknownLipschitz
 from lipdet.layers.base import ConstructedWeight
 from lipdet.lipschitz.recording import digest
 
@@ -73,6 +74,17 @@ def replaced() -> str | None:
             if name not in shadowing:
                 return f"{home.__name__}.{name}"
     return None
+
+
+def refuse_replaced() -> None:
+    """Refuse to say anything while a function that layers call is replaced.
+
+    Raises:
+        UnknownLipschitz: one is; see `replaced`.
+    """
+    name = replaced()
+    if name is not None:
+        raise UnknownLipschitz(f"Nothing is known of networks while {name} is replaced.")
 
 
 def is_plain(value: Any) -> bool:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -40,10 +41,16 @@ class Detection:
         """Return all that is known, shortly: `Detection('3', score 0.981, box (12.1, ...))`."""
         parts = [repr(self.label), f"score {self.score:.3f}", f"box {_corners(self.box)}"]
         if self.radius is not None:
-            parts.append(f"radius {self.radius:.3f}")
+            parts.append(f"radius {radius_text(self.radius)}")
         if self.reach is not None:
             parts.append(f"reach {_corners(self.reach)}")
         return f"Detection({', '.join(parts)})"
+
+
+def radius_text(radius: float) -> str:
+    """Return a radius with three decimals, or four below 0.001, rounded down: it is a promise."""
+    places = 3 if radius >= 1e-3 else 4
+    return f"{math.floor(radius * 10**places) / 10**places:.{places}f}"
 
 
 def _corners(box: Box) -> str:
@@ -86,7 +93,7 @@ def with_radius(one: Detection, canvas: Canvas) -> str:
     """Return the class name and the radius of a detection that has one."""
     assert one.radius is not None
     levels = canvas.grey_levels(one.radius)
-    return f"{one.label} (ε {one.radius:.3f}, {levels:.2g} grey levels)"
+    return f"{one.label} (ε {radius_text(one.radius)}, {levels:.2g} grey levels)"
 
 
 def radii_explained(canvas: Canvas) -> str:
@@ -102,7 +109,9 @@ def count_certified(found: Sequence[Detection]) -> int:
 def radii_told(found: Sequence[Detection]) -> str:
     """Return a sentence for each detection that is certified up to some ε, each after a space."""
     return "".join(
-        f" {one.label}: certified up to ε = {one.radius:.3f}." for one in found if one.radius
+        f" {one.label}: certified up to ε = {radius_text(one.radius)}."
+        for one in found
+        if one.radius
     )
 
 

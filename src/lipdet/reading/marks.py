@@ -16,7 +16,7 @@ from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
 from lipdet.images.tensors import to_uint8
-from lipdet.reading.detections import Box, Detection
+from lipdet.reading.detections import Box, Detection, radius_text
 from lipdet.types import Canvas
 
 # Okabe and Ito's colour-blind-safe colours, without black and with two greys: one per digit.
@@ -68,7 +68,7 @@ def certificate_marks(found: Sequence[Detection]) -> list[Mark]:
     """
     marks = []
     for one in found:
-        text = f"{one.label} ε≤{one.radius:.3f}" if one.radius else one.label
+        text = f"{one.label} ε≤{radius_text(one.radius)}" if one.radius else one.label
         if one.radius is None:
             text = _with_score(one)
         sure = one.reach is not None

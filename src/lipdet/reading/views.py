@@ -35,7 +35,7 @@ from lipdet.detector.forward import BATCH_SIZE, Network, decoder_on_cpu, raw_out
 from lipdet.errors import InputError
 from lipdet.images.crop import Region, cut
 from lipdet.images.tensors import to_tensor
-from lipdet.reading.detections import Box, Detection, as_rows, named
+from lipdet.reading.detections import Box, Detection, as_rows, named, radius_text
 from lipdet.types import Canvas, Detections, RawOutput, spell
 
 
@@ -203,7 +203,9 @@ class Tally:
         """The certificate in one line."""
         told = []
         if spell(self.labels):
-            sure = f"sure up to ε = {self.radius:.3f}" if self.radius else "not sure at any ε"
+            sure = (
+                f"sure up to ε = {radius_text(self.radius)}" if self.radius else "not sure at any ε"
+            )
             told.append(f"reads {' '.join(self.labels) or 'nothing'} ({sure})")
         for epsilon, counts in self.counts.items():
             ranges = (
@@ -237,10 +239,8 @@ def tallied(views: Sequence[View], verifier: Verifier, epsilons: Sequence[float]
         return []
     raw = _joined(views)
     radii = reading_radii(verifier, raw)
-    at = [
-        (epsilon, certified_counts(verifier, raw, torch.full((len(views),), epsilon).double()))
-        for epsilon in epsilons
-    ]
+    ones = torch.ones(len(views), dtype=torch.float64)
+    at = [(epsilon, certified_counts(verifier, raw, ones * epsilon)) for epsilon in epsilons]
     tallies = []
     for row, (view, radius) in enumerate(zip(views, radii.tolist(), strict=True)):
         names, labels = view.class_names, left_to_right(one_per_place(view.found))

@@ -107,6 +107,8 @@ def check_mistake(capsys: pytest.CaptureFixture[str], *words: str, names: str) -
         (["eval", "naive", "--data", "rendered:1", "--limit", "0"], "--limit"),
         (["eval", "naive", "--data", "rendered:1", "--json", "no/x.json"], "no/x.json"),
         (["lipschitz", "naive", "--plot", "profile.xyz"], "profile.xyz"),
+        (["lipschitz", "naive", "--image_size", "128"], "--image_size is for --audit"),
+        (["lipschitz", "--audit", "naive", "--data", "rendered:1"], "--audit MODULE stands alone"),
         (["data", "boxes", "rendered:1", "--plot", "boxes.xyz"], "boxes.xyz"),
         (["data", "render", "--stream", "dev", "--out", "x"], "dev"),
         (["data", "prepare", "rendered:5", "--out", "x"], "rendered:5"),

@@ -176,7 +176,8 @@ def test_region_is_checked() -> None:
 
 
 @pytest.mark.parametrize(
-    ("radius", "text"), [(441 / 1024, "0.430"), (1 / 1024, "0.0009"), (1.0, "1.000"), (0.5, "0.500")]
+    ("radius", "text"),
+    [(441 / 1024, "0.430"), (1 / 1024, "0.0009"), (1.0, "1.000"), (0.5, "0.500")],
 )
 def test_radii_are_rounded_down(radius: float, text: str) -> None:
     assert radius_text(radius) == text

@@ -12,7 +12,7 @@ import pytest
 from lipdet.app.session import samples
 from lipdet.cli import main
 from lipdet.config import DIGIT_CROP
-from lipdet.progress import show
+from lipdet.progress import console_on, show
 from lipdet.types import Framing
 
 pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("proven_once")]
@@ -68,6 +68,11 @@ def test_what_goes_to_a_pipe_is_as_wide_as_it_is(
     show(words)
     [first, *rest] = capsys.readouterr().out.splitlines()
     assert (first == words) == (columns is None) == (not rest)
+
+
+def test_brackets_in_names_are_no_markup(capsys: pytest.CaptureFixture[str]) -> None:
+    console_on(stderr=True).log("no [/red] [bold]objects")
+    assert "no [/red] [bold]objects" in capsys.readouterr().err
 
 
 def test_a_pipe_in_ascii_shows_the_result(monkeypatch: pytest.MonkeyPatch) -> None:

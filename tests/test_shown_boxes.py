@@ -147,6 +147,14 @@ def test_the_part_of_a_square_that_shows_the_picture(region: Region, part: list[
     assert found == pytest.approx(np.array(part))
 
 
+def test_a_name_is_drawn_in_one_line() -> None:
+    one, two = (
+        draw(PICTURE, [Mark((10.0, 20, 40, 60), text, "#ff0000")], 2.0)
+        for text in ("red car", "red\ncar ")
+    )
+    assert one.tobytes() == two.tobytes()
+
+
 def test_a_box_that_is_turned_round_is_drawn_in_order() -> None:
     straight, turned = (
         draw(PICTURE, [Mark(box, "6", "#ff0000")], 2.0)

@@ -32,7 +32,8 @@ FILE_COLUMNS = 200
 
 def console_on(*, stderr: bool) -> Console:
     """Return a console; a file or pipe gets FILE_COLUMNS, unless COLUMNS says otherwise."""
-    made = Console(stderr=stderr, log_path=False)
+    # Names and paths may have brackets, which are no markup.
+    made = Console(stderr=stderr, log_path=False, markup=False)
     if not made.is_terminal and "COLUMNS" not in os.environ:
         made.width = FILE_COLUMNS
     return made
@@ -46,7 +47,7 @@ def show(*parts: RenderableType) -> None:
     """Print tables and sentences on stdout."""
     out = console_on(stderr=False)
     for part in parts:
-        out.print(part, markup=False)
+        out.print(part)
 
 
 class RateColumn(ProgressColumn):

@@ -190,7 +190,7 @@ def test_written_form_is_read_by_pycocotools(
     assert (box["bbox"], box["area"], box["iscrowd"]) == ([1.5, 2.0, 3.0, 4.0], 12.0, 0)
 
 
-@pytest.mark.parametrize("names", [[], ["cat", "dog", "cat"]])
+@pytest.mark.parametrize("names", [[], ["cat", "dog", "cat"], ["cat", " cat\n"]])
 def test_categories_need_names_of_their_own(tmp_path: Path, names: list[str]) -> None:
     root = copy.deepcopy(SMALL)
     root["annotations"] = []

@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from lipdet.config import DIGIT_CROP
+from lipdet.errors import InputError
 from lipdet.images.crop import (
     Region,
     around,
@@ -155,6 +156,12 @@ def test_cut_inside_the_picture_equals_pil(
     assert found.dtype == np.uint8
     difference = np.abs(found.astype(int) - np.asarray(expected))
     assert difference[2:-2, 2:-2].max() <= 1
+
+
+def test_what_would_be_repeated_without_end_is_refused() -> None:
+    line = Image.new("RGB", (60_000, 4))
+    with pytest.raises(InputError, match="60000×4 pixels is too long and narrow"):
+        cut(line, full_region(*line.size, DIGIT_CROP), DIGIT_CROP)
 
 
 def test_cut_repeats_the_edge_beyond_the_border(photograph: Image.Image) -> None:

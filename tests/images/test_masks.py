@@ -119,6 +119,14 @@ def test_a_pack_keeps_masks_and_they_are_part_of_its_hash(tmp_path: Path) -> Non
         open_pack(tmp_path / "pack")
 
 
+def test_masks_are_not_numbered_anew(tmp_path: Path) -> None:
+    folder = folder_of(tmp_path / "data", [[0, 1]], names="background\ndog\n")
+    pack = pack_source(read_masks(folder), tmp_path / "pack", "full", Canvas(4, 4), seed=0)
+    assert pack.in_classes(("background", "dog", "cat")).class_names[2] == "cat"
+    with pytest.raises(InputError, match="not the order of background, cat, dog"):
+        pack.in_classes(("background", "cat", "dog"))
+
+
 def test_rendered_ink_lies_in_the_boxes_of_the_same_picture(tmp_path: Path) -> None:
     pack = pack_rendered(tmp_path / "ink", "train", 3, Canvas(74, 74), seed=0, kind="ink")
     assert pack.class_names == ("background", "ink")

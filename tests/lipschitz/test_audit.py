@@ -93,6 +93,21 @@ def test_a_layer_of_norm_one_is_no_finding() -> None:
     assert found.bound == pytest.approx(1.0, rel=1e-6)
 
 
+class Constant(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.value = nn.Parameter(torch.ones(1, 3))
+
+    def forward(self, images: Tensor) -> Tensor:
+        return self.value
+
+
+@pytest.mark.parametrize(("net", "bound"), [(nn.Identity(), 1.0), (Constant(), 0.0)])
+def test_what_computes_nothing_has_a_bound(net: nn.Module, bound: float) -> None:
+    found = audit(propagate(net.eval(), (3, 8, 8), past_obstacles=True))
+    assert (found.bound, found.findings) == (bound, ())
+
+
 class Gated(nn.Module):
     def __init__(self) -> None:
         super().__init__()

@@ -12,11 +12,13 @@ from typing import Any
 import pytest
 import torch
 
+from lipdet.attack import AttackSettings
 from lipdet.checkpoint import LoadedDetector, load_detector, save_detector
 from lipdet.cli import main
 from lipdet.config import PRESETS
 from lipdet.detector import build_detector
 from lipdet.errors import InputError
+from lipdet.evaluate.attacked import Campaign
 from lipdet.images.pack import Pack
 from lipdet.report.build import build_report
 from lipdet.results import read_results
@@ -49,10 +51,13 @@ def test_what_is_no_result_is_refused(tmp_path: Path, content: str | None, words
 
 
 def refused(
-    pack: Pack, detectors: Sequence[LoadedDetector], known: Sequence[dict[str, Any]]
+    pack: Pack,
+    detectors: Sequence[LoadedDetector],
+    known: Sequence[dict[str, Any]],
+    campaign: Campaign | None = None,
 ) -> None:
     framing = detectors[0].framing
-    build_report(detectors, {framing: pack}, 0, None, known, {framing: [0]}, None)
+    build_report(detectors, {framing: pack}, 0, campaign, known, {framing: [0]}, None)
 
 
 def test_results_of_other_pictures_are_refused(house_numbers: Pack) -> None:
@@ -69,6 +74,13 @@ def test_names_must_tell_detectors_apart(house_numbers: Pack) -> None:
         refused(house_numbers, [naive], [result("other", 0.5, full=False)])
     with pytest.raises(InputError, match="several results of naive"):
         refused(house_numbers, [naive], [result("naive", 0.5, full=False)] * 2)
+
+
+def test_results_that_lack_a_radius_are_refused(house_numbers: Pack) -> None:
+    campaign = Campaign("worst", (0.1, 0.5), AttackSettings(0.1))
+    naive, known = load_detector("naive"), result("naive", 0.5, full=True)
+    with pytest.raises(InputError, match=r"nothing of ε = 0\.5: .* their radii \(0\.1, 0\.25\)"):
+        refused(house_numbers, [naive], [known], campaign)
 
 
 @pytest.mark.slow

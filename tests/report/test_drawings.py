@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from torch import Tensor, nn
 
 from lipdet.config import PRESETS
 from lipdet.detector import build_detector
@@ -137,6 +138,26 @@ def test_inline_figures_share_no_identity() -> None:
     assert identities[0]
     assert not identities[0] & identities[1]
     assert "http" not in inline_svg(one)
+
+
+class InOnePiece(nn.Module):
+    """A backbone that is one module, and gives its maps as a list."""
+
+    def __init__(self, stages: nn.Module) -> None:
+        super().__init__()
+        self.hidden = [stages]
+
+    def forward(self, images: Tensor) -> list[Tensor]:
+        return list(self.hidden[0](images))
+
+
+def test_a_backbone_of_one_module_has_no_stages() -> None:
+    detector = build_detector(PRESETS["naive"].detector).eval()
+    detector.backbone = InOnePiece(detector.backbone)
+    found = describe_architecture(detector)
+    assert found.stages == ()
+    assert len(found.heads) == 4
+    assert "1,700 default boxes" in draw_architecture("mine", found).caption
 
 
 def test_architecture_is_read_off_the_network() -> None:

@@ -181,7 +181,7 @@ def test_certify_draws_radii_and_counts_what_can_flip(
     assert sum(entry["pixels"].values()) == 32 * 32
     [certified] = entry["certified"]
     assert certified["together"] <= certified["alone"] <= 32 * 32
-    overlay = load_rgb(out / "door.png")
+    overlay = load_rgb(out / "door-radii.png")
     assert overlay.height == 256
     assert overlay.width > overlay.height + 50  # the colour bar
     assert load_rgb(out / "door-classes.png").size == (32, 32)

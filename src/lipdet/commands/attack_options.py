@@ -31,7 +31,7 @@ def add_objective(parser: Parser) -> None:
 
 
 def parse_epsilons(words: Sequence[str]) -> tuple[float, ...]:
-    """Return the radii of `--epsilon`.
+    """Return the radii of `--epsilon`, each once.
 
     Raises:
         InputError: one is no radius, or there is none.
@@ -40,7 +40,7 @@ def parse_epsilons(words: Sequence[str]) -> tuple[float, ...]:
         raise InputError(
             "Attacks and certificates need a radius: give --epsilon, such as --epsilon 0.25."
         )
-    return tuple(parse_epsilon(word) for word in words)
+    return tuple(dict.fromkeys(map(parse_epsilon, words)))
 
 
 def measured_epsilons(

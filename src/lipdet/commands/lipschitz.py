@@ -57,7 +57,7 @@ def run(
     detector: str | None = None,
     audit: str | None = None,
     image_size: Canvas | None = None,
-    data: str = "rendered:4",
+    data: str | None = None,
     plot: Path | None = None,
     json: Path | None = None,  # the option is called --json
 ) -> None:
@@ -68,21 +68,26 @@ def run(
         audit: MODULE.
         image_size: HEIGHTxWIDTH of the pictures that a MODULE of yours takes, or one side;
             74 if it does not say.
-        data: SPEC of a few pictures at which the constants are also observed, from below.
+        data: SPEC of a few pictures at which the constants are also observed, from below;
+            rendered:4 if none is given.
         plot: file for the figure; its ending chooses the format.
         json: file for the result; `-` prints it instead of the tables.
     """
     check_writable(json)
     check_plot(plot)
     if audit is not None:
-        if detector is not None or plot is not None:
-            raise InputError("--audit MODULE stands alone: without a DETECTOR before it or --plot.")
+        if detector is not None or data is not None or plot is not None:
+            raise InputError(
+                "--audit MODULE stands alone: without a DETECTOR before it, --data or --plot."
+            )
         _audit(audit, image_size, json)
         return
     if detector is None:
         raise InputError("Give a DETECTOR, or --audit MODULE.")
+    if image_size is not None:
+        raise InputError("--image_size is for --audit MODULE: a DETECTOR has a size of its own.")
     loaded = load_own(detector)
-    pack = open_data(data, "test", loaded.framing).head(MOST_OBSERVED)
+    pack = open_data(data or "rendered:4", "test", loaded.framing).head(MOST_OBSERVED)
     profile: DetectorProfile | SegmenterProfile
     told: Table | str
     if isinstance(loaded, LoadedSegmenter):

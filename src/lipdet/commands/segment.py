@@ -45,7 +45,7 @@ MEASURED = "Rounding is measured, not proven"
 ON_THE_CPU = "Pixels are computed on the CPU"
 WHOLE = "The whole picture is seen"
 # What ends the name of an overlay of classes beside one of radii.
-CLASSES = "-classes"
+RADII, CLASSES = "-radii", "-classes"
 
 
 def evaluate(detector: str, data: str, **options: Any) -> None:
@@ -96,7 +96,7 @@ def certify(detector: str, images: Sequence[Path], out: Path, **options: Any) ->
         score=(options["score"], None),
     )
     epsilons = parse_epsilons(options["epsilon"])
-    files = PictureFiles(images, out, ends=("", CLASSES))
+    files = PictureFiles(images, out, ends=(RADII, CLASSES))
     loaded = load_segmenter(detector)
     segmenter, canvas = loaded.segmenter, loaded.framing.canvas
     [(_, first)] = next(files.batches(1))
@@ -115,7 +115,7 @@ def certify(detector: str, images: Sequence[Path], out: Path, **options: Any) ->
             shown = Image.fromarray(picture)
             overlays = {
                 CLASSES: draw_classes(shown, found.predicted),
-                "": draw_radii(shown, found.radius),
+                RADII: draw_radii(shown, found.radius),
             }
             certified = []
             for epsilon in epsilons:

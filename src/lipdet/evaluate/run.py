@@ -85,7 +85,7 @@ def in_classes_of(loaded: AnyDetector, pack: Pack) -> Pack:
         return pack
     renamed = pack.in_classes(loaded.class_names)
     if missing := [name for name in loaded.class_names if name not in pack.class_names]:
-        console.log(f"{pack.name} does not have the classes {', '.join(missing)}.", markup=False)
+        console.log(f"{pack.name} does not have the classes {', '.join(missing)}.")
     return renamed
 
 

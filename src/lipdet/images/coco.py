@@ -118,7 +118,7 @@ def read_coco(file: Path) -> Source:
         for key in unused
     ]  # fmt: skip
     class_index = {key: index for index, key in enumerate(sorted(categories, key=_rank))}
-    names = tuple(categories[key].text("name") for key in class_index)
+    names = tuple(categories[key].text("name").strip() for key in class_index)
     if not names or len(set(names)) < len(names):
         raise InputError(f"{file}: needs at least one category, and a name of its own for each.")
 

@@ -15,6 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
+from lipdet.errors import InputError
 from lipdet.images.resize import resized
 from lipdet.images.source import clip_boxes
 from lipdet.types import IGNORED, Canvas
@@ -22,6 +23,8 @@ from lipdet.types import IGNORED, Canvas
 EXPANSION = 0.3
 JITTER_ENLARGEMENT = 1.4
 JITTER_ASPECT = 0.15
+# Of a picture with what is repeated beyond it; half as many are the most that Pillow opens.
+MOST_PIXELS = 2**28
 
 
 class Region(NamedTuple):
@@ -100,9 +103,17 @@ def cut(image: Image.Image, region: Region, canvas: Canvas) -> NDArray[np.uint8]
     """Return the region at the size of a canvas (H, W, 3); beyond the border its edge is repeated.
 
     The region must share at least one pixel with the picture.
+
+    Raises:
+        InputError: the picture is so long and narrow that what is beyond it would fill the memory.
     """
     left, top = math.floor(region.left), math.floor(region.top)
     right, bottom = math.ceil(region.right), math.ceil(region.bottom)
+    if (right - left) * (bottom - top) > MOST_PIXELS:
+        raise InputError(
+            f"A picture of {image.width}×{image.height} pixels is too long and narrow to be seen "
+            f"whole at {canvas}: cut it into parts."
+        )
     inside = (max(left, 0), max(top, 0), min(right, image.width), min(bottom, image.height))
     margins = ((inside[1] - top, bottom - inside[3]), (inside[0] - left, right - inside[2]), (0, 0))
     pixels = np.pad(np.asarray(image.crop(inside)), margins, mode="edge")

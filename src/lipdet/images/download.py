@@ -192,7 +192,7 @@ def fetch(url: str, part: Path, size: int | None, progress: Progress) -> None:
                     f"kept in {part}, so run the same command again to continue."
                 ) from None
             wait = WAITS_S[max(failures - 1, 0)]
-            progress.console.print(f"{error}; trying again in {wait} s", markup=False)
+            progress.console.print(f"{error}; trying again in {wait} s")
             time.sleep(wait)
 
 

@@ -146,7 +146,7 @@ class Pack:
         """Return the same pictures with the labels of another list of class names.
 
         Raises:
-            InputError: a class is not in the list.
+            InputError: a class is not in the list, or masks would have to be numbered anew.
         """
         own = self.class_names
         if own == tuple(names):
@@ -155,6 +155,11 @@ class Pack:
             raise InputError(
                 f"{self.name} has the classes {', '.join(own)}; {', '.join(unknown)} is none of "
                 f"{', '.join(names)}."
+            )
+        if self.masks is not None and own != tuple(names[: len(own)]):
+            raise InputError(
+                f"The masks of {self.name} number the classes {', '.join(own)}, which is not the "
+                f"order of {', '.join(names)}: number the pixels alike, by the same classes.txt."
             )
         numbers = np.array([list(names).index(name) for name in own], np.int64)
         ignored = self.ignored.copy()

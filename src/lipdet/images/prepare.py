@@ -50,9 +50,7 @@ def pack_source(
     skipped = list(source.skipped)
     if skipped:
         first = f"{skipped[0].name}: {skipped[0].reason}"
-        console.log(
-            f"{source.name}: left out or doubtful, {len(skipped)} in all: {first}", markup=False
-        )
+        console.log(f"{source.name}: left out or doubtful, {len(skipped)} in all: {first}")
     chosen: list[tuple[int, list[Region]]] = []
     for index, picture in enumerate(track(source.pictures, f"Measuring {source.name}")):
         rng = np.random.default_rng([seed, index])

@@ -94,19 +94,24 @@ def audit(propagation: Propagation) -> Audit:
             else:
                 shrinking *= finding.factor
     found.sort(key=lambda one: -(one.factor or 0.0))
-    bound = None if obstacles else propagation.bounds[path[-1]]
+    bound = None if obstacles else propagation.bounds.get(_output(propagation), 0.0)
     return Audit(bound, shrinking, (*obstacles, *found))
 
 
 def worst_path(propagation: Propagation) -> list[fx.Node]:
     """List the nodes from the input to the output with the largest bound, without the input."""
-    outputs = propagation.network.graph.output_node().all_input_nodes
-    node = max(outputs, key=lambda one: propagation.bounds.get(one, 0.0))
+    node = _output(propagation)
     path = []
     while sources := propagation.sources(node):
         path.append(node)
         node = max(sources, key=propagation.bounds.__getitem__)
     return path[::-1]
+
+
+def _output(propagation: Propagation) -> fx.Node:
+    """Return the output with the largest bound; one that is constant has none."""
+    outputs = propagation.network.graph.output_node().all_input_nodes
+    return max(outputs, key=lambda one: propagation.bounds.get(one, 0.0))
 
 
 def _findings(propagation: Propagation, node: fx.Node) -> Iterator[Finding]:

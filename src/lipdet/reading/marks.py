@@ -99,10 +99,11 @@ def draw(
     taken: list[Box] = []
     for mark in marks:
         box = _scaled(mark.box, scale, size)
-        area, place = _free_place(pen, box, mark.text, size, taken, text_font(text))
+        words = " ".join(mark.text.split())  # Only a single line can be measured.
+        area, place = _free_place(pen, box, words, size, taken, text_font(text))
         taken.append(area)
         pen.rectangle(area, "black")
-        pen.text(place, mark.text, mark.colour, text_font(text))
+        pen.text(place, words, mark.colour, text_font(text))
     return canvas
 
 

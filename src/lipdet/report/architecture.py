@@ -89,7 +89,13 @@ def describe_architecture(detector: SSD) -> Architecture:
     seen: list[tuple[nn.Module, Tensor]] = []
     maps: list[tuple[Tensor, Tensor]] = []
     body = [module for module in detector.backbone.modules() if _is_layer(module)]
-    hooks = [module.register_forward_hook(lambda m, _, y: seen.append((m, y))) for module in body]
+
+    def note(module: nn.Module, _: object, features: object) -> None:
+        # A backbone of one module may return a list of maps, or what is no map.
+        if isinstance(features, Tensor) and features.ndim == 4:
+            seen.append((module, features))
+
+    hooks = [module.register_forward_hook(note) for module in body]
     hooks += [
         head.register_forward_hook(lambda _, x, y: maps.append((x[0], y.logits)))
         for head in detector.heads
@@ -127,7 +133,7 @@ def draw_architecture(name: str, architecture: Architecture, place: int = 1) -> 
         place: among the drawings of a report; part of the drawing's name.
     """
     stages = architecture.stages
-    bottom = -0.42 - 0.085 * max(len(stage.layers) for stage in stages)
+    bottom = -0.42 - 0.085 * max((len(stage.layers) for stage in stages), default=0)
     figure, axes = new_figure(
         height=1.43 * (_TOP - bottom), width=max(4.4, 1.05 * (len(stages) + 1))
     )

@@ -14,7 +14,7 @@ from lipdet.evaluate.chunks import State
 from lipdet.evaluate.run import evaluate
 from lipdet.images.pack import Pack
 from lipdet.report.inspection import Inspection, inspect_detector
-from lipdet.results import EvaluationResult, same_data
+from lipdet.results import EvaluationResult, radii, same_data
 from lipdet.types import Framing
 
 
@@ -44,7 +44,7 @@ def build_report(
     Raises:
         InputError: two detectors share a name, or results do not fit.
     """
-    _check(detectors, known)
+    _check(detectors, known, campaign)
     by_name = {result["weights"]: result for result in known}
     results = []
     for loaded in detectors:
@@ -59,7 +59,11 @@ def build_report(
     return results, inspections
 
 
-def _check(detectors: Sequence[LoadedDetector], known: Sequence[EvaluationResult]) -> None:
+def _check(
+    detectors: Sequence[LoadedDetector],
+    known: Sequence[EvaluationResult],
+    campaign: Campaign | None,
+) -> None:
     names = [loaded.name for loaded in detectors]
     check_distinct("detector", names)
     given = [result["weights"] for result in known]
@@ -70,6 +74,15 @@ def _check(detectors: Sequence[LoadedDetector], known: Sequence[EvaluationResult
             )
         if given.count(name) > 1:
             raise InputError(f"There are several results of {name}; give one file of each.")
+    asked = campaign.epsilons if campaign else ()
+    for result in known:
+        held = radii([result])
+        if lacking := [f"{one:g}" for one in asked if one not in held]:
+            raise InputError(
+                f"The results of {result['weights']} say nothing of ε = {', '.join(lacking)}: "
+                "leave their file out, so that it is measured, or choose among their radii "
+                f"({', '.join(f'{one:g}' for one in held) or 'none'})."
+            )
 
 
 def check_distinct(what: str, names: Sequence[str]) -> None:

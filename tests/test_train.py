@@ -244,10 +244,14 @@ def test_a_loss_that_is_no_number_names_its_step(house_numbers: Pack, tmp_path: 
 
 
 def test_an_existing_run_is_kept(house_numbers: Pack, tmp_path: Path) -> None:
-    (tmp_path / "run").mkdir()
+    run = tmp_path / "run"
+    # A folder that was made for it is none.
+    run.mkdir()
+    train(job_on(house_numbers, epochs=1), run)
+    before = {file: file.read_bytes() for file in run.iterdir()}
     with pytest.raises(InputError, match=r"run exists already; choose another --out, or add"):
-        train(job_on(house_numbers), tmp_path / "run")
-    assert list((tmp_path / "run").iterdir()) == []
+        train(job_on(house_numbers), run)
+    assert {file: file.read_bytes() for file in run.iterdir()} == before
 
 
 def pack_of_pets(folder: Path) -> Pack:
@@ -293,13 +297,15 @@ def test_data_sets_are_mixed_by_weight(house_numbers: Pack, tmp_path: Path) -> N
     other = pack_rendered(tmp_path / "pack", "train", 16, DIGIT_CROP, seed=8)
     folders = (str(house_numbers.folder), str(other.folder))
     config = dataclasses.replace(SHORT, epoch_pictures=0)
-    packs = open_packs(Job("naive", DetectorConfig(), config, folders, ()), folders)
+    packs = open_packs(Job("naive", DetectorConfig(), config, folders, ()), folders, "train")
     mixture, validation = training_data(config, (), packs)
     # By hand: of 64 pictures 3 are held out, of 16 none; all others once an epoch.
     assert mixture.counts.tolist() == [61, 16]
     assert [len(part.indices) for part in validation] == [3, 0]
     weighted, _ = training_data(config, (1.0, 6.0), packs)
     assert weighted.counts.tolist() == [11, 66]
+    with pytest.raises(InputError, match="--validation has what is learned from"):
+        training_data(config, (), packs, [other])
 
 
 def interrupt_after(monkeypatch: pytest.MonkeyPatch, step: int, number: int) -> None:

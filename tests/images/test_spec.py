@@ -56,13 +56,14 @@ def coco_file(tmp_path: Path) -> Path:
 
 
 def test_rendered() -> None:
-    test, train, other = (
+    test, *others = (
         open_data("rendered:3", "test", CROP),
         open_data("rendered:3", "train", CROP),
+        open_data("rendered:3", "validation", CROP),
         open_data("rendered:3", "test", CROP, seed=1),
     )
-    assert [len(pack) for pack in (test, train, other)] == [3, 3, 3]
-    assert len({test.hash, train.hash, other.hash}) == 3
+    assert [len(pack) for pack in (test, *others)] == [3, 3, 3, 3]
+    assert len({test.hash, *(pack.hash for pack in others)}) == 4
     assert open_data("rendered:5", "test", CROP).head(3).labels.tolist() == test.labels.tolist()
     assert open_data("rendered:3", "test", Framing(Canvas(32, 32))).images.shape == (3, 32, 32, 3)
 
@@ -74,8 +75,9 @@ def test_rendered() -> None:
 
 def test_svhn(svhn_folder: Path) -> None:
     test = open_data(f"svhn:{svhn_folder}", "test", CROP)
-    # One reference crop of each picture for testing, eight jittered ones for training.
+    # Eight jittered crops of each picture for training, otherwise one reference crop.
     assert test.pictures.tolist() == [0, 1, 2]
+    assert open_data(f"svhn:{svhn_folder}", "validation", CROP).hash == test.hash
     assert test.meta["crop"] == "reference"
     assert test.target(2)["labels"].tolist() == [3, 0]
     train = open_data(f"svhn:{svhn_folder}", "train", CROP)

@@ -113,7 +113,7 @@ def render(
     Args:
         out: folder of the new pack.
         count: number of pictures.
-        stream: train or test; the two never share a picture.
+        stream: train, validation or test; no two share a picture.
         seed: of everything that is drawn.
         image_size: HEIGHTxWIDTH of the pictures in pixels, or one side.
         scenes: whole photographs with a number anywhere, or none, instead of crops.

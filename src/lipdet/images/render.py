@@ -2,7 +2,7 @@
 
 Notable choices:
 - A picture depends on (seed, stream, index) alone, so that N pictures are a prefix of N + 1 and
-  the train and test streams never share one.
+  no two streams share one.
 - Boxes come first, with the statistics of SVHN's annotations; the digits are then drawn to fit
   their boxes, so that box and ink agree by construction.
 - Light and camera come last: shading, blur, few pixels, noise, compression. SVHN's digits are
@@ -41,7 +41,7 @@ from lipdet.images.surface import (
     wall,
 )
 
-STREAMS = ("train", "test")
+STREAMS = ("train", "test", "validation")
 SCENE_SIDE = 112
 LIGHT_ON_DARK = 0.45
 MEDIAN_DIGIT_HEIGHT, DIGIT_HEIGHT_SPREAD = 29.0, 0.48

@@ -24,8 +24,8 @@ from lipdet.images.voc import read_voc
 from lipdet.images.yolo import read_yolo
 from lipdet.types import Framing
 
-Purpose = Literal["train", "test"]
-RENDERED_DEFAULT = {"train": 10_000, "test": 1_000}
+Purpose = Literal["train", "validation", "test"]
+RENDERED_DEFAULT = {"train": 10_000, "validation": 1_000, "test": 1_000}
 MOST_RENDERED = 10_000_000
 TRAINING_CROPS = 8
 READERS: dict[str, Callable[[Path], Source]] = {
@@ -64,13 +64,13 @@ def find_data(spec: str, purpose: Purpose, framing: Framing, seed: int = 0) -> P
     """Return the pack that a SPEC means, of whole pictures or crops.
 
     Of `svhn:` a detector of crops gets, for training, eight jittered crops of each picture and,
-    for testing, one reference crop; a detector of whole pictures gets these, letter-boxed, as all
-    do of the other formats. `rendered` is the train or the test stream, of scenes for a detector of
+    otherwise, one reference crop; a detector of whole pictures gets these, letter-boxed, as all
+    do of the other formats. `rendered` is the stream of that name, of scenes for a detector of
     whole pictures. `lipdet data prepare` and `render` make packs with other choices.
 
     Args:
         spec: see the module's first line.
-        purpose: train or test.
+        purpose: train, validation (which chooses weights) or test.
         framing: how pictures get onto the network's canvas, where the SPEC leaves it open.
         seed: of crops and rendered pictures.
 

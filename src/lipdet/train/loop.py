@@ -48,7 +48,7 @@ def train(job: Job, run: Path, resume: bool = False) -> Path:
 
     Args:
         job: what to train.
-        run: the run folder; new, unless `resume`.
+        run: the run folder; new or empty, unless `resume`.
         resume: go on from the last checkpoint, if there is one.
 
     Raises:
@@ -59,7 +59,8 @@ def train(job: Job, run: Path, resume: bool = False) -> Path:
     leads = distributed.rank() == 0
     # Refused before anything is read.
     distributed.own_part(job.train.batch_size)
-    if leads and run.exists() and not resume:
+    empty = run.is_dir() and not any(run.iterdir())
+    if leads and run.exists() and not resume and not empty:
         raise InputError(f"{run} exists already; choose another --out, or add --resume.")
     if job.train.tensorboard:
         check_tensorboard()

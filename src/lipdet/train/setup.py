@@ -32,7 +32,7 @@ from lipdet.detector.fitting import (
 from lipdet.errors import InputError
 from lipdet.images.batches import Mixture, Part, split
 from lipdet.images.pack import Pack
-from lipdet.images.spec import find_data
+from lipdet.images.spec import Purpose, find_data
 from lipdet.progress import console
 from lipdet.segmenter import Segmenter, build_segmenter
 from lipdet.train.job import Job
@@ -67,7 +67,10 @@ def set_up(job: Job) -> Setup:
         InputError: the data cannot be used, or the weights to start from do not suit the job.
     """
     packs, held_out = distributed.made_once(
-        lambda: (open_packs(job, job.data), open_packs(job, job.validation))
+        lambda: (
+            open_packs(job, job.data, "train"),
+            open_packs(job, job.validation, "validation"),
+        )
     )
     distributed.check_same("The training data", [pack.hash for pack in (*packs, *held_out)])
     job = job.with_detector(class_names=packs[0].class_names, whole=framed_whole(job, packs))
@@ -81,13 +84,13 @@ def set_up(job: Job) -> Setup:
     return Setup(job, first_detector(job, start), training, validation)
 
 
-def open_packs(job: Job, specs: Sequence[str]) -> list[Pack]:
+def open_packs(job: Job, specs: Sequence[str], purpose: Purpose) -> list[Pack]:
     """Return packs for a job, with the labels of the one that has most classes.
 
     Raises:
         InputError: another has a class that this one has not, or a SPEC cannot be used.
     """
-    packs = [find_data(spec, "train", job.detector.framing, job.train.seed) for spec in specs]
+    packs = [find_data(spec, purpose, job.detector.framing, job.train.seed) for spec in specs]
     names = max((pack.class_names for pack in packs), key=len, default=())
     return [pack.in_classes(names) for pack in packs]
 
@@ -259,8 +262,13 @@ def training_data(
     """Return a training mixture and validation parts: other packs, or cut from the same.
 
     Raises:
-        InputError: other data have other classes, or an epoch is smaller than a batch.
+        InputError: other data have other classes or are the same, or an epoch is smaller than a
+            batch.
     """
+    learned = {pack.hash for pack in packs}
+    for pack in held_out:
+        if pack.hash in learned:
+            raise InputError(f"--validation has what is learned from: {pack.name}; give another.")
     held_out = [pack.in_classes(packs[0].class_names) for pack in held_out]
     share = 0.0 if held_out else config.validation_share
     halves = [split(pack, share, config.validation_limit, config.seed) for pack in packs]

@@ -172,6 +172,16 @@ def test_binary_labels(tmp_path: Path, damage: bytes) -> None:
         read_yolo(tmp_path)
 
 
+def test_key_points_are_no_polygon(tmp_path: Path) -> None:
+    points = "0.45 0.45 2 0.55 0.45 2 0.45 0.55 1 0.55 0.55 0"
+    (write(tmp_path) / "labels" / "a.txt").write_text(f"0 0.5 0.5 0.2 0.4 {points}\n")
+    (tmp_path / "data.yaml").write_text(f"{NAMES}kpt_shape: [4, 3]\n")
+    source = read_yolo(tmp_path)
+    # Centre 20, 10 and size 8, 8.
+    np.testing.assert_allclose(source.pictures[0].boxes, [[16, 6, 24, 14]], rtol=1e-6)
+    assert not source.skipped
+
+
 def one_line(tmp_path: Path, line: str) -> Source:
     write(tmp_path)
     (tmp_path / "labels" / "c.txt").write_text(line)

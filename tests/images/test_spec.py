@@ -125,6 +125,17 @@ def test_a_change_of_a_picture_makes_a_new_pack(svhn_folder: Path) -> None:
     assert (after.images[1] == (0, 255, 0)).all()
 
 
+def test_a_pack_has_the_name_and_the_remarks_of_its_own_file(coco_file: Path) -> None:
+    first = open_data(f"coco:{coco_file}", "test", WHOLE)
+    root = json.loads(coco_file.read_text())
+    other = coco_file.rename(coco_file.with_name("other.json"))
+    assert "other.json" in open_data(f"coco:{other}", "test", WHOLE).name
+    root["annotations"].append({**root["annotations"][0], "id": 2, "bbox": [3, 4, 0, 6]})
+    coco_file.write_text(json.dumps(root))
+    second = open_data(f"coco:{coco_file}", "test", WHOLE)
+    assert [len(pack.meta["skipped"]) for pack in (first, second)] == [0, 1]
+
+
 def test_a_damaged_pack_in_the_cache_is_named() -> None:
     pack = open_data("rendered:2", "test", CROP)
     file = pack.folder / "labels.npy"

@@ -138,8 +138,9 @@ def cache_folder() -> Path:
 
 
 def fingerprint(source: Source) -> str:
-    """Return a short hash of the annotations and of each file's size and time of change."""
-    digest = hashlib.sha256(repr(source.class_names).encode())
+    """Return a short hash of all that a source says and of each file's size and time of change."""
+    said = source.name, source.class_names, *source.skipped
+    digest = hashlib.sha256(repr(said).encode())
     for picture in source.pictures:
         for file in (picture.path, *([picture.mask.path] if picture.mask else [])):
             status = file.stat()

@@ -157,7 +157,14 @@ def _cached(stem: str, choices: dict[str, object], make: Callable[[Path], Pack])
     for path in sorted(Path(__file__).parent.glob("*.[pj][ys]*")):
         digest.update(path.read_bytes())
     folder = cache_folder() / "packs" / f"{stem}-{digest.hexdigest()[:12]}"
-    return open_pack(folder) if folder.exists() else make(folder)
+    if not folder.exists():
+        try:
+            return make(folder)
+        except InputError:
+            # Another process may have finished the same pack in the meantime.
+            if not folder.exists():
+                raise
+    return open_pack(folder)
 
 
 def _count(spec: str, text: str, default: int) -> int:

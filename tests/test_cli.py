@@ -112,6 +112,7 @@ def check_mistake(capsys: pytest.CaptureFixture[str], *words: str, names: str) -
         (["data", "boxes", "rendered:1", "--plot", "boxes.xyz"], "boxes.xyz"),
         (["data", "render", "--stream", "dev", "--out", "x"], "dev"),
         (["data", "prepare", "rendered:5", "--out", "x"], "rendered:5"),
+        (["data", "prepare", "voc:x", "--crops", "8", "--out", "x"], "add --crop jitter"),
         (["data", "prepare", "voc:x", "--seed", "-1", "--out", "x"], "--seed must not be negative"),
         (["data", "render", "--seed", "-1", "--out", "x"], "--seed must not be negative"),
         (["data", "download", "train", "--out", "x", "--base_url", "file:///etc"], "file:///etc"),

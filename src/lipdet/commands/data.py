@@ -143,13 +143,15 @@ def prepare(
         crop: reference (the published experiment's, for evaluation), jitter (for training) or
             full (whole pictures, letter-boxed); by default reference for svhn: and full for the
             other formats.
-        crops: of each picture.
+        crops: of each picture; more than one with jitter only.
         seed: of the random choices.
         image_size: HEIGHTxWIDTH of what is cut in pixels, or one side.
     """
     check_positive("--crops", crops)
     check_seed(seed)
     chosen = crop or default_crop(spec.partition(":")[0], "test", whole=False)[0]
+    if crops > 1 and chosen != "jitter":
+        raise InputError(f"--crops {crops} of --crop {chosen} would be alike; add --crop jitter.")
     pack = pack_source(read_source(spec), out, chosen, image_size, seed, crops)
     _print_pack(pack.describe(), out)
     for entry in pack.meta["skipped"]:

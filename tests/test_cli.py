@@ -112,6 +112,9 @@ def check_mistake(capsys: pytest.CaptureFixture[str], *words: str, names: str) -
         (["data", "boxes", "rendered:1", "--plot", "boxes.xyz"], "boxes.xyz"),
         (["data", "render", "--stream", "dev", "--out", "x"], "dev"),
         (["data", "prepare", "rendered:5", "--out", "x"], "rendered:5"),
+        (["data", "prepare", "voc:x", "--crops", "8", "--out", "x"], "add --crop jitter"),
+        (["data", "prepare", "voc:x", "--seed", "-1", "--out", "x"], "--seed must not be negative"),
+        (["data", "render", "--seed", "-1", "--out", "x"], "--seed must not be negative"),
         (["data", "download", "train", "--out", "x", "--base_url", "file:///etc"], "file:///etc"),
         (["attack", "naive", "door.png", "--out", "x"], "--epsilon"),
         (["attack", "naive", "door.png", "--out", "x", "--epsilon", "much"], "much"),
@@ -187,6 +190,20 @@ def test_existing_output_is_not_overwritten(
     words = ["data", "render", "--count", "1", "--out", str(tmp_path)]
     check_mistake(capsys, *words, names="exists already")
     check_mistake(capsys, "train", "--out", str(tmp_path), names="exists already")
+
+
+def test_options_that_a_pack_leaves_no_room_for(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    pack = str(tmp_path / "pack")
+    words = ["data", "render", "--count", "2", "--image_size", "48", "--out", pack]
+    assert run(capsys, *words)[0] == 0
+    for verb in ("info", "boxes"):
+        asked = ["data", verb, pack, "--image_size"]
+        check_mistake(capsys, *asked, "74", names="holds pictures of 48x48 pixels, not 74x74")
+    check_mistake(capsys, "data", "boxes", pack, "--seed", "-1", names="--seed must not be")
+    assert json.loads(run(capsys, "data", "info", pack)[1])["canvas"] == [48, 48]
+    assert run(capsys, "data", "info", pack, "--image_size", "48x48")[0] == 0
 
 
 def test_data_and_detector_must_agree(

@@ -256,6 +256,12 @@ def test_a_name_as_it_is_given_comes_before_its_last_part(tmp_path: Path) -> Non
     assert read_coco(file).pictures[1].path == tmp_path / "images" / "val" / "a.png"
 
 
+def test_a_picture_under_two_ids_is_refused(tmp_path: Path) -> None:
+    root = edit(lambda r: r["images"].append({**r["images"][1], "id": 4}))
+    with pytest.raises(InputError, match=r"image 4 and image 3 are both .*a\.png.*; join them"):
+        read_coco(write(tmp_path, root))
+
+
 def test_two_pictures_that_come_to_one_file_are_refused(tmp_path: Path) -> None:
     """Of two paths with the same last part one file is here."""
     moved(tmp_path, "annotations", "images/val")

@@ -79,6 +79,15 @@ def test_what_has_no_other_half_is_skipped(tmp_path: Path) -> None:
     assert skipped == [("0.png", "no mask"), ("2.png", "no picture")]
 
 
+def test_of_two_pictures_with_one_mask_the_other_is_listed(tmp_path: Path) -> None:
+    folder = folder_of(tmp_path / "data", [[0, 1]])
+    Image.new("RGB", (2, 1)).save(folder / "images" / "0.jpg")
+    source = read_masks(folder)
+    assert [picture.path.name for picture in source.pictures] == ["0.png"]
+    skipped = [(one.name, one.reason) for one in source.skipped]
+    assert skipped == [("0.jpg", "0.png has the same name and was taken")]
+
+
 def test_what_cannot_be_a_mask_is_refused(tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"needs images/NAME\.jpg and masks/NAME\.png"):
         read_masks(tmp_path)

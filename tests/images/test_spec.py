@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -12,6 +13,7 @@ from PIL import Image
 from lipdet.config import DIGIT_CROP
 from lipdet.errors import InputError
 from lipdet.images import spec
+from lipdet.images.pack import Pack
 from lipdet.images.prepare import Crop, pack_rendered, pack_source
 from lipdet.images.spec import cache_folder, find_data, open_data, read_source
 from lipdet.types import Canvas, Framing
@@ -125,6 +127,28 @@ def test_a_change_of_a_picture_makes_a_new_pack(svhn_folder: Path) -> None:
     after = open_data(f"svhn:{svhn_folder}", "test", CROP)
     assert after.folder != before.folder
     assert (after.images[1] == (0, 255, 0)).all()
+
+
+def test_a_pack_has_the_name_and_the_remarks_of_its_own_file(coco_file: Path) -> None:
+    first = open_data(f"coco:{coco_file}", "test", WHOLE)
+    root = json.loads(coco_file.read_text())
+    other = coco_file.rename(coco_file.with_name("other.json"))
+    assert "other.json" in open_data(f"coco:{other}", "test", WHOLE).name
+    root["annotations"].append({**root["annotations"][0], "id": 2, "bbox": [3, 4, 0, 6]})
+    coco_file.write_text(json.dumps(root))
+    second = open_data(f"coco:{coco_file}", "test", WHOLE)
+    assert [len(pack.meta["skipped"]) for pack in (first, second)] == [0, 1]
+
+
+def test_a_pack_that_another_process_finishes_first_is_opened(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def slower(folder: Path, *choices: Any) -> Pack:
+        pack_rendered(folder, *choices)
+        return pack_rendered(folder, *choices)
+
+    monkeypatch.setattr(spec, "pack_rendered", slower)
+    assert len(open_data("rendered:2", "test", CROP)) == 2
 
 
 def test_a_damaged_pack_in_the_cache_is_named() -> None:

@@ -184,6 +184,31 @@ def test_the_picture_is_that_of_the_name_of_the_xml(tmp_path: Path, name: str) -
     assert read_voc(tmp_path).pictures[0].path == tmp_path / "JPEGImages" / "a.jpg"
 
 
+@pytest.mark.parametrize("ending", ["jpg", "png"])
+def test_of_pictures_of_one_stem_the_filename_decides(tmp_path: Path, ending: str) -> None:
+    write(tmp_path, FIRST.replace("a.jpg", f"a.{ending}"))
+    Image.new("RGB", (40, 20)).save(tmp_path / "JPEGImages" / "a.png")
+    source = read_voc(tmp_path)
+    assert source.pictures[0].path.name == f"a.{ending}"
+    other = {"jpg": "a.png", "png": "a.jpg"}[ending]
+    assert [(s.name, s.reason) for s in source.skipped] == [(other, "no annotation")]
+
+
+def test_pictures_without_xml_and_xml_in_subfolders_are_listed(tmp_path: Path) -> None:
+    sub = write(tmp_path) / "Annotations" / "sub"
+    sub.mkdir()
+    (sub / "c.xml").write_text(SECOND)
+    Image.new("RGB", (30, 30)).save(tmp_path / "JPEGImages" / "c.png")
+    source = read_voc(tmp_path)
+    assert [p.path.name for p in source.pictures] == ["a.jpg", "b.png"]
+    assert [(s.name, s.reason) for s in source.skipped] == [
+        ("sub/c.xml", "in a subfolder; not read"),
+        ("c.png", "no annotation"),
+    ]
+    # A list chooses; what it leaves out is no loss.
+    assert not read_voc(tmp_path / "ImageSets" / "Main" / "both.txt").skipped
+
+
 def test_a_filename_that_is_not_the_name_of_the_xml_is_read(tmp_path: Path) -> None:
     """`<filename>` is not the stem."""
     write(tmp_path)

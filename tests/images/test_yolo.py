@@ -70,6 +70,24 @@ def test_names_in_other_forms(tmp_path: Path) -> None:
         check(read_yolo(tmp_path))
 
 
+def test_linked_subfolders_are_entered_and_loops_left(tmp_path: Path) -> None:
+    for kind in ("images", "labels"):
+        for place in (tmp_path / "set" / kind / "a", tmp_path / "elsewhere" / kind):
+            place.mkdir(parents=True)
+            if kind == "images":
+                Image.new("RGB", (40, 20)).save(place / "1.png")
+            else:
+                (place / "1.txt").write_text("0 0.5 0.5 0.5 0.2\n")
+        (tmp_path / "set" / kind / "b").symlink_to(tmp_path / "elsewhere" / kind)
+        (tmp_path / "set" / kind / "b" / "loop").symlink_to(tmp_path / "set" / kind)
+    (tmp_path / "set" / "data.yaml").write_text(NAMES)
+    source = read_yolo(tmp_path / "set")
+    images = tmp_path / "set" / "images"
+    assert [p.path for p in source.pictures] == [images / "a" / "1.png", images / "b" / "1.png"]
+    assert [len(p.boxes) for p in source.pictures] == [1, 1]
+    assert not source.skipped
+
+
 def test_labels_of_a_lost_picture_are_listed(tmp_path: Path) -> None:
     (write(tmp_path) / "images" / "a.png").unlink()
     source = read_yolo(tmp_path)
@@ -152,6 +170,16 @@ def test_binary_labels(tmp_path: Path, damage: bytes) -> None:
     (write(tmp_path) / "labels" / "a.txt").write_bytes(damage)
     with pytest.raises(InputError, match=r"a\.txt(: cannot be read as text|, line 1)"):
         read_yolo(tmp_path)
+
+
+def test_key_points_are_no_polygon(tmp_path: Path) -> None:
+    points = "0.45 0.45 2 0.55 0.45 2 0.45 0.55 1 0.55 0.55 0"
+    (write(tmp_path) / "labels" / "a.txt").write_text(f"0 0.5 0.5 0.2 0.4 {points}\n")
+    (tmp_path / "data.yaml").write_text(f"{NAMES}kpt_shape: [4, 3]\n")
+    source = read_yolo(tmp_path)
+    # Centre 20, 10 and size 8, 8.
+    np.testing.assert_allclose(source.pictures[0].boxes, [[16, 6, 24, 14]], rtol=1e-6)
+    assert not source.skipped
 
 
 def one_line(tmp_path: Path, line: str) -> Source:

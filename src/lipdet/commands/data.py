@@ -13,6 +13,7 @@ from lipdet.commands.options import (
     Parser,
     check_plot,
     check_positive,
+    check_seed,
     verb_parser,
 )
 from lipdet.config import DIGIT_CROP
@@ -119,6 +120,7 @@ def render(
         scenes: whole photographs with a number anywhere, or none, instead of crops.
     """
     check_positive("--count", count)
+    check_seed(seed)
     if stream not in STREAMS:
         raise InputError(f"--stream {stream!r} is unknown; choose one of: {', '.join(STREAMS)}.")
     kind: Rendered = "scenes" if scenes else "crops"
@@ -141,14 +143,16 @@ def prepare(
         crop: reference (the published experiment's, for evaluation), jitter (for training) or
             full (whole pictures, letter-boxed); by default reference for svhn: and full for the
             other formats.
-        crops: of each picture.
+        crops: of each picture; more than one with jitter only.
         seed: of the random choices.
         image_size: HEIGHTxWIDTH of what is cut in pixels, or one side.
     """
     check_positive("--crops", crops)
-    source = read_source(spec)
+    check_seed(seed)
     chosen = crop or default_crop(spec.partition(":")[0], "test", whole=False)[0]
-    pack = pack_source(source, out, chosen, image_size, seed, crops)
+    if crops > 1 and chosen != "jitter":
+        raise InputError(f"--crops {crops} of --crop {chosen} would be alike; add --crop jitter.")
+    pack = pack_source(read_source(spec), out, chosen, image_size, seed, crops)
     _print_pack(pack.describe(), out)
     for entry in pack.meta["skipped"]:
         print(f"  skipped {entry['name']}: {entry['reason']}")
@@ -168,7 +172,7 @@ def download(splits: Sequence[str], out: Path, base_url: str = OFFICIAL) -> None
 
 def boxes(
     spec: str,
-    image_size: Canvas = DIGIT_CROP,
+    image_size: Canvas | None = None,
     whole: bool = False,
     scales: Sequence[float] | None = None,
     seed: int = 0,
@@ -178,13 +182,15 @@ def boxes(
 
     Args:
         spec: any SPEC, as it would be trained on.
-        image_size: HEIGHTxWIDTH of the network's input in pixels, or one side.
+        image_size: HEIGHTxWIDTH of the network's input in pixels, or one side; by default that of
+            a pack, or 74x74.
         whole: of svhn:, whole pictures instead of crops.
         scales: smallest and largest factor of sides, as of a training that changes the scale.
         seed: of crops, rendered pictures and the clustering.
         plot: file for a figure of objects and default boxes; its ending chooses the format.
     """
     check_plot(plot)
+    check_seed(seed)
     if scales and not 0 < scales[0] <= scales[1]:
         raise InputError(f"--scales must be positive and in order, not {scales[0]} {scales[1]}.")
     pack = _opened(spec, "train", image_size, whole, seed)
@@ -202,12 +208,13 @@ def boxes(
         plot_default_boxes(pack, objects, fit, plot)
 
 
-def info(spec: str, image_size: Canvas = DIGIT_CROP, whole: bool = False) -> None:
+def info(spec: str, image_size: Canvas | None = None, whole: bool = False) -> None:
     """Say what a data set holds; per class objects, or pixels where these are labelled.
 
     Args:
         spec: any SPEC, as it would be evaluated.
-        image_size: HEIGHTxWIDTH of the pictures in pixels, or one side.
+        image_size: HEIGHTxWIDTH of the pictures in pixels, or one side; by default that of a pack,
+            or 74x74.
         whole: of svhn:, whole pictures instead of crops.
     """
     pack = _opened(spec, "test", image_size, whole)
@@ -218,11 +225,16 @@ def info(spec: str, image_size: Canvas = DIGIT_CROP, whole: bool = False) -> Non
     )
 
 
-def _opened(spec: str, purpose: Purpose, canvas: Canvas, whole: bool, seed: int = 0) -> Pack:
+def _opened(spec: str, purpose: Purpose, canvas: Canvas | None, whole: bool, seed: int = 0) -> Pack:
     """Open data; a pack has a size of its own."""
-    folder = Path(spec)
-    framing = Framing(canvas, whole)
-    return open_pack(folder) if folder.is_dir() else find_data(spec, purpose, framing, seed)
+    if not Path(spec).is_dir():
+        return find_data(spec, purpose, Framing(canvas or DIGIT_CROP, whole), seed)
+    pack = open_pack(Path(spec))
+    if canvas not in (None, pack.canvas):
+        raise InputError(
+            f"{spec} holds pictures of {pack.canvas} pixels, not {canvas}; leave out --image_size."
+        )
+    return pack
 
 
 def _print_pack(description: DataSummary, out: Path) -> None:

@@ -159,6 +159,12 @@ def check_positive(option: str, value: int | None) -> None:
         raise InputError(f"{option} must be positive, not {value}.")
 
 
+def check_seed(seed: int) -> None:
+    """Refuse a negative seed: NumPy takes none."""
+    if seed < 0:
+        raise InputError(f"--seed must not be negative, but is {seed}.")
+
+
 def parse_region(text: str) -> Region:
     """Return the rectangle that `--crop` names."""
     try:

@@ -9,7 +9,7 @@ Notable choices:
 - The size in the json is compared with the picture's header: a resized or rotated picture would
   otherwise shift every box without a sign.
 - What the json says of a picture is taken as it is given, and then its last part alone: beside the
-  json, in `images/` there, then in folders around. Two names that come to one file are refused.
+  json, in `images/` there, then in folders around. Two entries that come to one file are refused.
 """
 
 from __future__ import annotations
@@ -338,10 +338,15 @@ def _found(image: Entry, places: Sequence[list[Path]]) -> Path:
 
 
 def _check_apart(images: Sequence[Entry], pictures: Sequence[AnnotatedPicture]) -> None:
-    """Refuse a file that entries of different names come to, by their last parts."""
+    """Refuse a file that two entries come to, by one name or by their last parts."""
     seen: dict[Path, Entry] = {}
     for image, picture in zip(images, pictures, strict=True):
         other = seen.setdefault(picture.path, image)
+        if other is not image and other.text("file_name") == image.text("file_name"):
+            raise image.wrong(
+                f"and image {other.id} are both {picture.path}, each with a part of its objects; "
+                "join them under one id."
+            )
         if other.text("file_name") != image.text("file_name"):
             raise image.wrong(
                 f"and image {other.id} both come to {picture.path}; add the picture "

@@ -7,7 +7,8 @@ Notable choices:
 - 255 is ignored, as in Cityscapes, where there are more than two classes. Where masks hold no other
   values than 0 and 255, or two classes are named and no mask holds a 1, it is the second class.
 - Without classes.txt two classes are called background and object, and more of them by number.
-- A picture without a mask, and a mask without a picture, are listed in `skipped`.
+- A picture without a mask, a mask without a picture, and all but one of pictures that share a mask
+  are listed in `skipped`.
 """
 
 from __future__ import annotations
@@ -47,7 +48,8 @@ def read_masks(folder: Path) -> Source:
         InputError: pictures or masks are missing, or a mask is of another size than its picture,
             has colours, or a class without a name; the message names the file.
     """
-    pictures = {path.stem: path for path in pictures_in(folder / "images")}
+    present = pictures_in(folder / "images")
+    pictures = {path.stem: path for path in present}
     masks = {path.stem: path for path in sorted((folder / "masks").glob("*.png"))}
     both = [stem for stem in pictures if stem in masks]
     if not both:
@@ -74,6 +76,11 @@ def read_masks(folder: Path) -> Source:
         for own, others, what in ((pictures, masks, "mask"), (masks, pictures, "picture"))
         for stem, path in own.items()
         if stem not in others
+    ]
+    alone += [
+        Skipped(path.name, f"{taken.name} has the same name and was taken")
+        for path in present
+        if (taken := pictures[path.stem]) != path
     ]
     return Source(f"masks:{folder.resolve().name}", names, tuple(chosen), tuple(alone))
 

@@ -287,12 +287,29 @@ def pictures_in(folder: Path, pattern: str = "*") -> list[Path]:
 
 
 def files_in(folder: Path, pattern: str) -> list[Path]:
-    """Return files that match a pattern, sorted; hidden ones are none of the user's."""
+    """Return files that match a pattern, sorted; hidden ones are none of the user's.
+
+    A pattern that begins with `**/` also enters linked folders, as `Path.glob` does not.
+    """
+    folders = _tree(folder) if pattern.startswith("**/") else [folder]
     return sorted(
         path
-        for path in folder.glob(pattern)
+        for one in folders
+        for path in one.glob(pattern.removeprefix("**/"))
         if not any(part.startswith(".") for part in path.relative_to(folder).parts)
     )
+
+
+def _tree(folder: Path) -> Iterator[Path]:
+    """Yield a folder and all folders below; what several links lead to, once: they may loop."""
+    seen: set[str] = set()
+    for place, inside, _ in os.walk(folder, followlinks=True):
+        inside[:] = sorted(name for name in inside if not name.startswith("."))
+        if (real := os.path.realpath(place)) in seen:
+            inside.clear()
+        else:
+            seen.add(real)
+            yield Path(place)
 
 
 def absolute(path: Path) -> Path:

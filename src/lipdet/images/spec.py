@@ -138,8 +138,9 @@ def cache_folder() -> Path:
 
 
 def fingerprint(source: Source) -> str:
-    """Return a short hash of the annotations and of each file's size and time of change."""
-    digest = hashlib.sha256(repr(source.class_names).encode())
+    """Return a short hash of all that a source says and of each file's size and time of change."""
+    said = source.name, source.class_names, *source.skipped
+    digest = hashlib.sha256(repr(said).encode())
     for picture in source.pictures:
         for file in (picture.path, *([picture.mask.path] if picture.mask else [])):
             status = file.stat()
@@ -156,7 +157,14 @@ def _cached(stem: str, choices: dict[str, object], make: Callable[[Path], Pack])
     for path in sorted(Path(__file__).parent.glob("*.[pj][ys]*")):
         digest.update(path.read_bytes())
     folder = cache_folder() / "packs" / f"{stem}-{digest.hexdigest()[:12]}"
-    return open_pack(folder) if folder.exists() else make(folder)
+    if not folder.exists():
+        try:
+            return make(folder)
+        except InputError:
+            # Another process may have finished the same pack in the meantime.
+            if not folder.exists():
+                raise
+    return open_pack(folder)
 
 
 def _count(spec: str, text: str, default: int) -> int:

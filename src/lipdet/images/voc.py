@@ -12,7 +12,9 @@ Notable choices:
 - Objects marked `difficult` are areas in which detections are not judged, as in VOC's own measure.
 - Boxes that overhang the border are clipped; those without area inside the picture, as where
   xmin = xmax, are left out and counted.
-- The picture of an annotation is the one with the name of the xml file, else that of `<filename>`.
+- The picture of an annotation is the one with the name of the xml file, of several the one that
+  `<filename>` says; else that of `<filename>`.
+- A picture without an annotation and an xml in a subfolder are left out, and listed in `skipped`.
 - A file with a document type is refused: only there could entities be declared, which expand to
   any size. No annotation needs one.
 """
@@ -20,6 +22,8 @@ Notable choices:
 from __future__ import annotations
 
 import re
+from collections import defaultdict
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -94,13 +98,18 @@ def read_voc(path: Path) -> Source:
     if not chosen:
         raise InputError(f"{path}: names no annotation; there is nothing to read.")
     places = [folder / name for name in PICTURE_FOLDERS if (folder / name).is_dir()]
-    by_stem = {picture.stem: picture for place in places[::-1] for picture in pictures_in(place)}
+    present = [picture for place in places for picture in pictures_in(place)]
+    by_stem: dict[str, list[Path]] = defaultdict(list)
+    for picture in present:
+        by_stem[picture.stem].append(picture)
     skipped: list[Skipped] = []
     pictures = [
         _picture(file, roots[file], _picture_of(file, roots[file], places, by_stem), names, skipped)
         for file in chosen
     ]
     name = f"{folder.resolve().name}/{path.stem}" if listed else folder.resolve().name
+    if not listed:
+        skipped += _left_out(annotations, present, pictures)
     skipped += doubts(name, pictures, ())
     return Source(f"voc:{name}", names, tuple(pictures), tuple(skipped))
 
@@ -187,11 +196,25 @@ def _listed(file: Path, annotations: Path) -> list[Path]:
     return chosen
 
 
-def _picture_of(file: Path, root: Element, places: list[Path], by_stem: dict[str, Path]) -> Path:
+def _left_out(
+    annotations: Path, present: Sequence[Path], used: Sequence[AnnotatedPicture]
+) -> list[Skipped]:
+    """Return the annotations in subfolders, which are not read, and the pictures without one."""
+    deeper = [one for one in files_in(annotations, "**/*.xml") if one.parent != annotations]
+    taken = {picture.path.resolve() for picture in used}
+    return [
+        *(Skipped(str(one.relative_to(annotations)), "in a subfolder; not read") for one in deeper),
+        *(Skipped(one.name, "no annotation") for one in present if one.resolve() not in taken),
+    ]
+
+
+def _picture_of(
+    file: Path, root: Element, places: list[Path], by_stem: dict[str, list[Path]]
+) -> Path:
     """Return the picture of an annotation."""
-    if file.stem in by_stem:
-        return by_stem[file.stem]
     name = root.value("filename").replace("\\", "/").rpartition("/")[2]
+    if alike := by_stem.get(file.stem):
+        return next((picture for picture in alike if picture.name == name), alike[0])
     found = next((place / name for place in places if (place / name).is_file()), None)
     if not name or found is None:
         line = next((element.line for element in root.all("filename")), root.line)

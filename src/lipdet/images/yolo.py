@@ -2,7 +2,8 @@
 
 A line is `class cx cy w h`: the class's number from 0, then the centre and size of the box as
 fractions of the (upright) picture's width and height. A sixth number, a confidence, does not count;
-`class x1 y1 x2 y2 x3 y3 …` is a polygon, of which the box around it is read.
+`class x1 y1 x2 y2 x3 y3 …` is a polygon, of which the box around it is read. Where the yaml has
+`kpt_shape`, key points follow the box; they are left out.
 
 Notable choices:
 - What is named is one split: a folder, a txt list of pictures, or a data.yaml that has one split.
@@ -20,6 +21,7 @@ from __future__ import annotations
 
 import re
 from pathlib import Path
+from typing import NamedTuple
 
 import yaml
 
@@ -51,6 +53,13 @@ SPLIT = re.compile(r"(train|val|test)[a-z]*\d*")
 LARGEST = 2.0
 
 
+class Classes(NamedTuple):
+    """Names of classes, and whether the file that has them says that key points follow boxes."""
+
+    names: tuple[str, ...]
+    key_points: bool = False
+
+
 def read_yolo(path: Path) -> Source:
     """Read pictures with YOLO labels.
 
@@ -70,11 +79,11 @@ def read_yolo(path: Path) -> Source:
         if len(places) != 1:
             advice = " or ".join(map(str, places)) or "a folder that holds images/ and labels/"
             raise InputError(f"{path}: names {len(places)} splits; name one: {advice}.")
-        return _read(places[0], _names_of_yaml(path))
+        return _read(places[0], _classes_of_yaml(path))
     return _read(path, None)
 
 
-def _read(path: Path, names: tuple[str, ...] | None) -> Source:
+def _read(path: Path, classes: Classes | None) -> Source:
     listed = path.suffix == ".txt" and path.is_file()
     folder = path.parent if listed else _picture_folder(path)
     pattern = "**/*" if "images" in absolute(folder).parts or folder != path else "*"
@@ -91,18 +100,18 @@ def _read(path: Path, names: tuple[str, ...] | None) -> Source:
     if not texts and not any(file.is_file() for file in labels.values()):
         raise InputError(f"{path}: its pictures have no labels; {expected} holds no txt file.")
     beside = sorted({one.parent for one in labels.values()})
-    names = names or _class_names([folder if listed else path, *beside, folder])
+    classes = classes or _classes([folder if listed else path, *beside, folder])
     name = path.stem if listed else path.resolve().name
     skipped: list[Skipped] = []
     given: list[Given] = []
-    found = [_picture(file, text, names, skipped, given) for file, text in labels.items()]
+    found = [_picture(file, text, classes, skipped, given) for file, text in labels.items()]
     used, stems = {text.resolve() for text in labels.values()}, {file.stem for file in files}
     for text in texts:
         if text.resolve() not in used:
             where = "where none are expected" if text.stem in stems else "without a picture"
             skipped.append(Skipped(text.name, f"labels {where}"))
     skipped += doubts(name, found, given)
-    return Source(f"yolo:{name}", names, tuple(found), tuple(skipped))
+    return Source(f"yolo:{name}", classes.names, tuple(found), tuple(skipped))
 
 
 def _listed(file: Path) -> list[Path]:
@@ -163,8 +172,8 @@ def _label_file(picture: Path) -> Path:
     return next((place for place in places if place.is_file()), places[0])
 
 
-def _class_names(folders: list[Path]) -> tuple[str, ...]:
-    """Return the names in the nearest file that holds any."""
+def _classes(folders: list[Path]) -> Classes:
+    """Return the classes of the nearest file that names any."""
     first = folders[0]
     above = [*absolute(first).parents[:2], *first.resolve().parents[:2]]
     for folder in dict.fromkeys([*folders, *above]):
@@ -175,10 +184,10 @@ def _class_names(folders: list[Path]) -> tuple[str, ...]:
             both = " and ".join(map(str, named))
             raise InputError(f"{both} have class names; name one of them, as yolo:{named[0]}.")
         if named:
-            return _names_of_yaml(named[0])
+            return _classes_of_yaml(named[0])
         text = next((folder / name for name in TEXT_NAMES if (folder / name).is_file()), None)
         if text:
-            return read_names(text)
+            return Classes(read_names(text))
     raise InputError(
         f"{first}: its classes have no names; add a data.yaml with `names`, or a "
         f"{TEXT_NAMES[0]} with one name per line."
@@ -215,7 +224,7 @@ def _splits_of_yaml(file: Path) -> list[Path]:
     return list(dict.fromkeys(found))
 
 
-def _names_of_yaml(file: Path) -> tuple[str, ...]:
+def _classes_of_yaml(file: Path) -> Classes:
     """Return the entry `names`, a list or a mapping from 0, 1, …; words like `no` stay words."""
     entries = _entries(file)
     if "names" not in entries:
@@ -227,7 +236,7 @@ def _names_of_yaml(file: Path) -> tuple[str, ...]:
             f"{file}, line {_line(count)}: nc is {count.value}, but there are {len(names)} names; "
             "correct one of them."
         )
-    return names
+    return Classes(names, "kpt_shape" in entries)
 
 
 def _items(node: yaml.Node | None) -> list[tuple[yaml.Node, yaml.Node]]:
@@ -261,7 +270,7 @@ def _line(node: yaml.Node) -> int:
 def _picture(
     path: Path,
     file: Path,
-    names: tuple[str, ...],
+    classes: Classes,
     skipped: list[Skipped],
     given: list[Given],
 ) -> AnnotatedPicture:
@@ -271,10 +280,10 @@ def _picture(
     objects: list[LabelledBox] = []
     polygons = empty = 0
     for number, line in enumerate(text.splitlines(), start=1):
-        fields = line.split()
+        fields = line.split()[: 5 if classes.key_points else None]
         if not fields:
             continue
-        label, (x1, y1, x2, y2) = _object(f"{file}, line {number}", fields, len(names))
+        label, (x1, y1, x2, y2) = _object(f"{file}, line {number}", fields, len(classes.names))
         polygons += len(fields) > 6
         numbers = (x1 + x2) / 2, (y1 + y2) / 2, x2 - x1, y2 - y1
         given.append((numbers, (x1, y1, x2, y2)))

@@ -257,3 +257,12 @@ def test_neighbours_are_sought_beside_a_link_first(tmp_path: Path) -> None:
     assert [picture.path.name for picture in read_voc(lists / "link.txt").pictures] == ["b.png"]
     (tmp_path / "elsewhere.txt").symlink_to(lists / "both.txt")
     assert len(read_voc(tmp_path / "elsewhere.txt").pictures) == 2
+
+
+def test_a_list_may_name_what_lies_in_a_subfolder(tmp_path: Path) -> None:
+    folder = write(tmp_path)
+    (folder / "Annotations" / "sub").mkdir()
+    (folder / "Annotations" / "b.xml").rename(folder / "Annotations" / "sub" / "b.xml")
+    split = folder / "ImageSets" / "Main" / "train.txt"
+    split.write_text("sub/b\n")
+    assert [picture.path.name for picture in read_voc(split).pictures] == ["b.png"]

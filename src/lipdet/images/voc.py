@@ -92,11 +92,12 @@ def read_voc(path: Path) -> Source:
     listed = path.is_file()
     folder, annotations = _annotations_of(path, listed)
     files = files_in(annotations, "*.xml")
-    roots = {file: _parse(file) for file in files}
-    names = _class_names(folder, roots)
     chosen = _listed(path, annotations) if listed else files
     if not chosen:
         raise InputError(f"{path}: names no annotation; there is nothing to read.")
+    # A list may name what lies in subfolders.
+    roots = {file: _parse(file) for file in dict.fromkeys([*files, *chosen])}
+    names = _class_names(folder, roots)
     places = [folder / name for name in PICTURE_FOLDERS if (folder / name).is_dir()]
     present = [picture for place in places for picture in pictures_in(place)]
     by_stem: dict[str, list[Path]] = defaultdict(list)

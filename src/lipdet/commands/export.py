@@ -67,6 +67,8 @@ def run(
         )
     if format == "onnx" and out.suffix == ".pt2":
         raise InputError(f"{out}: write .pt2 files with --format torch-export.")
+    if format == "torch-export" and out.suffix == ".onnx":
+        raise InputError(f"{out}: --format torch-export writes .pt2 files; name it NAME.pt2.")
     loaded = load_own(detector)
     keep_freed_memory()
     canvas = loaded.framing.canvas

@@ -237,7 +237,7 @@ class Detector:
         selection: Selection,
     ) -> Iterator[list[Reading]]:
         """Yield readings of as many pictures at a time as pass the network together."""
-        region = None if crop is None else Region(*crop)
+        region = None if crop is None else _region(crop)
         pictures = picture if isinstance(picture, list | tuple) else [picture]
         for start in range(0, len(pictures), BATCH_SIZE):
             images = [as_rgb(one) for one in pictures[start : start + BATCH_SIZE]]
@@ -247,3 +247,12 @@ class Detector:
 def _results(files: Files) -> list[EvaluationResult]:
     several = [files] if isinstance(files, Path | str) else files
     return read_results([Path(one) for one in several])
+
+
+def _region(crop: Sequence[float]) -> Region:
+    try:
+        return Region(*map(float, () if isinstance(crop, str) else crop))
+    except (TypeError, ValueError):
+        raise InputError(
+            f"A crop is four numbers, (left, top, right, bottom) in pixels, not {crop!r}."
+        ) from None

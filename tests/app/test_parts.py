@@ -110,6 +110,11 @@ def test_a_large_file_is_refused(tmp_path: Path) -> None:
         read_picture(file)
 
 
+def test_a_picture_that_was_deleted_meanwhile_is_one_sentence(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match=r"^That picture is no longer here; bring it again\.$"):
+        read_picture(tmp_path / "gone.png")
+
+
 def test_photographs_are_shrunk_and_turned_upright(tmp_path: Path) -> None:
     photo = Image.new("RGB", (3_000, 1_000), "red")
     exif = Image.Exif()

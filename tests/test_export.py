@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 from torch import Tensor
 
 from lipdet.boxes import DISPLAY_SELECTION, select_detections
@@ -29,6 +30,7 @@ from lipdet.export.metadata import read_bounds
 from lipdet.export.runtime import OnnxNetwork, OnnxSegmenter, load_onnx
 from lipdet.export.torch_file import export_torch
 from lipdet.export.verify import check, compare, compare_certificates
+from lipdet.images.crop import cut, full_region, out_of_region
 from lipdet.images.pack import Pack
 from lipdet.segmenter import build_segmenter
 from lipdet.types import Canvas, RawOutput
@@ -262,8 +264,6 @@ def segmenter(architecture: str) -> LoadedSegmenter:
 
 
 def test_radii_are_computed_from_an_exported_segmenter_alone(tmp_path: Path) -> None:
-    from PIL import Image
-
     loaded, canvas = segmenter("orthogonal-segmenter"), Canvas(30, 38)
     images = torch.rand(9, 3, *canvas, generator=torch.Generator().manual_seed(0))
     out = tmp_path / "small.onnx"
@@ -279,8 +279,11 @@ def test_radii_are_computed_from_an_exported_segmenter_alone(tmp_path: Path) -> 
     assert 0 < certified["certified"] < certified["pixels"] == 9 * 30 * 38
     assert certified["agree"] >= certified["pixels"] - 1
     # The page's own script, on its own; the oracle is the certificate in torch.
-    pixels = (images[0].permute(1, 2, 0) * 255).round().byte()
-    Image.fromarray(pixels.numpy()).save(tmp_path / "p.png")
+    # A picture of another shape is letter-boxed.
+    numbers = np.random.default_rng(0).integers(0, 256, (30, 61, 3), dtype=np.uint8)
+    picture = Image.fromarray(numbers)
+    picture.save(tmp_path / "p.png")
+    pixels = torch.tensor(cut(picture, full_region(61, 30, canvas), canvas))
     script = script_of_the_page("radii.py") + "np.save(sys.argv[3], radii)\n"
     words = [sys.executable, "-c", BLOCKED + script, str(out), str(tmp_path / "p.png")]
     done = subprocess.run([*words, str(tmp_path / "r.npy")], capture_output=True, text=True)
@@ -314,8 +317,6 @@ def test_an_ordinary_segmenter_is_exported_without_certificates(tmp_path: Path) 
 def test_a_model_runs_without_torch(
     naive: LoadedDetector, model: Path, house_numbers: Pack, images: Tensor, tmp_path: Path
 ) -> None:
-    from PIL import Image
-
     Image.fromarray(np.asarray(house_numbers.images[3])).save(tmp_path / "p.png")
     script = script_of_the_page("use.py")
     done = subprocess.run(
@@ -329,6 +330,27 @@ def test_a_model_runs_without_torch(
     [expected] = select_detections(raw, naive.detector.decoder, DISPLAY_SELECTION)
     found = [line.split()[0] for line in done.stdout.splitlines()]
     assert found == [str(label) for label in expected["labels"].tolist()]
+
+
+def test_a_wide_picture_is_letter_boxed_as_lipdet_does(
+    naive: LoadedDetector, model: Path, house_numbers: Pack, tmp_path: Path
+) -> None:
+    number = np.asarray(house_numbers.images[3])
+    wide = Image.fromarray(np.pad(number, ((0, 0), (20, 21), (0, 0)), "edge"))
+    wide.save(tmp_path / "p.png")
+    words = [BLOCKED + script_of_the_page("use.py"), str(model), str(tmp_path / "p.png")]
+    done = subprocess.run([sys.executable, "-c", *words], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    canvas = naive.detector.config.canvas
+    region = full_region(*wide.size, canvas)
+    pixels = torch.tensor(cut(wide, region, canvas)).permute(2, 0, 1)[None] / 255
+    with torch.no_grad():
+        raw = naive.detector(pixels)
+    [expected] = select_detections(raw, naive.detector.decoder, DISPLAY_SELECTION)
+    found = [json.loads(line.split(maxsplit=2)[2]) for line in done.stdout.splitlines()]
+    assert found
+    places = out_of_region(expected["boxes"].numpy(), region, canvas)
+    np.testing.assert_allclose(found, places, atol=0.1)
 
 
 def test_bad_models_are_refused(model: Path, tmp_path: Path) -> None:

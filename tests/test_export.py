@@ -23,13 +23,14 @@ from lipdet.boxes import DISPLAY_SELECTION, select_detections
 from lipdet.certificate.constants.outputs import output_bounds
 from lipdet.certificate.pixels import PixelBounds, bounds_of_pixels, margins_of
 from lipdet.checkpoint import LoadedDetector, LoadedSegmenter, load_detector
+from lipdet.commands import export
 from lipdet.config import PRESETS, DetectorConfig, SegmenterConfig
 from lipdet.detector import build_detector
 from lipdet.errors import InputError
 from lipdet.export.metadata import read_bounds
 from lipdet.export.runtime import OnnxNetwork, OnnxSegmenter, load_onnx
 from lipdet.export.torch_file import export_torch
-from lipdet.export.verify import check, compare, compare_certificates
+from lipdet.export.verify import check, compare, compare_certificates, same_detections
 from lipdet.images.crop import cut, full_region, out_of_region
 from lipdet.images.pack import Pack
 from lipdet.segmenter import build_segmenter
@@ -150,6 +151,7 @@ def test_what_a_file_says_about_itself(model: Path) -> None:
     assert (metadata["input"]["range"], metadata["precision"]) == ([0, 1], "float32")
     assert metadata["selection"] == {"score_floor": 0.2, "top_k": 20}
     assert metadata["verified"]["pictures"] == metadata["verified"]["same_detections"] == 40
+    assert metadata["verified"]["detections"] > 40
     # The exporter's notes would name this machine's files.
     assert str(Path(__file__).parents[1]).encode() not in model.read_bytes()
 
@@ -178,7 +180,8 @@ def test_int8(
     metadata = export_onnx(lipschitz, out, noise[:8], calibration=noise[8:])
     assert metadata["precision"] == "int8"
     assert metadata["int8"]["calibrated_on"] == 32
-    assert metadata["certificate"]["covers"].startswith("the float32 network")
+    for checked in ("certificate", "verified"):
+        assert metadata[checked]["covers"].startswith("the float32 network")
     assert {"QuantizeLinear", "DequantizeLinear"} <= {n.op_type for n in onnx.load(out).graph.node}
     # Oracle: the difference, measured once more in one batch.
     network = OnnxNetwork(out.read_bytes())
@@ -189,6 +192,23 @@ def test_int8(
     assert float(difference.max()) == pytest.approx(stated, rel=1e-3)
     # Rounding to a 256th of ranges of a few units, in two dozen layers: not nothing, not much.
     assert 1e-4 < stated < 1
+
+
+def test_it_is_said_how_many_detections_were_compared(
+    naive: LoadedDetector, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    (tmp_path / "x.onnx").touch()
+    # Where all logits are equal, no class has a score above 0.2.
+    raw, none = (torch.zeros(2, 1700, 11), torch.zeros(2, 1700, 4)), torch.full((2, 20), -1)
+    outputs = (*raw, torch.zeros(2, 20, 4), none, torch.zeros(2, 20))
+    found = same_detections(outputs, naive.detector.decoder, DISPLAY_SELECTION)
+    assert found == {"same_detections": 2, "detections": 0}
+    for count in (0, 7):
+        verified = {"pictures": 2, **found, "detections": count}
+        export._print(tmp_path / "x.onnx", {"verified": verified})
+        told = capsys.readouterr()
+        assert ("on 2 of them, 7 detections in all" in told.out) == (count == 7)
+        assert ("so no detections were compared" in told.err) == (count == 0)
 
 
 def test_torch_export(images: Tensor, tmp_path: Path) -> None:

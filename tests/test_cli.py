@@ -104,6 +104,7 @@ def check_mistake(capsys: pytest.CaptureFixture[str], *words: str, names: str) -
         (["eval", "model.onnx", "--data", "rendered:1"], "only detect takes .onnx"),
         (["eval", "naive", "--data", "rendered:1", "--attack", "pgd", "--epsilon", "1e9"], "1e+09"),
         (["export", "naive", "--out", "naive.pt2"], "--format torch-export"),
+        (["export", "naive", "--out", "x.onnx", "--format", "torch-export"], "NAME.pt2"),
         (["eval", "naive", "--data", "rendered:1", "--limit", "0"], "--limit"),
         (["eval", "naive", "--data", "rendered:1", "--json", "no/x.json"], "no/x.json"),
         (["lipschitz", "naive", "--plot", "profile.xyz"], "profile.xyz"),

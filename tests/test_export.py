@@ -16,19 +16,22 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 from torch import Tensor
 
 from lipdet.boxes import DISPLAY_SELECTION, select_detections
 from lipdet.certificate.constants.outputs import output_bounds
 from lipdet.certificate.pixels import PixelBounds, bounds_of_pixels, margins_of
 from lipdet.checkpoint import LoadedDetector, LoadedSegmenter, load_detector
+from lipdet.commands import export
 from lipdet.config import PRESETS, DetectorConfig, SegmenterConfig
 from lipdet.detector import build_detector
 from lipdet.errors import InputError
 from lipdet.export.metadata import read_bounds
 from lipdet.export.runtime import OnnxNetwork, OnnxSegmenter, load_onnx
 from lipdet.export.torch_file import export_torch
-from lipdet.export.verify import check, compare, compare_certificates
+from lipdet.export.verify import check, compare, compare_certificates, same_detections
+from lipdet.images.crop import cut, full_region, out_of_region
 from lipdet.images.pack import Pack
 from lipdet.segmenter import build_segmenter
 from lipdet.types import Canvas, RawOutput
@@ -148,6 +151,7 @@ def test_what_a_file_says_about_itself(model: Path) -> None:
     assert (metadata["input"]["range"], metadata["precision"]) == ([0, 1], "float32")
     assert metadata["selection"] == {"score_floor": 0.2, "top_k": 20}
     assert metadata["verified"]["pictures"] == metadata["verified"]["same_detections"] == 40
+    assert metadata["verified"]["detections"] > 40
     # The exporter's notes would name this machine's files.
     assert str(Path(__file__).parents[1]).encode() not in model.read_bytes()
 
@@ -176,7 +180,8 @@ def test_int8(
     metadata = export_onnx(lipschitz, out, noise[:8], calibration=noise[8:])
     assert metadata["precision"] == "int8"
     assert metadata["int8"]["calibrated_on"] == 32
-    assert metadata["certificate"]["covers"].startswith("the float32 network")
+    for checked in ("certificate", "verified"):
+        assert metadata[checked]["covers"].startswith("the float32 network")
     assert {"QuantizeLinear", "DequantizeLinear"} <= {n.op_type for n in onnx.load(out).graph.node}
     # Oracle: the difference, measured once more in one batch.
     network = OnnxNetwork(out.read_bytes())
@@ -187,6 +192,23 @@ def test_int8(
     assert float(difference.max()) == pytest.approx(stated, rel=1e-3)
     # Rounding to a 256th of ranges of a few units, in two dozen layers: not nothing, not much.
     assert 1e-4 < stated < 1
+
+
+def test_it_is_said_how_many_detections_were_compared(
+    naive: LoadedDetector, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    (tmp_path / "x.onnx").touch()
+    # Where all logits are equal, no class has a score above 0.2.
+    raw, none = (torch.zeros(2, 1700, 11), torch.zeros(2, 1700, 4)), torch.full((2, 20), -1)
+    outputs = (*raw, torch.zeros(2, 20, 4), none, torch.zeros(2, 20))
+    found = same_detections(outputs, naive.detector.decoder, DISPLAY_SELECTION)
+    assert found == {"same_detections": 2, "detections": 0}
+    for count in (0, 7):
+        verified = {"pictures": 2, **found, "detections": count}
+        export._print(tmp_path / "x.onnx", {"verified": verified})
+        told = capsys.readouterr()
+        assert ("on 2 of them, 7 detections in all" in told.out) == (count == 7)
+        assert ("so no detections were compared" in told.err) == (count == 0)
 
 
 def test_torch_export(images: Tensor, tmp_path: Path) -> None:
@@ -262,8 +284,6 @@ def segmenter(architecture: str) -> LoadedSegmenter:
 
 
 def test_radii_are_computed_from_an_exported_segmenter_alone(tmp_path: Path) -> None:
-    from PIL import Image
-
     loaded, canvas = segmenter("orthogonal-segmenter"), Canvas(30, 38)
     images = torch.rand(9, 3, *canvas, generator=torch.Generator().manual_seed(0))
     out = tmp_path / "small.onnx"
@@ -279,8 +299,11 @@ def test_radii_are_computed_from_an_exported_segmenter_alone(tmp_path: Path) -> 
     assert 0 < certified["certified"] < certified["pixels"] == 9 * 30 * 38
     assert certified["agree"] >= certified["pixels"] - 1
     # The page's own script, on its own; the oracle is the certificate in torch.
-    pixels = (images[0].permute(1, 2, 0) * 255).round().byte()
-    Image.fromarray(pixels.numpy()).save(tmp_path / "p.png")
+    # A picture of another shape is letter-boxed.
+    numbers = np.random.default_rng(0).integers(0, 256, (30, 61, 3), dtype=np.uint8)
+    picture = Image.fromarray(numbers)
+    picture.save(tmp_path / "p.png")
+    pixels = torch.tensor(cut(picture, full_region(61, 30, canvas), canvas))
     script = script_of_the_page("radii.py") + "np.save(sys.argv[3], radii)\n"
     words = [sys.executable, "-c", BLOCKED + script, str(out), str(tmp_path / "p.png")]
     done = subprocess.run([*words, str(tmp_path / "r.npy")], capture_output=True, text=True)
@@ -314,8 +337,6 @@ def test_an_ordinary_segmenter_is_exported_without_certificates(tmp_path: Path) 
 def test_a_model_runs_without_torch(
     naive: LoadedDetector, model: Path, house_numbers: Pack, images: Tensor, tmp_path: Path
 ) -> None:
-    from PIL import Image
-
     Image.fromarray(np.asarray(house_numbers.images[3])).save(tmp_path / "p.png")
     script = script_of_the_page("use.py")
     done = subprocess.run(
@@ -329,6 +350,27 @@ def test_a_model_runs_without_torch(
     [expected] = select_detections(raw, naive.detector.decoder, DISPLAY_SELECTION)
     found = [line.split()[0] for line in done.stdout.splitlines()]
     assert found == [str(label) for label in expected["labels"].tolist()]
+
+
+def test_a_wide_picture_is_letter_boxed_as_lipdet_does(
+    naive: LoadedDetector, model: Path, house_numbers: Pack, tmp_path: Path
+) -> None:
+    number = np.asarray(house_numbers.images[3])
+    wide = Image.fromarray(np.pad(number, ((0, 0), (20, 21), (0, 0)), "edge"))
+    wide.save(tmp_path / "p.png")
+    words = [BLOCKED + script_of_the_page("use.py"), str(model), str(tmp_path / "p.png")]
+    done = subprocess.run([sys.executable, "-c", *words], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    canvas = naive.detector.config.canvas
+    region = full_region(*wide.size, canvas)
+    pixels = torch.tensor(cut(wide, region, canvas)).permute(2, 0, 1)[None] / 255
+    with torch.no_grad():
+        raw = naive.detector(pixels)
+    [expected] = select_detections(raw, naive.detector.decoder, DISPLAY_SELECTION)
+    found = [json.loads(line.split(maxsplit=2)[2]) for line in done.stdout.splitlines()]
+    assert found
+    places = out_of_region(expected["boxes"].numpy(), region, canvas)
+    np.testing.assert_allclose(found, places, atol=0.1)
 
 
 def test_bad_models_are_refused(model: Path, tmp_path: Path) -> None:

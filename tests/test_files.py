@@ -38,6 +38,25 @@ def test_a_full_disk_leaves_the_old_file_and_names_the_file(
     assert list(tmp_path.iterdir()) == [file]
 
 
+def test_two_that_write_one_file_do_not_collide(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file, sync = tmp_path / "result.json", os.fsync
+
+    def meanwhile(number: int) -> None:
+        monkeypatch.setattr(os, "fsync", sync)
+        write_complete(file, "other")
+        sync(number)
+
+    monkeypatch.setattr(os, "fsync", meanwhile)
+    write_complete(file, "ours")
+    assert file.read_text() == "ours"
+    plain = tmp_path / "plain"
+    plain.touch()
+    assert file.stat().st_mode == plain.stat().st_mode
+    assert len(list(tmp_path.iterdir())) == 2
+
+
 def test_links_and_devices_stay_what_they_are(tmp_path: Path) -> None:
     (tmp_path / "link").symlink_to(tmp_path / "file")
     write_complete(tmp_path / "link", "text")

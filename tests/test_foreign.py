@@ -12,6 +12,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from PIL import Image
@@ -84,6 +85,11 @@ class Wrapped(nn.Module):
 
 def nothing():
     return "no module"
+
+
+class OneBox(nn.Module):
+    def __init__(self, threshold):
+        super().__init__()
 
 
 class Body(nn.Module):
@@ -280,6 +286,7 @@ def test_what_breaks_the_protocol_is_one_sentence(mine: Path) -> None:
         ("nowhere:build", "cannot be imported"),
         ("mine:missing", "cannot be imported"),
         ("mine:nothing", "returned str"),
+        ("mine:OneBox", "without arguments .*threshold"),
         ("mine", "package.module:callable, or one of"),
     ):
         with pytest.raises(InputError, match=words):
@@ -334,6 +341,17 @@ def test_what_a_module_returns_against_the_contract_is_named(
     detector = ForeignDetector.of("mine", Returning(box, score))
     with pytest.raises(InputError, match=words):
         detector.detect(torch.zeros(1, 3, 16, 16), AP_SELECTION)
+
+
+def test_the_size_of_a_module_is_one_or_two_whole_numbers() -> None:
+    module: Any = Protocol({})
+    for size in (np.int64(24), (24, 24), np.array([24, 24])):
+        module.image_size = size
+        assert ForeignDetector.of("mine", module).framing.canvas == (24, 24)
+    for wrong in ("74", 74.5, (1, 2, 3), None):
+        module.image_size = wrong
+        with pytest.raises(InputError, match="image_size of mine must be a whole number, or"):
+            ForeignDetector.of("mine", module)
 
 
 @pytest.mark.parametrize("place", ["def build():\n    ", ""])

@@ -14,6 +14,7 @@ from lipdet import Detector
 from lipdet.checkpoint import LoadedDetector, read_tensors, save_detector
 from lipdet.config import PRESETS
 from lipdet.detector import build_detector
+from lipdet.errors import InputError
 from lipdet.types import Canvas
 
 pytestmark = pytest.mark.slow
@@ -31,11 +32,11 @@ def detector(tmp_path_factory: pytest.TempPathFactory) -> Detector:
     return Detector.from_pretrained(file)
 
 
-def result_file(folder: Path) -> Path:
-    """What `lipdet eval` writes, with made-up figures."""
+def result_file(folder: Path, detector: Detector) -> Path:
+    """What `lipdet eval` writes of a detector, with made-up figures."""
     result = {
         "weights": "mine",
-        "parameters": 7,
+        "parameters": sum(one.numel() for one in detector.network.parameters()),
         "data": {
             "name": "made up",
             "canvas": [32, 32],
@@ -67,7 +68,10 @@ def test_a_saved_detector_is_the_same_detector(detector: Detector, tmp_path: Pat
 
 
 def test_the_card_states_units_and_figures(detector: Detector, tmp_path: Path) -> None:
-    detector.save_pretrained(tmp_path / "mine", [result_file(tmp_path)])
+    file = result_file(tmp_path, detector)
+    parameters = json.loads(file.read_text())["parameters"]
+    row = f"| mine | 32x32 | {parameters:,} | 50.0 | 37.5 | 12.5 |"
+    detector.save_pretrained(tmp_path / "mine", [file])
     card = (tmp_path / "mine" / "README.md").read_text()
     for words in (
         "library_name: lipdet",
@@ -79,15 +83,25 @@ def test_the_card_states_units_and_figures(detector: Detector, tmp_path: Path) -
         "| suppression | among boxes of a class from an IoU of 0.2 on; "
         "at most 20 with a score above 0.2 are shown |",
         "5 pictures of made up",
-        "| mine | 32x32 | 7 | 50.0 | 37.5 | 12.5 |",
+        row,
     ):
         assert words in card
     # Saved once more, it still has its figures.
     again = Detector.from_pretrained(tmp_path / "mine")
     again.save_pretrained(tmp_path / "copy")
-    assert (
-        "| mine | 32x32 | 7 | 50.0 | 37.5 | 12.5 |" in (tmp_path / "copy" / "README.md").read_text()
-    )
+    assert row in (tmp_path / "copy" / "README.md").read_text()
+    # One file alone, and files by name, are taken too.
+    for results in (file, str(file), [str(file)]):
+        detector.save_pretrained(tmp_path / "named", results)
+        assert (tmp_path / "named" / "README.md").read_text() == card
+
+
+def test_figures_of_another_detector_are_refused(detector: Detector, tmp_path: Path) -> None:
+    file = result_file(tmp_path, detector)
+    file.write_text(json.dumps({**json.loads(file.read_text()), "parameters": 7}))
+    with pytest.raises(InputError, match="of mine with 7 parameters, but this detector has"):
+        detector.save_pretrained(tmp_path / "mine", file)
+    assert not (tmp_path / "mine").exists()
 
 
 def test_the_card_says_what_boxes_suppress(detector: Detector, tmp_path: Path) -> None:

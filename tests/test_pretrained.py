@@ -214,6 +214,15 @@ def test_no_threshold(detector: Detector, score: Any) -> None:
             method(noise(0), score=score)
 
 
+@pytest.mark.parametrize(
+    "crop", [(0, 0, 74), "0,0,74,74", "0074", 5, (0, 0, "a", 9), (0, 0, 9, 9, 9)]
+)
+def test_no_crop(detector: Detector, crop: Any) -> None:
+    for method in (detector.detect, detector.certify):
+        with pytest.raises(InputError, match="A crop is four numbers"):
+            method(noise(0), crop=crop)
+
+
 def test_a_detector_says_what_it_is(detector: Detector, weights: Path) -> None:
     count = sum(parameter.numel() for parameter in detector.network.parameters())
     assert repr(detector) == (

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import os
+import secrets
 import shutil
 from pathlib import Path
 
@@ -22,13 +23,14 @@ def write_complete(path: Path, content: bytes | str) -> None:
     """
     data = content.encode() if isinstance(content, str) else content
     target = path.resolve()  # a link stays one
-    unfinished = target.with_name(f".{target.name}.unfinished")
     try:
         if target.exists() and not target.is_file():
             target.write_bytes(data)
             return
+        # A name of its own: two processes may write one file.
+        unfinished = target.with_name(f".{target.name}.{secrets.token_hex(4)}.unfinished")
         try:
-            with unfinished.open("wb") as file:
+            with unfinished.open("xb") as file:
                 file.write(data)
                 file.flush()
                 os.fsync(file.fileno())

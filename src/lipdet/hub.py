@@ -42,7 +42,8 @@ def write_folder(
             the weights file brings along stay if none are given.
 
     Raises:
-        InputError: `folder` is a file, or the detector is code of the user's.
+        InputError: `folder` is a file, the detector is code of the user's, or a result is of a
+            detector with another number of parameters.
     """
     if names_module(loaded.name):
         raise InputError(
@@ -51,6 +52,13 @@ def write_folder(
         )
     if folder.exists() and not folder.is_dir():
         raise InputError(f"{folder} is a file; a detector needs a folder.")
+    count = sum(one.numel() for one in loaded.detector.parameters())
+    for one in results:
+        if one["parameters"] != count:
+            raise InputError(
+                f"A result is of {one['weights']} with {one['parameters']:,} parameters, but this "
+                f"detector has {count:,}: give what `lipdet eval` wrote of this one."
+            )
     folder.mkdir(parents=True, exist_ok=True)
     if results:
         loaded = replace(loaded, info={**loaded.info, "figures": list(map(_figures, results))})

@@ -26,11 +26,12 @@ from lipdet.reading import (
     shown_above,
     tallied,
 )
-from lipdet.results import read_results
+from lipdet.results import EvaluationResult, read_results
 from lipdet.types import Framing
 
 P = TypeVar("P", bound=Picture)
 Several = list[P] | tuple[P, ...]
+Files = Path | str | Sequence[Path | str]
 # Class names that a representation spells out.
 NAMES_SHOWN = 5
 
@@ -191,18 +192,20 @@ class Detector:
         [tally] = tallied(reading.views, self._verifier, [epsilon])
         return tally
 
-    def save_pretrained(self, folder: Path | str, results: Sequence[Path] = ()) -> None:
+    def save_pretrained(self, folder: Path | str, results: Files = ()) -> None:
         """Write weights (safetensors), config.json and a model card.
 
         Args:
             folder: made if need be.
-            results: json files of `lipdet eval`, whose figures the card shows.
-        """
-        hub.write_folder(self.loaded, Path(folder), read_results(results))
+            results: json files of `lipdet eval` of this detector, or one, whose figures the card
+                shows.
 
-    def push_to_hub(
-        self, repository: str, results: Sequence[Path] = (), private: bool | None = None
-    ) -> str:
+        Raises:
+            InputError: a file holds no result, or one of another detector.
+        """
+        hub.write_folder(self.loaded, Path(folder), _results(results))
+
+    def push_to_hub(self, repository: str, results: Files = (), private: bool | None = None) -> str:
         """Upload what `save_pretrained` writes and return the address of the commit.
 
         Args:
@@ -211,9 +214,9 @@ class Detector:
             private: of a new repository.
 
         Raises:
-            InputError: huggingface_hub is not installed, or the Hub refuses.
+            InputError: huggingface_hub is missing, the Hub refuses, or as in `save_pretrained`.
         """
-        return hub.push(self.loaded, repository, read_results(results), private)
+        return hub.push(self.loaded, repository, _results(results), private)
 
     @property
     def _verifier(self) -> Verifier:
@@ -234,8 +237,22 @@ class Detector:
         selection: Selection,
     ) -> Iterator[list[Reading]]:
         """Yield readings of as many pictures at a time as pass the network together."""
-        region = None if crop is None else Region(*crop)
+        region = None if crop is None else _region(crop)
         pictures = picture if isinstance(picture, list | tuple) else [picture]
         for start in range(0, len(pictures), BATCH_SIZE):
             images = [as_rgb(one) for one in pictures[start : start + BATCH_SIZE]]
             yield read_all(self.network, self.class_names, images, region, selection)
+
+
+def _results(files: Files) -> list[EvaluationResult]:
+    several = [files] if isinstance(files, Path | str) else files
+    return read_results([Path(one) for one in several])
+
+
+def _region(crop: Sequence[float]) -> Region:
+    try:
+        return Region(*map(float, () if isinstance(crop, str) else crop))
+    except (TypeError, ValueError):
+        raise InputError(
+            f"A crop is four numbers, (left, top, right, bottom) in pixels, not {crop!r}."
+        ) from None

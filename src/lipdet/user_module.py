@@ -6,6 +6,7 @@ Importing one runs that code.
 from __future__ import annotations
 
 import importlib
+import inspect
 import re
 import sys
 from pathlib import Path
@@ -46,6 +47,14 @@ def load_module(spec: str) -> nn.Module:
             raise InputError(
                 f"{spec} must be a function or class that is called without arguments."
             )
+        try:
+            inspect.signature(build).bind()
+        except TypeError as error:
+            raise InputError(
+                f"{spec} must be a function or class that is called without arguments ({error})."
+            ) from None
+        except ValueError:
+            pass  # what is not written in Python may have no signature
         module = build()
     except OSError as error:
         # Weights that cannot be downloaded or read are the likeliest; no file of ours is meant.

@@ -110,6 +110,11 @@ def test_a_large_file_is_refused(tmp_path: Path) -> None:
         read_picture(file)
 
 
+def test_a_picture_that_was_deleted_meanwhile_is_one_sentence(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match=r"^That picture is no longer here; bring it again\.$"):
+        read_picture(tmp_path / "gone.png")
+
+
 def test_photographs_are_shrunk_and_turned_upright(tmp_path: Path) -> None:
     photo = Image.new("RGB", (3_000, 1_000), "red")
     exif = Image.Exif()
@@ -158,6 +163,14 @@ def test_regions_at_epsilon_hold_their_box_and_grow(session: Session) -> None:
     assert reaches(view, radius + 1e-3)[index] is None
     assert reaches(view, 0.0)[index] is None
     assert proven(view, radius).startswith(f"1 of {len(radii(view))} certified")
+    assert proven(view, radius).endswith("can take this one away.")
+
+
+def test_where_nothing_is_certified_nothing_is_promised(session: Session) -> None:
+    [_, view] = session.views
+    told = proven(view, max(one or 0.0 for one in radii(view)) + 1e-3)
+    assert told.startswith(f"None of {len(radii(view))} certified at ε = ")
+    assert "away" not in told
 
 
 def test_a_detector_without_bounds_says_which_layer(

@@ -72,10 +72,12 @@ def proven(shown: Shown, epsilon: float) -> str:
     if epsilon == 0:
         return "Move ε: at 0 nothing may change, so there is nothing to certify."
     sure = count_certified(found)
+    change = f"{epsilon:g} ({shown.view.canvas.in_grey_levels(epsilon)})"
+    if not sure:
+        return f"None of {count} certified at ε = {change}: that does not mean an attack exists."
+    these = "this one" if sure == 1 else f"these {sure}"
     return (
-        f"{sure} of {count} certified: no change of L2 norm up to {epsilon:g} "
-        f"({shown.view.canvas.in_grey_levels(epsilon)}) can take "
-        f"{'it' if sure == 1 else 'them'} away."
+        f"{sure} of {count} certified: no change of L2 norm up to {change} can take {these} away."
     )
 
 

@@ -53,9 +53,13 @@ def read_picture(path: Path) -> Image.Image:
     """Read a picture as RGB, upright, its longer side at most LONGEST_SIDE.
 
     Raises:
-        InputError: not a picture, damaged, or too large.
+        InputError: not a picture, damaged, too large, or deleted since it was brought.
     """
-    if path.stat().st_size > LARGEST_FILE:
+    try:
+        size = path.stat().st_size
+    except FileNotFoundError:
+        raise InputError("That picture is no longer here; bring it again.") from None
+    if size > LARGEST_FILE:
         raise InputError(
             f"{path.name} has more than {LARGEST_FILE >> 20} MB; choose a smaller one."
         )
@@ -101,7 +105,7 @@ class Session(NamedTuple):
 
     Attributes:
         picture: name of the file.
-        size: width and height of the picture.
+        size: width and height of the picture as `read_picture` returns it.
         views: one for each detector.
         attacked: by name of the detector.
     """

@@ -16,7 +16,8 @@ Notable choices:
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+import operator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
@@ -68,9 +69,20 @@ class ForeignDetector:
 
     @classmethod
     def of(cls, name: str, module: nn.Module) -> ForeignDetector:
-        """Take a module with what it says about itself."""
+        """Take a module with what it says about itself.
+
+        Raises:
+            InputError: its `image_size` is no size.
+        """
         size = getattr(module, "image_size", DIGIT_CROP)
-        canvas = Canvas(size, size) if isinstance(size, int) else Canvas(*size)
+        try:
+            sides = tuple(size) if isinstance(size, Iterable) else (size, size)
+            canvas = Canvas(*map(operator.index, sides))
+        except TypeError:
+            raise InputError(
+                f"The image_size of {name} must be a whole number, or height and width, not "
+                f"{size!r}."
+            ) from None
         names = getattr(module, "class_names", None)
         return cls(
             name, module, Framing(canvas, whole=None), None if names is None else tuple(names)

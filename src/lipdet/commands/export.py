@@ -67,6 +67,8 @@ def run(
         )
     if format == "onnx" and out.suffix == ".pt2":
         raise InputError(f"{out}: write .pt2 files with --format torch-export.")
+    if format == "torch-export" and out.suffix == ".onnx":
+        raise InputError(f"{out}: --format torch-export writes .pt2 files; name it NAME.pt2.")
     loaded = load_own(detector)
     keep_freed_memory()
     canvas = loaded.framing.canvas
@@ -106,16 +108,27 @@ def _print(out: Path, metadata: dict[str, Any]) -> None:
     verified = metadata["verified"]
     print(f"{out}: {out.stat().st_size / 1e6:.2f} MB, checked on {verified['pictures']} pictures")
     print(f"  float32: {_differences(verified)}")
-    if "same_detections" in verified:
-        print(f"  detections are lipdet's own on {verified['same_detections']} of them")
+    _print_detections(verified)
     if certified := verified.get("certificates"):
         what = "detections" if "detections" in certified else "pixels"
         print(
             f"  certificates at ε = {certified['epsilon']:g}: {certified['certified']:,} of "
             f"{certified[what]:,} {what}, as in torch on {certified['agree']:,}"
         )
+        if not certified[what]:
+            console.log("Nothing is detected on these pictures, so no certificates were compared.")
     if "int8" in metadata:
         print(f"  int8: {_differences(metadata['int8'])}")
+        _print_detections(metadata["int8"])
+
+
+def _print_detections(comparison: dict[str, Any]) -> None:
+    count = comparison.get("detections")
+    if count:
+        same = comparison["same_detections"]
+        print(f"  detections are lipdet's own on {same} of them, {count:,} detections in all")
+    elif count == 0:
+        console.log("Nothing is detected on these pictures, so no detections were compared.")
 
 
 def _differences(comparison: dict[str, Any]) -> str:

@@ -112,11 +112,7 @@ def export_onnx(
     opened = OnnxSegmenter if isinstance(loaded, LoadedSegmenter) else OnnxNetwork
     network = opened(model.SerializeToString())
     verify(loaded, network, metadata, images)
-    if selection is not None:
-        assert isinstance(network, OnnxNetwork)
-        outputs = network.run(images, RAW + DETECTIONS)
-        same = same_detections(outputs, network.decoder, selection)
-        metadata["verified"]["same_detections"] = same
+    metadata["verified"] |= _own_detections(network, images, selection)
     if calibration is not None:
         model = quantised(model, calibration)
         set_metadata(model, metadata)
@@ -125,11 +121,22 @@ def export_onnx(
         metadata["int8"] = {
             "calibrated_on": len(calibration),
             **compare(original, network, images),
+            **_own_detections(network, images, selection),
         }
+        metadata["verified"]["covers"] = "the float32 network; see `int8` for this one"
         metadata["certificate"]["covers"] = "the float32 network; see `int8` for the difference"
     set_metadata(model, metadata)
     write_complete(out, model.SerializeToString())
     return metadata
+
+
+def _own_detections(
+    network: OnnxNetwork | OnnxSegmenter, images: Tensor, selection: Selection | None
+) -> dict[str, int]:
+    """Compare a model's detections with lipdet's of its raw outputs; empty if it has none."""
+    if selection is None or isinstance(network, OnnxSegmenter):
+        return {}
+    return same_detections(network.run(images, RAW + DETECTIONS), network.decoder, selection)
 
 
 def onnx_model(network: SSD | Segmenter, selection: Selection | None) -> ModelProto:

@@ -116,26 +116,30 @@ def check(comparison: dict[str, Any]) -> None:
             )
 
 
-def same_detections(outputs: Sequence[Tensor], decoder: Decoder, selection: Selection) -> int:
+def same_detections(
+    outputs: Sequence[Tensor], decoder: Decoder, selection: Selection
+) -> dict[str, int]:
     """Count the pictures on which a model's own detections are those that lipdet selects.
 
     Args:
         outputs: logits, offsets, boxes (B, k, 4), labels (B, k) and scores (B, k) of one run.
         decoder: of the detector.
         selection: the one that the model was given.
+
+    Returns:
+        That number, and of how many detections in all.
     """
     logits, offsets, *found = outputs
-    raw = RawOutput(logits, offsets)
-    return sum(
+    expected = select_detections(RawOutput(logits, offsets), decoder, selection)
+    same = sum(
         bool(
             torch.equal(labels[labels >= 0], one["labels"])
             and torch.allclose(boxes[labels >= 0], one["boxes"], atol=1e-3)
             and torch.allclose(scores[labels >= 0].double(), one["scores"], atol=1e-5)
         )
-        for boxes, labels, scores, one in zip(
-            *found, select_detections(raw, decoder, selection), strict=True
-        )
+        for boxes, labels, scores, one in zip(*found, expected, strict=True)
     )
+    return {"same_detections": same, "detections": sum(len(one["labels"]) for one in expected)}
 
 
 @torch.no_grad()

@@ -280,16 +280,18 @@ def _plain(width: int) -> Preset:
 PLAIN = _plain(CERTIFIED_WIDTH)
 CERTIFIED = _certified(CERTIFIED_WIDTH)
 
+SEGMENT_PLAIN = Preset(
+    SegmenterConfig("plain-segmenter"),
+    TrainConfig(batch_size=16, optimizer="muon", learning_rate=1.5e-3),
+)
 SEGMENT = Preset(
     SegmenterConfig(),
-    TrainConfig(
-        learning_rate=4e-3, weight_decay=0.0, gradient_clip=100.0, margin=0.05, batch_size=16
-    ),
+    replace(SEGMENT_PLAIN.train, weight_decay=0.0, gradient_clip=100.0, margin=0.05),
 )
 
 PRESETS = {
     "segment": SEGMENT,
-    "segment-plain": Preset(SegmenterConfig("plain-segmenter"), TrainConfig(batch_size=16)),
+    "segment-plain": SEGMENT_PLAIN,
     "plain": PLAIN,
     "plain-small": _plain(CERTIFIED_SMALL_WIDTH),
     "plain-photo": _for_photographs(PLAIN),

@@ -30,6 +30,7 @@ from lipdet.checkpoint import BEST, LAST, read_tensors
 from lipdet.evaluate import attacked, certified, run
 from lipdet.evaluate.chunks import Pass
 from lipdet.images.pack import Pack, PackedPicture, write_pack
+from lipdet.images.spec import Purpose
 from lipdet.train import Trainer, set_up, setup
 from lipdet.train.job import load_job
 from lipdet.types import Canvas
@@ -177,8 +178,8 @@ def one_has_other_data() -> None:
     """Process 1 finds another pack under the same name."""
     first = setup.open_packs
 
-    def opened(job: Any, specs: Sequence[str]) -> list[Pack]:
-        packs = first(job, specs)
+    def opened(job: Any, specs: Sequence[str], purpose: Purpose) -> list[Pack]:
+        packs = first(job, specs, purpose)
         return [pack.head(11) for pack in packs] if distributed.rank() else packs
 
     setup.open_packs = opened

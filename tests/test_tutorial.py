@@ -167,7 +167,7 @@ def test_segmentation(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert list(result["clean"]["per_class"]) == ["background", "ink"]
     [certified], [attacked] = result["certified"], result["attacked"]
     assert certified["accuracy"] <= attacked["accuracy"]
-    assert (folder / "found" / "door.png").exists()
+    assert (folder / "found" / "door-radii.png").exists()
     assert (folder / "attacked" / "attack.json").exists()
 
 

@@ -188,6 +188,7 @@ def test_bad_crop(
 def test_existing_output_is_not_overwritten(
     capsys: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:
+    (tmp_path / "mine.txt").touch()
     words = ["data", "render", "--count", "1", "--out", str(tmp_path)]
     check_mistake(capsys, *words, names="exists already")
     check_mistake(capsys, "train", "--out", str(tmp_path), names="exists already")

@@ -19,6 +19,7 @@ from lipdet.errors import InputError
 from lipdet.evaluate.certified import certified_results
 from lipdet.images.crop import full_region
 from lipdet.images.pack import Pack
+from lipdet.reading.detections import radius_text
 from lipdet.reading.marks import CERTIFICATE_SIDE
 from lipdet.report.scenes import certified_detections
 
@@ -100,7 +101,7 @@ def test_all_fronts_say_the_same(
     with pytest.raises(InputError, match="give crop="):
         public.tally(tmp_path / "picture.png", 0.1)
     for radius in [*certified.values(), *shown.values()]:
-        assert f"{radius:.3f}" in told
+        assert radius_text(radius) in told
 
 
 @pytest.mark.slow

@@ -50,7 +50,9 @@ def run(ink: Pack, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def train(ink: Pack, out: Path, *options: str) -> None:
+    # Four steps of AdamW tell classes apart.
     words = ["--preset", "segment", "--data", str(ink.folder), "--image_size", "32"]
+    words += ["--optimizer", "adamw", "--learning_rate", "4e-3"]
     main(["train", *words, "--out", str(out), *SHORT, *options])
 
 

@@ -70,10 +70,10 @@ def test_eval_reports_attacks(capsys: pytest.CaptureFixture[str], tmp_path: Path
     options = ["--attack", "pgd", "--objective", "vanish", "--steps", "2", "--json", "-"]
     status, out, err = run(capsys, *words, *options, "--state", str(tmp_path / "state"))
     assert status == 0, err
-    first, second = json.loads(out)["attacked"]
-    assert first == second
+    # The same radius under two names counts once.
+    [first] = json.loads(out)["attacked"]
     assert (first["objective"], first["norm"], first["epsilon"]) == ("vanish", "l2", 0.5)
-    # The same radius is found in the state folder, not attacked twice; clean pictures lie beside.
+    # Clean pictures lie beside.
     names = {path.name for path in (tmp_path / "state").iterdir()}
     assert len(names - {"clean"}) == 1
 

@@ -265,9 +265,10 @@ def training_data(
         InputError: other data have other classes or are the same, or an epoch is smaller than a
             batch.
     """
-    learned = {pack.hash for pack in packs}
+    # What follows a slash tells the order of the classes.
+    learned = {pack.hash.partition("/")[0] for pack in packs}
     for pack in held_out:
-        if pack.hash in learned:
+        if pack.hash.partition("/")[0] in learned:
             raise InputError(f"--validation has what is learned from: {pack.name}; give another.")
     held_out = [pack.in_classes(packs[0].class_names) for pack in held_out]
     share = 0.0 if held_out else config.validation_share

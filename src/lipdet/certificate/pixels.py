@@ -2,17 +2,18 @@
 
 Proofs are in theory §13. Notable choices:
 - Constants hold for pictures of any size: the kernels that run are bounded anew, without a size.
-- Both promises are used at once. A pixel flips only if the perturbation reaches its own radius, and
-  all that flip share one budget. Alone each promises less; how much is kept beside it.
-- An adversary of accuracy, or of what is found of a class, takes the cheapest pixels first, so that
-  sorting is exact. One of IoU divides the budget between pixels to lose and pixels to gain; all
-  divisions are tried. Over a data set each picture has a budget of its own.
+- Cells share a perturbation. The pixels of a cell read its features and no others, so that what a
+  perturbation spends on one cell it cannot spend on the next: of ε² each cell gets a share, and
+  flips no pixel whose squared radius is more. Pixels of one cell share a budget of margins, too.
+- Which shares are the worst is bounded by duality: a price of ε² separates the cells, and each
+  price gives a bound. So none is wrong, however well it was chosen.
+- An adversary of IoU loses found pixels, at 1 each, and gains others, at the ratio that is to be
+  bounded. Over a data set each picture has an ε of its own.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -36,8 +37,17 @@ from lipdet.types import IGNORED
 # What moves, drops or compares numbers, or averages disjoint ones; each of constant 1.
 _NORM_ONE = (MaxMin, ScaledAvgPool2d, SpaceToDepth, ZeroPadChannels, nn.PixelShuffle)
 
+# Ratios at which an adversary of IoU is bounded: between two of them its bound is a line, as what
+# it bounds is convex.
+RATIOS = np.linspace(0.0, 1.0, 9)
+# Powers of ten between which a price of shares is looked for, in so many halvings.
+PRICES, PRICE_STEPS = (-2.0, 8.0), 10
+# Above any rounding of sums of counts.
+ROUNDING = 1e-6
+
 Floats = NDArray[np.float64]
 Mask = NDArray[np.uint8]
+Chosen = NDArray[np.bool_]
 
 
 @dataclass(frozen=True)
@@ -48,7 +58,8 @@ class PixelBounds:
         pairwise: (K, K, cell, cell) of the difference of two logits of a pixel, by its place in its
             cell.
         joint: of the map to all logits of all pixels.
-        contrasts: C: squared margins of pixels that flip add up to at most (C·ε)².
+        contrasts: C: squared margins of pixels that flip add up to at most (C·ε)², in each cell to
+            C² times its share of ε².
         rounding: κ, how far a logit may lie from that of real arithmetic.
     """
 
@@ -83,8 +94,8 @@ def bounds_of_pixels(segmenter: Segmenter, images: Tensor) -> PixelBounds:
     assert isinstance(folded, Segmenter)
     body = _bound(folded.body, "body")
     head = folded.head
-    if type(head) is not nn.Conv2d or not _is_simple(head):
-        raise UnknownLipschitz("Nothing can be certified with another head than a convolution.")
+    if type(head) is not nn.Conv2d or not _is_simple(head) or head.kernel_size != (1, 1):
+        raise UnknownLipschitz("Nothing can be certified with a head that is no 1×1 convolution.")
     classes, cell = len(segmenter.config.class_names), segmenter.cell
     kernel = head.weight.detach().double()
     by_class = kernel.reshape(classes, cell**2, -1)
@@ -126,12 +137,14 @@ class PixelMargins(NamedTuple):
 
     Attributes:
         predicted: (H, W) class with the highest logit.
+        cells: (H, W) number of the cell of the finest map that a pixel belongs to.
         margins: (K, H, W) float64: how much its logit is ahead of each, less what rounding may
             hide; infinite for the class itself.
         radii: (K, H, W): norm of a perturbation below which the pixel cannot become that class.
     """
 
     predicted: NDArray[np.int64]
+    cells: NDArray[np.int64]
     margins: Floats
     radii: Floats
 
@@ -165,123 +178,236 @@ def margins_of(logits: Tensor, segmenter: Segmenter, bounds: PixelBounds) -> Pix
     margins = (top.double() - logits - 4 * bounds.rounding).clamp_min(0)
     margins.scatter_(0, predicted[None], math.inf)
     above, left = segmenter.missing(height, width)[:2]
-    rows = (torch.arange(height) + above) % segmenter.cell * segmenter.cell
-    columns = (torch.arange(width) + left) % segmenter.cell
-    places = (rows[:, None] + columns) * classes + predicted
+    rows, columns = torch.arange(height)[:, None] + above, torch.arange(width) + left
+    cell = segmenter.cell
+    across = -(-(left + width) // cell)
+    cells = rows // cell * across + columns // cell
+    places = (rows % cell * cell + columns % cell) * classes + predicted
     table = bounds.pairwise.permute(1, 2, 3, 0).flatten(1)
     constants = table.index_select(1, places.flatten()).reshape(margins.shape)
     radii = margins / constants
     # Two classes with the same filters change places by rounding alone; 0 / 0 is no number.
     radii.masked_fill_((constants == 0) & (margins == 0), 0.0)
-    return PixelMargins(predicted.numpy(), margins.numpy(), radii.numpy())
+    return PixelMargins(predicted.numpy(), cells.numpy(), margins.numpy(), radii.numpy())
+
+
+class Shares(NamedTuple):
+    """The shares of ε² that it takes to flip pixels.
+
+    Attributes:
+        alone: what the share of a pixel's cell has to be before it flips; infinite where all of ε²
+            is too little.
+        together: what the pixels of a cell that flip take of its share, added up; infinite where
+            all of ε² is too little for one of them alone.
+    """
+
+    alone: Floats
+    together: Floats
+
+    def where(self, chosen: Chosen, other: Shares) -> Shares:
+        """Return these of the chosen pixels, and those of others elsewhere."""
+        alone = np.where(chosen, self.alone, other.alone)
+        return Shares(alone, np.where(chosen, self.together, other.together))
 
 
 class Reach(NamedTuple):
-    """The costs at which perturbations of one size can change a picture.
+    """What perturbations of one size can flip.
 
     Attributes:
-        flip: (H, W): of the budget what it costs to make a pixel any other class; infinite if none.
-        become: (K, H, W): what it costs to make it that class.
-        budget: what all flipped pixels together may cost.
+        become: of (K, H, W), to make a pixel a class.
+        flip: of (H, W), to make it any other class.
+        cells: (H, W), of each pixel.
     """
 
-    flip: Floats
-    become: Floats
-    budget: float
+    become: Shares
+    flip: Shares
+    cells: NDArray[np.int64]
 
 
-def reach(
-    found: PixelMargins,
-    bounds: PixelBounds,
-    epsilon: float,
-    single: bool = True,
-    joint: bool = True,
-) -> Reach:
-    """Return what perturbations with ‖δ‖ ≤ ε can do, by both promises or by one of them.
+def reach(found: PixelMargins, bounds: PixelBounds, epsilon: float) -> Reach:
+    """Return what perturbations with ‖δ‖ ≤ ε can do.
 
-    *Claim.* Flipped pixels cost at most the budget together. *Proof.* Let Q take the mean over the
-    classes from the logits of each pixel. If p flips from y to j, its margin m_p is at most
-    Δz_j − Δz_y = (QΔz)_j − (QΔz)_y ≤ √2·‖(QΔz)_p‖, by Cauchy and Schwarz. So Σ m_p² ≤ 2·‖QΔz‖², and
-    QΔz is a convolution with centred filters of what the body moved, at most (C·ε)²/2. ∎
+    *Claim.* With s_c, the share of cell c, Σ s_c ≤ 1; p in c becomes j only if alone[j, p] ≤ s_c;
+    and together[j, p], summed over the pixels of c that flip, is at most s_c. *Proof.* Let s_c be
+    (‖Δf_c‖ / εL)², where Δf_c is by how much the features of c move and L the constant of the body.
+    Cells share no feature, so the s_c add up to (‖Δf‖ / εL)² ≤ 1. The logits of p read f_c alone:
+    z_j − z_y rises by at most pairwise·ε·√s_c. Let Q take the mean over the classes from the logits
+    of each pixel. If p flips to j, its margin m_p is at most Δz_j − Δz_y = (QΔz)_j − (QΔz)_y ≤
+    √2·‖(QΔz)_p‖, by Cauchy and Schwarz. So Σ m_p² ≤ 2·‖QΔz‖² over the pixels of c, which is at most
+    (C·ε)²·s_c. ∎
     """
-    reachable = found.radii <= epsilon if single else np.isfinite(found.radii)
-    become = np.where(reachable, np.square(found.margins), np.inf)
-    budget = (bounds.contrasts * epsilon) ** 2 * SLACK if joint else np.inf
-    return Reach(become.min(axis=0), become, budget)
+    reached = found.radii <= epsilon
+    alone = np.where(reached, np.square(found.radii / epsilon), np.inf)
+    together = np.where(reached, np.square(found.margins / bounds.contrasts / epsilon), np.inf)
+    flip = Shares(alone.min(axis=0), together.min(axis=0))
+    return Reach(Shares(alone, together), flip, found.cells)
 
 
-def most(costs: Floats, budget: float) -> int:
-    """Return how many of some pixels (n,) can flip: the cheapest ones first.
+def most_flipped(found: PixelMargins, bounds: PixelBounds, epsilon: float) -> int:
+    """Return how many pixels of a picture can be of another class at most."""
+    everywhere = np.ones(found.predicted.shape, np.bool_)
+    return most_lost(reach(found, bounds, epsilon), everywhere)
 
-    *Proof.* Any k of them cost at least what the k cheapest do. ∎
+
+def most_lost(reach: Reach, chosen: Chosen) -> int:
+    """Return how many of the chosen pixels (H, W) can be of another class at most."""
+    nothing = np.zeros_like(chosen)
+    [bound] = _worst(reach, chosen, nothing, 0, np.zeros(1))
+    return min(math.floor(float(bound) + ROUNDING), most_by_budget(reach.flip.together[chosen]))
+
+
+def most_by_budget(together: Floats) -> int:
+    """Return how many of some pixels (n,) can flip if all cells share one budget of 1.
+
+    The cheapest come first: any k of them cost at least what the k cheapest do.
     """
-    finite = np.sort(costs[np.isfinite(costs)])
-    return int(np.searchsorted(np.cumsum(finite), budget, side="right"))
+    total = np.cumsum(np.sort(together[together <= SLACK]))
+    return int(np.searchsorted(total, SLACK, side="right"))
 
 
-class Front(NamedTuple):
-    """Of a class in a picture: intersection, union, and what an adversary can take and add.
+class Overlap(NamedTuple):
+    """Of a class in pictures: intersection, union, and what adversaries can take and add.
 
     Attributes:
         intersection: pixels of the class that are found.
         union: pixels that are of the class, or found as it.
-        lost: (n,) found pixels that are lost, 0, 1, 2, …
-        gained: (n,) most pixels of other classes that can become it beside these.
+        harm: (len(RATIOS),): at each ratio ρ a bound of lost + ρ·gained, where pixels are lost
+            that are found, and others gained that do not belong to the class.
     """
 
     intersection: int
     union: int
-    lost: NDArray[np.int64]
-    gained: NDArray[np.int64]
+    harm: Floats
+
+    def beside(self, other: Overlap) -> Overlap:
+        """Return that of both sets of pictures, each picture being perturbed for itself."""
+        both = self.intersection + other.intersection, self.union + other.union
+        return Overlap(*both, self.harm + other.harm)
 
 
-def front(found: PixelMargins, mask: Mask, label: int, reach: Reach) -> Front:
-    """Return all divisions of the budget that can be the worst for the IoU of a class.
+NOTHING = Overlap(0, 0, np.zeros(len(RATIOS)))
+
+
+def overlap(found: PixelMargins, mask: Mask, label: int, reach: Reach) -> Overlap:
+    """Return what an adversary can do to the IoU of a class.
 
     IoU falls with each found pixel that is lost (the union keeps it) and with each pixel of another
-    class that is gained; all else raises it or leaves it. Of a number each, the cheapest are taken.
+    class that is gained; all else raises it or leaves it.
     """
     is_class, shown = mask == label, found.predicted == label
     known = mask != IGNORED
-    lose = np.sort(reach.flip[is_class & shown])
-    gain = np.sort(reach.become[label][known & ~is_class & ~shown])
-    spent = np.concatenate([[0.0], np.cumsum(lose[np.isfinite(lose)])])
-    spent = spent[spent <= reach.budget]
-    added = np.cumsum(gain[np.isfinite(gain)])
-    left = reach.budget - spent if math.isfinite(reach.budget) else np.full(len(spent), np.inf)
-    return Front(
-        int((is_class & shown).sum()),
+    right, outside = is_class & shown, known & ~is_class & ~shown
+    return Overlap(
+        int(right.sum()),
         int((known & (is_class | shown)).sum()),
-        np.arange(len(spent)),
-        np.searchsorted(added, left, side="right"),
+        _worst(reach, right, outside, label, RATIOS),
     )
 
 
-def least_iou(fronts: Sequence[Front]) -> float | None:
+def least_iou(whole: Overlap) -> float | None:
     """Return the lowest IoU of a class over pictures that are perturbed each for itself.
 
-    It is pooled: intersections over unions of all pictures. *Proof.* (Dinkelbach 1967.) For a ratio
-    λ that is reached, let each picture minimise intersection − λ·union. If the sum of the minima is
-    0, no choice has a lower ratio; else the choice made has one. There are finitely many. ∎
+    It is pooled: intersections over unions of all pictures. *Proof.* Let ρ be a ratio at which
+    intersection − ρ·union ≥ harm(ρ). Then intersection − lost ≥ ρ·(union + gained), whatever is
+    lost and gained: the IoU stays at least ρ. The largest such ρ is looked up. As the maximum of
+    lost + ρ·gained is convex in ρ, lines between its bounds bound it. ∎
 
     Returns:
         None where the union can be empty without a pixel of the class.
     """
-    whole = sum(one.union for one in fronts)
-    ratio = sum(one.intersection for one in fronts) / whole if whole else math.inf
-    while fronts:
-        above = below = 0
-        for one in fronts:
-            kept, union = one.intersection - one.lost, one.union + one.gained
-            at = int(np.argmin(kept - min(ratio, 1.0) * union))
-            above, below = above + int(kept[at]), below + int(union[at])
-        if not below or above / below >= ratio:
-            break
-        ratio = above / below
-    return ratio if math.isfinite(ratio) else None
+    if not whole.union:
+        return 0.0 if whole.harm[-1] > ROUNDING else None
+    # Bounds by prices that were not quite the best may fall where what they bound cannot.
+    harm = np.maximum.accumulate(whole.harm)
+    left = whole.intersection - RATIOS * whole.union - harm
+    if left[0] <= 0:
+        return 0.0
+    # It falls with the ratio, so that the sign changes once.
+    return float(np.interp(0.0, left[::-1], RATIOS[::-1]))
 
 
-def largest_reach(found: PixelMargins, bounds: PixelBounds, epsilon: float) -> int:
-    """Return how many pixels of a picture can be of another class at most."""
-    costs = reach(found, bounds, epsilon)
-    return most(costs.flip.ravel(), costs.budget)
+def _worst(reach: Reach, lost: Chosen, gained: Chosen, label: int, ratios: Floats) -> Floats:
+    """Bound lost + ρ·gained for each of some ratios ρ in [0, 1].
+
+    *Proof.* For a price λ ≥ 0 of shares, Σ_c value_c ≤ λ + Σ_c (value_c − λ·s_c), as the shares add
+    up to at most 1; and each cell takes its best share by itself. ∎
+
+    Args:
+        reach: of the picture.
+        lost: (H, W) pixels that count 1 if they become any other class.
+        gained: (H, W) others, which count ρ if they become `label`.
+        label: a class.
+        ratios: (R,) ρ.
+
+    Returns:
+        (R,).
+    """
+    gain = Shares(reach.become.alone[label], reach.become.together[label])
+    taken = reach.flip.where(lost, gain)
+    reached = (lost | gained) & np.isfinite(taken.alone)
+    if not reached.any():
+        return np.zeros(len(ratios))
+    cells, places = np.unique(reach.cells[reached], return_inverse=True)
+    is_lost = lost[reached]
+    kinds = [is_lost, ~is_lost, np.ones_like(is_lost)] if gained.any() else [is_lost]
+    steps = [
+        _shares(places[kind], taken.alone[reached][kind], taken.together[reached][kind], len(cells))
+        for kind in kinds
+    ]
+    shares = np.concatenate([np.zeros((len(cells), 1)), *steps], axis=1)
+    owner = np.repeat(range(len(steps) + 1), [1, *(one.shape[1] for one in steps)])
+    order = np.argsort(shares, axis=1, kind="stable")
+    shares, owner = np.take_along_axis(shares, order, axis=1), owner[order]
+    counts = [np.cumsum(owner == one + 1, axis=1) for one in range(len(kinds))]
+    first, second = counts[0], np.zeros_like(counts[0])
+    if gained.any():
+        # The kinds share the budget of their cell, of which each alone would have all.
+        first = np.minimum(counts[0], counts[2])
+        second = np.minimum(counts[1], counts[2] - first)
+    first, second, shares = (np.where(shares <= SLACK, one, 0.0) for one in (first, second, shares))
+    return np.array([_lowest_bound(first + ratio * second, shares) for ratio in ratios])
+
+
+def _shares(places: NDArray[np.int64], alone: Floats, together: Floats, cells: int) -> Floats:
+    """Return the shares (cells, n) at which 1, 2, … pixels of a cell can flip; infinite beyond all.
+
+    Args:
+        places: (P,) number of each pixel's cell.
+        alone: (P,), as in `Shares`.
+        together: (P,), as in `Shares`.
+        cells: how many there are.
+    """
+    dearest = _sorted_by_cell(places, alone, cells)
+    return np.maximum(dearest, np.cumsum(_sorted_by_cell(places, together, cells), axis=1))
+
+
+def _sorted_by_cell(places: NDArray[np.int64], values: Floats, cells: int) -> Floats:
+    order = np.argsort(places, kind="stable")
+    rows = places[order]
+    columns = np.arange(len(rows)) - np.searchsorted(rows, rows)
+    table = np.full((cells, int(columns.max(initial=-1)) + 1), np.inf)
+    table[rows, columns] = values[order]
+    return np.sort(table, axis=1)
+
+
+def _lowest_bound(values: Floats, shares: Floats) -> float:
+    """Return the lowest bound of the values' sum over the cells that one of the tried prices gives.
+
+    A larger price takes smaller shares; the best one takes all of them together.
+
+    Args:
+        values: (cells, n) of the choices of each cell.
+        shares: (cells, n) that they take, up to 1.
+    """
+    lowest, rows = float(values.max(axis=1).sum()), np.arange(len(values))
+    low, high = PRICES
+    for _ in range(PRICE_STEPS):
+        middle = (low + high) / 2
+        left = values - 10**middle * shares
+        chosen = left.argmax(axis=1)
+        lowest = min(lowest, 10**middle * SLACK + float(left[rows, chosen].sum()))
+        if shares[rows, chosen].sum() > 1:
+            low = middle
+        else:
+            high = middle
+    return lowest

@@ -17,7 +17,7 @@ from PIL import Image
 from lipdet import distributed
 from lipdet.attack.pixels import PixelSettings, attack_pixels
 from lipdet.attack.settings import single_attacks
-from lipdet.certificate.pixels import bounds_of_pixels, largest_reach, margins_of
+from lipdet.certificate.pixels import bounds_of_pixels, margins_of, most_flipped
 from lipdet.certificate.radius import REMAINING_IOU
 from lipdet.checkpoint import load_segmenter
 from lipdet.commands.attack_options import attack_facts, measured_epsilons, parse_epsilons
@@ -120,7 +120,7 @@ def certify(detector: str, images: Sequence[Path], out: Path, **options: Any) ->
             certified = []
             for epsilon in epsilons:
                 alone = int((found.radius <= epsilon).sum())
-                together = largest_reach(found, bounds, epsilon)
+                together = most_flipped(found, bounds, epsilon)
                 certified.append({"epsilon": epsilon, "alone": alone, "together": together})
             pixels = _counted(segmenter, found.predicted)
             told = ", ".join(

@@ -12,15 +12,16 @@ from torch import Tensor
 
 from lipdet.attack.pixels import attack_pixels, pixel_scores
 from lipdet.certificate.pixels import (
-    Front,
+    NOTHING,
     Mask,
     PixelBounds,
     PixelMargins,
     bounds_of_pixels,
-    front,
     least_iou,
     margins_of,
-    most,
+    most_by_budget,
+    most_lost,
+    overlap,
     reach,
 )
 from lipdet.checkpoint import LoadedSegmenter
@@ -249,7 +250,7 @@ class _Tally:
 
     def __init__(self, classes: int) -> None:
         self.kept, self.flipped = np.zeros(3, np.int64), 0
-        self.fronts: list[list[Front]] = [[] for _ in range(classes)]
+        self.overlaps = [NOTHING] * classes
         self.found = np.zeros(classes, np.int64)
 
 
@@ -279,27 +280,32 @@ def _count(
     tally: _Tally, found: PixelMargins, mask: Mask, bounds: PixelBounds, epsilon: float
 ) -> None:
     right = found.predicted == mask
-    ways = {"single": True, "joint": True}, {"joint": False}, {"single": False}
-    for place, way in enumerate(ways):
-        costs = reach(found, bounds, epsilon, **way)
-        tally.kept[place] += right.sum() - most(costs.flip[right], costs.budget)
-    both = reach(found, bounds, epsilon)
-    tally.flipped += most(both.flip.ravel(), both.budget)
-    for label, fronts in enumerate(tally.fronts):
-        fronts.append(front(found, mask, label, both))
+    within = reach(found, bounds, epsilon)
+    # The budget by itself does not know which pixels ε can reach.
+    together = np.square(found.margins.min(axis=0) / bounds.contrasts / epsilon)
+    lost = (
+        most_lost(within, right),
+        int((right & (found.radius <= epsilon)).sum()),
+        most_by_budget(together[right]),
+    )
+    tally.kept += right.sum() - np.array(lost)
+    tally.flipped += most_lost(within, np.ones_like(right))
+    for label in range(len(tally.found)):
         shown = right & (mask == label)
-        tally.found[label] += shown.sum() - most(both.flip[shown], both.budget)
+        tally.found[label] += shown.sum() - most_lost(within, shown)
+        here = overlap(found, mask, label, within)
+        tally.overlaps[label] = tally.overlaps[label].beside(here)
 
 
 def _summed(pack: Pack, epsilon: float, tally: _Tally, there: NDArray[np.int64]) -> CertifiedPixels:
     kept, single, joint = (float(one / max(there.sum(), 1)) for one in tally.kept)
     per_class: dict[str, CertifiedClassPixels] = {
         name: {
-            "iou": least_iou(fronts),
+            "iou": least_iou(whole),
             "false_negatives": None if not count else float(1 - found / count),
         }
-        for name, fronts, found, count in zip(
-            pack.class_names, tally.fronts, tally.found, there, strict=True
+        for name, whole, found, count in zip(
+            pack.class_names, tally.overlaps, tally.found, there, strict=True
         )
     }
     known = [one["iou"] for one in per_class.values() if one["iou"] is not None]

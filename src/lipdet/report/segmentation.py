@@ -22,7 +22,7 @@ from rich.table import Table
 
 from lipdet.attack.pixels import attack_pixels
 from lipdet.attack.settings import AttackSettings
-from lipdet.certificate.pixels import PixelBounds, largest_reach, margins_of
+from lipdet.certificate.pixels import PixelBounds, margins_of, most_flipped
 from lipdet.checkpoint import LoadedSegmenter
 from lipdet.errors import UnknownLipschitz
 from lipdet.evaluate.attacked import Campaign
@@ -222,7 +222,7 @@ def _scenes(
         radius, most = None, None
         if bounds:
             found = margins_of(logits[place], segmenter, bounds)
-            radius, most = found.radius, largest_reach(found, bounds, epsilon)
+            radius, most = found.radius, most_flipped(found, bounds, epsilon)
         before, attacked = (one[place].argmax(dim=0).numpy() for one in (logits, after))
         number = int(pack.pictures[index])
         both = np.asarray(pack.images[index]), rounded[place]

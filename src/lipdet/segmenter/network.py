@@ -11,8 +11,9 @@ Of the certified kind the body is 1-Lipschitz and every logit is, too. Notable c
 - It starts at the identity, as the certified detectors do (`lipdet.detector.one_map`), and has no
   scale anywhere: what a logit of 1 means is left to the temperature. Grey is 0: to subtract it is
   free, and what all pixels of a cell have in common would drown what tells them apart.
-- The head has filters of unit norm and gives the logits of all pixels of a cell at once. Each logit
-  is 1-Lipschitz; together they share features, and their joint constant is that of the head.
+- The head has filters of unit norm and gives the logits of all pixels of a cell at once, from the
+  features of that cell alone. So each logit is 1-Lipschitz, and what a perturbation spends on one
+  cell it cannot spend on another (theory §13.4).
 
 The plain kind is the same with ordinary layers: the price of robustness, on equal ground.
 """
@@ -57,10 +58,14 @@ class Kind:
 
 SEGMENTERS = {
     "orthogonal-segmenter": Kind(
-        KINDS["orthogonal-ssd"].block, KINDS["orthogonal-ssd"].classification, temperature=2.0
+        KINDS["orthogonal-ssd"].block,
+        lambda channels, out: UnitNormConv2d(channels, out, 1),
+        temperature=10.0,
     ),
     "plain-segmenter": Kind(
-        KINDS["plain-ssd"].block, KINDS["plain-ssd"].classification, temperature=1.0
+        KINDS["plain-ssd"].block,
+        lambda channels, out: nn.Conv2d(channels, out, 1),
+        temperature=1.0,
     ),
 }
 

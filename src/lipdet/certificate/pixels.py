@@ -13,9 +13,11 @@ Proofs are in theory §13. Notable choices:
 
 from __future__ import annotations
 
+import functools
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -132,19 +134,44 @@ def _is_simple(conv: nn.Conv2d) -> bool:
     return plain == ((1, 1), (1, 1), 1, "zeros")
 
 
+class Cells(NamedTuple):
+    """Where the cells of the finest map lie in a picture.
+
+    Attributes:
+        side: in pixels.
+        above: rows of pixels that the first cells lack.
+        left: columns that they lack.
+    """
+
+    side: int
+    above: int
+    left: int
+
+    def split(self, values: NDArray[Any], missing: float) -> NDArray[Any]:
+        """Return values (H, W) as (cells, side²), with `missing` where a cell lacks pixels."""
+        around = [
+            (before, -(before + size) % self.side)
+            for before, size in zip((self.above, self.left), values.shape, strict=True)
+        ]
+        padded = np.pad(values, around, constant_values=missing)
+        rows, columns = (size // self.side for size in padded.shape)
+        blocks = padded.reshape(rows, self.side, columns, self.side).swapaxes(1, 2)
+        return blocks.reshape(rows * columns, self.side**2)
+
+
 class PixelMargins(NamedTuple):
     """The distance of each pixel of a picture from each other class.
 
     Attributes:
         predicted: (H, W) class with the highest logit.
-        cells: (H, W) number of the cell of the finest map that a pixel belongs to.
+        cells: that share the pixels.
         margins: (K, H, W) float64: how much its logit is ahead of each, less what rounding may
             hide; infinite for the class itself.
         radii: (K, H, W): norm of a perturbation below which the pixel cannot become that class.
     """
 
     predicted: NDArray[np.int64]
-    cells: NDArray[np.int64]
+    cells: Cells
     margins: Floats
     radii: Floats
 
@@ -178,21 +205,21 @@ def margins_of(logits: Tensor, segmenter: Segmenter, bounds: PixelBounds) -> Pix
     margins = (top.double() - logits - 4 * bounds.rounding).clamp_min(0)
     margins.scatter_(0, predicted[None], math.inf)
     above, left = segmenter.missing(height, width)[:2]
-    rows, columns = torch.arange(height)[:, None] + above, torch.arange(width) + left
     cell = segmenter.cell
-    across = -(-(left + width) // cell)
-    cells = rows // cell * across + columns // cell
-    places = (rows % cell * cell + columns % cell) * classes + predicted
+    rows = (torch.arange(height) + above) % cell * cell
+    columns = (torch.arange(width) + left) % cell
+    places = (rows[:, None] + columns) * classes + predicted
     table = bounds.pairwise.permute(1, 2, 3, 0).flatten(1)
     constants = table.index_select(1, places.flatten()).reshape(margins.shape)
     radii = margins / constants
     # Two classes with the same filters change places by rounding alone; 0 / 0 is no number.
     radii.masked_fill_((constants == 0) & (margins == 0), 0.0)
-    return PixelMargins(predicted.numpy(), cells.numpy(), margins.numpy(), radii.numpy())
+    cells = Cells(cell, above % cell, left % cell)
+    return PixelMargins(predicted.numpy(), cells, margins.numpy(), radii.numpy())
 
 
 class Shares(NamedTuple):
-    """The shares of ε² that it takes to flip pixels.
+    """The shares of ε² that it takes to flip pixels, of (cells, pixels of a cell).
 
     Attributes:
         alone: what the share of a pixel's cell has to be before it flips; infinite where all of ε²
@@ -209,19 +236,27 @@ class Shares(NamedTuple):
         alone = np.where(chosen, self.alone, other.alone)
         return Shares(alone, np.where(chosen, self.together, other.together))
 
+    def of(self, pixels: int) -> Floats:
+        """Return the shares (cells, pixels) at which 1, 2, … pixels of a cell can flip.
+
+        Infinite beyond all of them.
+        """
+        dearest, cheapest = (np.sort(one, axis=1)[:, :pixels] for one in self)
+        return np.maximum(dearest, np.cumsum(cheapest, axis=1))
+
 
 class Reach(NamedTuple):
     """What perturbations of one size can flip.
 
     Attributes:
-        become: of (K, H, W), to make a pixel a class.
-        flip: of (H, W), to make it any other class.
-        cells: (H, W), of each pixel.
+        become: to make a pixel a class, one of each.
+        flip: to make it any other class.
+        cells: of the picture.
     """
 
-    become: Shares
+    become: Sequence[Shares]
     flip: Shares
-    cells: NDArray[np.int64]
+    cells: Cells
 
 
 def reach(found: PixelMargins, bounds: PixelBounds, epsilon: float) -> Reach:
@@ -236,11 +271,14 @@ def reach(found: PixelMargins, bounds: PixelBounds, epsilon: float) -> Reach:
     √2·‖(QΔz)_p‖, by Cauchy and Schwarz. So Σ m_p² ≤ 2·‖QΔz‖² over the pixels of c, which is at most
     (C·ε)²·s_c. ∎
     """
-    reached = found.radii <= epsilon
-    alone = np.where(reached, np.square(found.radii / epsilon), np.inf)
-    together = np.where(reached, np.square(found.margins / bounds.contrasts / epsilon), np.inf)
-    flip = Shares(alone.min(axis=0), together.min(axis=0))
-    return Reach(Shares(alone, together), flip, found.cells)
+    become = []
+    for radii, margins in zip(found.radii, found.margins, strict=True):
+        near = radii <= epsilon
+        alone = np.where(near, np.square(radii / epsilon), np.inf)
+        together = np.where(near, np.square(margins / bounds.contrasts / epsilon), np.inf)
+        become.append(Shares(*(found.cells.split(one, np.inf) for one in (alone, together))))
+    alone, together = (functools.reduce(np.minimum, kind) for kind in zip(*become, strict=True))
+    return Reach(become, Shares(alone, together), found.cells)
 
 
 def most_flipped(found: PixelMargins, bounds: PixelBounds, epsilon: float) -> int:
@@ -251,9 +289,9 @@ def most_flipped(found: PixelMargins, bounds: PixelBounds, epsilon: float) -> in
 
 def most_lost(reach: Reach, chosen: Chosen) -> int:
     """Return how many of the chosen pixels (H, W) can be of another class at most."""
-    nothing = np.zeros_like(chosen)
-    [bound] = _worst(reach, chosen, nothing, 0, np.zeros(1))
-    return min(math.floor(float(bound) + ROUNDING), most_by_budget(reach.flip.together[chosen]))
+    lost = reach.cells.split(chosen, False)
+    [bound] = _worst(reach, lost, np.zeros_like(lost), 0, np.zeros(1))
+    return min(math.floor(float(bound) + ROUNDING), most_by_budget(reach.flip.together[lost]))
 
 
 def most_by_budget(together: Floats) -> int:
@@ -297,10 +335,11 @@ def overlap(found: PixelMargins, mask: Mask, label: int, reach: Reach) -> Overla
     is_class, shown = mask == label, found.predicted == label
     known = mask != IGNORED
     right, outside = is_class & shown, known & ~is_class & ~shown
+    lost, gained = (reach.cells.split(one, False) for one in (right, outside))
     return Overlap(
         int(right.sum()),
         int((known & (is_class | shown)).sum()),
-        _worst(reach, right, outside, label, RATIOS),
+        _worst(reach, lost, gained, label, RATIOS),
     )
 
 
@@ -334,60 +373,35 @@ def _worst(reach: Reach, lost: Chosen, gained: Chosen, label: int, ratios: Float
 
     Args:
         reach: of the picture.
-        lost: (H, W) pixels that count 1 if they become any other class.
-        gained: (H, W) others, which count ρ if they become `label`.
+        lost: (cells, pixels) that count 1 if they become any other class.
+        gained: (cells, pixels) others, which count ρ if they become `label`.
         label: a class.
         ratios: (R,) ρ.
 
     Returns:
         (R,).
     """
-    gain = Shares(reach.become.alone[label], reach.become.together[label])
-    taken = reach.flip.where(lost, gain)
-    reached = (lost | gained) & np.isfinite(taken.alone)
-    if not reached.any():
-        return np.zeros(len(ratios))
-    cells, places = np.unique(reach.cells[reached], return_inverse=True)
-    is_lost = lost[reached]
-    kinds = [is_lost, ~is_lost, np.ones_like(is_lost)] if gained.any() else [is_lost]
-    steps = [
-        _shares(places[kind], taken.alone[reached][kind], taken.together[reached][kind], len(cells))
-        for kind in kinds
-    ]
-    shares = np.concatenate([np.zeros((len(cells), 1)), *steps], axis=1)
-    owner = np.repeat(range(len(steps) + 1), [1, *(one.shape[1] for one in steps)])
-    order = np.argsort(shares, axis=1, kind="stable")
-    shares, owner = np.take_along_axis(shares, order, axis=1), owner[order]
-    counts = [np.cumsum(owner == one + 1, axis=1) for one in range(len(kinds))]
-    first, second = counts[0], np.zeros_like(counts[0])
+    beyond = np.full(lost.shape, np.inf)
+    nothing = Shares(beyond, beyond)
+    ways = [reach.flip.where(lost, nothing)]
     if gained.any():
+        ways += [reach.become[label].where(gained, nothing)]
+        ways += [ways[0].where(lost, ways[1])]
+    there = np.isfinite(ways[-1].alone)
+    cells, pixels = there.any(axis=1), int(there.sum(axis=1).max(initial=0))
+    steps = [Shares(one.alone[cells], one.together[cells]).of(pixels) for one in ways]
+    shares = np.concatenate([np.zeros((len(steps[0]), 1)), *steps], axis=1)
+    owner = np.repeat(range(len(steps) + 1), [1, *[pixels] * len(steps)])
+    order = np.argsort(shares, axis=1)
+    shares, owner = np.take_along_axis(shares, order, axis=1), owner[order]
+    counts = [np.cumsum(owner == one + 1, axis=1) for one in range(len(steps))]
+    first, second = counts[0], np.zeros_like(counts[0])
+    if len(ways) > 1:
         # The kinds share the budget of their cell, of which each alone would have all.
         first = np.minimum(counts[0], counts[2])
         second = np.minimum(counts[1], counts[2] - first)
     first, second, shares = (np.where(shares <= SLACK, one, 0.0) for one in (first, second, shares))
     return np.array([_lowest_bound(first + ratio * second, shares) for ratio in ratios])
-
-
-def _shares(places: NDArray[np.int64], alone: Floats, together: Floats, cells: int) -> Floats:
-    """Return the shares (cells, n) at which 1, 2, … pixels of a cell can flip; infinite beyond all.
-
-    Args:
-        places: (P,) number of each pixel's cell.
-        alone: (P,), as in `Shares`.
-        together: (P,), as in `Shares`.
-        cells: how many there are.
-    """
-    dearest = _sorted_by_cell(places, alone, cells)
-    return np.maximum(dearest, np.cumsum(_sorted_by_cell(places, together, cells), axis=1))
-
-
-def _sorted_by_cell(places: NDArray[np.int64], values: Floats, cells: int) -> Floats:
-    order = np.argsort(places, kind="stable")
-    rows = places[order]
-    columns = np.arange(len(rows)) - np.searchsorted(rows, rows)
-    table = np.full((cells, int(columns.max(initial=-1)) + 1), np.inf)
-    table[rows, columns] = values[order]
-    return np.sort(table, axis=1)
 
 
 def _lowest_bound(values: Floats, shares: Floats) -> float:

@@ -176,10 +176,11 @@ class CertifiedClassPixels(TypedDict):
 class CertifiedPixels(TypedDict):
     """Bounds under every perturbation of a picture with an L2 norm of at most `epsilon`.
 
-    `accuracy`, `miou` and `per_class` use both promises at once, `single` and `joint` are the
-    accuracy by one of them, and `larger` names the one that promises more; `flipped` bounds the
-    mean number of pixels of a picture whose class can change. Bounds of different figures need not
-    be reached by one perturbation.
+    `accuracy`, `miou`, `per_class` and `flipped`, which is the mean number of pixels of a picture
+    whose class can change, follow from how the cells of a picture share a perturbation (theory
+    §13.4). `single` and `joint` are the accuracy by less: by radii alone, and by one budget of all
+    pixels; `larger` names the one of the two that promises more. Bounds of different figures need
+    not be reached by one perturbation.
     """
 
     epsilon: float

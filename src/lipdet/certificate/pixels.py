@@ -202,7 +202,7 @@ def margins_of(logits: Tensor, segmenter: Segmenter, bounds: PixelBounds) -> Pix
     classes, height, width = logits.shape
     top, predicted = logits.max(dim=0)
     # A difference of numbers of float32 is one of float64.
-    margins = (top.double() - logits - 4 * bounds.rounding).clamp_min(0)
+    margins = (top.double() - logits.double()).sub_(4 * bounds.rounding).clamp_min_(0)
     margins.scatter_(0, predicted[None], math.inf)
     above, left = segmenter.missing(height, width)[:2]
     cell = segmenter.cell

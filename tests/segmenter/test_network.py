@@ -122,6 +122,10 @@ def test_what_cannot_be_bounded_is_refused() -> None:
     hooked.body[0].register_forward_hook(lambda layer, x, y: 2 * y)
     with pytest.raises(UnknownLipschitz, match="hooks"):
         bounds_of_pixels(hooked, torch.rand(1, 3, *SMALL.canvas))
+    wide = trained_alike()
+    wide.head = nn.Conv2d(*wide.head.weight.shape[1::-1], 3, padding=1)
+    with pytest.raises(UnknownLipschitz, match="no 1×1 convolution"):
+        bounds_of_pixels(wide, torch.rand(1, 3, *SMALL.canvas))
     broken = trained_alike()
     with torch.no_grad():
         broken.head.bias.fill_(torch.nan)  # type: ignore[union-attr, operator]

@@ -96,7 +96,7 @@ def bounds_of_pixels(segmenter: Segmenter, images: Tensor) -> PixelBounds:
     assert isinstance(folded, Segmenter)
     body = _bound(folded.body, "body")
     head = folded.head
-    if type(head) is not nn.Conv2d or not _is_simple(head) or head.kernel_size != (1, 1):
+    if type(head) is not nn.Conv2d or not _is_simple(head) or not _reads_one_cell(head):
         raise UnknownLipschitz("Nothing can be certified with a head that is no 1×1 convolution.")
     classes, cell = len(segmenter.config.class_names), segmenter.cell
     kernel = head.weight.detach().double()
@@ -132,6 +132,10 @@ def _is_simple(conv: nn.Conv2d) -> bool:
     """Return whether a convolution is what norms without a size are of."""
     plain = conv.stride, conv.dilation, conv.groups, conv.padding_mode
     return plain == ((1, 1), (1, 1), 1, "zeros")
+
+
+def _reads_one_cell(conv: nn.Conv2d) -> bool:
+    return conv.kernel_size == (1, 1) and conv.padding == (0, 0)
 
 
 class Cells(NamedTuple):

@@ -47,7 +47,7 @@ SMALLER = {
     "export.md": {"--int8 rendered:200": "--int8 rendered:100"},
     "app.md": {},
     "segmentation.md": {
-        "rendered-ink:2400 --epochs 2": "rendered-ink:40 --epochs 1 --image_size 32",
+        "rendered-ink:2400 --epochs 4": "rendered-ink:40 --epochs 1 --image_size 32",
         "rendered-ink:100 --epsilon 0.1 0.25 --certify --attack pgd --steps 20": "rendered-ink:4 "
         "--epsilon 0.25 --certify --attack pgd --steps 2",
     },

@@ -17,7 +17,7 @@ from torch.nn.modules import module as torch_module
 from lipdet.certificate.pixels import bounds_of_pixels
 from lipdet.config import SegmenterConfig
 from lipdet.errors import InputError, UnknownLipschitz
-from lipdet.layers import MaxMin, orthogonal_
+from lipdet.layers import MaxMin, SpaceToDepth, orthogonal_
 from lipdet.segmenter import Segmenter, build_segmenter
 from lipdet.segmenter.calibration import add_offsets, choose_offsets
 from lipdet.segmenter.loss import class_weights, labelled_weight, pixel_loss
@@ -126,6 +126,10 @@ def test_what_cannot_be_bounded_is_refused() -> None:
     wide.head = nn.Conv2d(*wide.head.weight.shape[1::-1], 3, padding=1)
     with pytest.raises(UnknownLipschitz, match="no 1×1 convolution"):
         bounds_of_pixels(wide, torch.rand(1, 3, *SMALL.canvas))
+    coarse = trained_alike()
+    coarse.body, coarse.head = nn.Sequential(SpaceToDepth(8)), nn.Conv2d(192, 48, 1)
+    with pytest.raises(UnknownLipschitz, match="a map of another size"):
+        bounds_of_pixels(coarse, torch.rand(1, 3, *SMALL.canvas))
     broken = trained_alike()
     with torch.no_grad():
         broken.head.bias.fill_(torch.nan)  # type: ignore[union-attr, operator]

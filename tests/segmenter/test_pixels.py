@@ -22,10 +22,13 @@ from lipdet.certificate.pixels import (
     most_by_budget,
     most_flipped,
     most_lost,
+    of_budget,
     overlap,
     reach,
 )
-from lipdet.errors import UnknownLipschitz
+from lipdet.errors import InputError, UnknownLipschitz
+from lipdet.segmenter import build_segmenter
+from lipdet.segmenter.calibration import add_offsets
 from lipdet.types import IGNORED
 from tests.segmenter.test_network import SMALL, trained_alike
 
@@ -214,9 +217,30 @@ def test_pictures_near_by_break_no_promise(seed: int) -> None:
         assert flipped.any() or epsilon < 1
         distance = float((changed.detach() - picture).norm())
         assert (found.radius[flipped] <= distance + 1e-6).all()
-        together = np.square(found.margins.min(axis=0) / bounds.contrasts / epsilon)
+        together = of_budget(found.margins.min(axis=0), bounds, epsilon)
         alone = (found.radius <= epsilon).sum(), most_by_budget(together.ravel())
         assert flipped.sum() <= most_flipped(found, bounds, epsilon) <= min(alone)
+
+
+def test_classes_with_the_same_filters_change_places_by_rounding() -> None:
+    segmenter = build_segmenter(replace(SMALL, class_names=("a", "b"))).eval()
+    add_offsets(segmenter, torch.tensor([0.0, 1e-9]))
+    picture = torch.rand(1, 3, *SMALL.canvas, generator=torch.Generator().manual_seed(0))
+    bounds = bounds_of_pixels(segmenter, picture)
+    with torch.no_grad():
+        found = margins_of(segmenter(picture)[0], segmenter, bounds)
+    assert bounds.contrasts == 0
+    assert (found.radius == 0).all()
+    assert most_flipped(found, bounds, 0.1) == found.radius.size
+    assert most_by_budget(of_budget(found.margins.min(axis=0), bounds, 0.1)) == found.radius.size
+
+
+@pytest.mark.parametrize("epsilon", [math.nan, math.inf, -1.0])
+def test_a_radius_that_is_no_number_is_refused(epsilon: float) -> None:
+    found, bounds, _ = row_of_alone(0, 4)
+    with pytest.raises(InputError, match="finite number"):
+        most_flipped(found, bounds, epsilon)
+    assert most_flipped(found, bounds, 0.0) == 0
 
 
 def test_rounding_is_taken_from_every_margin() -> None:

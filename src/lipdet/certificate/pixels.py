@@ -26,7 +26,7 @@ from torch import Tensor, nn
 
 from lipdet.certificate.constants.rounding import largest_difference
 from lipdet.detector.forward import frozen
-from lipdet.errors import UnknownLipschitz
+from lipdet.errors import InputError, UnknownLipschitz
 from lipdet.layers import MaxMin, ScaledAvgPool2d, SpaceToDepth, ZeroPadChannels, fold
 from lipdet.layers.base import drop_caches
 from lipdet.lipschitz.same_function import is_as_defined
@@ -62,7 +62,7 @@ class PixelBounds:
         joint: of the map to all logits of all pixels.
         contrasts: C: squared margins of pixels that flip add up to at most (C·ε)², in each cell to
             C² times its share of ε².
-        rounding: κ, how far a logit may lie from that of real arithmetic.
+        rounding: κ, how far a logit may lie from that of real arithmetic, at pictures in [0, 1].
     """
 
     pairwise: Tensor
@@ -81,7 +81,8 @@ def bounds_of_pixels(segmenter: Segmenter, images: Tensor) -> PixelBounds:
 
     Raises:
         UnknownLipschitz: it has a layer without a bound, code or hooks of another's, or an output
-            that is not finite; or a function that layers call was replaced.
+            that is not finite, or a map of another size; or a function that layers call was
+            replaced.
     """
     refuse_replaced()
     if type(segmenter) is not Segmenter or not is_as_defined(segmenter):
@@ -103,6 +104,7 @@ def bounds_of_pixels(segmenter: Segmenter, images: Tensor) -> PixelBounds:
     by_class = kernel.reshape(classes, cell**2, -1)
     centred = (by_class - by_class.mean(dim=0)).reshape(kernel.shape)
     apart = (by_class[:, None] - by_class[None]).norm(dim=3)
+    _check_cells(segmenter, images[:1])
     with frozen(segmenter):
         rounding = largest_difference(segmenter, folded.double(), images)
     return PixelBounds(
@@ -132,6 +134,16 @@ def _is_simple(conv: nn.Conv2d) -> bool:
     """Return whether a convolution is what norms without a size are of."""
     plain = conv.stride, conv.dilation, conv.groups, conv.padding_mode
     return plain == ((1, 1), (1, 1), 1, "zeros")
+
+
+@torch.no_grad()
+def _check_cells(segmenter: Segmenter, images: Tensor) -> None:
+    """Refuse a body whose map has other cells than those that the logits are split into."""
+    with frozen(segmenter):
+        padded = segmenter.padded(images)
+        found = segmenter.body(padded).shape[2:]
+    if tuple(found) != tuple(size // segmenter.cell for size in padded.shape[2:]):
+        raise UnknownLipschitz("Nothing can be certified of a body with a map of another size.")
 
 
 def _reads_one_cell(conv: nn.Conv2d) -> bool:
@@ -190,8 +202,9 @@ def margins_of(logits: Tensor, segmenter: Segmenter, bounds: PixelBounds) -> Pix
     """Return margins and radii of one picture.
 
     *Claim.* If ‖δ‖ is less than radius[p], pixel p keeps its class. *Proof.* For p to become class
-    j, z_j − z_y has to rise by the margin, and as computed both logits of both pictures may be off
-    by κ: in real arithmetic it rises by margin − 4κ at least. It rises by at most pairwise·‖δ‖. ∎
+    j, z_j − z_y has to rise from z_j − z_y, and as computed both logits of both pictures may be off
+    by κ: in real arithmetic it rises by at least z_y − z_j − 4κ, which is the margin, or the margin
+    is 0 and nothing is claimed. It rises by at most pairwise·‖δ‖. ∎
 
     Args:
         logits: (K, H, W).
@@ -274,15 +287,33 @@ def reach(found: PixelMargins, bounds: PixelBounds, epsilon: float) -> Reach:
     of each pixel. If p flips to j, its margin m_p is at most Δz_j − Δz_y = (QΔz)_j − (QΔz)_y ≤
     √2·‖(QΔz)_p‖, by Cauchy and Schwarz. So Σ m_p² ≤ 2·‖QΔz‖² over the pixels of c, which is at most
     (C·ε)²·s_c. ∎
+
+    Raises:
+        InputError: ε is no number, negative or infinite.
     """
+    if not 0 <= epsilon < math.inf:
+        raise InputError("ε must be a finite number that is not negative.")
     become = []
     for radii, margins in zip(found.radii, found.margins, strict=True):
         near = radii <= epsilon
-        alone = np.where(near, np.square(radii / epsilon), np.inf)
-        together = np.where(near, np.square(margins / bounds.contrasts / epsilon), np.inf)
+        alone = np.where(near, _squared(radii, epsilon), np.inf)
+        together = np.where(near, of_budget(margins, bounds, epsilon), np.inf)
         become.append(Shares(*(found.cells.split(one, np.inf) for one in (alone, together))))
     alone, together = (functools.reduce(np.minimum, kind) for kind in zip(*become, strict=True))
     return Reach(become, Shares(alone, together), found.cells)
+
+
+def of_budget(margins: Floats, bounds: PixelBounds, epsilon: float) -> Floats:
+    """Return what pixels with some margins take of the budget of their cell, or of all cells."""
+    return _squared(margins, bounds.contrasts * epsilon)
+
+
+def _squared(values: Floats, unit: float) -> Floats:
+    """Return the squares of values in a unit: 0 of a 0, whatever the unit."""
+    with np.errstate(divide="ignore", over="ignore"):
+        there = np.divide(values, unit, out=np.zeros_like(values), where=values > 0)
+        squares: Floats = np.square(there)
+    return squares
 
 
 def most_flipped(found: PixelMargins, bounds: PixelBounds, epsilon: float) -> int:
@@ -356,7 +387,7 @@ def least_iou(whole: Overlap) -> float | None:
     lost + ρ·gained is convex in ρ, lines between its bounds bound it. ∎
 
     Returns:
-        None where the union can be empty without a pixel of the class.
+        None if no pixel is of the class or found as it, and none can be.
     """
     if not whole.union:
         return 0.0 if whole.harm[-1] > ROUNDING else None

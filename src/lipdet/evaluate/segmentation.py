@@ -21,6 +21,7 @@ from lipdet.certificate.pixels import (
     margins_of,
     most_by_budget,
     most_lost,
+    of_budget,
     overlap,
     reach,
 )
@@ -282,7 +283,7 @@ def _count(
     right = found.predicted == mask
     within = reach(found, bounds, epsilon)
     # The budget by itself does not know which pixels ε can reach.
-    together = np.square(found.margins.min(axis=0) / bounds.contrasts / epsilon)
+    together = of_budget(found.margins.min(axis=0), bounds, epsilon)
     lost = (
         most_lost(within, right),
         int((right & (found.radius <= epsilon)).sum()),

@@ -119,10 +119,15 @@ class Segmenter(nn.Module):
         What is missing to multiples of the stride is grey around the picture, and left out again.
         """
         height, width = images.shape[2:]
-        above, left, below, right = self.missing(height, width)
-        padded = functional.pad(images - GREY, (left, right, above, below))
-        logits = functional.pixel_shuffle(self.head(self.body(padded)), self.cell)
+        above, left = self.missing(height, width)[:2]
+        features = self.body(self.padded(images))
+        logits = functional.pixel_shuffle(self.head(features), self.cell)
         return logits[:, :, above : above + height, left : left + width]
+
+    def padded(self, images: Tensor) -> Tensor:
+        """Return pictures (B, 3, H, W) less grey, with 0 around them to multiples of the stride."""
+        above, left, below, right = self.missing(*images.shape[2:])
+        return functional.pad(images - GREY, (left, right, above, below))
 
     def missing(self, height: int, width: int) -> tuple[int, int, int, int]:
         """Return the rows and columns that a picture lacks: above, left, below, right."""

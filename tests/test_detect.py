@@ -70,6 +70,16 @@ def test_numbers_are_found_wherever_they_are() -> None:
     assert read_numbers >= 2
 
 
+@pytest.mark.slow
+def test_a_number_on_a_long_photograph_is_found() -> None:
+    picture, _, labels = photograph(0, left=20, top=20)
+    long = Image.new("RGB", (4000, 300), picture.getpixel((0, 0)))
+    long.paste(picture.crop((0, 0, 200, 200)), (3000, 40))
+    found = read(load_detector("naive").detector, DIGITS, long).detections
+    assert sorted(one.label for one in found) == sorted(DIGITS[label] for label in labels)
+    assert all(3000 < one.box[0] < one.box[2] < 3200 for one in found)
+
+
 def test_a_picture_without_a_number() -> None:
     detector = load_detector("naive").detector
     found = read(detector, DIGITS, Image.new("RGB", (300, 200), "gray"))

@@ -23,8 +23,8 @@ from lipdet.types import IGNORED, Canvas
 EXPANSION = 0.3
 JITTER_ENLARGEMENT = 1.4
 JITTER_ASPECT = 0.15
-# Of a picture with what is repeated beyond it; half as many are the most that Pillow opens.
-MOST_PIXELS = 2**28
+# Of a picture with what is repeated beyond it, unless the picture itself has half as many.
+MOST_PIXELS = 2**27
 
 
 class Region(NamedTuple):
@@ -109,7 +109,7 @@ def cut(image: Image.Image, region: Region, canvas: Canvas) -> NDArray[np.uint8]
     """
     left, top = math.floor(region.left), math.floor(region.top)
     right, bottom = math.ceil(region.right), math.ceil(region.bottom)
-    if (right - left) * (bottom - top) > MOST_PIXELS:
+    if (right - left) * (bottom - top) > max(MOST_PIXELS, 2 * image.width * image.height):
         raise InputError(
             f"A picture of {image.width}×{image.height} pixels is too long and narrow to be seen "
             f"whole at {canvas}: cut it into parts."

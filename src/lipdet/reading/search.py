@@ -32,13 +32,15 @@ SCALE_STEP = 2**0.5
 SMALLEST_SQUARE = 40
 OVERLAP = 0.5
 MARGIN = 1.2
-# A larger photograph is searched at this size; its numbers are still larger than a square.
-SEARCHED_SIDE = 384
+# A larger photograph is searched at this size, its longer side or, if it is long and narrow, its
+# shorter one; its numbers are still larger than a square.
+SEARCHED_SIDE, SEARCHED_SHORT_SIDE = 384, 96
 
 
 def searched_regions(network: Network, image: Image.Image) -> list[Region]:
     """Return a square around each number that a network of crops sees in a photograph."""
-    shrink = max(1.0, max(image.size) / SEARCHED_SIDE)
+    shrink = min(max(image.size) / SEARCHED_SIDE, min(image.size) / SEARCHED_SHORT_SIDE)
+    shrink = max(1.0, shrink)
     size = (max(1, round(image.width / shrink)), max(1, round(image.height / shrink)))
     small = resized(image, size, Image.Resampling.BICUBIC)
     views = look(network, (), small, search_squares(*size, network.framing.canvas), COARSE)

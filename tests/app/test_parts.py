@@ -82,9 +82,7 @@ def test_a_40_megapixel_picture_is_refused_by_its_header(tmp_path: Path) -> None
     # The beginning of the pixels: readers stop here, at their header.
     chunk += struct.pack(">I", 1_000_000) + b"IDAT"
     (tmp_path / "huge.png").write_bytes(b"\x89PNG\r\n\x1a\n" + chunk)
-    with pytest.raises(
-        InputError, match=r"8000×5000 pixels, 40\.0 million; choose one of at most 25"
-    ):
+    with pytest.raises(InputError, match="8000×5000 pixels; choose one of at most 25"):
         read_picture(tmp_path / "huge.png")
 
 

@@ -101,8 +101,7 @@ def load_rgb(
     with readable(path), Image.open(path, formats=formats) as image:
         if image.width * image.height > most_pixels:
             raise InputError(
-                f"{path} has {image.width}×{image.height} pixels, "
-                f"{image.width * image.height / 1e6:.1f} million; choose one of at most "
+                f"{path} has {image.width}×{image.height} pixels; choose one of at most "
                 f"{most_pixels / 1e6:g} million."
             )
         return _eight_bits(ImageOps.exif_transpose(image))

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-import torch
 from torch import Tensor
 
 from lipdet.boxes.coding import pairwise_iou
@@ -51,13 +50,14 @@ def consistency(
 
 def _pairs(overlap: Tensor, allowed: Tensor) -> int:
     """Pair rows and columns, best overlap first, and rule the paired ones out in `overlap`."""
-    count = 0
-    while overlap.numel():
-        best = int(torch.where(allowed, overlap, 0).argmax())
-        row, column = divmod(best, overlap.shape[1])
-        if not allowed[row, column] or overlap[row, column] < SAME_PLACE_IOU:
-            break
-        overlap[row, :] = 0
-        overlap[:, column] = 0
-        count += 1
-    return count
+    # Two boxes without area, whose overlap is NaN, come first.
+    places = (allowed & ~(overlap < SAME_PLACE_IOU)).nonzero()
+    best = overlap[tuple(places.T)].argsort(descending=True, stable=True)
+    rows, columns = set[int](), set[int]()
+    for row, column in places[best].tolist():
+        if row not in rows and column not in columns:
+            rows.add(row)
+            columns.add(column)
+    overlap[list(rows)] = 0
+    overlap[:, list(columns)] = 0
+    return len(rows)

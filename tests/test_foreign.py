@@ -6,8 +6,9 @@ A torchvision SSDLite with random weights is evaluated and attacked.
 from __future__ import annotations
 
 import json
+import re
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,7 @@ import torch
 from PIL import Image
 from torch import nn
 
+from lipdet.attack import AttackSettings, attack_torchvision
 from lipdet.attack.settings import UNNAMED, WORST
 from lipdet.attack.torchvision_models import ForeignDetector
 from lipdet.boxes import AP_SELECTION
@@ -29,7 +31,7 @@ from lipdet.errors import InputError
 from lipdet.images.render import rendered
 from lipdet.pretrained import Detector
 from lipdet.report.audit import audit_module
-from lipdet.types import Canvas
+from lipdet.types import Canvas, Target
 
 MINE = '''
 import torch
@@ -348,7 +350,7 @@ def test_the_size_of_a_module_is_one_or_two_whole_numbers() -> None:
     for size in (np.int64(24), (24, 24), np.array([24, 24])):
         module.image_size = size
         assert ForeignDetector.of("mine", module).framing.canvas == (24, 24)
-    for wrong in ("74", 74.5, (1, 2, 3), None):
+    for wrong in ("74", 74.5, (1, 2, 3), None, 0, (24, -1)):
         module.image_size = wrong
         with pytest.raises(InputError, match="image_size of mine must be a whole number, or"):
             ForeignDetector.of("mine", module)
@@ -366,6 +368,136 @@ def test_errors_of_files_in_own_code_are_said_to_come_from_there(
     monkeypatch.syspath_prepend(tmp_path)
     with pytest.raises(InputError, match=rf"{name}:build, your code, failed with: .*no network"):
         load_any(f"{name}:build")
+
+
+ONE = {"boxes": torch.ones(1, 4), "labels": torch.ones(1), "scores": torch.full((1,), 0.5)}
+
+
+@pytest.mark.parametrize(
+    ("wrong", "words"),
+    [
+        ({"boxes": torch.ones(2, 4)}, r"shapes \(2, 4\), \(1,\), \(1,\); of N detections"),
+        ({"boxes": torch.ones(0, 4)}, "shapes"),
+        ({"boxes": torch.ones(1, 5)}, "shapes"),
+        ({"scores": torch.ones(2)}, "shapes"),
+        ({"labels": torch.ones(1, 1)}, "shapes"),
+        ({"labels": torch.tensor(1)}, "shapes"),
+        ({key: torch.zeros(0) for key in ONE}, "shapes"),
+        ({"boxes": [[1, 1, 1, 1]]}, "not {'boxes': 'list', 'labels': 'Tensor'"),
+        ({"labels": torch.tensor([1.5])}, "the label 1.5, no whole number"),
+        ({"labels": torch.tensor([float("nan")])}, "the label nan, no whole number"),
+    ],
+)
+def test_what_does_not_belong_together_is_named(wrong: dict[str, Any], words: str) -> None:
+    with pytest.raises(InputError, match=f"mine .*{words}"):
+        ForeignDetector.of("mine", Protocol({**ONE, **wrong})).detect(PICTURE, AP_SELECTION)
+
+
+class Doing(nn.Module):
+    """Does what it is told to with its images."""
+
+    def __init__(self, do: Callable[..., object]) -> None:
+        super().__init__()
+        self.do = do
+        self.weight = nn.Parameter(torch.full((3,), 0.5))
+
+    def forward(self, images: list[torch.Tensor], *targets: object) -> object:
+        return self.do(self, images, *targets)
+
+
+PICTURE = torch.full((1, 3, 16, 16), 0.5)
+TARGET = Target(boxes=torch.tensor([[1.0, 1, 9, 9]]), labels=torch.tensor([1]))
+
+
+@pytest.mark.parametrize(
+    ("answer", "words"), [(ONE, "not {'boxes'"), ([], "list of 0"), ((ONE, ONE), "a tuple of 2")]
+)
+def test_the_results_are_a_list_with_one_for_each_picture(answer: object, words: str) -> None:
+    detector = ForeignDetector.of("mine", Doing(lambda *_: answer))
+    with pytest.raises(InputError, match=f"mine must return a list .*{words}"):
+        detector.detect(PICTURE, AP_SELECTION)
+
+
+def _in_place(self: nn.Module, images: list[torch.Tensor]) -> object:
+    """Normalise as much code does, with labels as it has them."""
+    score = images[0].sub_(0.25).mul(self.weight.view(3, 1, 1)).mean().sigmoid()
+    return [{"boxes": TARGET["boxes"], "labels": torch.ones(1), "scores": score[None]}]
+
+
+def test_images_may_be_changed_and_labels_be_floats() -> None:
+    module, images = Doing(_in_place), PICTURE.clone()
+    [found] = ForeignDetector.of("mine", module).detect(images, AP_SELECTION)
+    assert found["labels"].dtype == torch.int64
+    for objective in ("demote", "vanish"):
+        settings = AttackSettings(0.5, objective, steps=20)
+        attacked = attack_torchvision(module, images, [TARGET], settings)
+        # By hand: all weights are alike and positive, so the worst is to darken all alike.
+        assert (images - attacked).sum() >= 0.99 * 0.5 * images.numel() ** 0.5
+    assert torch.equal(images, PICTURE)
+
+
+def test_shares_are_refused_over_the_border_too_and_tiny_boxes_are_not() -> None:
+    def boxes(*rows: list[float]) -> object:
+        found = torch.tensor(rows).view(-1, 1, 4)
+        return lambda _, images: [{**ONE, "boxes": found[int(images[0].max())]}]
+
+    speck, other = [-0.05, 0.1, 1.02, 0.7], [1.0, 1, 9, 9]
+    black, white = torch.zeros(1, 3, 16, 16), torch.ones(1, 3, 16, 16)
+    with pytest.raises(InputError, match=r"mine returned .*in pixels of the picture"):
+        ForeignDetector.of("mine", Doing(boxes(speck))).detect(black, AP_SELECTION)
+    # Another picture shows that these are pixels, and so does one seen before.
+    detector = ForeignDetector.of("mine", Doing(boxes(speck, other)))
+    assert len(detector.detect(torch.cat([black, white]), AP_SELECTION)) == 2
+    assert len(detector.detect(black, AP_SELECTION)) == 1
+
+
+@pytest.mark.parametrize("names", [list(range(10)), {0: "cat"}, {"cat": 0}, "cat", 3])
+def test_class_names_are_strings(names: object) -> None:
+    module: Any = Protocol({})
+    module.class_names = names
+    with pytest.raises(InputError, match=r"class_names of mine must be a list of strings, not"):
+        ForeignDetector.of("mine", module)
+
+
+def test_half_precision_is_named() -> None:
+    def detect(self: nn.Module, images: list[torch.Tensor]) -> object:
+        return nn.functional.conv2d(images[0][None], self.weight.view(1, 3, 1, 1))
+
+    with pytest.raises(InputError, match=r"mine has weights in torch.float16 .*module.float\(\)"):
+        ForeignDetector.of("mine", Doing(detect).half()).detect(PICTURE, AP_SELECTION)
+
+
+@pytest.mark.parametrize(
+    ("losses", "words"),
+    [
+        (
+            lambda _, images, targets: [ONE],
+            "it must return a dictionary of tensors, not a list of 1",
+        ),
+        (lambda _, images, targets: {}, "it must return a dictionary of tensors, not {}"),
+        (lambda _, images: [ONE], "it fails with pictures and their boxes and labels .*positional"),
+        (
+            lambda _, images, targets: {"loss": torch.ones(())},
+            "its losses cannot be differentiated",
+        ),
+        (lambda _, images, targets: {}[0], "it fails with pictures and their boxes and labels .*0"),
+        (lambda self, images, targets: self.none, "it fails .*none"),
+    ],
+)
+def test_without_losses_the_reason_is_in_the_words_of_the_protocol(
+    losses: Callable[..., object], words: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    detector = ForeignDetector.of("mine", Doing(losses))
+    assert not detector.can_raise("multibox")
+    said = " ".join(capsys.readouterr().err.split())
+    assert re.search(f"mine has no losses to raise: in training mode {words}", said)
+
+
+def test_losses_by_other_names_are_said() -> None:
+    module = Doing(lambda _, images, targets: {"loss": images[0].sum()})
+    settings = AttackSettings(0.5, "localisation", steps=1)
+    with pytest.raises(InputError, match=r"tensors with regression or box_reg in their names, not"):
+        attack_torchvision(module, PICTURE, [TARGET], settings)
 
 
 def test_an_objective_of_raw_outputs_is_refused() -> None:

@@ -18,6 +18,8 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from lipdet.attack.torchvision_models import ForeignDetector
+from lipdet.boxes import AP_SELECTION
 from lipdet.checkpoint import load_any
 from lipdet.cli import main
 from lipdet.errors import InputError
@@ -117,6 +119,21 @@ def test_detections_are_those_of_its_own_predictor(weights: Path, picture: Tenso
     assert torch.equal(found["labels"] - 1, expected.boxes.cls[area].long())
 
 
+@pytest.mark.parametrize(("size", "rounded"), [(SIDE - 10, SIDE), ([SIDE - 31, 96], [SIDE, 96])])
+def test_sides_are_rounded_up_and_names_may_be_a_list(
+    tasks: Any, tmp_path: Path, size: object, rounded: object
+) -> None:
+    """Strides of 32 pixels."""
+    model = tasks.DetectionModel("yolo11n.yaml", nc=len(CLASSES), verbose=False)
+    model.names = list(CLASSES)
+    torch.save({"model": model, "train_args": {"imgsz": size}}, tmp_path / "older.pt")
+    loaded = load_any(f"ultralytics:{tmp_path / 'older.pt'}")
+    assert isinstance(loaded, ForeignDetector)
+    assert loaded.class_names == CLASSES
+    assert loaded.module.image_size == rounded
+    assert len(loaded.detect(torch.rand(1, 3, *loaded.framing.canvas), AP_SELECTION)) == 1
+
+
 def test_losses_are_its_own_in_eval_mode_and_reach_the_picture(
     weights: Path, picture: Tensor
 ) -> None:
@@ -200,7 +217,13 @@ def test_what_is_no_yolo_is_one_sentence(
     monkeypatch.chdir(tmp_path)
     Path("odd.yaml").write_text("nc: 3\n")
     torch.save({"model": torch.nn.Identity()}, "other.pt")
+    torch.save(torch.nn.Linear(1, 1).state_dict(), "state.pt")
+    torch.save({"model": torch.nn.Linear(1, 1).state_dict()}, "states.pt")
+    torch.save([1], "list.pt")
     for file, words in (
+        ("state.pt", "stores no model, at most weights"),
+        ("states.pt", "stores no model, at most weights"),
+        ("list.pt", "stores no model, at most weights"),
         ("missing.pt", "nothing is downloaded"),
         ("https://example.org/a.yaml", "nothing is downloaded"),
         ("yolo11n", "name a .pt or .yaml file"),

@@ -7,6 +7,7 @@ Notable choices:
 - Detections are those of its own validation: its NMS per class, with its thresholds.
 - The network is in eval mode for losses too: its normalisation keeps its statistics, and its heads
   pass gradients to the picture that they cut off in training.
+- A side that is no multiple of the stride is rounded up, as ultralytics does.
 - A `.pt` file is a pickle. It is read with torch's `weights_only`, restricted to the classes that
   ultralytics lists; there is no way around that.
 """
@@ -80,7 +81,7 @@ class Yolo(nn.Module):
     """A `DetectionModel` of ultralytics as torchvision's detectors behave.
 
     Attributes:
-        image_size: side of its pictures, or (height, width).
+        image_size: side of its pictures, or [height, width].
         network: the part from pixels to the maps of its heads, for audits.
         class_names: where the model has names and not numbers.
     """
@@ -88,9 +89,12 @@ class Yolo(nn.Module):
     def __init__(self, model: Any, image_size: int | Sequence[int]) -> None:
         super().__init__()
         self.model = model
-        self.image_size = image_size
+        stride = int(model.stride.max())
+        self.image_size = (-(-torch.tensor(image_size) // stride) * stride).tolist()
         self.network = PixelsToMaps(model)
-        names = [model.names[label] for label in sorted(model.names)]
+        # Older files have a list.
+        named = model.names if isinstance(model.names, dict) else dict(enumerate(model.names))
+        names = [named[label] for label in sorted(named)]
         numbers = [str(label) for label in range(len(names))]
         self.class_names = None if names == numbers else names
         nms = importlib.import_module("ultralytics.utils.nms")
@@ -178,13 +182,21 @@ def _from_weights(file: str, tasks: Any) -> tuple[Any, dict[str, Any]]:
         raise InputError(f"{file} is no file; nothing is downloaded here.")
     try:
         stored, _ = tasks.torch_safe_load(file, safe_only=True)
+    except AttributeError:  # It takes what is no dictionary for an object with a model.
+        stored = {}
     except (OSError, TypeError, RuntimeError, ImportError, pickle.UnpicklingError) as error:
         reason = " ".join(str(error).split())
         raise InputError(
             f"{file} cannot be read without running code that it names, or by this version of "
             f"ultralytics ({reason})."
         ) from None
-    return stored.get("ema") or stored.get("model"), dict(stored.get("train_args") or {})
+    model = stored.get("ema") or stored.get("model")
+    if model is None or isinstance(model, dict):
+        raise InputError(
+            f"{file} stores no model, at most weights without one; give the .pt file that "
+            "ultralytics wrote as it trained."
+        )
+    return model, dict(stored.get("train_args") or {})
 
 
 def _from_yaml(file: str, tasks: Any) -> tuple[Any, dict[str, Any]]:

@@ -282,7 +282,7 @@ class ForeignDetector:
             torch.manual_seed(0)
             try:
                 losses = self.module([image[0].clone()], [objects])
-            except (KeyError, TypeError, ValueError) as error:
+            except (LookupError, TypeError, ValueError) as error:
                 raise self._no_losses(
                     f"it fails with pictures and their boxes and labels ({error})"
                 ) from error

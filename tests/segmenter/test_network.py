@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 from torch.nn.modules import module as torch_module
 
+from lipdet.attack.pixels import PixelSettings, attack_pixels
 from lipdet.certificate.pixels import bounds_of_pixels
 from lipdet.config import SegmenterConfig
 from lipdet.errors import InputError, UnknownLipschitz
@@ -264,3 +265,22 @@ def test_offsets_move_logits_and_no_constant() -> None:
     assert torch.allclose(moved[:, 1], torch.tensor(0.5), atol=1e-5)
     assert torch.allclose(moved[:, 2], torch.tensor(-1.0), atol=1e-5)
     assert bounds_of_pixels(segmenter, picture).joint == bounds.joint
+
+
+@pytest.mark.parametrize("scale", [1e-3, 1e3])
+def test_an_attack_does_not_depend_on_what_a_logit_means(scale: float) -> None:
+    torch.manual_seed(0)
+    segmenter = build_segmenter(replace(SMALL, architecture="plain-segmenter")).eval()
+    nn.init.normal_(segmenter.head.weight)  # type: ignore[arg-type]
+    images, masks = torch.rand(2, 3, *SMALL.canvas), torch.randint(3, (2, *SMALL.canvas))
+    # An unlabelled picture has nothing to raise.
+    masks[1] = IGNORED
+    attack = PixelSettings(0.5, steps=5)
+    found = attack_pixels(segmenter, images, masks.to(torch.uint8), [attack])
+    with torch.no_grad():
+        for one in (segmenter.head.weight, segmenter.head.bias):
+            one.mul_(scale)  # type: ignore[operator]
+    again = attack_pixels(segmenter, images, masks.to(torch.uint8), [attack])
+    assert (found[0] - images[0]).norm() > 0.4
+    assert torch.equal(found[1], images[1])
+    assert torch.allclose(found, again, atol=1e-3)

@@ -19,6 +19,11 @@ from lipdet.detector.forward import frozen
 from lipdet.segmenter import Segmenter
 from lipdet.types import IGNORED
 
+# An attack's temperature, where the median margin of a picture's pixels is 1. Without such a unit
+# the attack would hang on what logits happen to mean: far below, it raises pixels that no
+# perturbation can flip. Chosen with scripts/attack_steepness.py.
+STEEPNESS = 12.0
+
 
 class PixelScores(NamedTuple):
     """Terms of objectives, for the labelled pixels of each picture of a batch.
@@ -39,8 +44,15 @@ class PixelScores(NamedTuple):
         return (values * self.known).flatten(1).sum(dim=1) / counts
 
 
-def pixel_scores(logits: Tensor, masks: Tensor, temperature: float) -> PixelScores:
-    """Compare logits (B, K, H, W) with masks (B, H, W); the loss multiplies by `temperature`."""
+def pixel_scores(logits: Tensor, masks: Tensor, temperature: Tensor | float) -> PixelScores:
+    """Compare logits (B, K, H, W) with masks (B, H, W).
+
+    Args:
+        logits: of a batch.
+        masks: of the same pictures.
+        temperature: (B,), or one for all: what entropies multiply logits by.
+    """
+    temperature = torch.as_tensor(temperature, device=logits.device).reshape(-1, 1, 1, 1)
     known = masks != IGNORED
     labels = masks.long().where(known, 0)
     own = logits.gather(1, labels[:, None])
@@ -49,10 +61,10 @@ def pixel_scores(logits: Tensor, masks: Tensor, temperature: float) -> PixelScor
     return PixelScores(others - own[:, 0], entropy, known)
 
 
-# Scores and the temperature to what an attack raises, (B,): the share of pixels that are wrong, as
-# a gradient can climb it; the mean margin lost; the mean loss.
-OBJECTIVES: dict[str, Callable[[PixelScores, float], Tensor]] = {
-    "flip": lambda scores, t: scores.mean(torch.sigmoid(t * scores.behind)),
+# Scores and temperatures (B,) to what an attack raises, (B,): the share of pixels that are wrong,
+# as a gradient can climb it; the mean margin lost; the mean loss.
+OBJECTIVES: dict[str, Callable[[PixelScores, Tensor], Tensor]] = {
+    "flip": lambda scores, t: scores.mean(torch.sigmoid(t[:, None, None] * scores.behind)),
     "margin": lambda scores, t: scores.mean(scores.behind),
     "cross-entropy": lambda scores, t: scores.mean(scores.entropy),
 }
@@ -87,7 +99,6 @@ def attack_pixels(
         attacks: `PixelSettings`, each for every picture.
         indices: as in `lipdet.attack.attack_batch`.
     """
-    temperature = segmenter.temperature
     reference = next(segmenter.parameters())
     images, masks = images.to(reference), masks.to(reference.device)
 
@@ -99,12 +110,13 @@ def attack_pixels(
     with frozen(segmenter):
         with torch.no_grad():
             worst, most = images, wrong(images)
+            temperature = _temperature(segmenter(images), masks)
         for settings in attacks:
             value = OBJECTIVES[settings.objective]
 
             def raised(batch: Tensor, rows: Tensor, value: Callable[..., Tensor] = value) -> Tensor:
-                scores = pixel_scores(segmenter(batch), masks[rows], temperature)
-                return value(scores, temperature)
+                scores = pixel_scores(segmenter(batch), masks[rows], temperature[rows])
+                return value(scores, temperature[rows])
 
             found = attack_images(raised, images, settings, indices).images
             with torch.no_grad():
@@ -113,3 +125,11 @@ def attack_pixels(
             worst = torch.where(better[:, None, None, None], found, worst)
             most = torch.where(better, count, most)
     return worst
+
+
+def _temperature(logits: Tensor, masks: Tensor) -> Tensor:
+    """Return by what an attack multiplies the logits of each clean picture, (B,)."""
+    scores = pixel_scores(logits, masks, 1.0)
+    margins = scores.behind.abs().masked_fill(~scores.known, torch.nan)
+    median = margins.flatten(1).nanmedian(dim=1).values.nan_to_num(1.0)
+    return STEEPNESS / median.clamp_min(1e-6)

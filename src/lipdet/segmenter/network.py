@@ -9,9 +9,8 @@ Of the certified kind the body is 1-Lipschitz and every logit is, too. Notable c
   1-Lipschitz beside (theory §13.1), without a factor of √½ and without a merging layer.
 - As half of the channels at half the resolution are twice the channels, every level costs as much.
 - It starts at the identity, as the certified detectors do (`lipdet.detector.one_map`), and has no
-  scale anywhere: what a logit of 1 means is left to the temperature. It is high at first, so that
-  small differences are learned, and falls, so that they grow into margins. Grey is 0: to subtract
-  it is free, and what all pixels of a cell have in common would drown what tells them apart.
+  scale anywhere: what a logit of 1 means is left to the temperature. Grey is 0: to subtract it is
+  free, and what all pixels of a cell have in common would drown what tells them apart.
 - The head has filters of unit norm and gives the logits of all pixels of a cell at once, from the
   features of that cell alone. So each logit is 1-Lipschitz, and what a perturbation spends on one
   cell it cannot spend on another (theory §13.4).
@@ -50,24 +49,23 @@ class Kind:
     Attributes:
         block: channels to the layers of a block.
         head: (channels, outputs) to the layer of logits.
-        temperature: by which the loss multiplies logits at the end of a training.
-        start_temperature: by which it does at the start.
+        temperature: by which the loss multiplies logits.
     """
 
     block: Callable[[int], list[nn.Module]]
     head: Callable[[int, int], nn.Module]
-    temperature: float = 1.0
-    start_temperature: float = 1.0
+    temperature: float
 
 
 SEGMENTERS = {
     "orthogonal-segmenter": Kind(
         KINDS["orthogonal-ssd"].block,
         lambda channels, out: UnitNormConv2d(channels, out, 1),
-        temperature=2.0,
-        start_temperature=10.0,
+        temperature=10.0,
     ),
-    "plain-segmenter": Kind(KINDS["plain-ssd"].block, KINDS["plain-ssd"].classification),
+    "plain-segmenter": Kind(
+        KINDS["plain-ssd"].block, KINDS["plain-ssd"].classification, temperature=1.0
+    ),
 }
 
 
@@ -89,8 +87,7 @@ class Segmenter(nn.Module):
 
     Attributes:
         config: what it was built from.
-        temperature: by which the loss multiplies logits at the end of a training.
-        start_temperature: by which the loss multiplies them at the start.
+        temperature: by which the loss multiplies logits.
         cell: side in pixels of a cell of the finest map.
         body: padded pictures to features of that map.
         head: features to the logits of the pixels of each cell, class by class.
@@ -100,8 +97,7 @@ class Segmenter(nn.Module):
         super().__init__()
         kind = SEGMENTERS[config.architecture]
         classes = len(config.class_names)
-        self.config = config
-        self.temperature, self.start_temperature = kind.temperature, kind.start_temperature
+        self.config, self.temperature = config, kind.temperature
         self.cell = config.cell
         self.body = nn.Sequential(
             ScaledAvgPool2d(config.cell // FIRST_STRIDE),

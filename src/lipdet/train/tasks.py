@@ -190,9 +190,7 @@ class Pixels(Task[Segmenter, Tensor, Tensor]):
 
     def loss(self, network: Segmenter, raw: Tensor, wanted: Tensor, progress: float) -> Loss:
         """Return the loss of logits (B, K, H, W) with masks (B, H, W)."""
-        fall = (network.temperature / network.start_temperature) ** progress
-        temperature = network.start_temperature * fall
-        return pixel_loss(raw, wanted, self.weights, temperature, self.config.margin)
+        return pixel_loss(raw, wanted, self.weights, network.temperature, self.config.margin)
 
     def divisor(self, network: Segmenter, wanted: Tensor) -> Tensor:
         """Return the weight of the labelled pixels."""

@@ -17,7 +17,8 @@ from typing import TypeVar
 
 import torch
 
-from lipdet.certificate.pixels import margins_of, most_flipped
+from lipdet.certificate.flips import most_flipped
+from lipdet.certificate.pixels import margins_of
 from lipdet.checkpoint import load_segmenter
 from lipdet.evaluate.segmentation import bounds_on, logits_of
 from lipdet.images.spec import open_data

@@ -31,7 +31,7 @@ def main() -> None:
     options = parser.parse_args()
     for name in options.segmenters:
         loaded = load_segmenter(name)
-        pack = open_data(options.data, "test", loaded.framing, 0).head(options.limit)
+        pack = open_data(options.data, "train", loaded.framing, 0).head(options.limit)
         print(f"{Path(name).name} on {pack.name}, {len(pack)} pictures\n| steepness |", end="")
         print("".join(f" ε = {one:g} |" for one in options.epsilon))
         print("|---|" + "---|" * len(options.epsilon))

@@ -11,14 +11,10 @@ import pytest
 import torch
 from torch import Tensor
 
-from lipdet.certificate.pixels import (
+from lipdet.certificate.flips import (
     NOTHING,
     RATIOS,
-    PixelBounds,
-    PixelMargins,
-    bounds_of_pixels,
     least_iou,
-    margins_of,
     most_by_budget,
     most_flipped,
     most_lost,
@@ -26,6 +22,7 @@ from lipdet.certificate.pixels import (
     overlap,
     reach,
 )
+from lipdet.certificate.pixels import PixelBounds, PixelMargins, bounds_of_pixels, margins_of
 from lipdet.errors import InputError, UnknownLipschitz
 from lipdet.segmenter import build_segmenter
 from lipdet.segmenter.calibration import add_offsets

@@ -22,7 +22,7 @@ from __future__ import annotations
 import operator
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import cached_property
 
 import torch
@@ -52,7 +52,7 @@ LARGEST_SHARE = 2
 SATURATED = 1e-7
 
 
-@dataclass(frozen=True)
+@dataclass(eq=False)
 class ForeignDetector:
     """A detector that lipdet did not build: detects and is attacked, image by image.
 
@@ -63,14 +63,14 @@ class ForeignDetector:
         module: in eval mode.
         framing: how pictures get onto its canvas.
         class_names: in the order of its labels; None if it does not say.
-        seen: what is known of all that it has returned.
+        in_pixels: whether a box was returned that cannot be a share of a picture.
     """
 
     name: str
     module: nn.Module
     framing: Framing
     class_names: tuple[str, ...] | None
-    seen: set[str] = field(default_factory=set, compare=False)
+    in_pixels: bool = False
     at_once = 1
     display = DISPLAY_SELECTION
 
@@ -251,9 +251,8 @@ class ForeignDetector:
         """
         boxes = [one["boxes"] for one in found if len(one["boxes"])]
         largest = max((float(one.abs().max()) for one in boxes), default=0.0)
-        if largest >= LARGEST_SHARE:
-            self.seen.add("pixels")
-        elif largest > 0 and max(size) > LARGEST_SHARE and "pixels" not in self.seen:
+        self.in_pixels |= largest >= LARGEST_SHARE
+        if not self.in_pixels and largest > 0 and max(size) > LARGEST_SHARE:
             raise InputError(
                 f"{self.name} returned boxes within the first {LARGEST_SHARE} pixels alone; return "
                 "x1, y1, x2, y2 in pixels of the picture, not shares of it."

@@ -17,7 +17,8 @@ from PIL import Image
 from lipdet import distributed
 from lipdet.attack.pixels import PixelSettings, attack_pixels
 from lipdet.attack.settings import single_attacks
-from lipdet.certificate.pixels import bounds_of_pixels, margins_of, most_flipped
+from lipdet.certificate.flips import most_flipped
+from lipdet.certificate.pixels import bounds_of_pixels, margins_of
 from lipdet.certificate.radius import REMAINING_IOU
 from lipdet.checkpoint import load_segmenter
 from lipdet.commands.attack_options import attack_facts, measured_epsilons, parse_epsilons

@@ -11,19 +11,22 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from lipdet.attack.pixels import attack_pixels, pixel_scores
-from lipdet.certificate.pixels import (
+from lipdet.certificate.flips import (
     NOTHING,
     Mask,
-    PixelBounds,
-    PixelMargins,
-    bounds_of_pixels,
     least_iou,
-    margins_of,
     most_by_budget,
     most_lost,
+    most_missed,
     of_budget,
     overlap,
     reach,
+)
+from lipdet.certificate.pixels import (
+    PixelBounds,
+    PixelMargins,
+    bounds_of_pixels,
+    margins_of,
 )
 from lipdet.checkpoint import LoadedSegmenter
 from lipdet.detector.forward import MOST_PIXELS, frozen
@@ -252,7 +255,6 @@ class _Tally:
     def __init__(self, classes: int) -> None:
         self.kept, self.flipped = np.zeros(3, np.int64), 0
         self.overlaps = [NOTHING] * classes
-        self.found = np.zeros(classes, np.int64)
 
 
 def certified_pixels(
@@ -291,11 +293,8 @@ def _count(
     )
     tally.kept += right.sum() - np.array(lost)
     tally.flipped += most_lost(within, np.ones_like(right))
-    for label in range(len(tally.found)):
-        shown = right & (mask == label)
-        tally.found[label] += shown.sum() - most_lost(within, shown)
-        here = overlap(found, mask, label, within)
-        tally.overlaps[label] = tally.overlaps[label].beside(here)
+    for label, others in enumerate(tally.overlaps):
+        tally.overlaps[label] = others.beside(overlap(found, mask, label, within))
 
 
 def _summed(pack: Pack, epsilon: float, tally: _Tally, there: NDArray[np.int64]) -> CertifiedPixels:
@@ -303,11 +302,9 @@ def _summed(pack: Pack, epsilon: float, tally: _Tally, there: NDArray[np.int64])
     per_class: dict[str, CertifiedClassPixels] = {
         name: {
             "iou": least_iou(whole),
-            "false_negatives": None if not count else float(1 - found / count),
+            "false_negatives": most_missed(whole, int(count)),
         }
-        for name, whole, found, count in zip(
-            pack.class_names, tally.overlaps, tally.found, there, strict=True
-        )
+        for name, whole, count in zip(pack.class_names, tally.overlaps, there, strict=True)
     }
     known = [one["iou"] for one in per_class.values() if one["iou"] is not None]
     return {

@@ -22,7 +22,8 @@ from rich.table import Table
 
 from lipdet.attack.pixels import attack_pixels
 from lipdet.attack.settings import AttackSettings
-from lipdet.certificate.pixels import PixelBounds, margins_of, most_flipped
+from lipdet.certificate.flips import most_flipped
+from lipdet.certificate.pixels import PixelBounds, margins_of
 from lipdet.checkpoint import LoadedSegmenter
 from lipdet.errors import UnknownLipschitz
 from lipdet.evaluate.attacked import Campaign

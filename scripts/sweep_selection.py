@@ -1,8 +1,8 @@
-"""What NMS threshold and margin between classes suit a detector, on pictures its training held out.
+"""What NMS threshold, margin and offset unit suit a detector, on pictures its training held out.
 
     python scripts/sweep_selection.py DETECTOR --data PACK… --nms-iou 0.1 0.3 --class-margin 0.1 0.2
 
-Prints clean and certified AP50 for each pair. DETECTOR has scores of its own for each class, and
+Prints clean and certified AP50 for each of them. DETECTOR has scores of its own for each class, and
 its weights say how its training split the packs; the same photographs are held out here.
 """
 
@@ -31,6 +31,7 @@ def main() -> None:
     parser.add_argument("--data", type=Path, nargs="+", required=True)
     parser.add_argument("--nms-iou", type=float, nargs="+", default=[0.05, 0.1, 0.2, 0.3])
     parser.add_argument("--class-margin", type=float, nargs="+", default=[0.1, 0.2, torch.inf])
+    parser.add_argument("--offset-unit", type=float, nargs="+", help="the detector's own if absent")
     parser.add_argument("--epsilon", type=float, nargs="+", default=[0.1, 0.25])
     options = parser.parse_args()
     loaded = load_detector(options.detector)
@@ -45,13 +46,14 @@ def main() -> None:
     first = pixels_of(pictures[:BATCH_SIZE])
     verifier = verifier_of(loaded.detector, AP_SELECTION, first)
     print(f"{len(pictures)} pictures")
-    print("| NMS IoU | margin | clean | " + " | ".join(map(str, options.epsilon)) + " |")
-    for pair in itertools.product(options.nms_iou, options.class_margin):
-        decoder = Rules(*pair).of(verifier.decoder)
+    units = options.offset_unit or [verifier.decoder.coding.center_variance]
+    print("| NMS IoU | margin | unit | clean | " + " | ".join(map(str, options.epsilon)) + " |")
+    for rules in itertools.product(options.nms_iou, options.class_margin, units):
+        decoder = Rules(*rules).of(verifier.decoder)
         its = replace(verifier, decoder=decoder)
         row = [held_out.clean_ap50(decoder)]
         row += [held_out.certified_ap50(its, epsilon) for epsilon in options.epsilon]
-        print("| " + " | ".join([*map(str, pair), *(f"{100 * ap:.1f}" for ap in row)]) + " |")
+        print("| " + " | ".join([*map(str, rules), *(f"{100 * ap:.1f}" for ap in row)]) + " |")
 
 
 if __name__ == "__main__":

@@ -233,6 +233,12 @@ def test_a_detector_says_what_it_is(detector: Detector, weights: Path) -> None:
     assert repr(own).startswith("Detector('mine:build': code of yours, classes 0, ")
 
 
+def test_a_name_is_loaded_not_wrapped() -> None:
+    wrapped: Any = "certified"
+    with pytest.raises(InputError, match="not made of 'certified': names, files"):
+        Detector(wrapped)
+
+
 def test_a_detection_says_what_is_known_of_it() -> None:
     one = Detection("7", 0.98765, (1.0, 2.04, 30.0, 40.26))
     assert repr(one) == "Detection('7', score 0.988, box (1.0, 2.0, 30.0, 40.3))"

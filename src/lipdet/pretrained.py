@@ -37,13 +37,21 @@ NAMES_SHOWN = 5
 
 
 class Detector:
-    """A trained detector.
+    """A trained detector, as `Detector.from_pretrained` loads it.
 
     Attributes:
         loaded: the network, its name, and what its file says about it.
+
+    Raises:
+        InputError: it is given something else, such as a name.
     """
 
     def __init__(self, loaded: LoadedDetector) -> None:
+        if not isinstance(loaded, LoadedDetector):
+            raise InputError(
+                f"A Detector is not made of {loaded!r:.100}: names, files and folders are loaded "
+                "by Detector.from_pretrained."
+            )
         self.loaded = loaded
         self._bounded: tuple[object, Verifier] | None = None
 

@@ -42,7 +42,8 @@ def run(
         detector: DETECTOR.
         images: picture files, or folders of them.
         out: folder for NAME.png and detections.json.
-        crop: LEFT,TOP,RIGHT,BOTTOM in pixels: look only there, and do not search.
+        crop: LEFT,TOP,RIGHT,BOTTOM in pixels: look only there, and do not search. With a minus
+            first it is written --crop=-5,….
         score: show what has a higher score; radii are about remaining above it. By default the
             threshold that is stored with the detector.
     """

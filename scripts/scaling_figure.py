@@ -62,8 +62,10 @@ def trained_alike(results: Sequence[EvaluationResult]) -> list[Point]:
     for result in results:
         loaded = load_detector(result["weights"])
         config = loaded.detector.config
-        body = config.architecture, config.canvas, config.stride, config.sides, config.offset_unit
         info = loaded.info
+        # That of the detector was chosen after its training.
+        unit = info["training"]["detector"]["offset_unit"]
+        body = config.architecture, config.canvas, config.stride, config.sides, unit
         settings, radii = info["training"]["train"], certified(result)
         data = [pack["hash"] for pack in info["training_data"]]
         kept = {name: settings[name] for name in settings.keys() - MAY_DIFFER}

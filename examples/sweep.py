@@ -19,6 +19,7 @@ from pathlib import Path
 import optuna
 from optuna.storages import JournalStorage
 from optuna.storages.journal import JournalFileBackend
+from optuna.trial import TrialState
 
 
 def main() -> None:
@@ -50,7 +51,12 @@ def main() -> None:
     study = optuna.create_study(
         storage=storage, study_name="sweep", direction="maximize", load_if_exists=True
     )
-    study.optimize(certified_ap50, n_trials=options.trials)
+    try:
+        study.optimize(certified_ap50, n_trials=options.trials)
+    except KeyboardInterrupt:
+        sys.exit("Interrupted; the same command goes on with a new trial.")
+    if not any(trial.state == TrialState.COMPLETE for trial in study.trials):
+        sys.exit("No training came to an end: choose other --data, or more --epochs.")
     best = study.best_trial
     print(f"Best: {options.out / str(best.number)}, {100 * best.values[0]:.1f}, {best.params}")
 

@@ -59,7 +59,7 @@ def detector() -> nn.Module:
 
 
 def train(packs: list[Path], minutes: float) -> None:
-    """Train for some minutes, and write the weights beside this file."""
+    """Train for some minutes, and write the weights to the current folder."""
     torch.manual_seed(0)
     model = untrained().train()
     parts = [split(open_pack(pack), 0.05, 256, 0)[0] for pack in packs]

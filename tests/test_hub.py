@@ -80,8 +80,8 @@ def test_the_card_states_units_and_figures(detector: Detector, tmp_path: Path) -
         # By hand: 25.5 / sqrt(3·32·32) = 0.46.
         "ε = 0.1 is 0.46 grey levels at 32x32",
         "| Lipschitz bound of any logit | ",
-        "| suppression | among boxes of a class from an IoU of 0.2 on; "
-        "at most 20 with a score above 0.2 are shown |",
+        "| suppression | among boxes of a class from an IoU of 0.2 on; of a box, classes "
+        "within a logit of 0.15 of its best count; at most 20 with a score above 0.2 are shown |",
         "5 pictures of made up",
         row,
     ):
@@ -105,13 +105,21 @@ def test_figures_of_another_detector_are_refused(detector: Detector, tmp_path: P
 
 
 def test_the_card_says_what_boxes_suppress(detector: Detector, tmp_path: Path) -> None:
-    config = replace(detector.network.config, nms_iou=0.45, most_shown=60)
-    chosen = LoadedDetector("mine", build_detector(config), {"rules": {"pictures": 87}})
+    rules = {"nms_iou": 0.45, "class_margin": 0.1, "offset_unit": 0.2}
+    config = replace(detector.network.config, most_shown=60, **rules)
+    info = {"validation_ap50": 0.5, "rules": {"pictures": 87, "clean_ap50": 0.625}}
+    chosen = LoadedDetector("mine", build_detector(config), info)
     Detector(chosen).save_pretrained(tmp_path / "mine")
     card = (tmp_path / "mine" / "README.md").read_text()
-    assert "from an IoU of 0.45 on, chosen on 87 held-out pictures; at most 60 with a" in card
+    assert (
+        "from an IoU of 0.45 on, chosen on 87 held-out pictures; of a box, classes within a logit "
+        "of 0.1 of its best count; at most 60 with a" in card
+    )
+    assert "| offsets | 1 moves a centre by 0.2 sides of a default box, and a side by a f" in card
+    # Of the rules that were chosen, not of those by which the epoch was.
+    assert "On held-out pictures AP50 was 62.5 %." in card
     header = json.loads((tmp_path / "mine" / "config.json").read_text())
-    assert (header["detector"]["nms_iou"], header["rules"]) == (0.45, {"pictures": 87})
+    assert (header["detector"]["nms_iou"], header["rules"]) == (0.45, info["rules"])
 
 
 def test_a_repository_is_fetched_and_its_weights_alone(

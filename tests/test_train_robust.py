@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from lipdet.boxes import SigmoidScores
-from lipdet.checkpoint import LAST, load_detector, read_tensors, save_detector
+from lipdet.checkpoint import LAST, load_detector, read_tensors, save_detector, write_tensors
 from lipdet.config import PRESETS
 from lipdet.detector import build_detector
 from lipdet.detector.fitting import fit_default_boxes
@@ -69,6 +69,12 @@ def test_fine_tuning_starts_from_the_weights_given(house_numbers: Pack, tmp_path
     half = 20 * math.exp(unit) / 2
     expected = torch.tensor([25 + 10 * unit, 40 - half, 35 + 10 * unit, 40 + half])
     torch.testing.assert_close(moved, expected)
+    # Heads that are taken over keep what they learned to mean, whatever was chosen afterwards.
+    tensors, info = read_tensors(tmp_path / "second" / "best.safetensors")
+    info["detector"]["offset_unit"] = unit / 2
+    write_tensors(tmp_path / "chosen.safetensors", tensors, info)
+    job = job_on(house_numbers, start_from=str(tmp_path / "chosen.safetensors"), epochs=1)
+    assert set_up(job).job.detector.offset_unit == unit
 
 
 def test_fine_tuning_another_detector_is_refused(house_numbers: Pack, tmp_path: Path) -> None:

@@ -17,6 +17,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
+from lipdet.boxes import SigmoidScores
 from lipdet.certificate import UnknownLipschitz, output_bounds
 from lipdet.checkpoint import MODEL, PACKAGED, LoadedDetector, save_detector
 from lipdet.config import as_plain
@@ -137,6 +138,8 @@ def model_card(loaded: LoadedDetector) -> str:
         "norm": f"L2, over all 3·{height}·{width} values",
         "ε": "in these units, at the network's input; resizing and 8-bit rounding count; "
         f"ε = 0.1 is {config.canvas.in_grey_levels(0.1)}, root mean square",
+        "offsets": f"1 moves a centre by {loaded.detector.coding.center_variance:g} sides of a "
+        f"default box, and a side by a factor of exp({loaded.detector.coding.size_variance:g})",
         "suppression": _suppression(loaded),
         **_bounds(loaded),
     }
@@ -160,7 +163,9 @@ def _suppression(loaded: LoadedDetector) -> str:
     text = f"among boxes of a class from an IoU of {detector.nms_iou:g} on"
     if chosen := loaded.info.get("rules"):
         text += f", chosen on {chosen['pictures']} held-out pictures"
-    display = detector.display
+    scores, display = detector.decoder.scores, detector.display
+    if isinstance(scores, SigmoidScores):
+        text += f"; of a box, classes within a logit of {scores.class_margin:g} of its best count"
     return f"{text}; at most {display.top_k} with a score above {display.score_floor:g} are shown"
 
 
@@ -178,7 +183,7 @@ def _bounds(loaded: LoadedDetector) -> dict[str, str]:
 def _figures_text(info: Mapping[str, Any]) -> str:
     figures = info.get("figures") or []
     if not figures:
-        best = info.get("validation_ap50")
+        best = info.get("rules", info).get("clean_ap50", info.get("validation_ap50"))
         held_out = "" if best is None else f" On held-out pictures AP50 was {100 * best:.1f} %."
         return f"No results of `lipdet eval` were given when this was saved.{held_out}\n"
     data = "; ".join(

@@ -99,7 +99,7 @@ def test_what_nothing_speaks_against_stays() -> None:
     choice = chosen([({box: [4.0, -4.0]}, [(box, 0)])], classes=2)
     assert choice.rules == choice.own_rules == OWN
     assert choice.figures == choice.own_figures
-    assert "the architecture's own rules" in str(choice)
+    assert "the rules before this choice" in str(choice)
 
 
 def test_what_is_shown_has_the_best_f1() -> None:
@@ -191,7 +191,7 @@ def test_the_weights_keep_what_was_chosen(run: Path, data: tuple[Pack, Pack]) ->
     assert best.detector.config.class_margin == rules["class_margin"]
     assert best.detector.config.offset_unit == rules["offset_unit"]
     assert best.detector.display.score_floor == rules["shown_above"]
-    # What the run was asked for is as before, and says what the architecture's own rules are.
+    # What the run was asked for is as before, and says what the rules before the choice are.
     asked = load_job(run).detector
     assert (asked.nms_iou, asked.class_margin) == (None, None)
     architecture = build_detector(asked).eval()
@@ -236,13 +236,27 @@ def test_a_finished_run_does_not_choose_again(
 
 
 @pytest.mark.slow
-def test_a_choice_that_was_interrupted_is_made_up_for(run: Path, tmp_path: Path) -> None:
+def test_a_choice_that_was_interrupted_is_made_up_for(
+    run: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    def interrupted(*_: object) -> None:
+        raise KeyboardInterrupt
+
     job, again = load_job(run), tmp_path / "again"
     shutil.copytree(run, again)
     # The best weights as the last epoch leaves them.
     tensors, info = read_tensors(again / BEST)
     del info["rules"]
     write_tensors(again / BEST, tensors, {**info, "detector": as_plain(job.detector)})
+    with monkeypatch.context() as patch:
+        patch.setattr(tasks, "choose_rules", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            train(job, again, resume=True)
+    # Long lines are wrapped, wherever that is.
+    assert f"Goonwith:lipdettrain--resume--out{again}" in "".join(capsys.readouterr().err.split())
     train(job, again, resume=True)
     # Oracle: the run that was not interrupted.
     assert (again / BEST).read_bytes() == (run / BEST).read_bytes()

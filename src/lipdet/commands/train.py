@@ -90,8 +90,8 @@ def parser(preset_name: str = "naive") -> Parser:
         "--offset_unit",
         type=float,
         help="what a box offset of 1 means, in sides of the default box: certified detectors with "
-        "0.15 instead of 0.25 lose some clean AP and are certified at larger ε (default: the "
-        "preset's)",
+        "0.15 instead of 0.25 lose some clean AP and are certified at larger ε; whether boxes move "
+        "less still is chosen at the end (default: that of --start_from, or the preset's)",
     )
     parser.add_argument("--out", type=Path, required=True, help="the run folder")
     parser.add_argument(

@@ -9,7 +9,7 @@ Notable choices:
   hold for whatever is chosen.
 - One rule after the other, the overlap first: twelve of them instead of 80. What is best by the
   mean of clean and certified AP50, to a tenth of a percent, is taken; of equals the first, which is
-  the architecture's own.
+  that before the choice.
 - Where something is certified, boxes may move less than training had them move: what attacks can do
   to them shrinks as much, and what a weak network says of a box is better not believed in full.
 - The score is chosen last, by the F1 of what is shown.
@@ -135,13 +135,13 @@ class Figures(NamedTuple):
 
 
 class Choice(NamedTuple):
-    """The chosen rules, and what they give beside the architecture's own.
+    """The chosen rules, and what they give beside those before the choice.
 
     Attributes:
         rules: the best.
         figures: of the best.
-        own_rules: of the architecture.
-        own_figures: of the architecture's own rules.
+        own_rules: before the choice: of the architecture, and the offset unit of the training.
+        own_figures: of those.
         pictures: held out, by which was chosen.
         certified_pictures: how many of them were certified.
         shown_above: the score from which on detections are shown.
@@ -175,9 +175,9 @@ class Choice(NamedTuple):
             by += f" ({self.certified_pictures} of them certified)"
         shown = f" Detections above {self.shown_above:g} are shown: F1 {100 * self.f1:.1f}"
         if self.rules == self.own_rules:
-            best = f"the architecture's own rules, {self.rules}, are best: {self.figures}"
+            best = f"the rules before this choice, {self.rules}, are best: {self.figures}"
         else:
-            own = f"the architecture's own, {self.own_rules}: {self.own_figures}"
+            own = f"before this choice, with {self.own_rules}: {self.own_figures}"
             best = f"{self.rules} are best: {self.figures}; {own}"
         return f"On {by} {best}.{shown}."
 
@@ -228,7 +228,7 @@ def best_rules(decoder: Decoder, held_out: HeldOut, verifier: Verifier | None) -
     """Search the grid; see `choose_rules`.
 
     Args:
-        decoder: of the detector, with the architecture's own rules.
+        decoder: of the detector, with the rules before the choice.
         held_out: what the detector puts out.
         verifier: of the detector; without one, clean AP decides alone.
     """

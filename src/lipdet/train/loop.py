@@ -85,8 +85,17 @@ def train(job: Job, run: Path, resume: bool = False) -> Path:
     ):
         trainer.run_all(log, numbers)
     if leads:
-        trainer.task.decide(run / BEST)
+        try:
+            trainer.task.decide(run / BEST)
+        except KeyboardInterrupt:
+            console.log(how_to_go_on(run))
+            raise
     return run / BEST
+
+
+def how_to_go_on(run: Path) -> str:
+    """Say what takes an interrupted training up again."""
+    return f"Go on with: lipdet train --resume --out {run}"
 
 
 class Trainer:
@@ -138,7 +147,7 @@ class Trainer:
                     saved = time.monotonic()
                 if stops:
                     if log:
-                        console.log(f"Go on with: lipdet train --resume --out {self.run}")
+                        console.log(how_to_go_on(self.run))
                     raise KeyboardInterrupt(*numbers)
 
     def step(self, epoch: int, index: int) -> tuple[Loss, float]:

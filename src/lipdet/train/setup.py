@@ -18,7 +18,7 @@ import torch
 from numpy.typing import NDArray
 
 from lipdet import distributed
-from lipdet.checkpoint import load_detector, load_segmenter
+from lipdet.checkpoint import LoadedDetector, load_detector, load_segmenter
 from lipdet.config import DIGIT_CHANGES, DetectorConfig, SegmenterConfig, TrainConfig
 from lipdet.detector import SSD, build_detector
 from lipdet.detector.fitting import (
@@ -78,7 +78,12 @@ def set_up(job: Job) -> Setup:
     job = replace(job, train=decided(job, training))
     if isinstance(job.detector, SegmenterConfig):
         return Setup(job, first_segmenter(job, [*packs, *held_out]), training, validation)
-    start = load_detector(job.train.start_from).detector if job.train.start_from else None
+    start = None
+    if job.train.start_from:
+        loaded = load_detector(job.train.start_from)
+        start = loaded.detector
+        if not job.detector.offset_unit:
+            job = job.with_detector(offset_unit=trained_unit(loaded))
     job = job.with_detector(**default_boxes_of(job, training.parts, start))
     job = job.with_detector(most_shown=most_shown_by(job, training.parts))
     return Setup(job, first_detector(job, start), training, validation)
@@ -108,6 +113,12 @@ def framed_whole(job: Job, packs: Sequence[Pack]) -> bool:
             "detector learns from one kind."
         )
     return kinds.pop()
+
+
+def trained_unit(loaded: LoadedDetector) -> float:
+    """Return the offset unit that a detector's heads have learned, whatever was chosen later."""
+    trained: dict[str, float] = loaded.info.get("training", {}).get("detector", {})
+    return trained.get("offset_unit", loaded.detector.config.offset_unit)
 
 
 def default_boxes_of(job: Job, parts: Sequence[Part], start: SSD | None) -> dict[str, Any]:

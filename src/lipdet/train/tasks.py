@@ -144,7 +144,7 @@ class Boxes(Task[SSD, RawOutput, PaddedTargets]):
         return average_precision(targets, found, self.job.detector.class_names)
 
     def decide(self, file: Path) -> None:
-        """Choose which boxes of the best weights may stand side by side, and are shown.
+        """Choose how far boxes of the best weights move, which may stand together, and are shown.
 
         Only for architectures that read it from their configuration, where the job leaves it open
         and enough objects are held out.
@@ -160,9 +160,10 @@ class Boxes(Task[SSD, RawOutput, PaddedTargets]):
         if "shown_above" in best.info.get("rules", {}):
             return
         console.log(
-            "Choosing which boxes may stand side by side, and are shown; that can take minutes."
+            "Choosing how far boxes move, which may stand side by side, and which are shown; that "
+            "can take minutes."
         )
-        # With the architecture's own rules, whatever an older training has chosen.
+        # With the rules before any choice, whatever an older training has chosen.
         network = build_detector(asked).eval()
         network.load_state_dict(best.detector.state_dict())
         choice = choose_rules(network.to(self.device), self.validation, kind.bounded)

@@ -25,6 +25,7 @@ from lipdet.errors import InputError
 from lipdet.report.style import COLUMN, colour, marker, save_figure, styled
 from lipdet.report.table import percent
 from lipdet.results import EvaluationResult, certified, read_results, same_data
+from lipdet.train.setup import trained_unit
 
 MAY_DIFFER = {"epochs", "validate_every", "threads", "checkpoint_seconds"}
 
@@ -63,9 +64,8 @@ def trained_alike(results: Sequence[EvaluationResult]) -> list[Point]:
         loaded = load_detector(result["weights"])
         config = loaded.detector.config
         info = loaded.info
-        # That of the detector was chosen after its training.
-        unit = info["training"]["detector"]["offset_unit"]
-        body = config.architecture, config.canvas, config.stride, config.sides, unit
+        shape = config.architecture, config.canvas, config.stride, config.sides
+        body = *shape, trained_unit(loaded)
         settings, radii = info["training"]["train"], certified(result)
         data = [pack["hash"] for pack in info["training_data"]]
         kept = {name: settings[name] for name in settings.keys() - MAY_DIFFER}

@@ -183,7 +183,7 @@ def _bounds(loaded: LoadedDetector) -> dict[str, str]:
 def _figures_text(info: Mapping[str, Any]) -> str:
     figures = info.get("figures") or []
     if not figures:
-        best = info.get("rules", info).get("clean_ap50", info.get("validation_ap50"))
+        best = info.get("rules", {}).get("clean_ap50", info.get("validation_ap50"))
         held_out = "" if best is None else f" On held-out pictures AP50 was {100 * best:.1f} %."
         return f"No results of `lipdet eval` were given when this was saved.{held_out}\n"
     data = "; ".join(

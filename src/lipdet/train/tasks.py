@@ -144,7 +144,7 @@ class Boxes(Task[SSD, RawOutput, PaddedTargets]):
         return average_precision(targets, found, self.job.detector.class_names)
 
     def decide(self, file: Path) -> None:
-        """Choose how far boxes of the best weights move, which may stand together, and are shown.
+        """Choose how far boxes move, which may stand side by side, and which are shown.
 
         Only for architectures that read it from their configuration, where the job leaves it open
         and enough objects are held out.

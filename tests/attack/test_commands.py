@@ -3,14 +3,19 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 from PIL import Image
 
 from lipdet.attack.settings import WORST, AttackSettings
+from lipdet.checkpoint import save_detector
+from lipdet.config import PRESETS
+from lipdet.detector import build_detector
 from lipdet.evaluate import attack_curves
 from lipdet.images.pack import Pack
+from lipdet.types import Canvas
 from tests.test_cli import run
 
 
@@ -87,3 +92,18 @@ def test_help_lists_objectives_and_those_tried_by_default(
     words = " ".join(run(capsys, verb, "--help")[1].split())
     assert "one of: demote, annoy;" in words
     assert "share of the steps: annoy 0.25, demote 0.75" in words
+
+
+@pytest.mark.parametrize(
+    ("side", "options", "steps"), [(32, [], 50), (104, [], 100), (104, ["--steps", "2"], 2)]
+)
+def test_a_large_canvas_is_attacked_with_more_steps(
+    side: int, options: list[str], steps: int, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    config = replace(PRESETS["certified-small"].detector, canvas=Canvas(side, side))
+    weights = tmp_path / "tiny.safetensors"
+    save_detector(weights, build_detector(config), config, {})
+    words = ["eval", str(weights), "--data", "rendered:1", "--epsilon", "0.5", "--attack", "pgd"]
+    status, out, err = run(capsys, *words, "--objective", "vanish", *options, "--json", "-")
+    assert status == 0, err
+    assert json.loads(out)["attacked"][0]["steps"] == steps

@@ -7,8 +7,9 @@ from typing import Any
 import pytest
 
 from lipdet.attack import NAMED_EPSILONS, AttackSettings, parse_epsilon
-from lipdet.attack.settings import single_attacks
+from lipdet.attack.settings import default_steps, single_attacks
 from lipdet.errors import InputError
+from lipdet.types import Canvas
 
 
 @pytest.mark.parametrize(
@@ -56,3 +57,10 @@ def test_fractions_are_read_and_linf_has_its_limit() -> None:
 def test_worst_takes_no_objective() -> None:
     with pytest.raises(InputError, match=r"to raise vanish, choose --attack pgd or apgd\."):
         single_attacks("worst", AttackSettings(0.1), "vanish")
+
+
+@pytest.mark.parametrize(
+    ("canvas", "steps"), [((74, 74), 50), ((100, 100), 50), ((100, 101), 100), ((160, 320), 100)]
+)
+def test_large_canvases_get_more_steps(canvas: tuple[int, int], steps: int) -> None:
+    assert default_steps(Canvas(*canvas)) == steps

@@ -17,6 +17,7 @@ from lipdet.attack.settings import (
     NAMED_EPSILONS,
     AttackSettings,
     check_epsilon,
+    default_steps,
     parse_epsilon,
 )
 from lipdet.attack.square import square_attack
@@ -35,6 +36,7 @@ __all__ = [
     "attack_unlabelled",
     "check_epsilon",
     "climb",
+    "default_steps",
     "detect",
     "look",
     "parse_epsilon",

@@ -9,6 +9,7 @@ from typing import ClassVar, Literal, TypeVar, get_args
 
 from lipdet.attack.objectives import OBJECTIVES
 from lipdet.errors import InputError
+from lipdet.types import Canvas
 
 Norm = Literal["l2", "linf"]
 ScheduleName = Literal["pgd", "apgd"]
@@ -20,6 +21,12 @@ AttackName = Literal["pgd", "apgd", "worst"]
 DEFAULT_OBJECTIVE = "demote"
 UNNAMED = {DEFAULT_OBJECTIVE: 0.3, "mislabel": 0.3, "fabricate": 0.2, "multibox": 0.2}
 WORST = {DEFAULT_OBJECTIVE: 0.8, "mislabel": 0.4, "fabricate": 0.4, "multibox": 0.4}
+
+# Gradients per start, by the pixels of the canvas: attacks on large ones take longer to converge
+# (docs/attacks.md). Measured at 74x74 and at 160x320; where between them it changes is a guess.
+STEPS = 50
+STEPS_OF_LARGE = 100
+LARGE = 10_000
 
 # The distance of two pictures of 5,773 pixels a side, one black and one white.
 LARGEST_EPSILON = 1e4
@@ -40,7 +47,7 @@ class AttackSettings:
         objective: what is raised, one of `objectives`.
         schedule: pgd or apgd.
         norm: l2 or linf.
-        steps: gradients per start.
+        steps: gradients per start; `default_steps` knows how many a canvas wants.
         restarts: random starts; the best result counts.
         seed: of the random starts.
     """
@@ -53,7 +60,7 @@ class AttackSettings:
     objective: str = DEFAULT_OBJECTIVE
     schedule: ScheduleName = "pgd"
     norm: Norm = "l2"
-    steps: int = 50
+    steps: int = STEPS
     restarts: int = 1
     seed: int = 0
 
@@ -83,6 +90,11 @@ class AttackSettings:
 
 
 Settings = TypeVar("Settings", bound=AttackSettings)
+
+
+def default_steps(canvas: Canvas) -> int:
+    """Return the gradients per start that an attack on a canvas takes where nobody says."""
+    return STEPS_OF_LARGE if canvas.height * canvas.width > LARGE else STEPS
 
 
 def single_attacks(

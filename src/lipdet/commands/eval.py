@@ -7,7 +7,7 @@ from pathlib import Path
 
 from lipdet import distributed
 from lipdet.attack import AttackSettings
-from lipdet.attack.settings import AttackName, Norm
+from lipdet.attack.settings import AttackName, Norm, default_steps
 from lipdet.checkpoint import certifiable, load_any
 from lipdet.commands.attack_options import EPSILON_HELP, add_objective, measured_epsilons
 from lipdet.commands.options import (
@@ -71,7 +71,7 @@ def run(
     float64: bool = False,
     objective: str | None = None,
     norm: Norm = "l2",
-    steps: int = 50,
+    steps: int | None = None,
     restarts: int = 1,
     state: Path | None = None,
     device: DeviceName | None = None,
@@ -91,25 +91,29 @@ def run(
             lowest.
         objective: what pgd and apgd raise.
         norm: of the perturbation, l2 or linf.
-        steps: gradients of an attack per start.
+        steps: gradients of an attack per start; by default 50, and 100 on canvases of more than
+            10,000 pixels.
         restarts: random starts of an attack.
         state: folder that keeps finished parts, for going on after an interruption.
         device: cpu or cuda; by default the GPU if there is one, with --float64 the CPU.
         json: file for the result; `-` prints it instead of the tables.
     """
     check_positive("--limit", limit)
+    check_positive("--steps", steps)
     check_writable(json)
     check_state(state, [detector])
     campaign = None
     epsilons = measured_epsilons(epsilon, attack, certify, norm)
     if attack is not None:
-        settings = AttackSettings(epsilons[0], norm=norm, steps=steps, restarts=restarts, seed=seed)
+        settings = AttackSettings(epsilons[0], norm=norm, restarts=restarts, seed=seed)
         campaign = Campaign(attack, epsilons, settings, objective)
     if float64 and attack is not None:
         raise InputError("Attacks run in float32: leave out --float64, or --attack.")
     place = measuring_device(device, float64)
     loaded = load_any(detector)
     loaded.module.to(place)
+    if campaign is not None:
+        campaign = campaign.with_steps(steps or default_steps(loaded.framing.canvas))
     if certify or float64:
         network = certifiable(loaded)
         if float64:

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from lipdet.attack import AttackSettings
 from lipdet.attack.pixels import PixelSettings
-from lipdet.attack.settings import AttackName
+from lipdet.attack.settings import AttackName, default_steps
 from lipdet.attack.torchvision_models import ForeignDetector
 from lipdet.checkpoint import LoadedDetector, LoadedSegmenter, load_network
 from lipdet.commands.attack_options import EPSILON_HELP, parse_epsilons
@@ -72,7 +72,7 @@ def run(
     limit: int | None = None,
     seed: int = 0,
     attack: AttackName = "worst",
-    steps: int = 50,
+    steps: int | None = None,
     restarts: int = 1,
     state: Path | None = None,
     pictures: int = 6,
@@ -90,7 +90,8 @@ def run(
         limit: only the first so many pictures.
         seed: of crops, rendered pictures and random starts of attacks.
         attack: pgd, apgd, or worst: PGD with several objectives.
-        steps: gradients of an attack per start.
+        steps: gradients of an attack per start; by default 50, and 100 for all detectors if one has
+            a canvas of more than 10,000 pixels.
         restarts: random starts of an attack.
         state: folder that keeps finished parts, for going on after an interruption.
         pictures: how many pictures are shown, clean and attacked.
@@ -99,13 +100,14 @@ def run(
     """
     check_positive("--limit", limit)
     check_positive("--pictures", pictures)
+    check_positive("--steps", steps)
     check_writable(out)
     if figures is not None:
         check_folder(figures)
     epsilons = parse_epsilons(epsilon) if epsilon else ()
     campaign = None
     if epsilons:
-        settings = AttackSettings(epsilons[0], steps=steps, restarts=restarts, seed=seed)
+        settings = AttackSettings(epsilons[0], restarts=restarts, seed=seed)
         campaign = Campaign(attack, epsilons, settings)
     check_state(state, detectors)
     known = read_results(results)
@@ -127,6 +129,9 @@ def run(
             "alone, without --results and --figures."
         )
     framings = list(dict.fromkeys(one.framing for one in given))
+    if campaign is not None:
+        most = max(default_steps(framing.canvas) for framing in framings)
+        campaign = campaign.with_steps(steps or most)
     opened = [open_data(data, "test", framing, seed).head(limit) for framing in framings]
     if foreign:
         _report_foreign(foreign[0], opened[0], seed, campaign, out, pictures)
@@ -136,7 +141,8 @@ def run(
     title = f"{', '.join(detectors)} on {data}"
     if segmenters:
         if campaign:
-            settings = PixelSettings(epsilons[0], steps=steps, restarts=restarts, seed=seed)
+            count = campaign.settings.steps
+            settings = PixelSettings(epsilons[0], steps=count, restarts=restarts, seed=seed)
             campaign = replace(campaign, settings=settings)
         _report_segmenters(segmenters, packs, seed, campaign, out, shown, title)
         return

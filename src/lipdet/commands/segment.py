@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,7 @@ from PIL import Image
 
 from lipdet import distributed
 from lipdet.attack.pixels import PixelSettings, attack_pixels
-from lipdet.attack.settings import single_attacks
+from lipdet.attack.settings import default_steps, single_attacks
 from lipdet.certificate.flips import most_flipped
 from lipdet.certificate.pixels import bounds_of_pixels, margins_of
 from lipdet.certificate.radius import REMAINING_IOU
@@ -57,12 +58,15 @@ def evaluate(detector: str, data: str, **options: Any) -> None:
     attack, certify = options["attack"], options["certify"]
     limit, json, seed = options["limit"], options["json"], options["seed"]
     check_positive("--limit", limit)
+    check_positive("--steps", options["steps"])
     check_writable(json)
     epsilons = measured_epsilons(options["epsilon"], attack, certify, options["norm"])
     campaign = None
     if attack is not None:
         campaign = Campaign(attack, epsilons, _settings(epsilons[0], options), options["objective"])
     loaded = load_segmenter(detector)
+    if campaign is not None:
+        campaign = campaign.with_steps(options["steps"] or default_steps(loaded.framing.canvas))
     pack = open_data(data, "test", loaded.framing, seed).head(limit)
     result = evaluate_segmenter(loaded, pack, seed, campaign, epsilons if certify else ())
     if write_json(json, result):
@@ -138,10 +142,13 @@ def attack(
     """Do what `lipdet.commands.attack.run` does, for a segmenter: what it sees is to change."""
     [radius] = parse_epsilons(epsilon)
     _refuse(options, device=ON_THE_CPU)
+    check_positive("--steps", options["steps"])
     settings = _settings(radius, options)
-    attacks = single_attacks(options["attack"], settings, options["objective"])
+    single_attacks(options["attack"], settings, options["objective"])  # refused before loading
     files, loaded = PictureFiles(images, out), load_segmenter(detector)
     segmenter, canvas = loaded.segmenter, loaded.framing.canvas
+    settings = replace(settings, steps=options["steps"] or default_steps(canvas))
+    attacks = single_attacks(options["attack"], settings, options["objective"])
     result = attack_facts(loaded, options["attack"], settings, attacks)
     with files.written("attack.json", result):
         for index, photograph in files.each("Attacking"):
@@ -173,7 +180,7 @@ VERBS: dict[str, Callable[..., None]] = {
 
 
 def _settings(epsilon: float, options: Mapping[str, Any]) -> PixelSettings:
-    named = {name: options[name] for name in ("norm", "steps", "restarts", "seed")}
+    named = {name: options[name] for name in ("norm", "restarts", "seed")}
     return PixelSettings(epsilon, **named)
 
 

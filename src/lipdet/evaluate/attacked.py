@@ -60,6 +60,10 @@ class Campaign:
         settings = replace(self.settings, epsilon=epsilon)
         return single_attacks(self.attack, settings, self.objective)
 
+    def with_steps(self, steps: int) -> Campaign:
+        """Return the same attacks with another number of gradients per start."""
+        return replace(self, settings=replace(self.settings, steps=steps))
+
 
 def attacked_results(
     detector: SSD | Attackable,

@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from lipdet.boxes import BoxCoding, Decoder, SigmoidScores
-from lipdet.checkpoint import BEST, load_detector, read_tensors, write_tensors
+from lipdet.checkpoint import BEST, load_detector, read_info, read_tensors, write_tensors
 from lipdet.cli import main
 from lipdet.config import PRESETS, TrainConfig, as_plain
 from lipdet.detector import build_detector
@@ -30,6 +30,7 @@ from lipdet.evaluate.selection import (
 )
 from lipdet.images.batches import Part
 from lipdet.images.pack import Pack, PackedPicture, write_pack
+from lipdet.report.table import rules_table
 from lipdet.train import tasks, train
 from lipdet.train.job import Job, load_job
 from lipdet.types import Canvas, RawOutput, Target
@@ -99,7 +100,6 @@ def test_what_nothing_speaks_against_stays() -> None:
     choice = chosen([({box: [4.0, -4.0]}, [(box, 0)])], classes=2)
     assert choice.rules == choice.own_rules == OWN
     assert choice.figures == choice.own_figures
-    assert "the rules before this choice" in str(choice)
 
 
 def test_what_is_shown_has_the_best_f1() -> None:
@@ -114,7 +114,7 @@ def test_what_is_shown_has_the_best_f1() -> None:
     # Where no score is better than another, the lowest.
     choice = chosen([({true: [1.0]}, objects)], classes=1)
     assert (choice.shown_above, choice.f1) == (0.2, pytest.approx(2 / 3))
-    assert "Detections above 0.2 are shown: F1 66.7" in str(choice)
+    assert rules_table(choice.as_dict()).caption == "Shown is what scores above 0.2: F1 66.7."
 
 
 def test_which_pictures_count(tmp_path: Path) -> None:
@@ -227,12 +227,22 @@ def test_boxes_move_as_far_as_is_best(run: Path, data: tuple[Pack, Pack]) -> Non
 
 @pytest.mark.slow
 def test_a_finished_run_does_not_choose_again(
-    run: Path, data: tuple[Pack, Pack], monkeypatch: pytest.MonkeyPatch
+    run: Path,
+    data: tuple[Pack, Pack],
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     before = (run / BEST).read_bytes()
     monkeypatch.delattr(tasks, "choose_rules")
     main([*words(data, run.name, run), "--resume"])
     assert (run / BEST).read_bytes() == before
+    # But it says what was chosen.
+    rules = read_info(run / BEST)["rules"]
+    [row] = [line for line in capsys.readouterr().out.splitlines() if " chosen " in line]
+    cells = [cell.strip() for cell in row.split("│")[1:-1]]
+    certified = [one["ap50"] for one in rules["certified_ap50"]]
+    assert cells[1:4] == [f"{rules[key]:.4g}" for key in Rules._fields]
+    assert cells[4:] == [f"{100 * ap:.1f}" for ap in (rules["clean_ap50"], *certified)]
 
 
 @pytest.mark.slow

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any, get_args
 
 from lipdet import distributed
+from lipdet.checkpoint import read_info
 from lipdet.commands.options import SPEC_HELP, Parser, add_processes, verb_parser
 from lipdet.config import (
     PRESETS,
@@ -20,6 +21,8 @@ from lipdet.config import (
 )
 from lipdet.detector import build_detector
 from lipdet.errors import InputError
+from lipdet.progress import show
+from lipdet.report.table import rules_table
 from lipdet.segmenter import build_segmenter
 from lipdet.train import train
 from lipdet.train.job import JOB, Job, load_job
@@ -144,6 +147,8 @@ def run(
     if distributed.rank() == 0 and resume:
         job = resumed(job, load_job(out), out)
     best = train(distributed.of_first(job), out, resume)
+    if distributed.rank() == 0 and (rules := read_info(best).get("rules")):
+        show(rules_table(rules))
     print(f"Weights: {best}\nEvaluate them: lipdet eval {out} --data SPEC")
 
 

@@ -67,13 +67,6 @@ class Rules(NamedTuple):
         coding = BoxCoding.of_unit(self.offset_unit)
         return decoder._replace(coding=coding, scores=scores, nms_iou=self.nms_iou)
 
-    def __str__(self) -> str:
-        """Return all of them in words."""
-        return (
-            f"an NMS threshold of {self.nms_iou:g}, a class margin of {self.class_margin:g} and an "
-            f"offset unit of {self.offset_unit:g}"
-        )
-
 
 class HeldOut(NamedTuple):
     """The outputs of a detector on N pictures.
@@ -125,14 +118,6 @@ class Figures(NamedTuple):
         """Return what the choice goes by, to a tenth of a percent."""
         return round((self.clean + sum(self.certified)) / (1 + len(self.certified)), 3)
 
-    def __str__(self) -> str:
-        """Return AP50 in percent, in words."""
-        certified = [
-            f"{100 * ap:.1f} certified at ε = {epsilon:g}"
-            for ap, epsilon in zip(self.certified, EPSILONS, strict=False)
-        ]
-        return ", ".join([f"AP50 {100 * self.clean:.1f} clean", *certified])
-
 
 class Choice(NamedTuple):
     """The chosen rules, and what they give beside those before the choice.
@@ -167,19 +152,6 @@ class Choice(NamedTuple):
             "shown_above": self.shown_above,
             "f1": self.f1,
         }
-
-    def __str__(self) -> str:
-        """Return a sentence: what was chosen, by what, and what it gives."""
-        by = f"{self.pictures} held-out pictures"
-        if self.certified_pictures:
-            by += f" ({self.certified_pictures} of them certified)"
-        shown = f" Detections above {self.shown_above:g} are shown: F1 {100 * self.f1:.1f}"
-        if self.rules == self.own_rules:
-            best = f"the rules before this choice, {self.rules}, are best: {self.figures}"
-        else:
-            own = f"before this choice, with {self.own_rules}: {self.own_figures}"
-            best = f"{self.rules} are best: {self.figures}; {own}"
-        return f"On {by} {best}.{shown}."
 
 
 def _plain(rules: Rules, figures: Figures) -> dict[str, object]:

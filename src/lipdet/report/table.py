@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from typing import Any
 
 from rich.console import JustifyMethod
 from rich.markup import escape
@@ -37,6 +38,29 @@ def new_table(title: str, columns: Iterable[str], words: Collection[str] = ()) -
     for column in columns:
         justify: JustifyMethod = "left" if column in words else "right"
         table.add_column(escape(column), justify=justify, overflow="fold")
+    return table
+
+
+def rules_table(rules: Mapping[str, Any]) -> Table:
+    """Return what training chose at its end on held-out pictures, beside what was there before.
+
+    Args:
+        rules: as stored with the weights, `lipdet.evaluate.selection.Choice.as_dict`.
+    """
+    title = f"Chosen by AP50 of {rules['pictures']} held-out pictures, percent"
+    if rules["certified_pictures"]:
+        title += f" ({rules['certified_pictures']} of them certified)"
+    certified = [f"certified, ε = {one['epsilon']:g}" for one in rules["certified_ap50"]]
+    names = "NMS IoU", "class margin", "offset unit", "clean", *certified
+    table = new_table(title, ("", *names), ("",))
+    for name, of in (("before", rules["own"]), ("chosen", rules)):
+        # Older trainings chose fewer of them.
+        numbers = [constant(of.get(key)) for key in ("nms_iou", "class_margin", "offset_unit")]
+        measured = of["clean_ap50"], *(one["ap50"] for one in of["certified_ap50"])
+        table.add_row(name, *numbers, *map(percent, measured))
+    if "shown_above" in rules:
+        above = rules["shown_above"]
+        table.caption = f"Shown is what scores above {above:g}: F1 {percent(rules['f1'])}."
     return table
 
 

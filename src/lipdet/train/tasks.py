@@ -167,7 +167,6 @@ class Boxes(Task[SSD, RawOutput, PaddedTargets]):
         network = build_detector(asked).eval()
         network.load_state_dict(best.detector.state_dict())
         choice = choose_rules(network.to(self.device), self.validation, kind.bounded)
-        console.log(str(choice))
         config = replace(
             best.detector.config, **choice.rules._asdict(), shown_above=choice.shown_above
         )

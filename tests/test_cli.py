@@ -103,7 +103,7 @@ def check_mistake(capsys: pytest.CaptureFixture[str], *words: str, names: str) -
         (["data", "info", "rendered:3", "--image_size", "0"], "image_size"),
         (["eval", "model.onnx", "--data", "rendered:1"], "only detect takes .onnx"),
         (["eval", "naive", "--data", "rendered:1", "--attack", "pgd", "--epsilon", "1e9"], "1e+09"),
-        (["export", "naive", "--out", "naive.pt2"], "--format torch-export"),
+        (["export", "naive", "--out", "x.pt2", "--format", "onnx"], "--format torch-export"),
         (["export", "naive", "--out", "x.onnx", "--format", "torch-export"], "NAME.pt2"),
         (["eval", "naive", "--data", "rendered:1", "--limit", "0"], "--limit"),
         (["eval", "naive", "--data", "rendered:1", "--json", "no/x.json"], "no/x.json"),
@@ -130,8 +130,8 @@ def check_mistake(capsys: pytest.CaptureFixture[str], *words: str, names: str) -
         (["export", "naive", "--out", "nowhere/x.onnx"], "nowhere/x.onnx cannot be written"),
         (["export", "naive", "--out", "x.pt2", "--format", "tflite"], "tflite"),
         (
-            ["export", "naive", "--out", "x.pt2", "--format", "torch-export", "--detections"],
-            "--detections and --int8 need --format onnx",
+            ["export", "naive", "--out", "x.pt2", "--detections"],
+            "--detections and --int8 need an .onnx file",
         ),
         pytest.param(
             ["export", "naive", "--out", "x.onnx", "--int8", "rendered:5"],

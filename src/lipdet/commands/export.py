@@ -46,7 +46,7 @@ def parser() -> Parser:
 def run(
     detector: str,
     out: Path,
-    format: Literal["onnx", "torch-export"] = "onnx",  # the option is called --format
+    format: Literal["onnx", "torch-export"] | None = None,  # the option is called --format
     detections: bool = False,
     int8: str | None = None,
 ) -> None:
@@ -55,15 +55,17 @@ def run(
     Args:
         detector: DETECTOR.
         out: the file to write, such as NAME.onnx or NAME.pt2.
-        format: onnx (needs the extra `onnx`) or torch-export.
+        format: onnx (needs the extra `onnx`) or torch-export; by default by the file's ending.
         detections: the model also decodes boxes and suppresses doubles (onnx only).
         int8: SPEC of pictures to calibrate on, 100 or more: the network computes in 8-bit integers
             (onnx only).
     """
     check_writable(out)
+    if format is None:
+        format = "torch-export" if out.suffix == ".pt2" else "onnx"
     if (detections or int8) and format != "onnx":
         raise InputError(
-            "--detections and --int8 need --format onnx; torch-export holds raw float32 outputs."
+            "--detections and --int8 need an .onnx file; torch-export holds raw float32 outputs."
         )
     if format == "onnx" and out.suffix == ".pt2":
         raise InputError(f"{out}: write .pt2 files with --format torch-export.")

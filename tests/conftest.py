@@ -18,7 +18,7 @@ from lipdet.config import DIGIT_CROP
 from lipdet.images.pack import Pack
 from lipdet.images.prepare import pack_rendered
 from lipdet.lipschitz import profile
-from lipdet.report import inspection, page, segmentation
+from lipdet.report import inspection, page
 
 if TYPE_CHECKING:
     from playwright.sync_api import Browser
@@ -90,7 +90,6 @@ def small_pages() -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(page, "draw_presets", lambda _: [])
         patch.setattr(inspection, "OBSERVED", 1)
-        patch.setattr(segmentation, "OBSERVED", 1)
         patch.setattr(profile, "_ITERATIONS", 1)
         yield
 

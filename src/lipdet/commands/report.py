@@ -30,14 +30,11 @@ from lipdet.images.pack import Pack, same_pictures
 from lipdet.images.spec import open_data
 from lipdet.progress import show
 from lipdet.report.build import build_report, check_distinct
+from lipdet.report.inspection import inspect_segmenter
 from lipdet.report.page import write_figures, write_module_page, write_page
 from lipdet.report.scenes import scenes
-from lipdet.report.segmentation import (
-    inspect_segmenter,
-    segmentation_table,
-    write_segmentation_page,
-)
-from lipdet.report.table import comparison_table
+from lipdet.report.segmentation import write_segmentation_page
+from lipdet.report.table import comparison_table, segmentation_table
 from lipdet.results import read_results
 from lipdet.types import Framing
 

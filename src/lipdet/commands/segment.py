@@ -39,7 +39,7 @@ from lipdet.progress import show
 from lipdet.reading.detections import distance
 from lipdet.reading.marks import contact_sheet
 from lipdet.reading.pixels import draw_classes, draw_radii
-from lipdet.report.segmentation import missed_table, segmentation_table
+from lipdet.report.table import missed_table, segmentation_table
 from lipdet.segmenter import Segmenter
 from lipdet.types import Canvas
 

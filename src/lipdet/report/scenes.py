@@ -1,4 +1,4 @@
-"""Scenes: one picture through one detector, clean and attacked, and what is proven about it.
+"""Scenes: one picture through one network, clean and attacked, and what is proven about it.
 
 Radii are those of `lipdet certify`; the reach of a box is that at ε, not at its radius.
 """
@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
+import torch
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.patches import Patch
@@ -17,8 +18,13 @@ from PIL import Image
 
 from lipdet.attack import AttackSettings, attack_and_detect, detect, worst_of
 from lipdet.attack.attackable import Attackable, attackable, raisable
+from lipdet.attack.pixels import attack_pixels
+from lipdet.certificate.flips import most_flipped
+from lipdet.certificate.pixels import PixelBounds, margins_of
+from lipdet.checkpoint import LoadedSegmenter
 from lipdet.detector import SSD
 from lipdet.evaluate.attacked import prepare
+from lipdet.evaluate.segmentation import logits_of, masks_of
 from lipdet.images.crop import Region
 from lipdet.images.pack import Pack
 from lipdet.images.tensors import to_tensor, to_uint8
@@ -33,10 +39,11 @@ from lipdet.reading.marks import (
     draw,
     magnified,
 )
+from lipdet.reading.pixels import draw_classes, draw_flips, enlarged, under_radii
 from lipdet.reading.views import look_at_pixels
 from lipdet.report.markup import tile
 from lipdet.report.style import Drawing, styled
-from lipdet.types import Target
+from lipdet.types import IGNORED, Target
 
 # Pixels of a figure for each of a tile.
 ZOOM = 2
@@ -234,3 +241,100 @@ def _keys() -> list[Patch]:
         Patch(color=CERTIFIED, alpha=0.25, lw=0, label="where it remains, at worst"),
         Patch(fill=False, edgecolor=UNCERTIFIED, ls="--", label="not certified, or attacked"),
     ]
+
+
+class PixelScene(NamedTuple):
+    """One picture through the eyes of one segmenter.
+
+    Attributes:
+        picture: number of the photograph in the data.
+        epsilon: radius of the attack.
+        clean: (H, W, 3) uint8.
+        attacked: (H, W, 3) uint8, rounded for show.
+        mask: (H, W) uint8.
+        before: (H, W) classes that are shown on the clean picture.
+        after: the same on the attacked one, before rounding.
+        radius: (H, W) below which a pixel keeps its class; None without certificates.
+        most: pixels that can flip at `epsilon`, at most; None without certificates.
+    """
+
+    picture: int
+    epsilon: float
+    clean: NDArray[np.uint8]
+    attacked: NDArray[np.uint8]
+    mask: NDArray[np.uint8]
+    before: NDArray[np.int64]
+    after: NDArray[np.int64]
+    radius: NDArray[np.float64] | None
+    most: int | None
+
+    def as_dict(self) -> dict[str, Any]:
+        """Return plain values for json, without the pictures."""
+        known = self.mask != IGNORED
+        return {
+            "picture": self.picture,
+            "epsilon": self.epsilon,
+            "pixels": self.mask.size,
+            "labelled": int(known.sum()),
+            "wrong": int((known & (self.before != self.mask)).sum()),
+            "flipped": int((self.before != self.after).sum()),
+            "flipped_at_most": self.most,
+        }
+
+
+def pixel_scenes(
+    loaded: LoadedSegmenter,
+    pack: Pack,
+    indices: Sequence[int],
+    attacks: Sequence[AttackSettings],
+    bounds: PixelBounds | None,
+) -> list[PixelScene]:
+    """Attack some pictures and look at both, clean and attacked, with a segmenter.
+
+    Args:
+        loaded: the segmenter.
+        pack: pictures with masks.
+        indices: which of them.
+        attacks: with `PixelSettings`, at one ε.
+        bounds: of the segmenter; None shows no certificates.
+    """
+    segmenter, images = loaded.segmenter, pack.pixels(indices)
+    masks, epsilon = masks_of(pack)[list(indices)], attacks[0].epsilon
+    changed = attack_pixels(segmenter, images, torch.from_numpy(masks), attacks, indices).cpu()
+    rounded = to_uint8(changed)
+    logits, after = (logits_of(segmenter, one) for one in (images, changed))
+    scenes = []
+    for place, index in enumerate(indices):
+        radius, most = None, None
+        if bounds:
+            found = margins_of(logits[place], segmenter, bounds)
+            radius, most = found.radius, most_flipped(found, bounds, epsilon)
+        before, attacked = (one[place].argmax(dim=0).numpy() for one in (logits, after))
+        number = int(pack.pictures[index])
+        both = np.asarray(pack.images[index]), rounded[place]
+        scenes.append(
+            PixelScene(number, epsilon, *both, masks[place], before, attacked, radius, most)
+        )
+    return scenes
+
+
+def pixel_tiles(name: str, which: str, scene: PixelScene) -> list[str]:
+    """Return what a segmenter sees, what of it is certified, and what is seen under attack."""
+    facts, clean = scene.as_dict(), Image.fromarray(scene.clean)
+    after = draw_classes(Image.fromarray(scene.attacked), scene.after)
+    shown = [
+        (
+            draw_classes(clean, scene.before),
+            f"clean: {facts['wrong']:,} of {facts['labelled']:,} labelled pixels wrong",
+        )
+    ]
+    if scene.radius is not None:
+        told = f"radii: at most {scene.most:,} of {facts['pixels']:,} pixels can flip"
+        shown.append((under_radii(clean, scene.radius), told))
+    shown.append(
+        (
+            draw_flips(after, scene.before != scene.after),
+            f"attacked, ε {scene.epsilon:g}: {facts['flipped']:,} pixels flipped",
+        )
+    )
+    return [tile(enlarged(one), f"{name}, {which}, {text}.", name, text) for one, text in shown]

@@ -1,36 +1,21 @@
-"""The results of `lipdet eval` of segmenters: tables for the terminal, and a page with pictures.
+"""The page about segmenters: the results of `lipdet eval`, with pictures.
 
-What is certified comes first: the IoU of classes, on the page that of rare ones, and what of them
-can be missed. Beside it stands one answer for all pixels, which every certificate keeps.
+What is certified of rare classes comes first: their IoU, and what of them can be missed. Beside it
+stands one answer for all pixels, which every certificate keeps.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from html import escape
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
-import torch
 from matplotlib.cm import ScalarMappable
 from matplotlib.colors import LogNorm
-from numpy.typing import NDArray
 from PIL import Image
-from rich.table import Table
 
-from lipdet.attack.pixels import attack_pixels
-from lipdet.attack.settings import AttackSettings
-from lipdet.certificate.flips import most_flipped
-from lipdet.certificate.pixels import PixelBounds, margins_of
-from lipdet.checkpoint import LoadedSegmenter
-from lipdet.errors import UnknownLipschitz
-from lipdet.evaluate.attacked import Campaign
-from lipdet.evaluate.segmentation import check_pack, evaluate_segmenter, logits_of, masks_of
-from lipdet.images.pack import Pack
-from lipdet.images.tensors import to_uint8
-from lipdet.lipschitz.profile import LayerRow
 from lipdet.reading.marks import COLOURS
 from lipdet.reading.pixels import (
     COLOUR_MAP,
@@ -38,199 +23,21 @@ from lipdet.reading.pixels import (
     RADII,
     TICKS,
     draw_classes,
-    draw_flips,
     enlarged,
-    under_radii,
 )
 from lipdet.report import sections
-from lipdet.report.inspection import OBSERVED
+from lipdet.report.inspection import SegmenterInspection
 from lipdet.report.lipschitz import (
-    SegmenterProfile,
-    pixel_bounds,
     plot_profiles,
-    profile_segmenter,
     segmenter_sentence,
 )
 from lipdet.report.markup import Cell, Drawings, Section, figures, number, paragraph, table, tile
 from lipdet.report.page import write_html
+from lipdet.report.scenes import pixel_tiles
 from lipdet.report.style import Drawing, new_figure, styled
-from lipdet.report.table import new_table, percent
-from lipdet.results import CertifiedPixels, Pixels, SegmentationResult
+from lipdet.report.table import percent
+from lipdet.results import SegmentationResult
 from lipdet.types import IGNORED, Canvas
-
-
-def segmentation_table(result: SegmentationResult) -> Table:
-    """Return what is certified first, then what is right under attack and without; in percent.
-
-    The last row is one answer for all pixels, which every certificate keeps.
-    """
-    names = list(result["clean"]["per_class"])
-    columns = ("", "ε", "accuracy", "mean IoU", *(f"IoU {name}" for name in names))
-    title = f"{result['weights']} on {result['data']['name']}, percent"
-    table = new_table(title, columns, ("",))
-
-    def row(what: str, epsilon: str, figures: Pixels | CertifiedPixels) -> None:
-        ious = [figures["per_class"][name]["iou"] for name in names]
-        shares = [figures["accuracy"], figures["miou"], *ious]
-        table.add_row(what, epsilon, *map(percent, shares))
-
-    for certified in result["certified"]:
-        row("certified", f"{certified['epsilon']:g}", certified)
-    for attack in result["attacked"]:
-        row(f"attacked ({attack['attack']}, {attack['norm']})", f"{attack['epsilon']:g}", attack)
-    row("clean", "0", result["clean"])
-    row("one answer for all", "any", result["constant"])
-    return table
-
-
-def missed_table(result: SegmentationResult) -> Table:
-    """Return the largest share of each class that can be missed, and what promises it."""
-    names = list(result["clean"]["per_class"])
-    missed = [f"{name} missed at most" for name in names]
-    columns = (
-        "ε",
-        *missed,
-        "accuracy by single pixels",
-        "accuracy by the budget",
-        "pixels flipped at most, mean",
-    )
-    table = new_table(f"{result['weights']}, certified, percent", columns)
-    for entry in result["certified"]:
-        shares = [entry["per_class"][name]["false_negatives"] for name in names]
-        promises = entry["single"], entry["joint"]
-        cells = map(percent, (*shares, *promises))
-        table.add_row(f"{entry['epsilon']:g}", *cells, f"{entry['flipped']:,.1f}")
-    return table
-
-
-class PixelScene(NamedTuple):
-    """One picture through the eyes of one segmenter.
-
-    Attributes:
-        picture: number of the photograph in the data.
-        epsilon: radius of the attack.
-        clean: (H, W, 3) uint8.
-        attacked: (H, W, 3) uint8, rounded for show.
-        mask: (H, W) uint8.
-        before: (H, W) classes that are shown on the clean picture.
-        after: the same on the attacked one, before rounding.
-        radius: (H, W) below which a pixel keeps its class; None without certificates.
-        most: pixels that can flip at `epsilon`, at most; None without certificates.
-    """
-
-    picture: int
-    epsilon: float
-    clean: NDArray[np.uint8]
-    attacked: NDArray[np.uint8]
-    mask: NDArray[np.uint8]
-    before: NDArray[np.int64]
-    after: NDArray[np.int64]
-    radius: NDArray[np.float64] | None
-    most: int | None
-
-    def as_dict(self) -> dict[str, Any]:
-        """Return plain values for json, without the pictures."""
-        known = self.mask != IGNORED
-        return {
-            "picture": self.picture,
-            "epsilon": self.epsilon,
-            "pixels": self.mask.size,
-            "labelled": int(known.sum()),
-            "wrong": int((known & (self.before != self.mask)).sum()),
-            "flipped": int((self.before != self.after).sum()),
-            "flipped_at_most": self.most,
-        }
-
-
-@dataclass(frozen=True)
-class SegmenterInspection:
-    """All that a page tells of a segmenter beside the result of `lipdet eval`.
-
-    Attributes:
-        loaded: the segmenter.
-        layers: its Lipschitz profile; none where a layer has no bound.
-        lipschitz: as `lipdet lipschitz --json`, or a sentence that says why there is none.
-        scenes: what it sees in some pictures; none where no radius was given.
-    """
-
-    loaded: LoadedSegmenter
-    layers: Sequence[LayerRow]
-    lipschitz: SegmenterProfile | str
-    scenes: Sequence[PixelScene]
-
-    def as_dict(self) -> dict[str, Any]:
-        """Return plain values for json."""
-        return {
-            "weights": self.loaded.name,
-            "speed": None,
-            "lipschitz": self.lipschitz,
-            "pictures": [scene.as_dict() for scene in self.scenes],
-            "file": self.loaded.info,
-        }
-
-
-def inspect_segmenter(
-    loaded: LoadedSegmenter,
-    pack: Pack,
-    seed: int,
-    campaign: Campaign | None,
-    shown: Sequence[int],
-) -> tuple[SegmentationResult, SegmenterInspection]:
-    """Measure a segmenter, clean, attacked and certified where it can be, and look at pictures.
-
-    Args:
-        loaded: the segmenter.
-        pack: pictures with masks.
-        seed: the one that the pack was made with.
-        campaign: attacks with `PixelSettings`, whose radii are those of certificates; or None.
-        shown: indices of the pictures that are attacked, at the first radius, and shown.
-
-    Raises:
-        InputError: the pack has no masks, or other classes.
-    """
-    check_pack(loaded, pack)
-    found = pixel_bounds(loaded.segmenter, pack)
-    bounds = None if isinstance(found, str) else found
-    certify = campaign.epsilons if campaign and bounds else ()
-    result = evaluate_segmenter(loaded, pack, seed, campaign, certify, bounds)
-    scenes: list[PixelScene] = []
-    if campaign:
-        attacks = campaign.attacks(campaign.epsilons[0])
-        scenes = _scenes(loaded, pack, shown, attacks, bounds)
-    layers: list[LayerRow] = []
-    lipschitz: SegmenterProfile | str
-    try:
-        layers, lipschitz = profile_segmenter(loaded, pack.head(OBSERVED), found)
-    except UnknownLipschitz as error:
-        lipschitz = str(error)
-    return result, SegmenterInspection(loaded, layers, lipschitz, scenes)
-
-
-def _scenes(
-    loaded: LoadedSegmenter,
-    pack: Pack,
-    indices: Sequence[int],
-    attacks: Sequence[AttackSettings],
-    bounds: PixelBounds | None,
-) -> list[PixelScene]:
-    segmenter, images = loaded.segmenter, pack.pixels(indices)
-    masks, epsilon = masks_of(pack)[list(indices)], attacks[0].epsilon
-    changed = attack_pixels(segmenter, images, torch.from_numpy(masks), attacks, indices).cpu()
-    rounded = to_uint8(changed)
-    logits, after = (logits_of(segmenter, one) for one in (images, changed))
-    scenes = []
-    for place, index in enumerate(indices):
-        radius, most = None, None
-        if bounds:
-            found = margins_of(logits[place], segmenter, bounds)
-            radius, most = found.radius, most_flipped(found, bounds, epsilon)
-        before, attacked = (one[place].argmax(dim=0).numpy() for one in (logits, after))
-        number = int(pack.pictures[index])
-        both = np.asarray(pack.images[index]), rounded[place]
-        scenes.append(
-            PixelScene(number, epsilon, *both, masks[place], before, attacked, radius, most)
-        )
-    return scenes
 
 
 def write_segmentation_page(
@@ -413,31 +220,9 @@ def _gallery(
             tile(enlarged(draw_classes(original, known)), f"{which}: its mask.", "", "the mask"),
         ]
         for inspection, scene in zip(inspections, same_picture, strict=True):
-            tiles += _tiles(inspection.loaded.name, which, scene)
+            tiles += pixel_tiles(inspection.loaded.name, which, scene)
         rows.append((which, tiles))
     return sections.same_pictures(intro, rows)
-
-
-def _tiles(name: str, which: str, scene: PixelScene) -> list[str]:
-    """Return what a segmenter sees, what of it is certified, and what is seen under attack."""
-    facts, clean = scene.as_dict(), Image.fromarray(scene.clean)
-    after = draw_classes(Image.fromarray(scene.attacked), scene.after)
-    shown = [
-        (
-            draw_classes(clean, scene.before),
-            f"clean: {facts['wrong']:,} of {facts['labelled']:,} labelled pixels wrong",
-        )
-    ]
-    if scene.radius is not None:
-        told = f"radii: at most {scene.most:,} of {facts['pixels']:,} pixels can flip"
-        shown.append((under_radii(clean, scene.radius), told))
-    shown.append(
-        (
-            draw_flips(after, scene.before != scene.after),
-            f"attacked, ε {scene.epsilon:g}: {facts['flipped']:,} pixels flipped",
-        )
-    )
-    return [tile(enlarged(one), f"{name}, {which}, {text}.", name, text) for one, text in shown]
 
 
 @styled

@@ -24,7 +24,6 @@ from torch import Tensor, nn
 from torch.distributed import TCPStore
 
 from lipdet import cli, distributed
-from lipdet.attack import Outcome
 from lipdet.certificate import lipschitz_bound
 from lipdet.checkpoint import BEST, LAST, read_tensors
 from lipdet.evaluate import attacked, certified, run
@@ -149,15 +148,15 @@ def killed_in_the_third_step() -> None:
 
 def killed_in_its_second_attack() -> None:
     """Process 1 dies when a chunk is half done."""
-    attack, calls = attacked.attack_and_detect, []  # type: ignore[attr-defined]
+    attack, calls = attacked.attack_batch, []  # type: ignore[attr-defined]
 
-    def attack_or_die(*arguments: Any, **others: Any) -> Outcome:
+    def attack_or_die(*arguments: Any, **others: Any) -> Tensor:
         calls.append(1)
         if distributed.rank() == 1 and len(calls) == 2:
             os.kill(os.getpid(), signal.SIGKILL)
         return attack(*arguments, **others)
 
-    attacked.attack_and_detect = attack_or_die  # type: ignore[attr-defined]
+    attacked.attack_batch = attack_or_die  # type: ignore[attr-defined]
 
 
 def telling_what_is_computed() -> None:

@@ -117,7 +117,7 @@ def test_a_folded_lipschitz_detector_equals_torch(
 ) -> None:
     loaded = load_onnx(small)
     assert loaded.class_names == ("gauge", "knob")
-    close(loaded.detector(noise), lipschitz.detector(noise))
+    close(loaded(noise), lipschitz.detector(noise))
     # The constructed weights are gone: nothing but a feed-forward network is left.
     operators = {node.op_type for node in onnx.load(small).graph.node}
     moving = {"Pad", "SpaceToDepth", "Split", "Transpose", "Reshape", "Concat"}

@@ -53,7 +53,7 @@ def test_rows_are_trained_or_loaded_measured_and_kept(
 
     for name in ("write_page", "write_figures"):
         monkeypatch.setattr(reproduce_module, name, lambda *_: None)
-    monkeypatch.setattr(attacked_module, "attack_and_detect", no_work)
+    monkeypatch.setattr(attacked_module, "attack_batch", no_work)
     monkeypatch.setattr(certified_module, "verifier_of", no_work)
     again = reproduce(tmp_path, presets, "rendered:4", TINY, seed=0)
     assert [{**row, "seconds": 0} for row in again] == [

@@ -18,7 +18,7 @@ class SharedBatchNorm2d(nn.BatchNorm2d):
     """Batch normalisation with the statistics of the whole batch, in parts of equal size."""
 
     def forward(self, maps: Tensor) -> Tensor:
-        """(B, C, H, W) to the same shape."""
+        """Normalise (B, C, H, W)."""
         if not self.training:
             return super().forward(maps)
         values = maps.to(torch.promote_types(maps.dtype, torch.float32))

@@ -4,7 +4,8 @@ Notable choices:
 - The file's header holds json: the detector's configuration, how it was trained, its figures.
 - Files appear under their name only when complete.
 - A DETECTOR is the name of packaged weights, a folder (the best weights of a run, or the weights
-  that `Detector.save_pretrained` wrote), a file, or `package.module:callable` in the user's code.
+  that `Detector.save_pretrained` wrote), a file, `package.module:callable` in the user's code, or a
+  YOLO as `ultralytics:FILE`.
 """
 
 from __future__ import annotations

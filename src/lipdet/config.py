@@ -241,10 +241,6 @@ DIGIT_SIDES = (
 SLL_WIDTH, SLL_SMALL_WIDTH = 240, 48
 
 
-def _sll(architecture: str, width: int) -> Preset:
-    return Preset(DetectorConfig(architecture, width=width), TrainConfig(learning_rate=1e-3))
-
-
 def _one_map(architecture: str, width: int) -> DetectorConfig:
     return DetectorConfig(architecture, width=width, stride=STRIDE, sides=DIGIT_SIDES)
 
@@ -303,7 +299,7 @@ PRESETS = {
     "certified-small-aol": _certified(CERTIFIED_SMALL_WIDTH, "aol-ssd"),
     "certified-small-spectral": _certified(CERTIFIED_SMALL_WIDTH, "spectral-ssd"),
     **{
-        name: _sll(architecture, width)
+        name: Preset(DetectorConfig(architecture, width=width), TrainConfig(learning_rate=1e-3))
         for architecture in ("sll-spectral", "sll-conv", "sll-l2")
         for name, width in (
             (architecture, SLL_WIDTH),

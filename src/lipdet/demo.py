@@ -9,7 +9,6 @@ docs/ that train one are named at the end.
 from __future__ import annotations
 
 import dataclasses
-import json
 from pathlib import Path
 
 import numpy as np
@@ -23,7 +22,7 @@ from lipdet.certificate.verifier import verifier_of
 from lipdet.checkpoint import LoadedDetector, load_detector
 from lipdet.evaluate.attacked import Campaign, attack_pack, prepare
 from lipdet.evaluate.chunks import State
-from lipdet.files import write_complete, write_picture
+from lipdet.files import write_json, write_picture
 from lipdet.images.pack import Pack
 from lipdet.images.scenes import rendered_scene
 from lipdet.images.spec import open_data
@@ -65,7 +64,7 @@ def demo(out: Path, seed: int) -> None:
     results, inspections = build_report(
         detectors, {framing: pack}, 0, campaign, (), {framing: shown}, state
     )
-    write_complete(out / "results.json", json.dumps(results, indent=1) + "\n")
+    write_json(out / "results.json", results)
     found = [finding(results, epsilon) for epsilon in reversed(EPSILONS)]
     trained = " ".join(map(how_trained, detectors))
     note = f"{trained} Nothing was trained here; docs/your-own-data.md shows how."

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import json
 import os
 import secrets
 import shutil
@@ -44,11 +45,21 @@ def write_complete(path: Path, content: bytes | str) -> None:
         ) from None
 
 
+def write_json(path: Path, value: object) -> None:
+    """Write a value as json, as `write_complete` does."""
+    write_complete(path, json.dumps(value, indent=1) + "\n")
+
+
 def write_picture(path: Path, picture: Image.Image) -> None:
     """Write a picture as PNG, as `write_complete` does."""
+    write_complete(path, png(picture))
+
+
+def png(picture: Image.Image) -> bytes:
+    """Return a picture as a PNG file."""
     buffer = io.BytesIO()
     picture.save(buffer, "PNG")
-    write_complete(path, buffer.getvalue())
+    return buffer.getvalue()
 
 
 def check_space(folder: Path, size: int, what: str) -> None:

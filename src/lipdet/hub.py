@@ -8,7 +8,6 @@ Notable choices:
 
 from __future__ import annotations
 
-import json
 import re
 import tempfile
 from collections.abc import Mapping, Sequence
@@ -20,9 +19,9 @@ from typing import Any
 from lipdet.boxes import SigmoidScores
 from lipdet.certificate import UnknownLipschitz, output_bounds
 from lipdet.checkpoint import MODEL, PACKAGED, LoadedDetector, save_detector
-from lipdet.config import as_plain
+from lipdet.config import stored
 from lipdet.errors import InputError
-from lipdet.files import write_complete
+from lipdet.files import write_complete, write_json
 from lipdet.report.table import comparison_markdown
 from lipdet.results import EvaluationResult
 from lipdet.user_module import names_module
@@ -64,9 +63,8 @@ def write_folder(
     if results:
         loaded = replace(loaded, info={**loaded.info, "figures": list(map(_figures, results))})
     config = loaded.detector.config
-    save_detector(folder / MODEL, loaded.detector, config, _without_detector(loaded.info))
-    described = {"detector": as_plain(config), **_without_detector(loaded.info)}
-    write_complete(folder / CONFIG, json.dumps(described, indent=1) + "\n")
+    save_detector(folder / MODEL, loaded.detector, config, loaded.info)
+    write_json(folder / CONFIG, {**loaded.info, **stored(config)})
     write_complete(folder / CARD, model_card(loaded))
 
 
@@ -220,10 +218,6 @@ def _packaged_card(name: str) -> str:
     """Return what the package says about weights of its own."""
     card = PACKAGED / f"{name}.md"
     return f"\n#{card.read_text(encoding='utf-8')}" if card.is_file() else ""
-
-
-def _without_detector(info: Mapping[str, Any]) -> dict[str, Any]:
-    return {key: value for key, value in info.items() if key != "detector"}
 
 
 def _library() -> ModuleType:

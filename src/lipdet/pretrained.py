@@ -158,7 +158,7 @@ class Detector:
         crop: Sequence[float] | None = None,
         score: float | None = None,
     ) -> list[Detection] | list[list[Detection]]:
-        """Like `detect`, and say how much perturbation leaves each detection what is shown.
+        """Detect, and say how much perturbation leaves each detection what is shown.
 
         What remains has a score above `score`, too: the higher, the more is promised, and the
         smaller are the radii.

@@ -11,7 +11,6 @@ Notable choices:
 from __future__ import annotations
 
 import dataclasses
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -28,7 +27,7 @@ from lipdet.evaluate.certified import certificate_pass
 from lipdet.evaluate.chunks import State, in_order
 from lipdet.evaluate.ranking import false_positives_per_image
 from lipdet.evaluate.run import evaluate
-from lipdet.files import write_complete
+from lipdet.files import write_complete, write_json
 from lipdet.images.pack import Pack, same_pictures
 from lipdet.images.spec import open_data
 from lipdet.progress import console
@@ -113,10 +112,10 @@ def reproduce(
         pack = packs[loaded.framing]
         results.append(measured(loaded, pack, out / "state", effort, seed))
         # A row can be read before the last one is done.
-        _write(out / "rows" / f"{loaded.name}.json", results[-1])
+        write_json(out / "rows" / f"{loaded.name}.json", results[-1])
         attacks = single_attacks("worst", first)
         inspections.append(inspect_detector(loaded, pack, shown[loaded.framing], attacks))
-    _write(out / "results.json", results)
+    write_json(out / "results.json", results)
     write_complete(out / "table.md", comparison_markdown(results))
     write_page(out / "index.html", results, inspections, f"All detectors on {data}")
     write_figures(out / "figures", results, inspections)
@@ -149,7 +148,7 @@ def detector_of(row: str, out: Path, effort: Effort, seed: int) -> LoadedDetecto
 def measured(
     loaded: LoadedDetector, pack: Pack, state: Path, effort: Effort, seed: int
 ) -> EvaluationResult:
-    """Clean, attacked and certified AP of one row, with intervals and false positives."""
+    """Measure clean, attacked and certified AP of one row, with intervals and false positives."""
     settings = AttackSettings(effort.epsilons[0], steps=effort.steps, seed=seed)
     campaign = Campaign("worst", effort.epsilons, settings)
     kept = State.of(state, loaded.detector)
@@ -184,7 +183,3 @@ def working_points(
         }
         for epsilon, detections in found.items()
     ]
-
-
-def _write(file: Path, value: object) -> None:
-    write_complete(file, (json.dumps(value, indent=1) + "\n").encode())

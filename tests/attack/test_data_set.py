@@ -10,9 +10,10 @@ from pathlib import Path
 
 import pytest
 import torch
+from torch import Tensor
 
 import lipdet
-from lipdet.attack import AttackSettings, Outcome
+from lipdet.attack import AttackSettings
 from lipdet.attack.settings import UNNAMED, WORST, AttackName
 from lipdet.checkpoint import LoadedDetector, load_detector
 from lipdet.errors import InputError
@@ -69,15 +70,15 @@ def test_interrupted_work_goes_on_where_it_stopped(
     state = State.of(tmp_path, detector)
     monkeypatch.setattr(attacked, "CHUNK", 1)
     calls: list[int] = []
-    real = attacked.attack_and_detect
+    real = attacked.attack_batch
 
-    def counted(*args: object, **kwargs: object) -> Outcome:
+    def counted(*args: object, **kwargs: object) -> Tensor:
         calls.append(1)
         if len(calls) == 3:
             raise KeyboardInterrupt
         return real(*args, **kwargs)  # type: ignore[arg-type]
 
-    monkeypatch.setattr(attacked, "attack_and_detect", counted)
+    monkeypatch.setattr(attacked, "attack_batch", counted)
     with pytest.raises(KeyboardInterrupt):
         attack_pack(detector, pack, SETTINGS, state)
     [folder] = (tmp_path / "attacks").iterdir()

@@ -130,7 +130,7 @@ class Attacked(NamedTuple):
 
     Attributes:
         settings: of each attack tried; the worst result is shown.
-        image: (3, S, S) in [0, 1].
+        image: (3, H, W) in [0, 1].
         found: detections in it.
     """
 
@@ -179,7 +179,7 @@ def attack(
 
     Args:
         exhibit: the detector.
-        image: (3, S, S) in [0, 1].
+        image: (3, H, W) in [0, 1].
         settings: of each attack to try, all at one ε.
         on_progress: told how many steps of how many are done; may raise to stop the attack.
     """

@@ -12,8 +12,9 @@ from html import escape
 
 from lipdet.app.exhibits import Shown
 from lipdet.app.session import Panel, Session, as_dict, panels, sheet
+from lipdet.files import png
 from lipdet.reading.detections import count_certified
-from lipdet.report.markup import data_url, png
+from lipdet.report.markup import data_url
 
 CSS = """
 .lipdet-detectors { display: grid; gap: 1.2rem;

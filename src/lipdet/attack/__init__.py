@@ -6,7 +6,6 @@ from lipdet.attack.loop import climb
 from lipdet.attack.objectives import OBJECTIVES
 from lipdet.attack.outcome import (
     Outcome,
-    attack_and_detect,
     attack_unlabelled,
     detect,
     look,
@@ -29,7 +28,6 @@ __all__ = [
     "OBJECTIVES",
     "AttackSettings",
     "Outcome",
-    "attack_and_detect",
     "attack_batch",
     "attack_images",
     "attack_torchvision",

@@ -26,7 +26,7 @@ MOST_AT_ONCE = 32
 
 
 class Attackable(Protocol):
-    """A detector of square pictures whose labels count from 0."""
+    """A detector of pictures whose labels count from 0."""
 
     @property
     def device(self) -> torch.device:
@@ -41,7 +41,7 @@ class Attackable(Protocol):
         """Return which of its detections are shown."""
 
     def detect(self, images: Tensor, selection: Selection) -> list[Detections]:
-        """Detect on images (B, 3, S, S) in [0, 1], in eval mode; return to the CPU."""
+        """Detect on images (B, 3, H, W) in [0, 1], in eval mode; return to the CPU."""
 
     def can_raise(self, objective: str) -> bool:
         """Return whether there is what an objective reads."""
@@ -70,7 +70,7 @@ class Own:
         return self.detector.display
 
     def detect(self, images: Tensor, selection: Selection) -> list[Detections]:
-        """Detect on images (B, 3, S, S) in [0, 1], in the detector's precision."""
+        """Detect on images (B, 3, H, W) in [0, 1], in the detector's precision."""
         return detect_images(self.detector, images, selection)
 
     def can_raise(self, objective: str) -> bool:

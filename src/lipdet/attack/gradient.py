@@ -37,7 +37,7 @@ def attack_batch(
 
     Args:
         detector: an `SSD`, or another that answers what `Attackable` asks.
-        images: (B, 3, S, S) in [0, 1].
+        images: (B, 3, H, W) in [0, 1].
         targets: the objects of the B images, in pixels.
         settings: radius, objective, schedule, steps, seed.
         indices: number of each image in its data set, which its random starts depend on; 0 to
@@ -46,7 +46,7 @@ def attack_batch(
             still climbing, and their values.
 
     Returns:
-        (B, 3, S, S) in [0, 1], each within `settings.epsilon` of its original.
+        (B, 3, H, W) in [0, 1], each within `settings.epsilon` of its original.
     """
     victim = attackable(detector)
 

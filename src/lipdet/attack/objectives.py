@@ -112,11 +112,7 @@ def scene_of(targets: Sequence[Target], decoder: Decoder) -> Scene:
     positive, objects, _ = match(corners(default_boxes), padded)
     own_boxes = padded.boxes.gather(1, objects.unsqueeze(2).expand(-1, -1, 4))
     return Scene(
-        boxes=padded.boxes,
-        labels=padded.labels,
-        valid=padded.valid,
-        ignored_boxes=padded.ignored_boxes,
-        ignored_labels=padded.ignored_labels,
+        *padded,
         positive=positive,
         wanted_labels=padded.labels.gather(1, objects),
         wanted_offsets=decoder.coding.encode(own_boxes, default_boxes),

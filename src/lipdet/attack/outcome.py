@@ -22,7 +22,7 @@ class Outcome(NamedTuple):
     """Result of an attack on B images.
 
     Attributes:
-        images: (B, 3, S, S) attacked, in [0, 1].
+        images: (B, 3, H, W) attacked, in [0, 1].
         detections: on the attacked images, on the CPU.
         damage: `lipdet.attack.damage.damage` of each.
     """
@@ -30,18 +30,6 @@ class Outcome(NamedTuple):
     images: Tensor
     detections: list[Detections]
     damage: list[float]
-
-
-def attack_and_detect(
-    detector: SSD | Attackable,
-    images: Tensor,
-    targets: Sequence[Target],
-    settings: AttackSettings,
-    indices: Sequence[int] | None = None,
-) -> Outcome:
-    """Attack a batch and detect in the result; see `attack_batch` for the arguments."""
-    attacked = attack_batch(detector, images, targets, settings, indices)
-    return look(detector, attacked, targets)
 
 
 def attack_unlabelled(
@@ -55,7 +43,7 @@ def attack_unlabelled(
 
     Args:
         detector: attacks and looks.
-        images: (B, 3, S, S) in [0, 1].
+        images: (B, 3, H, W) in [0, 1].
         attacks: the worst of them counts, per image.
         indices: of the images, see `attack_batch`.
         on_step: told about every step of every attack.
@@ -89,7 +77,7 @@ def look(
 def detect(
     detector: SSD | Attackable, images: Tensor, selection: Selection = AP_SELECTION
 ) -> list[Detections]:
-    """Return detections (on the CPU) on images (B, 3, S, S) in [0, 1], in eval mode."""
+    """Return detections (on the CPU) on images (B, 3, H, W) in [0, 1], in eval mode."""
     return attackable(detector).detect(images, selection)
 
 

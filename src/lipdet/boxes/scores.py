@@ -41,7 +41,7 @@ class Scores(ABC):
         return log_odds
 
     def candidates(self, logits: Tensor, score_floor: float) -> Candidates:
-        """Every (anchor, class) with a vote whose score exceeds the floor (multi-label decoding).
+        """Find every (anchor, class) with a vote whose score exceeds the floor.
 
         Args:
             logits: (A, K) of one image.
@@ -85,11 +85,11 @@ class SigmoidScores(Scores):
     class_margin: float = math.inf
 
     def log_odds(self, logits: Tensor) -> Tensor:
-        """Temperature times logit."""
+        """Return temperature times logit."""
         return self.temperature * logits
 
     def votes(self, log_odds: Tensor) -> Tensor:
-        """−∞ where a class lies more than `class_margin` below the best of its default box."""
+        """Put −∞ where a class lies more than `class_margin` below the best of its default box."""
         if math.isinf(self.class_margin):
             return log_odds
         least = log_odds.amax(dim=-1, keepdim=True) - self.temperature * self.class_margin

@@ -65,9 +65,9 @@ class Selection:
     top_k: int
 
 
-# The reference experiment's settings for pictures, of which a detector may show more, and the low
-# floor that a full precision-recall curve needs (COCO counts 100 detections per image).
+# The reference experiment's settings for pictures; a detector may show more.
 DISPLAY_SELECTION = Selection(score_floor=0.2, top_k=20)
+# The low floor that a full precision-recall curve needs; COCO counts 100 detections per image.
 AP_SELECTION = Selection(score_floor=0.01, top_k=100)
 
 
@@ -166,7 +166,7 @@ def best_rows(found: Detections, square: Tensor | None = None) -> list[int]:
 
 
 def covered_share(boxes: Tensor) -> Tensor:
-    """Intersection of each pair of boxes (N, N) as a share of the smaller one."""
+    """Return the intersection of each pair of boxes (N, N) as a share of the smaller one."""
     areas = (boxes[:, 2:] - boxes[:, :2]).prod(dim=1)
     corner = torch.maximum(boxes[:, None, :2], boxes[:, :2])
     opposite = torch.minimum(boxes[:, None, 2:], boxes[:, 2:])

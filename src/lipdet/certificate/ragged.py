@@ -17,6 +17,11 @@ def take(values: Tensor, index: Tensor) -> Tensor:
     return values.index_select(0, index)
 
 
+def pick(table: Tensor, rows: Tensor, columns: Tensor) -> Tensor:
+    """Return the entries of a table (N, K) in rows and columns (P,)."""
+    return take(table.flatten(), rows * table.shape[1] + columns)
+
+
 def flatnonzero(mask: Tensor) -> Tensor:
     """Return indices at which (P,) bool is true, several times as fast as `torch.nonzero`."""
     return torch.from_numpy(np.flatnonzero(mask.cpu().numpy())).to(mask.device)

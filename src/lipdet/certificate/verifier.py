@@ -126,7 +126,7 @@ class Verifier:
     rounding_known: str = MEASURED
 
     def __post_init__(self) -> None:
-        """Every certificate is made by a verifier, so here is where its parts are checked.
+        """Check the parts: every certificate is made by a verifier.
 
         Raises:
             UnknownLipschitz: a part computes something else than certificates assume.

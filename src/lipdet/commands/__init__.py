@@ -1,1 +1,1 @@
-"""The verbs of the command line, one file each: its options, and what it does."""
+"""The verbs of the command line, one file each, and options that several share."""

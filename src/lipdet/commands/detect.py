@@ -69,7 +69,7 @@ def _load(detector: str) -> tuple[Network, tuple[str, ...]]:
     """Return a network, in torch or in ONNX Runtime, and its class names."""
     if detector.endswith(".onnx"):
         model = load_onnx(Path(detector))
-        return model.detector, model.class_names
+        return model, model.class_names
     loaded = load_detector(detector).detector
     return loaded, loaded.config.class_names
 

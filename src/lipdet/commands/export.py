@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Literal
 
 from torch import Tensor
 
-from lipdet.checkpoint import Own, load_own
+from lipdet.checkpoint import load_own
 from lipdet.commands.options import DETECTOR_HELP, Parser, check_writable, verb_parser
 from lipdet.errors import InputError
 from lipdet.export.torch_file import export_torch
@@ -23,8 +22,6 @@ MOST_VERIFIED, LEAST_VERIFIED, PIXELS = 100, 16, 1_600_000
 # More calibration pictures than this cost minutes and change little.
 CALIBRATED = 500
 FEWEST = 100
-
-Exporter = Callable[[Own, Path, Tensor, bool, Tensor | None], dict[str, Any]]
 
 
 def parser() -> Parser:
@@ -86,24 +83,20 @@ def run(
     if format == "torch-export":
         metadata = export_torch(loaded, out, images)
     else:
-        metadata = _onnx_exporter()(loaded, out, images, detections, calibration)
+        try:
+            from lipdet.export.onnx_file import export_onnx
+        except ImportError as error:
+            raise InputError(
+                f"--format onnx needs {error.name}; in the clone of lipdet: pip install '.[onnx]'."
+            ) from None
+        metadata = export_onnx(loaded, out, images, detections, calibration)
     _print(out, metadata)
 
 
 def _pictures(spec: str, purpose: Purpose, framing: Framing) -> Tensor:
-    """Return at most `CALIBRATED` pictures of a SPEC, (B, 3, S, S) in [0, 1]."""
+    """Return at most `CALIBRATED` pictures of a SPEC, (B, 3, H, W) in [0, 1]."""
     pack = open_data(spec, purpose, framing).head(CALIBRATED)
     return pack.pixels(range(len(pack)))
-
-
-def _onnx_exporter() -> Exporter:
-    try:
-        from lipdet.export.onnx_file import export_onnx
-    except ImportError as error:
-        raise InputError(
-            f"--format onnx needs {error.name}; in the clone of lipdet: pip install '.[onnx]'."
-        ) from None
-    return export_onnx
 
 
 def _print(out: Path, metadata: dict[str, Any]) -> None:

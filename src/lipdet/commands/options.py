@@ -13,9 +13,8 @@ from typing import NoReturn
 from jsonargparse import ArgumentParser
 from jsonargparse.typing import PositiveInt, register_type
 
-from lipdet import distributed
+from lipdet import distributed, files
 from lipdet.errors import InputError
-from lipdet.files import write_complete
 from lipdet.images.crop import Region
 from lipdet.images.spec import FORMS
 from lipdet.types import Canvas
@@ -94,18 +93,13 @@ def fail(sentence: str, status: int) -> NoReturn:
     sys.exit(status)
 
 
-def as_json(value: object) -> str:
-    """Return the text of a json file."""
-    return json.dumps(value, indent=1)
-
-
 def write_json(file: Path | None, value: object) -> bool:
     """Write a result where `--json` says; return whether it was printed in place of tables."""
     if file == Path("-"):
-        print(as_json(value))
+        print(json.dumps(value, indent=1))
         return True
     if file is not None:
-        write_complete(file, as_json(value) + "\n")
+        files.write_json(file, value)
     return False
 
 

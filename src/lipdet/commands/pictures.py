@@ -9,9 +9,9 @@ from typing import Any
 
 from PIL import Image
 
-from lipdet.commands.options import Parser, as_json, check_folder, verb_parser
+from lipdet.commands.options import Parser, check_folder, verb_parser
 from lipdet.errors import InputError
-from lipdet.files import write_complete, write_picture
+from lipdet.files import write_json, write_picture
 from lipdet.images.source import PICTURES, load_rgb, pictures_in
 from lipdet.progress import track
 
@@ -88,7 +88,7 @@ class PictureFiles:
         finally:
             if self._kept:
                 content = {**facts, "pictures": self._kept}
-                write_complete(self.out / name, as_json(content) + "\n")
+                write_json(self.out / name, content)
 
     def keep(
         self, index: int, overlays: Mapping[str, Image.Image], entry: Mapping[str, Any], words: str

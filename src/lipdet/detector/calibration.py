@@ -35,7 +35,7 @@ def calibrated(
 
     Args:
         detector: in eval mode.
-        batches: images (B, 3, S, S) and their objects, held out from training.
+        batches: images (B, 3, H, W) and their objects, held out from training.
         near_iou: as in training; a box near an object, or in an ignored area, does not count for
             that class.
     """

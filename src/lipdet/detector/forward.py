@@ -99,7 +99,7 @@ def _pass(network: Network, images: Tensor) -> RawOutput:
 
 @contextmanager
 def frozen(model: nn.Module) -> Iterator[None]:
-    """Eval mode and no gradients of parameters; the mode of every module is restored.
+    """Freeze a model in eval mode; afterwards every module has its own mode again.
 
     A model that is frozen already is not touched, so that threads can attack one together.
     """

@@ -78,7 +78,7 @@ class Matches(NamedTuple):
 def match(
     default_corners: Tensor, targets: PaddedTargets, near_iou: float = POSITIVE_IOU
 ) -> Matches:
-    """SSD matching (Liu et al., 2016, §2.2).
+    """Match as SSD does (Liu et al., 2016, §2.2).
 
     A default box is positive for the object it overlaps best if their IoU reaches POSITIVE_IOU;
     besides, each object claims the default box that overlaps it best. Where two objects claim the

@@ -53,7 +53,7 @@ def multibox_loss(
     localisation_weight: float = LOCALISATION_WEIGHT,
     near_iou: float = POSITIVE_IOU,
 ) -> MultiboxLoss:
-    """SSD loss (Liu et al., 2016, §2.2), in float32 whatever the precision of `raw`.
+    """Compute the SSD loss (Liu et al., 2016, §2.2), in float32 whatever the precision of `raw`.
 
     Per image the negatives with the highest loss are kept, three per positive; an image without
     objects keeps three, so that it teaches what background is. A default box of which half or more
@@ -98,7 +98,7 @@ def multibox_loss(
 def _offset_errors(
     raw: RawOutput, matches: Matches, targets: PaddedTargets, decoder: Decoder
 ) -> Tensor:
-    """Smooth L1 of the offsets of positive and near default boxes, (B, A); 0 for others."""
+    """Return smooth L1 of the offsets of positive and near default boxes, (B, A); 0 for others."""
     rows = torch.nonzero(matches.positive | matches.near, as_tuple=True)
     wanted_boxes = targets.boxes[rows[0], matches.objects[rows]]
     wanted = decoder.coding.encode(wanted_boxes, decoder.default_boxes[rows[1]])
@@ -113,7 +113,7 @@ def classification_loss(
     margin: float = 0.0,
     ignored: Tensor | None = None,
 ) -> Tensor:
-    """Cross-entropy of each default box: of the softmax, or summed over one-vs-all sigmoids.
+    """Return cross-entropy of each default box: of the softmax, or the sum of one-vs-all sigmoids.
 
     Args:
         logits: (B, A, K).

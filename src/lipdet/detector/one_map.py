@@ -218,11 +218,11 @@ class Backbone(nn.Module):
             self.channels = out
 
     def forward(self, images: Tensor) -> list[Tensor]:
-        """(B, 3, H, W) to one map (B, C, rows, columns)."""
+        """Turn pictures (B, 3, H, W) into one map (B, C, rows, columns)."""
         return [self.features(self.pad(images))]
 
     def features(self, padded: Tensor) -> Tensor:
-        """Padded images, or tiles that are whole cells of them, to the last map."""
+        """Turn padded images, or tiles that are whole cells of them, into the last map."""
         for stage in self.stages:
             padded = stage(padded)
         return padded

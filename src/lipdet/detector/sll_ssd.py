@@ -81,7 +81,7 @@ class SLLBackbone(nn.Module):
         )
 
     def forward(self, images: Tensor) -> list[Tensor]:
-        """(B, 3, 74, 74) to maps (B, width, n, n) for n = 18, 9, 4, 2."""
+        """Turn (B, 3, 74, 74) into maps (B, width, n, n) for n = 18, 9, 4, 2."""
         features = self.entry(images)
         maps = []
         for stage in self.stages:

@@ -16,7 +16,7 @@ class Normalize(nn.Module):
     """Map pixel values from [0, 1] to [-1, 1]; part of the network, and of its constant (2)."""
 
     def forward(self, images: Tensor) -> Tensor:
-        """(B, 3, H, W) to the same shape."""
+        """Normalise pictures (B, 3, H, W)."""
         return 2 * images - 1
 
 

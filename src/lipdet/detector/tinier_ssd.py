@@ -95,7 +95,7 @@ class TinierBackbone(nn.Module):
         self.conv12 = nn.Sequential(*_conv_bn_relu(32, 16), nn.MaxPool2d(2), *_conv_bn_relu(16, 16))
 
     def forward(self, images: Tensor) -> list[Tensor]:
-        """(B, 3, 74, 74) to maps of 32×18×18, 32×9×9, 32×4×4 and 16×2×2."""
+        """Turn (B, 3, 74, 74) into maps of 32×18×18, 32×9×9, 32×4×4 and 16×2×2."""
         fire8 = self.fire8(images)
         fire9 = self.fire9(fire8)
         fire10 = self.fire10(fire9)

@@ -1,1 +1,1 @@
-"""Average precision of a detector over a data set."""
+"""Figures over a data set, clean, attacked and certified; of boxes and of pixels."""

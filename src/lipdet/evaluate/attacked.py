@@ -17,7 +17,7 @@ from typing import TypeVar
 
 import torch
 
-from lipdet.attack import AttackSettings, attack_and_detect, recall
+from lipdet.attack import AttackSettings, attack_batch, detect, recall
 from lipdet.attack.attackable import Attackable, attackable, raisable
 from lipdet.attack.settings import AttackName, single_attacks
 from lipdet.boxes import DISPLAY_SELECTION
@@ -191,8 +191,9 @@ def _attack_pass(
 ) -> Pass[list[Detections]]:
     def compute(chunk: range) -> list[Detections]:
         targets = [pack.target(index) for index in chunk]
-        outcome = attack_and_detect(detector, pack.pixels(chunk), targets, settings, chunk)
-        return outcome.detections
+        return detect(
+            detector, attack_batch(detector, pack.pixels(chunk), targets, settings, chunk)
+        )
 
     folder = state.of_pass("attacks", pack, settings=asdict(settings)) if state else None
     size = min(CHUNK, attackable(detector).at_once)

@@ -26,7 +26,7 @@ def average_precision(
     detections: Sequence[Detections],
     class_names: Sequence[str],
 ) -> AveragePrecision:
-    """COCO AP (101 recall points, at most 100 detections of a class per image).
+    """Compute COCO AP (101 recall points, at most 100 detections of a class per image).
 
     Args:
         targets: what is there, per image.

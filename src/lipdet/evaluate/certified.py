@@ -262,7 +262,7 @@ def certify_batch(
     reached = certified_up_to(own, count, IOUS)
     kept = reached[:, 0] >= tau
     most = min(verifier.selection.top_k, MAX_DETECTIONS)
-    areas = ignored_areas_of(targets)
+    areas, classes = ignored_areas_of(targets), candidates.classes
     possible, judged = verifier.judged(candidates, truths, areas, cover, IOUS)
     return Certified(
         PerObject(
@@ -279,7 +279,6 @@ def certify_batch(
             PossibleDetections(
                 possible.pooled(label, classes, most), possible.pooled_highest(label, classes)
             )
-            for classes in [candidates.classes]
             for label in range(classes)
         ),
     )

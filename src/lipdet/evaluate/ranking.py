@@ -43,7 +43,7 @@ def ranked(targets: Sequence[Target], detections: Sequence[Detections]) -> Ranke
 def false_positives_per_image(
     targets: Sequence[Target], detections: Sequence[Detections], recall: float
 ) -> float | None:
-    """False positives per picture at the highest threshold that reaches a recall, or None.
+    """Count false positives per picture at the highest threshold that reaches a recall, or None.
 
     Detections are matched as in COCO: by falling score, each to the free object of its class with
     the highest IoU, of at least one half. Equal scores pass a threshold together.

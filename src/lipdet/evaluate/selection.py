@@ -143,7 +143,7 @@ class Choice(NamedTuple):
     f1: float
 
     def as_dict(self) -> dict[str, object]:
-        """Plain values for json; fractions."""
+        """Return plain values for json; fractions."""
         return {
             **_plain(self.rules, self.figures),
             "own": _plain(self.own_rules, self.own_figures),

@@ -93,7 +93,7 @@ def export_onnx(
         out: the file; it appears when the checks have passed.
         images: (B, 3, H, W) in [0, 1], on which the model must equal torch.
         detections: whether decoding and non-maximum suppression become part of a detector's model.
-        calibration: (N, 3, S, S) in [0, 1]; with it the float32 model, once checked, is turned
+        calibration: (N, 3, H, W) in [0, 1]; with it the float32 model, once checked, is turned
             into 8-bit integers, whose differences from torch on `images` are measured.
 
     Returns:
@@ -229,7 +229,7 @@ def quantised(model: ModelProto, images: Tensor) -> ModelProto:
 
     Args:
         model: as `onnx_model` makes it.
-        images: (B, 3, S, S) in [0, 1], representative of what the model will see.
+        images: (B, 3, H, W) in [0, 1], representative of what the model will see.
     """
     with tempfile.TemporaryDirectory() as folder:
         source, target = Path(folder) / "float.onnx", Path(folder) / "int8.onnx"

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -59,6 +58,7 @@ class OnnxNetwork(OnnxModel):
 
     Attributes:
         decoder: what turns the raw output into boxes.
+        class_names: in the order of its labels.
         framing: how pictures get onto its canvas.
         display: what of its detections is shown.
     """
@@ -70,6 +70,7 @@ class OnnxNetwork(OnnxModel):
             raise ValueError("it is of a segmenter: docs/export.md says how such a file is used")
         self.decoder: Decoder = read_decoder(self.metadata)
         config = detector_config(self.metadata["detector"])
+        self.class_names = config.class_names
         self.framing = config.framing
         self.display = Selection(config.shown_above, config.most_shown)
 
@@ -88,24 +89,14 @@ class OnnxSegmenter(OnnxModel):
         return logits
 
 
-@dataclass(frozen=True)
-class LoadedModel:
-    """An exported model and its class names."""
-
-    name: str
-    detector: OnnxNetwork
-    class_names: tuple[str, ...]
-
-
-def load_onnx(path: Path) -> LoadedModel:
+def load_onnx(path: Path) -> OnnxNetwork:
     """Open a file that `lipdet export --format onnx` wrote.
 
     Raises:
         InputError: it is missing, no such file, or ONNX Runtime is not installed.
     """
     try:
-        network = OnnxNetwork(path.read_bytes())
-        names = tuple(network.metadata["detector"]["class_names"])
+        return OnnxNetwork(path.read_bytes())
     except ImportError:
         raise InputError(
             f"{path} needs ONNX Runtime; in the clone of lipdet: pip install '.[onnx]'."
@@ -116,4 +107,3 @@ def load_onnx(path: Path) -> LoadedModel:
     except Exception as error:
         reason = " ".join(str(error).split())[:120]
         raise InputError(f"{path} is no detector that lipdet exported ({reason}).") from None
-    return LoadedModel(str(path), network, names)

@@ -74,7 +74,7 @@ def compare(original: Network, exported: Network, images: Tensor) -> dict[str, A
     Args:
         original: in eval mode.
         exported: run on batches of several sizes.
-        images: (B, 3, S, S) in [0, 1].
+        images: (B, 3, H, W) in [0, 1].
 
     Returns:
         The number of pictures; per output the largest difference and the largest value.
@@ -151,7 +151,7 @@ def compare_certificates(
     Args:
         detector: in eval mode, on the CPU.
         exported: the network to check.
-        images: (B, 3, S, S) in [0, 1].
+        images: (B, 3, H, W) in [0, 1].
         epsilon: L2 radius in [0, 1] pixel units.
 
     Returns:
@@ -182,11 +182,7 @@ def compare_certificates(
 
 @torch.no_grad()
 def compare_radii(
-    segmenter: Segmenter,
-    exported: Network,
-    metadata: dict[str, Any],
-    images: Tensor,
-    epsilon: float = EPSILON,
+    segmenter: Segmenter, exported: Network, metadata: dict[str, Any], images: Tensor
 ) -> dict[str, Any] | None:
     """Certify pixels from the segmenter's logits and from the exported network's.
 
@@ -195,7 +191,6 @@ def compare_radii(
         exported: the network to check.
         metadata: with the constants that certify both.
         images: (B, 3, H, W) in [0, 1].
-        epsilon: L2 radius in [0, 1] pixel units.
 
     Returns:
         As `compare_certificates`, of pixels; None where the segmenter has no constants.
@@ -206,14 +201,14 @@ def compare_radii(
     ours, theirs = (
         torch.stack(
             [
-                torch.from_numpy(margins_of(logits, segmenter, bounds).radius > epsilon)
+                torch.from_numpy(margins_of(logits, segmenter, bounds).radius > EPSILON)
                 for logits in _parts(network(images))[0]
             ]
         )
         for network in (segmenter, exported)
     )
     return {
-        "epsilon": epsilon,
+        "epsilon": EPSILON,
         "pixels": ours.numel(),
         "certified": int(ours.sum()),
         "agree": int((ours == theirs).sum()),

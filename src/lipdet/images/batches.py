@@ -21,7 +21,7 @@ from lipdet.types import Target
 
 
 class Batch(NamedTuple):
-    """`images` (B, 3, S, S) uint8 and the B targets."""
+    """`images` (B, 3, H, W) uint8 and the B targets."""
 
     images: Tensor
     targets: list[Target]
@@ -42,7 +42,7 @@ class Part:
 
 
 def split(pack: Pack, share: float, limit: int, seed: int) -> tuple[Part, Part]:
-    """Training and validation part of a pack, cut by photograph.
+    """Cut a pack into training and validation part, by photograph.
 
     Of each held-out photograph one crop is validated.
 
@@ -87,7 +87,7 @@ class Mixture:
         self.batches_per_epoch = epoch_pictures // batch_size
 
     def batch(self, epoch: int, index: int) -> Batch:
-        """Batch `index` of an epoch."""
+        """Return batch `index` of an epoch."""
         chosen = self._order(epoch)[index * self.batch_size : (index + 1) * self.batch_size]
         images = np.stack([self.parts[part].pack.images[picture] for part, picture in chosen])
         return Batch(

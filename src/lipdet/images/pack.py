@@ -32,7 +32,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from lipdet.errors import InputError
-from lipdet.files import check_space, write_complete
+from lipdet.files import check_space, write_json
 from lipdet.images.source import Skipped
 from lipdet.images.tensors import to_tensor
 from lipdet.results import DataSummary
@@ -127,7 +127,7 @@ class Pack:
         return target
 
     def pixels(self, indices: Sequence[int]) -> Tensor:
-        """Return pictures as a batch (B, 3, S, S) float32 in [0, 1]."""
+        """Return pictures as a batch (B, 3, H, W) float32 in [0, 1]."""
         return to_tensor([self.images[index] for index in indices])
 
     def describe(self) -> DataSummary:
@@ -244,7 +244,7 @@ def write_pack(
             "skipped": [asdict(entry) for entry in skipped],
             "hash": _hash(arrays),
         }
-        write_complete(unfinished / "meta.json", json.dumps(meta, indent=1))
+        write_json(unfinished / "meta.json", meta)
         unfinished.chmod(0o755)
         _move(unfinished, folder)
     finally:

@@ -131,7 +131,7 @@ def default_crop(kind: str, purpose: Purpose, whole: bool | None) -> tuple[Crop,
 
 
 def cache_folder() -> Path:
-    """`$LIPDET_CACHE`, or `lipdet` in the user's cache folder."""
+    """Return `$LIPDET_CACHE`, or `lipdet` in the user's cache folder."""
     if own := os.environ.get("LIPDET_CACHE"):
         return Path(own)
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "lipdet"

@@ -167,10 +167,8 @@ def _free_bands(boxes: NDArray[np.float64]) -> list[tuple[float, float, bool]]:
     return [(float(a), float(b), flat) for a, b, flat in bands if b - a > 0.06]
 
 
-def _stamp(
-    rng: np.random.Generator, scene: Plane, canvas: Image.Image, opacity: float = 1.0
-) -> Plane:
-    mask = np.asarray(canvas, dtype=np.float32)[:, :, None] / 255 * np.float32(opacity)
+def _stamp(rng: np.random.Generator, scene: Plane, canvas: Image.Image) -> Plane:
+    mask = np.asarray(canvas, dtype=np.float32)[:, :, None] / 255
     return scene + mask * (sample_colour(rng, float(rng.uniform(5, 250))) - scene)
 
 

@@ -63,16 +63,13 @@ def joint_bound(parts: Iterable[Entries]) -> float:
     by_source: dict[Hashable, list[Entries]] = {}
     for part in parts:
         by_source.setdefault(part.source, []).append(part)
-    return math.hypot(*map(_of_one_source, by_source.values()))
+    held = ((own[0].bound, _most_held(own)) for own in by_source.values())
+    return math.hypot(*(times(bound, math.sqrt(most)) for bound, most in held))
 
 
 def holds_each_once(whole: Entries) -> bool:
     """Return whether no entry of the source is held twice."""
     return _most_held([whole]) <= 1
-
-
-def _of_one_source(parts: list[Entries]) -> float:
-    return times(parts[0].bound, math.sqrt(_most_held(parts)))
 
 
 def _most_held(parts: list[Entries]) -> int:

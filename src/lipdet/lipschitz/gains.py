@@ -1,7 +1,8 @@
 """Lipschitz constants of single operations: upper bounds in the L2 norm (theory §2).
 
 Those without weights take the input (1, ...) of the operation and then its own arguments, as the
-function of `torch.nn.functional` takes them.
+function of `torch.nn.functional` takes them. All raise UnknownLipschitz for arguments and weights
+that their constant does not cover; the message says which.
 """
 
 from __future__ import annotations
@@ -30,11 +31,7 @@ def one(x: Tensor, *_: object, **__: object) -> float:
 
 
 def leaky_relu(x: Tensor, negative_slope: float = 0.01, inplace: bool = False) -> float:
-    """Bound by the larger slope.
-
-    Raises:
-        UnknownLipschitz: the slope is not finite.
-    """
+    """Bound by the larger slope."""
     slopes = _as_used(as_double(negative_slope), x.dtype)
     largest = max(float(slope.abs()) for slope in slopes)
     if not math.isfinite(largest):
@@ -43,11 +40,7 @@ def leaky_relu(x: Tensor, negative_slope: float = 0.01, inplace: bool = False) -
 
 
 def clamp(x: Tensor, min: object = None, max: object = None) -> float:
-    """Bound clamping between numbers.
-
-    Raises:
-        UnknownLipschitz: a limit is a tensor, to whose shape entries may be repeated.
-    """
+    """Bound clamping between numbers."""
     if isinstance(min, Tensor) or isinstance(max, Tensor):
         raise UnknownLipschitz("clamping to tensors has no rule")
     return 1.0
@@ -82,41 +75,25 @@ def hardswish(x: Tensor) -> float:
 
 
 def elu(x: Tensor, alpha: float = 1.0) -> float:
-    """Bound the slopes 1 and α·exp(x), x ≤ 0.
-
-    Raises:
-        UnknownLipschitz: α is not finite.
-    """
+    """Bound the slopes 1 and α·exp(x), x ≤ 0."""
     return leaky_relu(x, alpha)
 
 
 def prelu(x: Tensor, weight: Tensor) -> float:
-    """Bound by the larger slope of any channel.
-
-    Raises:
-        UnknownLipschitz: a slope is not finite.
-    """
+    """Bound by the larger slope of any channel."""
     return max(1.0, _largest(_as_used(real(weight.detach()).double(), x.dtype)))
 
 
 def softplus(x: Tensor, beta: float = 1.0, threshold: float = 20.0) -> float:
-    """Bound the slope σ(βx) ≤ 1.
-
-    Raises:
-        UnknownLipschitz: the threshold, where the function jumps down to the identity, is so low
-            that the jump is more than rounding, or β is not positive.
-    """
+    """Bound the slope σ(βx) ≤ 1."""
+    # At the threshold the function jumps down to the identity: from 20 on by less than rounding.
     if not (beta > 0 and threshold >= 20):
         raise UnknownLipschitz("softplus needs a positive beta and a threshold of at least 20")
     return 1.0
 
 
 def mean(x: Tensor, dim: int | Sequence[int] | None = None, keepdim: bool = False) -> float:
-    """Return the norm 1/√n of a mean of n numbers each.
-
-    Raises:
-        UnknownLipschitz: it is over all axes or the first, and mixes the images of a batch.
-    """
+    """Return the norm 1/√n of a mean of n numbers each."""
     axes = () if dim is None else (dim,) if isinstance(dim, int) else tuple(dim)
     if not axes or 0 in {axis % x.ndim for axis in axes}:
         raise UnknownLipschitz("a mean over the batch mixes images; name the other axes")
@@ -143,11 +120,7 @@ def softmax(x: Tensor, *_: object, **__: object) -> float:
 
 
 def dropout(x: Tensor, p: float = 0.5, training: bool = True, inplace: bool = False) -> float:
-    """Bound dropout in eval mode, an identity.
-
-    Raises:
-        UnknownLipschitz: in training mode, where it is random.
-    """
+    """Bound dropout in eval mode, an identity."""
     if training:
         raise UnknownLipschitz("it is in training mode; call eval() first", _CALL_EVAL)
     return 1.0
@@ -157,9 +130,6 @@ def pad(x: Tensor, pad: Sequence[int], mode: str = "constant", value: float | No
     """Return the norm of padding or cropping: 1 with a constant, more where pixels are repeated.
 
     The other modes pad one axis after the other, so the map is a Kronecker product.
-
-    Raises:
-        UnknownLipschitz: pixels are repeated along other axes than height and width.
     """
     if mode == "constant":
         return 1.0
@@ -195,9 +165,6 @@ def max_pool(
     An output moves by at most the largest move in its window, hence the sum of squares by at most
     the number of windows that hold an entry, ⌈k/s⌉ per axis whatever the padding: windows start s
     apart. 3×3 windows at stride 2 attain 2.
-
-    Raises:
-        UnknownLipschitz: dilated windows, or indices wanted, which jump.
     """
     if as_pair(dilation) != (1, 1) or return_indices:
         raise UnknownLipschitz("max pooling with dilation or return_indices has no rule")
@@ -207,11 +174,7 @@ def max_pool(
 
 
 def scaled_avg_pool(pool: ScaledAvgPool2d) -> float:
-    """Return the norm of averages of disjoint windows times √(k1 k2), which have orthonormal rows.
-
-    Raises:
-        UnknownLipschitz: the window is no tuple of two numbers, which its factor is computed from.
-    """
+    """Return the norm of means of disjoint windows times √(k1 k2), which have orthonormal rows."""
     window = pool.kernel_size
     if type(window) is not tuple or [type(side) for side in window] != [int, int]:
         raise UnknownLipschitz("its kernel_size must be a tuple of two numbers")
@@ -231,9 +194,6 @@ def avg_pool(
 
     The divisor is a product over the axes too, so the map is a Kronecker product. 1/√(k1 k2) for
     stride = kernel_size without padding; above 1 where border windows are divided by fewer pixels.
-
-    Raises:
-        UnknownLipschitz: the divisor is overridden.
     """
     if divisor_override is not None:
         raise UnknownLipschitz("average pooling with divisor_override has no rule")
@@ -259,9 +219,6 @@ def interpolate(
     """Return the norm of nearest or bilinear resizing at this image size, axis by axis.
 
     Nearest up-sampling by an integer s × s repeats each pixel s² times and has norm s.
-
-    Raises:
-        UnknownLipschitz: another mode, or antialiasing.
     """
     modes = {"nearest": "nearest", "nearest-exact": "nearest-exact", "bilinear": "linear"}
     if mode not in modes or antialias or recompute_scale_factor or x.ndim != 4:
@@ -289,11 +246,7 @@ def _separable_norm(x: Tensor, along: Callable[[int], Callable[[Tensor], Tensor]
 
 
 def conv_gain(conv: nn.Conv2d, x: Tensor, y: Tensor, factors: Tensor | None = None) -> float:
-    """Bound a convolution x ↦ y, its output channels multiplied by `factors` (c_out,) if given.
-
-    Raises:
-        UnknownLipschitz: a weight is not finite, or pixels are wrapped by a negative amount.
-    """
+    """Bound a convolution x ↦ y, its output channels multiplied by `factors` (c_out,) if given."""
     kernel = real(conv.weight.detach()).double()
     if factors is not None:
         if vanishes(kernel, factors):
@@ -323,11 +276,7 @@ def conv2d(
     dilation: Size = 1,
     groups: int = 1,
 ) -> float:
-    """Bound a convolution by a constant kernel, with zero padding of any width.
-
-    Raises:
-        UnknownLipschitz: a weight is not finite.
-    """
+    """Bound a convolution by a constant kernel, with zero padding of any width."""
     return conv_norm(weight, as_pair(stride), as_pair(dilation), groups, as_pair(x.shape[-2:]))
 
 
@@ -341,31 +290,19 @@ def conv_transpose2d(
     groups: int = 1,
     dilation: Size = 1,
 ) -> float:
-    """Bound the transpose of a convolution of its outputs, or of some rows of one.
-
-    Raises:
-        UnknownLipschitz: a weight is not finite.
-    """
+    """Bound the transpose of a convolution of its outputs, or of some rows of one."""
     arguments = (x, weight, None, stride, padding, output_padding, groups, dilation)
     size = functional.conv_transpose2d(*arguments).shape[-2:]
     return conv_norm(weight, as_pair(stride), as_pair(dilation), groups, as_pair(size))
 
 
 def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> float:
-    """Return the norm of a constant matrix.
-
-    Raises:
-        UnknownLipschitz: a weight is not finite.
-    """
+    """Return the norm of a constant matrix."""
     return matrix_norm(weight)
 
 
 def batch_norm_gain(norm: nn.BatchNorm1d | nn.BatchNorm2d) -> float:
-    """Return the largest factor of a BatchNorm in eval mode.
-
-    Raises:
-        UnknownLipschitz: it would use the statistics of the batch, or a factor is not finite.
-    """
+    """Return the largest factor of a BatchNorm in eval mode."""
     largest = float(batch_norm_factors(norm).abs().max())
     if not math.isfinite(largest):
         raise UnknownLipschitz("its factors are not finite")
@@ -373,11 +310,7 @@ def batch_norm_gain(norm: nn.BatchNorm1d | nn.BatchNorm2d) -> float:
 
 
 def batch_norm_factors(norm: nn.BatchNorm1d | nn.BatchNorm2d) -> Tensor:
-    """Return γ / √(σ² + eps) (channels,) in float64 of a BatchNorm in eval mode.
-
-    Raises:
-        UnknownLipschitz: it would use the statistics of the batch.
-    """
+    """Return γ / √(σ² + eps) (channels,) in float64 of a BatchNorm in eval mode."""
     if uses_batch_statistics(norm):
         raise UnknownLipschitz("it uses batch statistics; call eval() first", _CALL_EVAL)
     assert norm.running_var is not None
@@ -403,9 +336,6 @@ def residual_gain(block: FoldedResidual, x: Tensor) -> float:
 
     The Jacobian I − 2 VᵀDV, 0 ≤ D ≤ 1, is symmetric with eigenvalues in [1 − 2‖V‖², 1]
     (Meunier et al. 2022; Araujo et al. 2023).
-
-    Raises:
-        UnknownLipschitz: the two kernels are not V and exactly 2 Vᵀ, of odd and equal sides.
     """
     kernel = block.inner.weight.detach()
     if kernel.shape[-1] != kernel.shape[-2] or kernel.shape[-1] % 2 == 0:
@@ -416,21 +346,13 @@ def residual_gain(block: FoldedResidual, x: Tensor) -> float:
 
 
 def scale(factor: object, x: Tensor, y: Tensor) -> float:
-    """Bound a product y of x and a constant number or tensor, of which x has the full shape.
-
-    Raises:
-        UnknownLipschitz: x is repeated to a larger shape, or a factor is complex or not finite.
-    """
+    """Bound a product y of x and a constant number or tensor, of which x has the full shape."""
     check_same_shape(x, y)
     return _largest(_as_used(as_double(factor), x.dtype))
 
 
 def divide(divisor: object, x: Tensor, y: Tensor) -> float:
-    """Bound a quotient y of x, which has the full shape, and a constant number or tensor.
-
-    Raises:
-        UnknownLipschitz: as in `scale`, or the divisor is 0.
-    """
+    """Bound a quotient y of x, which has the full shape, and a constant number or tensor."""
     check_same_shape(x, y)
     inverse = [1 / used for used in _as_used(as_double(divisor), x.dtype)]
     return _largest([used for one in inverse for used in _as_used(one, x.dtype)])
@@ -453,11 +375,7 @@ def _largest(factors: list[Tensor]) -> float:
 
 
 def as_double(factor: object) -> Tensor:
-    """Return a number or a tensor in float64, exactly.
-
-    Raises:
-        UnknownLipschitz: it is complex.
-    """
+    """Return a number or a tensor in float64, exactly."""
     if isinstance(factor, complex):
         raise UnknownLipschitz("complex numbers have no rule")
     if isinstance(factor, Tensor):
@@ -472,11 +390,7 @@ def times(bound: float, gain: float) -> float:
 
 
 def check_same_shape(x: object, y: object) -> None:
-    """Refuse broadcasting of an input x to the shape of an output y.
-
-    Raises:
-        UnknownLipschitz: the shapes differ, or lists are joined or repeated.
-    """
+    """Refuse broadcasting of an input x to the shape of an output y."""
     if not isinstance(x, Tensor) or not isinstance(y, Tensor):
         raise UnknownLipschitz("joining or repeating lists of tensors may repeat entries")
     if x.shape != y.shape:

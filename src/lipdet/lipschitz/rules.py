@@ -20,6 +20,7 @@ from __future__ import annotations
 import operator
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -190,10 +191,6 @@ def _terms(y: Tensor, a: Any, b: Any) -> list[float]:
     return [term.bound for term in dependent]
 
 
-def _sum(y: Tensor, a: Any, b: Any) -> float:
-    return sum(_terms(y, a, b))
-
-
 def _product(y: Tensor, a: Any, b: Any) -> float:
     if isinstance(a, Bounded) and isinstance(b, Bounded):
         raise UnknownLipschitz(
@@ -211,16 +208,6 @@ def _quotient(y: Tensor, a: Any, b: Any) -> float:
             "no normalisation by the picture's own statistics",
         )
     return gains.times(a.bound, gains.divide(b, a.value, y))
-
-
-def _larger(y: Any, x: Any, *others: Any, **options: Any) -> float | Entries:
-    """Bound the larger of two, of each pair or along an axis."""
-    return _extreme(-1, y, x, *others, **options)
-
-
-def _smaller(y: Any, x: Any, *others: Any, **options: Any) -> float | Entries:
-    """Bound the smaller of two, of each pair or along an axis."""
-    return _extreme(0, y, x, *others, **options)
 
 
 def _extreme(
@@ -304,7 +291,7 @@ _MOVING = (
 _CONTRACTING = ("relu", "relu6", "hardtanh", "abs", "neg")
 _RESIZE = "pixel_shuffle, which repeats no pixel: norm 1"
 _ADD = FunctionRule(
-    _sum,
+    lambda y, a, b: sum(_terms(y, a, b)),
     rounding=1,
     instead="SLLBlock: a residual block of norm 1; or the branches' mean",
     cause="branches are added up",
@@ -352,8 +339,8 @@ FUNCTIONS: dict[object, FunctionRule] = {
     **dict.fromkeys(_spellings("add", "sub"), _ADD),
     **dict.fromkeys(_spellings("mul"), FunctionRule(_product, rounding=1, instead=_CONSTANT)),
     **dict.fromkeys(_spellings("div", "truediv"), FunctionRule(_quotient, instead=_CONSTANT)),
-    **dict.fromkeys(_spellings("max", "maximum", "amax"), _comparing(_larger)),
-    **dict.fromkeys(_spellings("min", "minimum", "amin"), _comparing(_smaller)),
+    **dict.fromkeys(_spellings("max", "maximum", "amax"), _comparing(partial(_extreme, -1))),
+    **dict.fromkeys(_spellings("min", "minimum", "amin"), _comparing(partial(_extreme, 0))),
     **dict.fromkeys(_spellings("sort"), _comparing(_sorted)),
     getattr: FunctionRule(_attribute, rounding=0),
     functional.conv2d: _of_one(gains.conv2d, instead=_CONVOLUTION, cause=_KERNEL),

@@ -8,13 +8,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from functools import cache
-from pathlib import Path
 from typing import NamedTuple
 
-from matplotlib import get_data_path
 from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
+from lipdet.images.ink import font_path
 from lipdet.images.tensors import to_uint8
 from lipdet.reading.detections import Box, Detection, radius_text
 from lipdet.types import Canvas
@@ -141,7 +140,7 @@ def draw_certificates(picture: Image.Image, found: Sequence[Detection]) -> Image
 @cache
 def text_font(size: int) -> ImageFont.FreeTypeFont:
     """Return a font that has ε, ≤ and ×, which Pillow's own lacks; it comes with matplotlib."""
-    return ImageFont.truetype(Path(get_data_path()) / "fonts" / "ttf" / "DejaVuSans.ttf", size)
+    return ImageFont.truetype(font_path("DejaVuSans"), size)
 
 
 def to_picture(image: Tensor) -> Image.Image:

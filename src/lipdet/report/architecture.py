@@ -170,7 +170,7 @@ def draw_architecture(name: str, architecture: Architecture, place: int = 1) -> 
 
 
 def _is_layer(module: nn.Module) -> bool:
-    """Return a leaf, or a block whose parts are none of ours to name: drawn as one."""
+    """Return whether a module is drawn as one: a leaf, or a block."""
     return not isinstance(module, _SILENT) and (
         not any(module.children()) or type(module).__name__.endswith("Block")
     )

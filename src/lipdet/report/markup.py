@@ -9,13 +9,13 @@ Notable choices:
 from __future__ import annotations
 
 import base64
-import io
 from collections.abc import Callable, Sequence
 from html import escape
 from typing import Any, NamedTuple, NotRequired, TypedDict
 
 from PIL import Image
 
+from lipdet.files import png
 from lipdet.report.style import Drawing, inline_svg
 from lipdet.report.table import percent
 from lipdet.results import EvaluationResult
@@ -112,13 +112,6 @@ def details(summary: str, body: str) -> str:
 def data_url(kind: str, data: bytes) -> str:
     """Return a file of this media type as an address that holds it."""
     return f"data:{kind};base64,{base64.b64encode(data).decode()}"
-
-
-def png(picture: Image.Image) -> bytes:
-    """Return a picture as a PNG file."""
-    buffer = io.BytesIO()
-    picture.save(buffer, "PNG")
-    return buffer.getvalue()
 
 
 def paragraph(text: str) -> str:

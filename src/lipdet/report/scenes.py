@@ -16,7 +16,7 @@ from matplotlib.patches import Patch
 from numpy.typing import NDArray
 from PIL import Image
 
-from lipdet.attack import AttackSettings, attack_and_detect, detect, worst_of
+from lipdet.attack import AttackSettings, attack_batch, detect, look, worst_of
 from lipdet.attack.attackable import Attackable, attackable, raisable
 from lipdet.attack.pixels import attack_pixels
 from lipdet.certificate.flips import most_flipped
@@ -56,8 +56,8 @@ class Scene(NamedTuple):
         weights: the detector's name.
         picture: number of the photograph in the data.
         epsilon: radius of the attack and of the worst-case regions.
-        clean: (S, S, 3) uint8.
-        attacked: (S, S, 3) uint8, rounded for show.
+        clean: (H, W, 3) uint8.
+        attacked: (H, W, 3) uint8, rounded for show.
         truth: class names of the objects, left to right.
         found: on the clean picture, with reach where it is certified at ε.
         found_attacked: on the attacked one, before rounding.
@@ -103,7 +103,7 @@ def scenes(
     images = pack.pixels(indices).to(attackable(prepared).device)
     targets = [pack.target(index) for index in indices]
     outcomes = [
-        attack_and_detect(prepared, images, targets, one, indices)
+        look(prepared, attack_batch(prepared, images, targets, one, indices), targets)
         for one in raisable(prepared, attacks)
     ]
     outcome = worst_of(outcomes)

@@ -11,8 +11,8 @@ from torch.nn import functional
 
 from lipdet.types import IGNORED
 
-# How far classes are evened out, between by pixels (0) and by classes (1): the rare ones are to be
-# found, and where a class ends is still to be told by what there is more of.
+# Exponent of class weights: 0 weighs all pixels alike, 1 all classes. Between them rare classes are
+# found, and borders still follow the frequent ones.
 EVENING = 0.5
 
 

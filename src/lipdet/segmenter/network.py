@@ -114,7 +114,7 @@ class Segmenter(nn.Module):
         return self.config.framing
 
     def forward(self, images: Tensor) -> Tensor:
-        """(B, 3, H, W) in [0, 1] of any size to logits (B, K, H, W).
+        """Turn pictures (B, 3, H, W) in [0, 1] of any size into logits (B, K, H, W).
 
         What is missing to multiples of the stride is grey around the picture, and left out again.
         """

@@ -10,7 +10,7 @@ from typing import Any
 
 from lipdet.config import NetworkConfig, TrainConfig, as_plain, network_config, stored, train_config
 from lipdet.errors import InputError
-from lipdet.files import write_complete
+from lipdet.files import write_json
 
 JOB = "run.json"
 
@@ -45,7 +45,7 @@ class Job:
         return replace(self, train=replace(self.train, threads=threads))
 
     def as_dict(self) -> dict[str, Any]:
-        """Plain values for json."""
+        """Return plain values for json."""
         return {
             "preset": self.preset,
             **stored(self.detector),
@@ -74,7 +74,7 @@ class Job:
 
 def save_job(job: Job, run: Path) -> None:
     """Write the job into a run folder, atomically."""
-    write_complete(run / JOB, json.dumps(job.as_dict(), indent=1))
+    write_json(run / JOB, job.as_dict())
 
 
 def load_job(run: Path) -> Job:

@@ -240,7 +240,7 @@ class Trainer:
             )
 
     def learning_rate(self) -> float:
-        """Linear warm-up, then half a cosine to zero."""
+        """Return that of a linear warm-up, then of half a cosine to zero."""
         done = self.state.step / self.total_steps
         if done < self.config.warmup:
             return (

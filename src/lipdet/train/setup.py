@@ -190,25 +190,22 @@ def decided(job: Job, training: Mixture) -> TrainConfig:
 def summary_of(setup: Setup) -> str:
     """Say what is trained on what, and for how long."""
     job, _, training, validation = setup
-    pictures = sum(len(part.indices) for part in training.parts)
-    objects, held_out = len(objects_of(training.parts)[1]), len(objects_of(validation)[1])
+    halves = training.parts, validation
+    pictures, kept = (sum(len(part.indices) for part in parts) for parts in halves)
+    objects, held_out = (len(objects_of(parts)[1]) for parts in halves)
     steps = job.train.epochs * training.batches_per_epoch
-    if isinstance(job.detector, SegmenterConfig):
-        kept = sum(len(part.indices) for part in validation)
-        return (
-            f"{job.preset} on {pictures:,} pictures of {job.detector.canvas} pixels, each of "
-            f"{len(job.detector.class_names)} classes; {steps:,} steps of {job.train.batch_size} "
-            f"pictures in {job.train.epochs} epochs. Held out: {kept:,} pictures."
-        )
+    boxes = isinstance(job.detector, DetectorConfig)
+    of = f" with {objects:,} objects of" if boxes else ", each of"
     text = (
-        f"{job.preset} on {pictures:,} pictures of {job.detector.canvas} pixels with "
-        f"{objects:,} objects of {len(job.detector.class_names)} classes; {steps:,} steps of "
-        f"{job.train.batch_size} pictures in {job.train.epochs} epochs. Held out: "
-        f"{sum(len(part.indices) for part in validation):,} pictures with {held_out:,} objects"
+        f"{job.preset} on {pictures:,} pictures of {job.detector.canvas} pixels{of} "
+        f"{len(job.detector.class_names)} classes; {steps:,} steps of {job.train.batch_size} "
+        f"pictures in {job.train.epochs} epochs. Held out: {kept:,} pictures"
     )
-    if held_out < LEAST_HELD_OUT:
-        return text + ", too few to choose by; give more with --validation."
-    return text + "."
+    if boxes:
+        text += f" with {held_out:,} objects"
+        if held_out < LEAST_HELD_OUT:
+            text += ", too few to choose by; give more with --validation"
+    return f"{text}."
 
 
 def pixels_of_classes(parts: Sequence[Part], classes: int) -> NDArray[np.int64]:

@@ -30,7 +30,7 @@ class TrainState:
         average: their exponential moving average, the ones that are evaluated and kept.
         optimizer: with its moments.
         step: optimizer steps done.
-        best: validation AP50 and AP of the best weights so far; -1 before the first validation.
+        best: the two validation figures of the best weights so far; -1 before the first validation.
     """
 
     detector: SSD | Segmenter

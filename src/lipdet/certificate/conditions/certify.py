@@ -140,13 +140,10 @@ def certifiers(
 
 def certified_up_to(found: Certifiers, truths: int, ious: Sequence[float]) -> Tensor:
     """Return the highest log-odds at which objects are certified, (truths, thresholds); or −∞."""
-    columns = [
-        torch.full((truths,), -torch.inf, dtype=torch.float64).scatter_reduce(
-            0, found.truth[vouch], found.low[vouch], "amax"
-        )
-        for iou in ious
-        for vouch in [found.certify(iou)]
-    ]
+    none, columns = torch.full((truths,), -torch.inf, dtype=torch.float64), []
+    for iou in ious:
+        vouch = found.certify(iou)
+        columns.append(none.scatter_reduce(0, found.truth[vouch], found.low[vouch], "amax"))
     return torch.stack(columns, dim=1)
 
 

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from lipdet.boxes.scores import Scores, SigmoidScores, SoftmaxScores
-from lipdet.certificate.ragged import take
+from lipdet.certificate.ragged import pick, take
 
 
 def log_odds_interval(scores: Scores, logits: Tensor, moved: Tensor) -> tuple[Tensor, Tensor]:
@@ -75,8 +75,8 @@ class ClassVotes(NamedTuple):
         """
         best, winner = self.logits.max(dim=1)
         winner = take(winner, place)
-        ahead = take(best, place) - self._at(self.logits, place, label)
-        apart = self._at(self.moved, place, label) + self._at(self.moved, place, winner)
+        ahead = take(best, place) - pick(self.logits, place, label)
+        apart = pick(self.moved, place, label) + pick(self.moved, place, winner)
         if self.contrasts is not None:
             classes = self.logits.shape[1]
             row = (take(self.anchor, place) * classes + label) * classes + winner
@@ -95,7 +95,3 @@ class ClassVotes(NamedTuple):
             apart = torch.minimum(apart, known)
         # Its own logit is never ahead.
         return (ahead + apart < margin).scatter(1, own, value=True).all(dim=1)
-
-    @staticmethod
-    def _at(values: Tensor, place: Tensor, label: Tensor) -> Tensor:
-        return take(values.flatten(), place * values.shape[1] + label)

@@ -18,7 +18,7 @@ from lipdet.certificate.constants.outputs import (
     OutputBounds,
     head_convolutions,
 )
-from lipdet.certificate.ragged import flatnonzero, take
+from lipdet.certificate.ragged import flatnonzero, pick, take
 from lipdet.detector.ssd import SSD
 from lipdet.lipschitz.propagation import Propagation
 from lipdet.norms import SLACK, conv_norm
@@ -126,20 +126,16 @@ class PairwiseLogits:
         Returns:
             (P,) float64.
         """
-        of_a, of_b = (self._of(rows, labels) for rows in (a, b))
+        of_a, of_b = (pick(self._logits, rows, labels) for rows in (a, b))
         found = of_a + of_b
         for pairs, level in self._of_one_level(a, b):
             rows_a, rows_b = take(a, pairs) - level.start, take(b, pairs) - level.start
             own = take(labels, pairs)
             products = level.logits.products(rows_a, rows_b, own)
-            sums = level.squares(rows_a, own) + level.squares(rows_b, own)
+            sums = pick(level.norms, rows_a, own).square() + pick(level.norms, rows_b, own).square()
             difference = _norm_of_difference(sums, products[:, 0])
             found[pairs] = torch.minimum(take(found, pairs), level.bound * difference)
         return found
-
-    def _of(self, rows: Tensor, labels: Tensor) -> Tensor:
-        """Return the constants of single logits (P,)."""
-        return take(self._logits.flatten(), rows * self._logits.shape[1] + labels)
 
     def yielding(self, a: Tensor, b: Tensor, labels: Tensor) -> Tensor:
         """Return how far z_{a,c} can fall per unit of ε with nothing asked of b's features, (P,).
@@ -147,7 +143,7 @@ class PairwiseLogits:
         0 on one level, the constant of z_a on two (theory §6.6), +∞ where the offsets of b are not
         known to depend on the features alike. Arguments as for `constants`.
         """
-        found = self._of(a, labels)
+        found = pick(self._logits, a, labels)
         for pairs, _ in self._of_one_level(a, b):
             found[pairs] = 0.0
         for index, level in enumerate(self._levels):
@@ -161,7 +157,7 @@ class PairwiseLogits:
         The smallest change of f that makes it rise by 1 is u/‖u‖², and moves b's offsets by
         W₄·u/‖u‖². Arguments as for `constants`.
         """
-        constant, push = self._of(b, labels), self._logits.new_zeros(len(b), 4)
+        constant, push = pick(self._logits, b, labels), self._logits.new_zeros(len(b), 4)
         scale = self._logits.new_zeros(len(b))
         for index, level in enumerate(self._levels):
             pairs = flatnonzero(self._level_of[b] == index)
@@ -206,10 +202,6 @@ class _Level(NamedTuple):
     norms: Tensor
     logits: _SharedTaps
     offsets: _SharedTaps | None
-
-    def squares(self, rows: Tensor, labels: Tensor) -> Tensor:
-        """Return squared norms of filters (P,)."""
-        return take(self.norms.flatten(), rows * self.norms.shape[1] + labels).square()
 
 
 def _of_logits(classification: HeadConvolution) -> _SharedTaps:

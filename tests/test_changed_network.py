@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
+from typing import Any
 
 import pytest
 import torch
+from PIL import Image
 from torch import Tensor, nn
 from torch.nn import functional
+from torch.nn.modules import module as torch_module
+from torch.overrides import TorchFunctionMode
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from lipdet import Detector
 from lipdet.boxes import SigmoidScores
@@ -146,3 +152,58 @@ def test_replaced_code_of_torch_or_this_package_is_noticed(
             _ = detector._verifier
         monkeypatch.undo()
     assert torch.equal(detector._verifier.bounds.logits, before.bounds.logits)
+
+
+class Louder(TorchFunctionMode):
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        y = func(*args, **(kwargs or {}))
+        return 10 * y if func is functional.conv2d else y
+
+
+class Deeper(TorchDispatchMode):
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        y = func(*args, **(kwargs or {}))
+        return 10 * y if func is torch.ops.aten.convolution.default else y
+
+
+@contextmanager
+def hooked() -> Iterator[None]:
+    handle = torch_module.register_module_forward_pre_hook(lambda _, x: (10 * x[0],))
+    try:
+        yield
+    finally:
+        handle.remove()
+
+
+@pytest.mark.parametrize("known", [False, True], ids=["first", "later"])
+@pytest.mark.parametrize(
+    ("meanwhile", "words"),
+    [
+        (hooked, "hooks of all modules"),
+        (Louder, "mode Louder"),
+        (Deeper, "mode Deeper"),
+        (lambda: torch.autocast("cpu", torch.bfloat16), "autocast"),
+    ],
+)
+def test_nothing_is_certified_while_torch_computes_something_else(
+    detector: Detector,
+    meanwhile: Callable[[], AbstractContextManager[Any]],
+    words: str,
+    known: bool,
+) -> None:
+    picture = Image.new("RGB", (32, 32), "gray")
+    before = detector._verifier if known else None
+    with meanwhile(), pytest.raises(UnknownLipschitz, match=words):
+        detector.certify(picture, crop=(0, 0, 32, 32))
+    with torch.device("cpu"):  # a mode, too, but of where tensors are made
+        after = detector._verifier
+    assert before is None or torch.equal(after.bounds.logits, before.bounds.logits)
+
+
+def test_another_precision_of_float32_is_noticed(detector: Detector) -> None:
+    before, usual = detector._verifier, torch.get_float32_matmul_precision()
+    try:
+        torch.set_float32_matmul_precision("medium")
+        assert detector._verifier is not before
+    finally:
+        torch.set_float32_matmul_precision(usual)

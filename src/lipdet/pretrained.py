@@ -231,7 +231,8 @@ class Detector:
         """Return what certificates need, made anew when the network has changed.
 
         All that it keeps is looked at: hooks, the code of functions and classes, and the values of
-        weights, since `parameter.data` changes without a trace.
+        weights, since `parameter.data` changes without a trace; and what of torch changes what it
+        computes.
         """
         state = kept_by(self.network)
         if self._bounded is None or self._bounded[0] != state:

@@ -21,7 +21,7 @@ from lipdet.errors import UnknownLipschitz
 from lipdet.layers import MaxMin, ScaledAvgPool2d, SpaceToDepth, ZeroPadChannels, fold
 from lipdet.layers.base import drop_caches
 from lipdet.lipschitz.same_function import is_as_defined
-from lipdet.lipschitz.state import refuse_replaced
+from lipdet.lipschitz.state import refuse_interference
 from lipdet.norms import SLACK, conv_norm, gram_norm
 from lipdet.segmenter import Segmenter
 from lipdet.segmenter.network import Beside
@@ -61,10 +61,10 @@ def bounds_of_pixels(segmenter: Segmenter, images: Tensor) -> PixelBounds:
 
     Raises:
         UnknownLipschitz: it has a layer without a bound, code or hooks of another's, or an output
-            that is not finite, or a map of another size; or a function that layers call was
-            replaced.
+            that is not finite, or a map of another size; or what layers compute is changed from
+            outside.
     """
-    refuse_replaced()
+    refuse_interference()
     if type(segmenter) is not Segmenter or not is_as_defined(segmenter):
         raise UnknownLipschitz(
             "Nothing can be certified of a segmenter of another class, or with hooks or code of "

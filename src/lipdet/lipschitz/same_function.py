@@ -32,14 +32,13 @@ import numpy as np
 import torch
 from torch import Tensor, fx, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
-from torch.nn.modules import module as torch_module
 from torch.utils._pytree import tree_leaves
 
 from lipdet.errors import UnknownLipschitz
 from lipdet.layers.base import drop_caches
 from lipdet.lipschitz.recording import Expressions, Recording, digest, record
 from lipdet.lipschitz.rules import find_rule
-from lipdet.lipschitz.state import is_own_class, kept_by, refuse_replaced
+from lipdet.lipschitz.state import is_own_class, kept_by, refuse_interference
 
 Network = Callable[[Tensor], Any]
 Mode = Callable[[], AbstractContextManager[Any]]
@@ -81,11 +80,11 @@ def prove_same(module: nn.Module, meaning: Network, x: Tensor, what: str) -> Non
         what: begins the message, with what does not compute as the module.
 
     Raises:
-        UnknownLipschitz: they differ, what the module computes depends on more than its input, or a
-            function of torch's or this package's was replaced.
+        UnknownLipschitz: they differ, what the module computes depends on more than its input, or
+            it is changed from outside (`lipdet.lipschitz.state.interference`).
     """
     drop_caches(module)
-    refuse_replaced()
+    refuse_interference()
     try:
         in_copy = copy.deepcopy(module)
         if _parts(in_copy) != _parts(module):
@@ -110,13 +109,8 @@ def prove_same(module: nn.Module, meaning: Network, x: Tensor, what: str) -> Non
 
 def is_as_defined(network: nn.Module) -> bool:
     """Return whether a network consists of modules as torch and this package define them alone."""
-    hooks_of_all = torch_module._global_forward_hooks or torch_module._global_forward_pre_hooks
     modules = list(network.modules())
-    return (
-        not hooks_of_all
-        and all(map(is_own_class, set(map(type, modules))))
-        and all(map(_has_usual_parts, modules))
-    )
+    return all(map(is_own_class, set(map(type, modules)))) and all(map(_has_usual_parts, modules))
 
 
 def _has_usual_parts(module: nn.Module) -> bool:

@@ -1,4 +1,4 @@
-"""Take stock of what a module keeps, its code included, and of replaced code that it calls.
+"""Take stock of what a module keeps, its code included, and of what changes the code it calls.
 
 Notable choices:
 - Code of torch's and this package's is known by the files that it was compiled from: names, modules
@@ -11,6 +11,7 @@ from __future__ import annotations
 import builtins
 import functools
 import inspect
+import operator
 import os
 import pickle
 import sys
@@ -24,6 +25,10 @@ import torch
 import typing_extensions
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensor
+from torch.nn.modules import module as torch_module
+from torch.overrides import _get_current_function_mode_stack as function_modes
+from torch.utils._device import DeviceContext
+from torch.utils._python_dispatch import _get_current_dispatch_mode_stack as dispatch_modes
 
 import lipdet.layers
 from lipdet.errors import UnknownLipschitz
@@ -41,7 +46,7 @@ _CALLED = ("torch.functional", "torch.nn.functional", "torch.nn.modules.", "lipd
 
 def kept_by(value: Any) -> Hashable:
     """Return something that differs whenever a module, a part of it or its code has changed."""
-    found: list[Any] = [replaced()]
+    found: list[Any] = [interference(), _precision()]
     numbers: dict[int, int] = {}
     alive, waiting = [], [value]
     while waiting:
@@ -58,7 +63,33 @@ def kept_by(value: Any) -> Hashable:
     return tuple(found)
 
 
-def replaced() -> str | None:
+def interference() -> str | None:
+    """Say what changes from outside what layers compute; None if nothing does.
+
+    Such as a mode of torch that is active, autocast, or hooks of all modules. `set_default_device`
+    is a mode, too, but decides only where tensors are made.
+    """
+    if name := _replaced():
+        return f"{name} is replaced"
+    if torch_module._global_forward_hooks or torch_module._global_forward_pre_hooks:
+        return "hooks of all modules are registered"
+    modes = function_modes()  # type: ignore[no-untyped-call]
+    for mode in (*modes, *dispatch_modes()):
+        if type(mode) is not DeviceContext:
+            return f"the mode {type(mode).__name__} is active"
+    if any(map(torch.is_autocast_enabled, ("cpu", "cuda"))):
+        return "autocast is on"
+    return None
+
+
+def _precision() -> tuple[str, ...]:
+    """Return which shortcuts of float32 are allowed, on which rounding depends."""
+    homes = "cuda.matmul", "cudnn.conv", "mkldnn.conv", "mkldnn.matmul"
+    of = operator.attrgetter(*(f"{home}.fp32_precision" for home in homes))
+    return torch.get_float32_matmul_precision(), *of(torch.backends)
+
+
+def _replaced() -> str | None:
     """Return the name of a function that was replaced under torch's or this package's name.
 
     These are the functions that layers and rules look up by name as they run. What was replaced
@@ -76,15 +107,14 @@ def replaced() -> str | None:
     return None
 
 
-def refuse_replaced() -> None:
-    """Refuse to say anything while a function that layers call is replaced.
+def refuse_interference() -> None:
+    """Refuse to say anything while what layers compute is changed from outside.
 
     Raises:
-        UnknownLipschitz: one is; see `replaced`.
+        UnknownLipschitz: it is; see `interference`.
     """
-    name = replaced()
-    if name is not None:
-        raise UnknownLipschitz(f"Nothing is known of networks while {name} is replaced.")
+    if what := interference():
+        raise UnknownLipschitz(f"Nothing is known of networks while {what}.")
 
 
 def is_plain(value: Any) -> bool:

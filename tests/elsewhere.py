@@ -15,6 +15,8 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves, tree_map_only
 
+from lipdet.lipschitz import state
+
 ELSEWHERE = torch.device("meta")
 _aten = torch.ops.aten
 _COPIES = (_aten._to_copy.default, _aten.copy_.default)
@@ -53,17 +55,23 @@ class Elsewhere(TorchDispatchMode):
     def __init__(self) -> None:
         super().__init__()
         self.run: dict[str, int] = {}
-        # It knows a list of devices; nothing is cast automatically here.
-        self.autocast = mock.patch.object(torch, "autocast", return_value=nullcontext())
+        self.patches = (
+            # It knows a list of devices; nothing is cast automatically here.
+            mock.patch.object(torch, "autocast", return_value=nullcontext()),
+            # What stands for a device is no mode that certificates have to fear.
+            mock.patch.object(state, "dispatch_modes", return_value=[]),
+        )
 
     def __enter__(self) -> Elsewhere:
-        self.autocast.start()
+        for patch in self.patches:
+            patch.start()
         super().__enter__()
         return self
 
     def __exit__(self, *error: Any) -> None:
         super().__exit__(*error)
-        self.autocast.stop()
+        for patch in self.patches:
+            patch.stop()
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         if Placed in types:

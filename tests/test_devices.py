@@ -18,7 +18,7 @@ from lipdet.checkpoint import load_any, save_detector
 from lipdet.cli import main
 from lipdet.config import PRESETS
 from lipdet.detector import build_detector
-from lipdet.evaluate.chunks import weights_hash
+from lipdet.evaluate.chunks import State, weights_hash
 from lipdet.images.render import rendered
 from lipdet.types import Canvas
 from tests.elsewhere import ELSEWHERE, Elsewhere, Placed
@@ -72,12 +72,13 @@ def test_a_certificate_bounds_on_the_cpu_and_measures_where_the_detector_is(weig
     assert elsewhere.run["convolution"] > 0
 
 
-def test_kept_results_say_where_they_were_computed(weights: str) -> None:
+def test_kept_results_say_where_they_were_computed(weights: str, tmp_path: Path) -> None:
     loaded = load_any(weights)
-    here = weights_hash(loaded.detector)
+    here, own = State.of(tmp_path, loaded.detector), weights_hash(loaded.detector)
     with Elsewhere():
         loaded.module.to(ELSEWHERE)
-        assert weights_hash(loaded.detector) != here
+        assert State.of(tmp_path, loaded.detector) != here
+        assert weights_hash(loaded.detector) == own
 
 
 def test_the_other_device_refuses_what_a_gpu_refuses() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 from dataclasses import replace
 from pathlib import Path
@@ -15,6 +16,7 @@ from lipdet.checkpoint import LoadedDetector, read_tensors, save_detector
 from lipdet.config import PRESETS
 from lipdet.detector import build_detector
 from lipdet.errors import InputError
+from lipdet.evaluate.chunks import weights_hash
 from lipdet.types import Canvas
 
 pytestmark = pytest.mark.slow
@@ -36,6 +38,7 @@ def result_file(folder: Path, detector: Detector) -> Path:
     """What `lipdet eval` writes of a detector, with made-up figures."""
     result = {
         "weights": "mine",
+        "weights_hash": weights_hash(detector.network),
         "parameters": sum(one.numel() for one in detector.network.parameters()),
         "data": {
             "name": "made up",
@@ -98,10 +101,16 @@ def test_the_card_states_units_and_figures(detector: Detector, tmp_path: Path) -
 
 def test_figures_of_another_detector_are_refused(detector: Detector, tmp_path: Path) -> None:
     file = result_file(tmp_path, detector)
-    file.write_text(json.dumps({**json.loads(file.read_text()), "parameters": 7}))
-    with pytest.raises(InputError, match="of mine with 7 parameters, but this detector has"):
-        detector.save_pretrained(tmp_path / "mine", file)
+    other = copy.deepcopy(detector)
+    next(other.network.parameters()).data[0] += 1e-3
+    with pytest.raises(InputError, match="of mine was measured with other weights"):
+        other.save_pretrained(tmp_path / "mine", file)
     assert not (tmp_path / "mine").exists()
+    older = json.loads(file.read_text())
+    del older["weights_hash"]
+    file.write_text(json.dumps(older))
+    with pytest.raises(InputError, match="or by an older lipdet"):
+        detector.save_pretrained(tmp_path / "mine", file)
 
 
 def test_the_card_says_what_boxes_suppress(detector: Detector, tmp_path: Path) -> None:

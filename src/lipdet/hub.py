@@ -21,9 +21,10 @@ from lipdet.certificate import UnknownLipschitz, output_bounds
 from lipdet.checkpoint import MODEL, PACKAGED, LoadedDetector, save_detector
 from lipdet.config import stored
 from lipdet.errors import InputError
+from lipdet.evaluate.chunks import weights_hash
 from lipdet.files import write_complete, write_json
 from lipdet.report.table import comparison_markdown
-from lipdet.results import EvaluationResult
+from lipdet.results import EvaluationResult, same_weights
 from lipdet.user_module import names_module
 
 CONFIG = "config.json"
@@ -42,8 +43,8 @@ def write_folder(
             the weights file brings along stay if none are given.
 
     Raises:
-        InputError: `folder` is a file, the detector is code of the user's, or a result is of a
-            detector with another number of parameters.
+        InputError: `folder` is a file, the detector is code of the user's, or a result is of
+            other weights.
     """
     if names_module(loaded.name):
         raise InputError(
@@ -52,13 +53,7 @@ def write_folder(
         )
     if folder.exists() and not folder.is_dir():
         raise InputError(f"{folder} is a file; a detector needs a folder.")
-    count = sum(one.numel() for one in loaded.detector.parameters())
-    for one in results:
-        if one["parameters"] != count:
-            raise InputError(
-                f"A result is of {one['weights']} with {one['parameters']:,} parameters, but this "
-                f"detector has {count:,}: give what `lipdet eval` wrote of this one."
-            )
+    same_weights(loaded.name, weights_hash(loaded.detector), results)
     folder.mkdir(parents=True, exist_ok=True)
     if results:
         loaded = replace(loaded, info={**loaded.info, "figures": list(map(_figures, results))})

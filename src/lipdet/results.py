@@ -203,6 +203,7 @@ class SegmentationResult(TypedDict):
     """
 
     weights: str
+    weights_hash: str
     parameters: int
     data: DataSummary
     seed: int
@@ -227,10 +228,12 @@ class WorkingPoint(TypedDict):
 class EvaluationResult(TypedDict):
     """Measurements of one detector on one data set, with all that is needed to repeat them.
 
-    `device` is where it was computed; older results lack it.
+    `device` is where it was computed. Older results lack it and the hash of the weights, which is
+    None for detectors that lipdet did not build.
     """
 
     weights: str
+    weights_hash: NotRequired[str | None]
     parameters: int
     data: DataSummary
     seed: int
@@ -287,6 +290,25 @@ def same_data(data: DataSummary, results: Sequence[EvaluationResult]) -> None:
             raise InputError(
                 f"{result['weights']} was measured on {_described(result['data'])}, not on "
                 f"{_described(data)}; measure it again, or give the same --data and --limit."
+            )
+
+
+def same_weights(name: str, weights: str, results: Sequence[EvaluationResult]) -> None:
+    """Refuse results that were not measured with these weights.
+
+    Args:
+        name: of the detector.
+        weights: its `lipdet.evaluate.chunks.weights_hash`.
+        results: to be set under its name.
+
+    Raises:
+        InputError: of one the weights differ, or are not known.
+    """
+    for result in results:
+        if result.get("weights_hash") != weights:
+            raise InputError(
+                f"A result of {result['weights']} was measured with other weights than those of "
+                f"{name}, or by an older lipdet: measure it again with `lipdet eval`."
             )
 
 

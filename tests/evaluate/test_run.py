@@ -103,7 +103,8 @@ def test_evaluation_says_all_that_is_needed_to_repeat_it(pack: Pack) -> None:
     result = evaluate(LoadedDetector("reader", Reader(), {}), pack, seed=7)
     # The keys that docs/json.md lists.
     assert list(result) == [
-        *("weights", "parameters", "data", "seed", "versions", "device", "seconds"),
+        *("weights", "weights_hash", "parameters", "data", "seed", "versions", "device"),
+        "seconds",
         *("clean", "attacked", "certified"),
     ]
     assert (result["weights"], result["seed"], result["parameters"]) == ("reader", 7, 0)

@@ -28,6 +28,7 @@ from lipdet.errors import InputError
 from lipdet.hardware import keep_freed_memory
 from lipdet.images.pack import Pack
 from lipdet.progress import track
+from lipdet.segmenter import Segmenter
 from lipdet.types import Detections
 from lipdet.versions import versions
 
@@ -87,11 +88,15 @@ class Pass(Generic[Result]):
         if self.folder is None:
             return self.compute(chunk)
         file = self._file(chunk)
+        info = {"part": f"{self.folder.name}/{file.name}"}
         if file.is_file():
-            return self.from_tensors(read_tensors(file)[0])
+            tensors, found = read_tensors(file)
+            if found != info:
+                raise InputError(f"{file} is of something else: delete it, and it is made again.")
+            return self.from_tensors(tensors)
         result = self.compute(chunk)
         _make_folder(self.folder)
-        write_tensors(file, self.to_tensors(result), {})
+        write_tensors(file, self.to_tensors(result), info)
         return result
 
 
@@ -140,7 +145,7 @@ class State:
 
     Attributes:
         folder: of all passes.
-        detector: `weights_hash` of the detector as it was then.
+        detector: what results depend on of the detector as it was then.
     """
 
     folder: Path
@@ -155,7 +160,9 @@ class State:
         """
         if folder is None or not isinstance(detector, SSD):
             return None
-        return cls(folder, weights_hash(detector))
+        boxes = detector.default_boxes
+        # A GPU sums in another order than a CPU, so where it computes counts, too.
+        return cls(folder, f"{weights_hash(detector)} {boxes.device.type} {boxes.dtype}")
 
     def of_pass(self, kind: str, pack: Pack, **settings: object) -> Path:
         """Return the folder of one pass, named by a hash of everything that determines it.
@@ -170,19 +177,21 @@ class State:
         return self.folder / kind / hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
-def weights_hash(detector: SSD) -> str:
-    """Hash what a detector computes: its weights, buffers, layers and what decodes outputs.
+def weights_hash(network: SSD | Segmenter) -> str:
+    """Hash what a network computes: its weights, buffers, layers and what decodes outputs.
 
-    A GPU sums in another order than a CPU, so where it computes counts, too.
+    It is the same on every device, and in float64.
     """
-    rules = (detector.config, detector.coding, detector.scores, detector.nms_iou, detector)
-    place = detector.default_boxes.device.type
-    digest = hashlib.sha256(repr((*rules, place)).encode())
+    parts: list[object] = [network.config, network]
+    if isinstance(network, SSD):
+        parts += [network.coding, network.scores, network.nms_iou]
+    digest = hashlib.sha256(repr(parts).encode())
     # `default_boxes` are a buffer that no state dict has.
-    tensors = {**detector.state_dict(), **dict(detector.named_buffers())}
+    tensors = {**network.state_dict(), **dict(network.named_buffers())}
     for name, tensor in sorted(tensors.items()):
+        tensor = tensor.detach().cpu()
         digest.update(name.encode())
-        digest.update(tensor.detach().cpu().contiguous().numpy().tobytes())
+        digest.update((tensor.float() if tensor.is_floating_point() else tensor).numpy().tobytes())
     return digest.hexdigest()
 
 

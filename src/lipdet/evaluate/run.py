@@ -17,7 +17,7 @@ from lipdet.errors import InputError
 from lipdet.evaluate.attacked import Campaign, attacked_results
 from lipdet.evaluate.average_precision import average_precision
 from lipdet.evaluate.certified import certified_results
-from lipdet.evaluate.chunks import Pass, State, detecting_pass, in_order
+from lipdet.evaluate.chunks import Pass, State, detecting_pass, in_order, weights_hash
 from lipdet.images.pack import Pack
 from lipdet.progress import console, track
 from lipdet.results import EvaluationResult
@@ -63,6 +63,7 @@ def evaluate(
     attacked = attacked_results(detector, pack, campaign, found, state) if campaign else []
     return {
         "weights": loaded.name,
+        "weights_hash": weights_hash(detector) if isinstance(detector, SSD) else None,
         "parameters": sum(parameter.numel() for parameter in loaded.module.parameters()),
         "data": pack.describe(),
         "seed": seed,

@@ -32,6 +32,7 @@ from lipdet.checkpoint import LoadedSegmenter
 from lipdet.detector.forward import MOST_PIXELS, frozen
 from lipdet.errors import InputError
 from lipdet.evaluate.attacked import Campaign
+from lipdet.evaluate.chunks import weights_hash
 from lipdet.images.batches import Part
 from lipdet.images.pack import Pack
 from lipdet.progress import track
@@ -178,6 +179,7 @@ def evaluate_segmenter(
         attacked = [attacked_pixels(segmenter, pack, campaign, one) for one in campaign.epsilons]
     return {
         "weights": loaded.name,
+        "weights_hash": weights_hash(segmenter),
         "parameters": sum(parameter.numel() for parameter in segmenter.parameters()),
         "data": pack.describe(),
         "seed": seed,

@@ -20,7 +20,7 @@ from lipdet.checkpoint import AnyDetector, LoadedDetector
 from lipdet.errors import InputError
 from lipdet.evaluate.attacked import Campaign, attack_passes
 from lipdet.evaluate.certified import certificate_pass
-from lipdet.evaluate.chunks import State, code, weights_hash
+from lipdet.evaluate.chunks import State, code
 from lipdet.evaluate.run import clean_pass, evaluate, in_classes_of
 from lipdet.images.pack import Pack
 from lipdet.results import EvaluationResult
@@ -58,7 +58,8 @@ def evaluate_together(
     distributed.check_same("The pictures", pack.hash)
     distributed.check_same("The versions", code())
     with _shared(state) as folder:
-        kept = State(folder, weights_hash(loaded.detector))
+        kept = State.of(folder, loaded.detector)
+        assert kept is not None, "of an SSD and with a folder"
         distributed.check_same("The weights", kept.detector)
         _fill(loaded, pack, campaign, certify, kept)
         distributed.wait()

@@ -10,11 +10,11 @@ from lipdet.checkpoint import LoadedDetector
 from lipdet.detector import SSD
 from lipdet.errors import InputError
 from lipdet.evaluate.attacked import Campaign
-from lipdet.evaluate.chunks import State
+from lipdet.evaluate.chunks import State, weights_hash
 from lipdet.evaluate.run import evaluate
 from lipdet.images.pack import Pack
 from lipdet.report.inspection import Inspection, inspect_detector
-from lipdet.results import EvaluationResult, radii, same_data
+from lipdet.results import EvaluationResult, radii, same_data, same_weights
 from lipdet.types import Framing
 
 
@@ -49,8 +49,12 @@ def build_report(
     results = []
     for loaded in detectors:
         pack, result = packs[loaded.framing], by_name.get(loaded.name)
-        results.append(result if result else _measure(loaded, pack, seed, campaign, state))
-        same_data(pack.describe(), results[-1:])
+        if result:
+            same_data(pack.describe(), [result])
+            same_weights(loaded.name, weights_hash(loaded.detector), [result])
+        else:
+            result = _measure(loaded, pack, seed, campaign, state)
+        results.append(result)
     attacks = campaign.attacks(campaign.epsilons[0]) if campaign else []
     inspections = [
         inspect_detector(loaded, packs[loaded.framing], shown[loaded.framing], attacks)

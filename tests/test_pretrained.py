@@ -3,6 +3,10 @@
 from __future__ import annotations
 
 import json
+import pickle
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import AbstractContextManager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -244,3 +248,42 @@ def test_a_detection_says_what_is_known_of_it() -> None:
     assert repr(one) == "Detection('7', score 0.988, box (1.0, 2.0, 30.0, 40.3))"
     known = replace(one, radius=0.25, reach=(0.0, 0.0, 32.0, 44.0))
     assert repr(known).endswith("), radius 0.250, reach (0.0, 0.0, 32.0, 44.0))")
+
+
+def test_threads_share_a_network_in_training_mode() -> None:
+    detector = Detector.from_pretrained("naive")
+    picture = Image.fromarray(rendered("test", 1)[0])
+    crop = (0, 0, *picture.size)
+    expected = detector.detect(picture, crop)
+    detector.network.train()
+    before = {name: one.clone() for name, one in detector.network.named_buffers()}
+    with ThreadPoolExecutor(3) as pool:
+        found = list(pool.map(lambda _: detector.detect(picture, crop), range(30)))
+    assert expected
+    assert all(same(one, expected) for one in found)
+    # Batch statistics would have been taken up by BatchNorm.
+    assert all(torch.equal(before[name], one) for name, one in detector.network.named_buffers())
+    assert all(module.training for module in detector.network.modules())
+
+
+def test_a_detector_is_pickled_after_it_has_certified(detector: Detector) -> None:
+    certified = detector.certify(noise(0))
+    again = pickle.loads(pickle.dumps(detector))
+    assert same(again.certify(noise(0)), certified)
+
+
+@pytest.mark.parametrize("meanwhile", [torch.inference_mode, lambda: torch.device("meta")])
+def test_weights_are_loaded_alike_in_any_mode(
+    weights: Path, detector: Detector, meanwhile: Callable[[], AbstractContextManager[object]]
+) -> None:
+    with meanwhile():
+        loaded = Detector.from_pretrained(weights)
+    assert same(loaded.certify(noise(0)), detector.certify(noise(0)))
+
+
+def test_weights_are_float32_whatever_the_default_is(weights: Path, detector: Detector) -> None:
+    torch.set_default_dtype(torch.float64)
+    try:
+        assert same(Detector.from_pretrained(weights).detect(noise(0)), detector.detect(noise(0)))
+    finally:
+        torch.set_default_dtype(torch.float32)

@@ -17,6 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor, nn
@@ -247,13 +248,26 @@ def _load_weights(spec: str) -> Own:
             f"{path} needs the architecture {config.architecture!r}, which this version of lipdet "
             f"does not have; it has: {', '.join(known)}."
         )
-    if isinstance(config, SegmenterConfig):
-        segmenter = build_segmenter(config)
-        load_state(segmenter, tensors, path)
-        return LoadedSegmenter(spec, segmenter.eval(), info)
-    detector = build_detector(config)
-    load_state(detector, tensors, path)
-    return LoadedDetector(spec, detector.eval(), info)
+    with _plain_tensors():
+        if isinstance(config, SegmenterConfig):
+            segmenter = build_segmenter(config)
+            load_state(segmenter, tensors, path)
+            return LoadedSegmenter(spec, segmenter.eval(), info)
+        detector = build_detector(config)
+        load_state(detector, tensors, path)
+        return LoadedDetector(spec, detector.eval(), info)
+
+
+@contextmanager
+def _plain_tensors() -> Iterator[None]:
+    """Make float32 tensors on the CPU that any mode can use, whatever the caller has chosen."""
+    usual = torch.get_default_dtype()
+    torch.set_default_dtype(torch.float32)
+    try:
+        with torch.inference_mode(False), torch.device("cpu"):
+            yield
+    finally:
+        torch.set_default_dtype(usual)
 
 
 def _tell_unfinished(run: Path) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import TypeVar, overload
+from typing import Any, TypeVar, overload
 
 from lipdet import hub
 from lipdet.boxes import Selection
@@ -54,6 +54,10 @@ class Detector:
             )
         self.loaded = loaded
         self._bounded: tuple[object, Verifier] | None = None
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Leave out what certificates keep, since code cannot be pickled."""
+        return {**vars(self), "_bounded": None}
 
     @classmethod
     def from_pretrained(cls, source: Path | str, revision: str | None = None) -> Detector:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import math
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from typing import Protocol
@@ -101,20 +102,47 @@ def _pass(network: Network, images: Tensor) -> RawOutput:
 def frozen(model: nn.Module) -> Iterator[None]:
     """Freeze a model in eval mode; afterwards every module has its own mode again.
 
-    A model that is frozen already is not touched, so that threads can attack one together.
+    Threads may freeze one model together: the last that leaves gives it back its modes.
     """
-    modes = [(module, module.training) for module in model.modules()]
-    asked = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    with _FREEZING:
+        ice = _FROZEN.get(id(model)) or _Ice(model)
+        _FROZEN[id(model)] = ice
+        ice.holders += 1
     try:
-        if any(mode for _, mode in modes):
-            model.eval()
-        for parameter in asked:
-            parameter.requires_grad_(False)
         yield
     finally:
+        with _FREEZING:
+            ice.holders -= 1
+            if not ice.holders:
+                del _FROZEN[id(model)]
+                ice.melt()
+
+
+class _Ice:
+    """A model in eval mode without gradients of parameters, and what it was before.
+
+    Attributes:
+        holders: how many need it frozen.
+    """
+
+    def __init__(self, model: nn.Module) -> None:
+        self.holders = 0
+        self.modes = [(module, module.training) for module in model.modules()]
+        self.asked = [one for one in model.parameters() if one.requires_grad]
+        if any(mode for _, mode in self.modes):
+            model.eval()
+        for parameter in self.asked:
+            parameter.requires_grad_(False)
+
+    def melt(self) -> None:
+        """Give every module its mode, and parameters their gradients, again."""
         # Parents come first, so that a child's own mode is the last word.
-        for module, mode in modes:
+        for module, mode in self.modes:
             if module.training != mode:
                 module.train(mode)
-        for parameter in asked:
+        for parameter in self.asked:
             parameter.requires_grad_(True)
+
+
+_FREEZING = threading.Lock()
+_FROZEN: dict[int, _Ice] = {}

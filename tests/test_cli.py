@@ -101,7 +101,7 @@ def check_mistake(capsys: pytest.CaptureFixture[str], *words: str, names: str) -
         (["eval", "imaginary", "--data", "rendered:1"], "imaginary"),
         (["data", "info", "svhn:nowhere"], "nowhere"),
         (["data", "info", "rendered:3", "--image_size", "0"], "image_size"),
-        (["eval", "model.onnx", "--data", "rendered:1"], "only detect takes .onnx"),
+        (["eval", "model.onnx", "--data", "rendered:1"], "detect takes .onnx"),
         (["eval", "naive", "--data", "rendered:1", "--attack", "pgd", "--epsilon", "1e9"], "1e+09"),
         (["export", "naive", "--out", "x.pt2", "--format", "onnx"], "--format torch-export"),
         (["export", "naive", "--out", "x.onnx", "--format", "torch-export"], "NAME.pt2"),

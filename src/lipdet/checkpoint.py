@@ -112,8 +112,10 @@ def weights_file(spec: str) -> Path:
         InputError: there is no such weights file.
     """
     path = Path(spec)
-    if path.suffix == ".onnx":
-        raise InputError(f"{spec}: of the commands only detect takes .onnx files; name weights.")
+    if path.suffix in (".onnx", ".pt2"):
+        raise InputError(
+            f"{spec}: of exported files detect takes .onnx, and other commands none; name weights."
+        )
     if spec and path.is_dir():
         for name in (BEST, MODEL):
             if (path / name).is_file():

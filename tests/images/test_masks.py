@@ -71,6 +71,24 @@ def test_palettes_are_read_by_index_and_single_bits_as_0_and_1(tmp_path: Path) -
     assert [read_mask(file).tolist() for file in files if file] == [[[1, 0]], [[1, 0]]]
 
 
+@pytest.mark.parametrize("white", [255, 1])
+def test_single_bits_beside_bytes_are_the_same_class(tmp_path: Path, white: int) -> None:
+    folder = folder_of(tmp_path / "data", [[white, 0]], [[0, 0]])
+    Image.fromarray(np.array([[True, False]])).save(folder / "masks" / "1.png")
+    source = read_masks(folder)
+    assert source.class_names == ("background", "object")
+    files = [picture.mask for picture in source.pictures]
+    assert [read_mask(file).tolist() for file in files if file] == [[[1, 0]], [[1, 0]]]
+
+
+def test_greys_of_smoothed_edges_are_no_classes(tmp_path: Path) -> None:
+    folder = folder_of(tmp_path / "data", [list(range(0, 256, 5))])
+    with pytest.raises(InputError, match="52 different values, as smoothed edges do"):
+        read_masks(folder)
+    (folder / "classes.txt").write_text("".join(f"{number}\n" for number in range(255)))
+    assert len(read_masks(folder).class_names) == 255
+
+
 def test_what_has_no_other_half_is_skipped(tmp_path: Path) -> None:
     folder = folder_of(tmp_path / "data", [[0, 1]], [[0, 1]], [[0, 1]])
     (folder / "masks" / "0.png").unlink()

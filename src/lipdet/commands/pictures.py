@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -114,14 +115,15 @@ def _files_in(paths: Sequence[Path]) -> list[Path]:
 
 
 def _distinct_stems(paths: Sequence[Path]) -> list[str]:
-    """Number file stems that two pictures share; no number makes another picture's name."""
-    stems = [path.stem for path in paths]
-    names: list[str] = []
-    for number, stem in enumerate(stems, start=1):
-        name = stem
-        if stems.count(stem) > 1:
-            name = f"{stem}-{number}"
-            while name in stems or name in names:
-                name += f"-{number}"
-        names.append(name)
-    return names
+    """Number file stems that pictures share; no number makes another picture's name."""
+    shared = Counter(path.stem for path in paths)
+    names, numbers = set(shared), Counter[str]()
+    found = []
+    for path in paths:
+        name = path.stem
+        while shared[path.stem] > 1 and name in names:
+            numbers[path.stem] += 1
+            name = f"{path.stem}-{numbers[path.stem]}"
+        names.add(name)
+        found.append(name)
+    return found

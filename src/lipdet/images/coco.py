@@ -71,10 +71,12 @@ class Entry:
         return InputError(f"{_at(self.file, key, self.position)}: {name} {words}")
 
     def text(self, key: str) -> str:
-        """Return one of its texts, which must be there."""
+        """Return one of its texts, which must be there, in one line."""
         value = self.fields.get(key)
-        if not isinstance(value, str) or not value:
+        if not isinstance(value, str) or not value.strip():
             raise self.wrong(f"has no `{key}`; add it.")
+        if any(letter < " " for letter in value.strip()):
+            raise self.wrong(f"has a `{key}` with control characters, {value!r}; leave them out.")
         return value
 
     def size(self) -> tuple[int, int]:
@@ -137,7 +139,9 @@ def read_coco(file: Path) -> Source:
         if box is None:
             empty[image_id] += 1
         else:
-            crowd = bool(annotation.fields.get("iscrowd"))
+            crowd = annotation.fields.get("iscrowd", 0)
+            if crowd not in (0, 1):
+                raise annotation.wrong(f"has the `iscrowd` {crowd!r}, which must be 0 or 1.")
             (crowds if crowd else objects)[image_id].append((label, box))
 
     places = list(_places(file))

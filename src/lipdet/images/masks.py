@@ -5,8 +5,10 @@ Notable choices:
   stored, so of a palette the index, not the colour.
 - Names of the classes are the lines of FOLDER/classes.txt, in the order of their numbers.
 - 255 is ignored, as in Cityscapes, where there are more than two classes. Where masks hold no other
-  values than 0 and 255, or two classes are named and no mask holds a 1, it is the second class.
-- Without classes.txt two classes are called background and object, and more of them by number.
+  values than 0 and 255, or two classes are named and no mask holds a 1, it is the second class, as
+  is the white of a mask of one bit.
+- Without classes.txt two classes are called background and object, and more of them by number; but
+  not hundreds, which are the greys of smoothed edges.
 - A picture without a mask, a mask without a picture, and all but one of pictures that share a mask
   are listed in `skipped`.
 """
@@ -33,6 +35,7 @@ from lipdet.images.source import (
 from lipdet.types import IGNORED
 
 TWO_CLASSES = ("background", "object")
+MOST_UNNAMED = 32
 
 
 def read_masks(folder: Path) -> Source:
@@ -57,7 +60,7 @@ def read_masks(folder: Path) -> Source:
     found = {stem: _classes_in(masks[stem], pictures[stem]) for stem in both}
     every = set().union(*found.values())
     listed = folder / "classes.txt"
-    names = read_names(listed) if listed.is_file() else _names(every)
+    names = read_names(listed) if listed.is_file() else _names(every, folder)
     white = len(names) == 2 and 1 not in every
     known = {*range(len(names)), IGNORED}
     for stem, values in found.items():
@@ -87,29 +90,41 @@ def read_masks(folder: Path) -> Source:
 
 def read_mask(file: MaskFile) -> NDArray[np.uint8]:
     """Return the class of each pixel (H, W), or IGNORED."""
-    values = _values(file.path)
+    values, _ = _values(file.path)
     return np.where(values == IGNORED, np.uint8(1), values) if file.white else values
 
 
-def _names(values: set[int]) -> tuple[str, ...]:
+def _names(values: set[int], folder: Path) -> tuple[str, ...]:
+    if len(values) > MOST_UNNAMED:
+        raise InputError(
+            f"{folder}/masks hold {len(values)} different values, as smoothed edges do: store the "
+            "class of each pixel, or 0 and 255; or, if there are so many classes, name them in "
+            "classes.txt, one a line."
+        )
     largest = max(values - {IGNORED}, default=0)
     return TWO_CLASSES if largest < 2 else tuple(str(number) for number in range(largest + 1))
 
 
 def _classes_in(mask: Path, picture: Path) -> set[int]:
-    """Return the values of a mask; raise InputError if it does not fit its picture."""
-    values = _values(mask)
+    """Return the values of a mask, in which the white of one bit is 255.
+
+    Raises:
+        InputError: it does not fit its picture.
+    """
+    values, one_bit = _values(mask)
     width, height = picture_size(picture)
     if values.shape != (height, width):
         raise InputError(
             f"{mask}: has {values.shape[1]}×{values.shape[0]} pixels, but its picture "
             f"{width}×{height}."
         )
-    return set(np.unique(values).tolist())
+    found = set(np.unique(values).tolist())
+    return {IGNORED if value else 0 for value in found} if one_bit else found
 
 
-def _values(path: Path) -> NDArray[np.uint8]:
+def _values(path: Path) -> tuple[NDArray[np.uint8], bool]:
+    """Return the numbers of a mask (H, W), and whether they are of one bit."""
     with readable(path), Image.open(path) as image:
         if image.mode not in ("1", "L", "P"):
             raise ValueError("a mask has one number of 8 bits per pixel, not colours")
-        return np.asarray(image, np.uint8)
+        return np.asarray(image, np.uint8), image.mode == "1"

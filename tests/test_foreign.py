@@ -20,8 +20,8 @@ from PIL import Image
 from torch import nn
 
 from lipdet.attack import AttackSettings, attack_torchvision
+from lipdet.attack.foreign import ForeignDetector
 from lipdet.attack.settings import UNNAMED, WORST
-from lipdet.attack.torchvision_models import ForeignDetector
 from lipdet.boxes import AP_SELECTION
 from lipdet.checkpoint import load_any, save_detector
 from lipdet.cli import main

@@ -26,7 +26,6 @@ ALLOWED: dict[str, set[str]] = {
     "progress": set(),
     "hardware": BASE,
     "distributed": BASE,
-    "batch_norm": {"distributed"},
     "versions": set(),
     "results": BASE | {"types"},
     "__init__": {"pretrained"},
@@ -55,7 +54,7 @@ ALLOWED: dict[str, set[str]] = {
     | {"files", "norms", "segmenter"},
     "train": BASE
     | {"attack", "boxes", "checkpoint", "config", "detector", "evaluate", "images", "results"}
-    | {"batch_norm", "distributed", "files", "hardware", "progress", "segmenter", "types"}
+    | {"distributed", "files", "hardware", "progress", "segmenter", "types"}
     | {"versions"},
 }
 # These stand at the end of the way and may import all before them; nothing before imports them.

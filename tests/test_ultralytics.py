@@ -18,7 +18,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from lipdet.attack.torchvision_models import ForeignDetector
+from lipdet.attack.foreign import ForeignDetector
 from lipdet.boxes import AP_SELECTION
 from lipdet.checkpoint import load_any
 from lipdet.cli import main

@@ -22,7 +22,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor, nn
 
-from lipdet.attack.torchvision_models import ForeignDetector
+from lipdet.attack.foreign import ForeignDetector
 from lipdet.config import NetworkConfig, SegmenterConfig, network_config, stored
 from lipdet.detector import ARCHITECTURES, SSD, build_detector
 from lipdet.errors import InputError
@@ -97,7 +97,7 @@ class LoadedSegmenter:
 
 # Made of lipdet's parts, or not.
 AnyDetector = LoadedDetector | ForeignDetector
-Own = LoadedDetector | LoadedSegmenter
+LoadedNetwork = LoadedDetector | LoadedSegmenter
 
 
 def packaged_names() -> list[str]:
@@ -157,7 +157,7 @@ def load_any(spec: str) -> AnyDetector:
     return loaded
 
 
-def load_own(spec: str) -> Own:
+def load_own(spec: str) -> LoadedNetwork:
     """Build the network that a weights file describes, or the detector of a callable of the user's.
 
     Args:
@@ -235,7 +235,7 @@ def load_segmenter(spec: str) -> LoadedSegmenter:
     return loaded
 
 
-def _load_weights(spec: str) -> Own:
+def _load_weights(spec: str) -> LoadedNetwork:
     path = weights_file(spec)
     tensors, info = read_tensors(path)
     if path.name == BEST:

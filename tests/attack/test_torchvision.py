@@ -11,8 +11,8 @@ from torchvision.models import detection
 
 from lipdet.attack import AttackSettings, attack_torchvision
 from lipdet.attack.attackable import raisable
+from lipdet.attack.foreign import ForeignDetector
 from lipdet.attack.settings import single_attacks
-from lipdet.attack.torchvision_models import ForeignDetector
 from lipdet.boxes import AP_SELECTION
 from lipdet.errors import InputError
 from lipdet.types import Target

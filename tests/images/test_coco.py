@@ -85,7 +85,10 @@ def edit(change: Callable[[dict[str, Any]], object]) -> dict[str, Any]:
         (lambda r: r["annotations"][0].update(bbox=["x"] * 4), "annotation 11 .* four numbers"),
         (lambda r: r["annotations"][0].update(bbox=[10**400, 2, 3, 4]), "11 .* four numbers"),
         (lambda r: r["annotations"][0].update(bbox=[1, 1, 1, float("nan")]), "11 .* not finite"),
-        (lambda r: r["images"][0].update(file_name="nowhere.png"), "image 7 is in none of .*images"),
+        (
+            lambda r: r["images"][0].update(file_name="nowhere.png"),
+            "image 7 is in none of .*images",
+        ),
         (lambda r: r["images"][0].update(width=30, height=40), "30x40, but .* is 40x30"),
     ],
 )

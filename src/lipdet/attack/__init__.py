@@ -1,6 +1,7 @@
 """Attacks that deserve the name: projected gradients and random search on detectors."""
 
 from lipdet.attack.damage import recall
+from lipdet.attack.foreign import attack_torchvision
 from lipdet.attack.gradient import attack_batch, attack_images
 from lipdet.attack.loop import climb
 from lipdet.attack.objectives import OBJECTIVES
@@ -20,7 +21,6 @@ from lipdet.attack.settings import (
     parse_epsilon,
 )
 from lipdet.attack.square import square_attack
-from lipdet.attack.torchvision_models import attack_torchvision
 
 __all__ = [
     "DEFAULT_OBJECTIVE",

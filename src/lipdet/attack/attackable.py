@@ -1,6 +1,6 @@
 """What attacks and evaluations ask of a detector, answered by lipdet's own.
 
-`torchvision_models` answers the same for detectors that lipdet did not build.
+`foreign` answers the same for detectors that lipdet did not build.
 """
 
 from __future__ import annotations
@@ -53,7 +53,7 @@ class Attackable(Protocol):
 
 
 @dataclass(frozen=True)
-class Own:
+class AttackableSSD:
     """A detector of lipdet's, attacked by its raw output."""
 
     detector: SSD
@@ -93,7 +93,7 @@ class Own:
 
 def attackable(detector: SSD | Attackable) -> Attackable:
     """Return what attacks ask a detector through."""
-    return Own(detector) if isinstance(detector, SSD) else detector
+    return AttackableSSD(detector) if isinstance(detector, SSD) else detector
 
 
 def raisable(detector: SSD | Attackable, attacks: Sequence[AttackSettings]) -> list[AttackSettings]:

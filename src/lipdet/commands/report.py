@@ -7,9 +7,9 @@ from dataclasses import replace
 from pathlib import Path
 
 from lipdet.attack import AttackSettings
+from lipdet.attack.foreign import ForeignDetector
 from lipdet.attack.pixels import PixelSettings
 from lipdet.attack.settings import AttackName, default_steps
-from lipdet.attack.torchvision_models import ForeignDetector
 from lipdet.checkpoint import LoadedDetector, LoadedSegmenter, load_network
 from lipdet.commands.attack_options import EPSILON_HELP, parse_epsilons
 from lipdet.commands.options import (

@@ -8,7 +8,7 @@ from dataclasses import replace
 
 from lipdet.attack import detect
 from lipdet.attack.attackable import Attackable, attackable
-from lipdet.attack.torchvision_models import ForeignDetector
+from lipdet.attack.foreign import ForeignDetector
 from lipdet.boxes import AP_SELECTION, Selection
 from lipdet.checkpoint import AnyDetector, LoadedDetector, certifiable
 from lipdet.detector import SSD

@@ -15,7 +15,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from lipdet import distributed
-from lipdet.attack.torchvision_models import ForeignDetector
+from lipdet.attack.foreign import ForeignDetector
 from lipdet.checkpoint import AnyDetector, LoadedDetector
 from lipdet.errors import InputError
 from lipdet.evaluate.attacked import Campaign, attack_passes

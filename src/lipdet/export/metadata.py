@@ -21,7 +21,7 @@ from torch import Tensor
 from lipdet.boxes import BoxCoding, Decoder, Scores, Selection, SigmoidScores, SoftmaxScores
 from lipdet.certificate.constants.outputs import output_bounds
 from lipdet.certificate.pixels import PixelBounds, bounds_of_pixels
-from lipdet.checkpoint import LoadedSegmenter, Own
+from lipdet.checkpoint import LoadedNetwork, LoadedSegmenter
 from lipdet.config import NetworkConfig, stored
 from lipdet.detector import SSD
 from lipdet.errors import UnknownLipschitz
@@ -37,7 +37,9 @@ UNITS = {"norm": "L2", "epsilon": "over all input values, in [0, 1] pixel units 
 MEASURED = 8
 
 
-def describe(loaded: Own, images: Tensor, selection: Selection | None = None) -> dict[str, Any]:
+def describe(
+    loaded: LoadedNetwork, images: Tensor, selection: Selection | None = None
+) -> dict[str, Any]:
     """Tell what is known before the file is checked; docs/export.md explains each entry.
 
     Args:

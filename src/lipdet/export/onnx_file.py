@@ -31,7 +31,7 @@ from torch import Tensor
 
 from lipdet.boxes import Selection
 from lipdet.boxes.scores import logit
-from lipdet.checkpoint import LoadedSegmenter, Own
+from lipdet.checkpoint import LoadedNetwork, LoadedSegmenter
 from lipdet.detector import SSD
 from lipdet.errors import InputError
 from lipdet.export.metadata import KEY, describe
@@ -80,7 +80,7 @@ detections (float[batch, {anchors}, 4] decoded, float[batch, {classes}, {anchors
 
 
 def export_onnx(
-    loaded: Own,
+    loaded: LoadedNetwork,
     out: Path,
     images: Tensor,
     detections: bool = False,

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.export import Dim, ExportedProgram
 
-from lipdet.checkpoint import LoadedSegmenter, Own
+from lipdet.checkpoint import LoadedNetwork, LoadedSegmenter
 from lipdet.detector import SSD
 from lipdet.export.metadata import KEY, describe
 from lipdet.export.verify import verify
@@ -56,7 +56,7 @@ class Outputs(nn.Module):
         return logits, offsets, self.decoder.boxes(offsets), votes.transpose(1, 2)
 
 
-def network_of(loaded: Own) -> SSD | Segmenter:
+def network_of(loaded: LoadedNetwork) -> SSD | Segmenter:
     """Return what is exported."""
     return loaded.segmenter if isinstance(loaded, LoadedSegmenter) else loaded.detector
 
@@ -82,7 +82,7 @@ def traced(network: SSD | Segmenter, scored: bool = False) -> ExportedProgram:
     return torch.export.export(folded, (example,), dynamic_shapes=({0: Dim("batch")},))
 
 
-def export_torch(loaded: Own, out: Path, images: Tensor) -> dict[str, Any]:
+def export_torch(loaded: LoadedNetwork, out: Path, images: Tensor) -> dict[str, Any]:
     """Write a network's raw outputs as a .pt2 file; the metadata is `lipdet.json` in it.
 
     Args:

@@ -19,7 +19,7 @@ from lipdet.certificate.conditions.certify import certified_up_to
 from lipdet.certificate.conditions.ground_truth import ground_truth_of
 from lipdet.certificate.pixels import margins_of
 from lipdet.certificate.verifier import Verifier, verifier_of
-from lipdet.checkpoint import LoadedSegmenter, Own
+from lipdet.checkpoint import LoadedNetwork, LoadedSegmenter
 from lipdet.detector import SSD
 from lipdet.errors import InputError, UnknownLipschitz
 from lipdet.export.metadata import read_bounds
@@ -41,7 +41,9 @@ CERTIFIED_PIXELS, LEAST_CERTIFIED = 110_000, 2
 Network = Callable[[Tensor], RawOutput | Tensor]
 
 
-def verify(loaded: Own, exported: Network, metadata: dict[str, Any], images: Tensor) -> None:
+def verify(
+    loaded: LoadedNetwork, exported: Network, metadata: dict[str, Any], images: Tensor
+) -> None:
     """Compare an exported network with its original, and add to its metadata what was found.
 
     What a segmenter's logits differ by is added to what certificates allow for rounding.

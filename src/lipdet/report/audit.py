@@ -8,7 +8,7 @@ from typing import Any
 from rich.table import Table
 from torch import nn
 
-from lipdet.attack.torchvision_models import ForeignDetector
+from lipdet.attack.foreign import ForeignDetector
 from lipdet.certificate.constants.outputs import propagate_detector
 from lipdet.detector import SSD
 from lipdet.errors import UnknownLipschitz

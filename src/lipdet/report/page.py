@@ -8,7 +8,7 @@ from html import escape
 from pathlib import Path
 from typing import Any
 
-from lipdet.attack.torchvision_models import ForeignDetector
+from lipdet.attack.foreign import ForeignDetector
 from lipdet.files import write_complete
 from lipdet.report import sections
 from lipdet.report.architecture import draw_architecture, draw_presets

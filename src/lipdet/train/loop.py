@@ -21,7 +21,6 @@ import torch
 
 from lipdet import distributed
 from lipdet.attack import AttackSettings, attack_batch
-from lipdet.batch_norm import share_batch_statistics
 from lipdet.checkpoint import BEST, LAST, save_detector
 from lipdet.detector import SSD
 from lipdet.detector.matching import PaddedTargets
@@ -29,6 +28,7 @@ from lipdet.errors import InputError, NonFiniteLossError
 from lipdet.hardware import chosen_device, computes_in_bf16, keep_freed_memory
 from lipdet.images.augment import augment
 from lipdet.progress import console, progress_bar
+from lipdet.train.batch_norm import share_batch_statistics
 from lipdet.train.job import Job, save_job
 from lipdet.train.log import Stopwatch, TrainLog, check_tensorboard
 from lipdet.train.setup import Setup, set_up, summary_of

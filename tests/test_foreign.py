@@ -141,10 +141,11 @@ def own(mine: Path) -> Path:
 
 
 def measured(*words: str) -> dict[str, Any]:
-    """What `lipdet eval` writes, but for names and times."""
+    """What `lipdet eval` writes, but for what says whose it is, and times."""
     main(["eval", *words, "--json", "result.json", "--quiet"])
     result: dict[str, Any] = json.loads(Path("result.json").read_text())
-    return {key: value for key, value in result.items() if key not in ("weights", "seconds")}
+    whose = "weights", "weights_hash", "seconds"
+    return {key: value for key, value in result.items() if key not in whose}
 
 
 def refusal(capsys: pytest.CaptureFixture[str], *words: str) -> str:

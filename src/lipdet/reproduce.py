@@ -18,7 +18,7 @@ from pathlib import Path
 import torch
 
 from lipdet.attack import AttackSettings
-from lipdet.attack.settings import single_attacks
+from lipdet.attack.settings import default_steps, single_attacks
 from lipdet.checkpoint import LoadedDetector, load_detector, packaged_names
 from lipdet.config import PRESETS
 from lipdet.evaluate.attacked import Campaign, attack_pack, prepare, worst
@@ -37,7 +37,7 @@ from lipdet.report.table import comparison_markdown
 from lipdet.results import EvaluationResult, WorkingPoint
 from lipdet.train import train
 from lipdet.train.job import Job
-from lipdet.types import Detections, Framing
+from lipdet.types import Canvas, Detections, Framing
 
 EPSILONS = (0.1, 0.25, 0.5, 1.0)
 RECALLS = (0.25, 0.5, 0.75)
@@ -57,7 +57,7 @@ class Effort:
         training: SPECs that rows without packaged weights are trained on.
         epochs: of each training; 0 leaves the preset's.
         pictures: of the data to evaluate on; None for all.
-        steps: of each attack.
+        steps: of each attack; None for as many as the canvas of a row wants.
         packaged: whether weights of the package are used where there are any.
         epsilons: L2 radii of attacks and certificates.
     """
@@ -65,12 +65,12 @@ class Effort:
     training: tuple[str, ...]
     epochs: int
     pictures: int | None
-    steps: int
+    steps: int | None
     packaged: bool
     epsilons: tuple[float, ...] = EPSILONS
 
 
-FULL = Effort(("rendered:20000",), 0, None, 50, True)
+FULL = Effort(("rendered:20000",), 0, None, None, True)
 QUICK = Effort(("rendered:4000",), 2, 24, 10, False)
 
 
@@ -96,9 +96,9 @@ def reproduce(
     Returns:
         The rows, each the json object of `lipdet eval` with `working_points`.
     """
-    first = AttackSettings(effort.epsilons[0], steps=effort.steps, seed=seed)
-    # Data that cannot be used are refused before hours of training.
+    # Settings and data that cannot be used are refused before hours of training.
     framings = list(dict.fromkeys(map(framing_of, rows)))
+    settings = {framing: settings_for(framing.canvas, effort, seed) for framing in framings}
     opened = [open_data(data, "test", framing, seed) for framing in framings]
     opened = [pack.head(effort.pictures or len(pack)) for pack in opened]
     packs = dict(zip(framings, opened, strict=True))
@@ -113,7 +113,7 @@ def reproduce(
         results.append(measured(loaded, pack, out / "state", effort, seed))
         # A row can be read before the last one is done.
         write_json(out / "rows" / f"{loaded.name}.json", results[-1])
-        attacks = single_attacks("worst", first)
+        attacks = single_attacks("worst", settings[loaded.framing])
         inspections.append(inspect_detector(loaded, pack, shown[loaded.framing], attacks))
     write_json(out / "results.json", results)
     write_complete(out / "table.md", comparison_markdown(results))
@@ -145,11 +145,17 @@ def detector_of(row: str, out: Path, effort: Effort, seed: int) -> LoadedDetecto
     return dataclasses.replace(load_detector(str(run)), name=row)
 
 
+def settings_for(canvas: Canvas, effort: Effort, seed: int) -> AttackSettings:
+    """Return the settings of attacks on a canvas, at the first radius."""
+    steps = default_steps(canvas) if effort.steps is None else effort.steps
+    return AttackSettings(effort.epsilons[0], steps=steps, seed=seed)
+
+
 def measured(
     loaded: LoadedDetector, pack: Pack, state: Path, effort: Effort, seed: int
 ) -> EvaluationResult:
     """Measure clean, attacked and certified AP of one row, with intervals and false positives."""
-    settings = AttackSettings(effort.epsilons[0], steps=effort.steps, seed=seed)
+    settings = settings_for(loaded.framing.canvas, effort, seed)
     campaign = Campaign("worst", effort.epsilons, settings)
     kept = State.of(state, loaded.detector)
     result = evaluate(loaded, pack, seed, campaign, effort.epsilons, kept)

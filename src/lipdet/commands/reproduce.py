@@ -43,7 +43,10 @@ def parser() -> Parser:
         "--epsilon", nargs="+", metavar="E", help=f"{EPSILON_HELP} (default: {DEFAULT})"
     )
     parser.add_argument(
-        "--steps", type=int, metavar="N", help=f"steps of each attack (default: {FULL.steps})"
+        "--steps",
+        type=int,
+        metavar="N",
+        help="steps of each attack (default: 50, and 100 on canvases of more than 10,000 pixels)",
     )
     parser.add_argument(
         "--quick",

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import types
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
+from dataclasses import replace
+from functools import cache
 from typing import Any
 
 import pytest
@@ -18,17 +21,21 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from lipdet import Detector
 from lipdet.boxes import SigmoidScores
 from lipdet.checkpoint import LoadedDetector
-from lipdet.detector import SSD
+from lipdet.config import PRESETS
+from lipdet.detector import SSD, build_detector
 from lipdet.errors import UnknownLipschitz
 from lipdet.layers import MaxMin
-from tests.certificate.detectors import small_detector
+from lipdet.types import Canvas
 
 pytestmark = pytest.mark.slow
 
 
 @pytest.fixture
 def detector() -> Detector:
-    return Detector(LoadedDetector("small", small_detector(), {}))
+    """Of code that is the package's alone."""
+    torch.manual_seed(0)
+    config = replace(PRESETS["certified-small"].detector, canvas=Canvas(32, 32))
+    return Detector(LoadedDetector("small", build_detector(config).eval(), {}))
 
 
 def _first(network: SSD) -> nn.Parameter:
@@ -96,30 +103,37 @@ class Acting(nn.Module):
         return [self.function(one) for one in self.backbone(images)]
 
 
-def _steep(x: Tensor) -> Tensor:
-    return 10 * x
-
-
 def _forward(self: Acting, images: Tensor) -> list[Tensor]:
     return [10 * one for one in self.backbone(images)]
 
 
+SETTINGS = types.ModuleType("settings")
+
+
+@cache
+def _factor() -> float:
+    return float(SETTINGS.factor)
+
+
 @pytest.mark.parametrize(
-    ("before", "after"),
+    "function",
     [
-        (lambda x: 1 * x, lambda x: 10 * x),
-        (functional.relu, functional.leaky_relu),
-        (functional.relu, _steep),
+        lambda x: SETTINGS.factor * x,
+        lambda x: (lambda y: SETTINGS.factor * y)(x),
+        lambda x: _factor() * x,
     ],
+    ids=["module", "nested", "cached"],
 )
-def test_another_function_is_noticed(
-    detector: Detector, before: Callable[[Tensor], Tensor], after: Callable[[Tensor], Tensor]
+def test_what_code_of_the_user_s_depends_on_is_looked_at_at_every_call(
+    detector: Detector, function: Callable[[Tensor], Tensor]
 ) -> None:
-    backbone = detector.network.backbone = Acting(detector.network.backbone, before)
-    first = detector._verifier
-    assert detector._verifier is first
-    backbone.function = after
-    assert detector._verifier is not first
+    detector.network.backbone = Acting(detector.network.backbone, function)
+    found = []
+    for factor in (1.0, 10.0):
+        SETTINGS.factor = factor  # type: ignore[attr-defined]
+        _factor.cache_clear()
+        found.append(detector._verifier.bounds.features)
+    assert found[1] == pytest.approx([10 * one for one in found[0]])
 
 
 def test_another_method_of_a_class_is_noticed(
@@ -142,7 +156,6 @@ def test_replaced_code_of_torch_or_this_package_is_noticed(
     before = detector._verifier
     for home, name in (
         (MaxMin, "forward"),
-        (nn.Conv2d, "_conv_forward"),
         (functional, "conv2d"),
         (torch, "relu"),
         (Tensor, "relu"),

@@ -16,6 +16,7 @@ from lipdet.detector.forward import BATCH_SIZE
 from lipdet.errors import InputError
 from lipdet.images.crop import Region
 from lipdet.images.source import Picture, as_rgb
+from lipdet.lipschitz.same_function import is_as_defined
 from lipdet.lipschitz.state import kept_by
 from lipdet.reading import (
     Detection,
@@ -236,8 +237,10 @@ class Detector:
 
         All that it keeps is looked at: hooks, the code of functions and classes, and the values of
         weights, since `parameter.data` changes without a trace; and what of torch changes what it
-        computes.
+        computes. What code of the user's depends on cannot be known: it is bounded at every call.
         """
+        if not is_as_defined(self.network):
+            return verifier_of(self.network, self.network.display)
         state = kept_by(self.network)
         if self._bounded is None or self._bounded[0] != state:
             self._bounded = state, verifier_of(self.network, self.network.display)

@@ -214,6 +214,10 @@ UNKNOWN = {
     "group norm": (lambda: nn.Sequential(nn.GroupNorm(1, 3)), 'GroupNorm at "0": it has no rule'),
     "mean": (lambda: Apply(lambda x: x.mean()), "mixes images"),
     "early softplus": (lambda: nn.Softplus(threshold=2), "threshold of at least 20"),
+    "softplus in float64": (
+        lambda: nn.Sequential(conv(torch.ones(3, 3, 1, 1)), nn.Softplus()).double(),
+        "in float64 of 33",
+    ),
     "pad": (lambda: Apply(lambda x: functional.pad(x, (1,) * 6, mode="circular")), "width only"),
     "batch norm": (lambda: nn.Sequential(nn.Conv2d(3, 3, 1), nn.BatchNorm2d(3)), r"Norm2d.*eval"),
     "no statistics": (lambda: nn.BatchNorm2d(3, track_running_stats=False).eval(), "batch statis"),

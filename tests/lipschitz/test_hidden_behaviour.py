@@ -6,9 +6,10 @@ import copy
 import operator
 import random
 import threading
+import weakref
 from collections.abc import Callable, Iterator, Mapping
 from functools import partial
-from typing import Any, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 import numpy as np
 import pytest
@@ -519,6 +520,37 @@ def global_hook(request: pytest.FixtureRequest) -> Iterator[None]:
 def test_hooks_of_all_modules_are_seen(network: nn.Module) -> None:
     with pytest.raises(UnknownLipschitz, match="hooks of all modules"):
         lipschitz_bound(network, SHAPE)
+
+
+class ByRegistry(nn.Module):
+    """Computes what stands under itself in a table, where no copy of it stands."""
+
+    FACTORS: ClassVar = weakref.WeakKeyDictionary[nn.Module, float]()
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.FACTORS.get(self, 1.0) * x
+
+
+class Forgetting(nn.Module):
+    """Loses its factor as it is copied."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.factor = 100.0
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**vars(self), "factor": 1.0}
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.factor * x
+
+
+@pytest.mark.parametrize("kind", [ByRegistry, Forgetting])
+def test_a_module_that_its_copy_is_not_is_refused(kind: type[nn.Module]) -> None:
+    module = kind()
+    ByRegistry.FACTORS[module] = 100.0
+    with pytest.raises(UnknownLipschitz, match="something else"):
+        lipschitz_bound(nn.Sequential(nn.ReLU(), module), SHAPE)
 
 
 def test_the_user_s_module_is_not_changed_by_the_proof() -> None:

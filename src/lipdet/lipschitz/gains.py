@@ -86,9 +86,12 @@ def prelu(x: Tensor, weight: Tensor) -> float:
 
 def softplus(x: Tensor, beta: float = 1.0, threshold: float = 20.0) -> float:
     """Bound the slope σ(βx) ≤ 1."""
-    # At the threshold the function jumps down to the identity: from 20 on by less than rounding.
-    if not (beta > 0 and threshold >= 20):
-        raise UnknownLipschitz("softplus needs a positive beta and a threshold of at least 20")
+    # At the threshold the function jumps down to the identity, which must be less than rounding.
+    jump, unit = math.exp(-threshold), torch.finfo(x.dtype).eps
+    if not (beta > 0 and threshold >= 20 and jump <= threshold * unit):
+        raise UnknownLipschitz(
+            "softplus needs a positive beta and a threshold of at least 20, in float64 of 33"
+        )
     return 1.0
 
 

@@ -74,7 +74,7 @@ def prove_same(module: nn.Module, meaning: Network, x: Tensor, what: str) -> Non
     """Prove that a module computes a function, at every input of x's shape.
 
     Args:
-        module: as it is used; it runs in a copy.
+        module: as it is used; it runs in a copy, and itself only once nothing changes as that runs.
         meaning: the function.
         x: an input.
         what: begins the message, with what does not compute as the module.
@@ -101,6 +101,8 @@ def prove_same(module: nn.Module, meaning: Network, x: Tensor, what: str) -> Non
         _check_values(in_copy, meaning, x, MODES)
         if _state(in_copy) != before:
             raise UnknownLipschitz("its attributes or random numbers change as it runs")
+        # What makes the copy compute something else, such as a registry of modules, shows here.
+        _check_values(module, meaning, x, AS_DEFINED)
     except UnknownLipschitz as error:
         raise UnknownLipschitz(f"{what}: {str(error).rstrip('.')}.") from None
     except Exception as error:

@@ -85,7 +85,7 @@ def prelu(x: Tensor, weight: Tensor) -> float:
 
 
 def softplus(x: Tensor, beta: float = 1.0, threshold: float = 20.0) -> float:
-    """Bound the slope σ(βx) ≤ 1."""
+    """Bound the slope σ(βx) ≤ 1, in the precision of x."""
     # At the threshold the function jumps down to the identity, which must be less than rounding.
     jump, unit = math.exp(-threshold), torch.finfo(x.dtype).eps
     if not (beta > 0 and threshold >= 20 and jump <= threshold * unit):

@@ -98,6 +98,11 @@ def _pass(network: Network, images: Tensor) -> RawOutput:
     return network(images)
 
 
+# Models that are frozen now, by their ids; one thread at a time freezes or melts one.
+_FROZEN: dict[int, _Ice] = {}
+_FREEZING = threading.Lock()
+
+
 @contextmanager
 def frozen(model: nn.Module) -> Iterator[None]:
     """Freeze a model in eval mode; afterwards every module has its own mode again.
@@ -142,7 +147,3 @@ class _Ice:
                 module.train(mode)
         for parameter in self.asked:
             parameter.requires_grad_(True)
-
-
-_FREEZING = threading.Lock()
-_FROZEN: dict[int, _Ice] = {}

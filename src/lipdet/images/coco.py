@@ -139,7 +139,7 @@ def read_coco(file: Path) -> Source:
         if box is None:
             empty[image_id] += 1
         else:
-            crowd = annotation.fields.get("iscrowd", 0)
+            crowd = annotation.fields.get("iscrowd") or 0
             if crowd not in (0, 1):
                 raise annotation.wrong(f"has the `iscrowd` {crowd!r}, which must be 0 or 1.")
             (crowds if crowd else objects)[image_id].append((label, box))

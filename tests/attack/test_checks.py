@@ -5,16 +5,19 @@ from __future__ import annotations
 import copy
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
-from torch import nn
+from torch import Tensor, nn
 
-from lipdet.attack import AttackSettings
+from lipdet.attack import AttackSettings, attack_batch
 from lipdet.checkpoint import load_detector
 from lipdet.detector import SSD
+from lipdet.errors import InputError
 from lipdet.evaluate import attack_curves
 from lipdet.evaluate.attack_checks import judge
 from lipdet.evaluate.attack_curves import Curves, measure_attack
+from lipdet.evaluate.chunks import State
 from lipdet.images.pack import Pack
 from lipdet.report.attack_checks import plot_checks
 
@@ -97,6 +100,38 @@ def test_a_weakened_attack_fails(doors: Pack) -> None:
     )
     failed = {check.name for check in judge(curves).checks if not check.passed}
     assert {"AP collapses", "the objective rises to a plateau"} <= failed
+
+
+@pytest.mark.usefixtures("short")
+def test_checks_go_on_where_they_were_interrupted(
+    doors: Pack, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    detector, pack = load_detector("naive").detector, doors.head(1)
+    settings, state = AttackSettings(0.0, steps=2), State.of(tmp_path, detector)
+    whole = measure_attack(detector, pack, settings)
+    attacks: list[AttackSettings] = []
+
+    def interrupted(*args: Any, **options: Any) -> Tensor:
+        if len(attacks) == 10:
+            raise KeyboardInterrupt
+        return counted(*args, **options)
+
+    def counted(*args: Any, **options: Any) -> Tensor:
+        attacks.append(args[3])
+        return attack_batch(*args, **options)
+
+    monkeypatch.setattr(attack_curves, "attack_batch", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        measure_attack(detector, pack, settings, state=state)
+    monkeypatch.setattr(attack_curves, "attack_batch", counted)
+    assert measure_attack(detector, pack, settings, state=state) == whole
+    # Both radii, of four objectives each, were there; what was begun after them is done again.
+    assert attacks[10:12] == attacks[8:10]
+    assert measure_attack(detector, pack, replace(settings, seed=1), state=state) != whole
+    [file] = (tmp_path / "checks").glob("*.json")
+    file.write_text("{")
+    with pytest.raises(InputError, match="delete it"):
+        measure_attack(detector, pack, settings, state=state)
 
 
 def through_batch_statistics(detector: SSD) -> SSD:

@@ -15,6 +15,7 @@ from lipdet.commands.options import (
     Parser,
     check_plot,
     check_positive,
+    check_state,
     check_writable,
     verb_parser,
     write_json,
@@ -22,6 +23,7 @@ from lipdet.commands.options import (
 from lipdet.errors import InputError
 from lipdet.evaluate.attack_checks import judge
 from lipdet.evaluate.attack_curves import measure_attack
+from lipdet.evaluate.chunks import State
 from lipdet.evaluate.run import in_classes_of
 from lipdet.hardware import DeviceName, measuring_device
 from lipdet.images.spec import open_data
@@ -55,6 +57,7 @@ def run(
     seed: int = 0,
     transfer: str | None = None,
     plot: Path | None = None,
+    state: Path | None = None,
     device: DeviceName | None = None,
     json: Path | None = None,  # the option is called --json
 ) -> None:
@@ -71,6 +74,7 @@ def run(
         seed: of crops, rendered pictures and random choices.
         transfer: DETECTOR to transfer an attack from; without it, a copy with weights 5 % off.
         plot: file for the figure; its ending chooses the format.
+        state: folder that keeps finished parts, for going on after an interruption.
         device: cpu or cuda; by default the GPU if there is one.
         json: file for the result; `-` prints it instead of the table.
     """
@@ -78,6 +82,7 @@ def run(
     check_positive("--steps", steps)
     check_writable(json)
     check_plot(plot)
+    check_state(state, [detector, *([transfer] if transfer else [])])
     # No radius is the subject here: the checks sweep over all.
     settings = AttackSettings(0.0, schedule=attack, restarts=restarts, seed=seed)
     single_attacks(attack, settings, objective)  # refused before anything is loaded
@@ -92,7 +97,9 @@ def run(
             "be transferred at one size."
         )
     pack = in_classes_of(loaded, open_data(data, "test", loaded.framing, seed).head(limit))
-    report = judge(measure_attack(loaded.detector, pack, settings, objective, other))
+    kept = State.of(state, loaded.detector)
+    curves = measure_attack(loaded.detector, pack, settings, objective, other, state=kept)
+    report = judge(curves)
     if plot is not None:
         plot_checks(report, plot)
     result = {

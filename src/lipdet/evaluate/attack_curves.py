@@ -6,14 +6,18 @@ Notable choices:
 - Where no objective is named, the attack is what is tried then: of several results each picture
   takes the one that costs AP50 most. Its loss, and what Square raises, are of the first objective.
 - Without another detector, transfer comes from a copy whose weights are a few percent off.
+- What attacks left is written to the state folder after each: on large canvases all of them take
+  more than an hour.
 """
 
 from __future__ import annotations
 
 import copy
+import json
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from typing import Any
+from pathlib import Path
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -22,12 +26,13 @@ from lipdet.attack import AttackSettings, attack_batch, detect, square_attack
 from lipdet.attack.attackable import attackable
 from lipdet.attack.balls import BALLS
 from lipdet.attack.gradient import random_start
-from lipdet.attack.loop import OnStep
 from lipdet.attack.settings import WORST, single_attacks
 from lipdet.detector import SSD
 from lipdet.errors import InputError
 from lipdet.evaluate.attacked import prepare, worst
 from lipdet.evaluate.average_precision import average_precision
+from lipdet.evaluate.chunks import State, weights_hash
+from lipdet.files import write_json
 from lipdet.images.pack import Pack
 from lipdet.progress import progress_bar
 from lipdet.types import Detections
@@ -77,6 +82,37 @@ class Curves:
     loss: list[float]
 
 
+class Left(NamedTuple):
+    """What an attack left.
+
+    Attributes:
+        ap50: as a fraction.
+        loss: mean over images of the best value of its first objective, at each step.
+    """
+
+    ap50: float
+    loss: list[float]
+
+
+class _Kept:
+    """What attacks left, in a file that earlier runs may have begun; in memory if there is none."""
+
+    def __init__(self, file: Path | None) -> None:
+        self.file = file
+        self.left: dict[str, tuple[float, list[float]]] = {}
+        if file is not None and file.is_file():
+            try:
+                self.left = json.loads(file.read_text())
+            except ValueError:
+                raise InputError(f"{file} is no json: delete it, and it is made again.") from None
+
+    def add(self, attack: str, left: Left) -> None:
+        self.left[attack] = left
+        if self.file is not None:
+            self.file.parent.mkdir(parents=True, exist_ok=True)
+            write_json(self.file, self.left)
+
+
 class _Bench:
     """A detector with pictures on it, and AP50 under whatever is done to them.
 
@@ -90,10 +126,11 @@ class _Bench:
         pack: Pack,
         settings: AttackSettings,
         objective: str | None,
+        kept: _Kept,
         tick: Tick,
     ) -> None:
         self.detector, self.source, self.pack, self.settings = detector, source, pack, settings
-        self.objective, self.tick = objective, tick
+        self.objective, self.kept, self.tick = objective, kept, tick
         self.images = pack.pixels(range(len(pack))).to(detector.default_boxes)
         self.targets = [pack.target(index) for index in range(len(pack))]
 
@@ -108,24 +145,32 @@ class _Bench:
         return average_precision(self.targets, found, self.pack.class_names)["ap50"]
 
     def attacked(
-        self,
-        source: SSD | None = None,
-        on_step: OnStep | None = None,
-        objective: str | None = None,
-        **changes: Any,
-    ) -> float:
-        def told(step: int, places: Tensor, values: Tensor) -> None:
-            self.tick(len(places))
-            if on_step and not found:
-                on_step(step, places, values)
+        self, source: SSD | None = None, objective: str | None = None, **changes: Any
+    ) -> Left:
+        singles = self.singles(objective, **changes)
+        return self._once(
+            f"{'transferred' if source else 'own'} {singles}",
+            sum(one.restarts * (one.steps + 1) for one in singles),
+            lambda: self._attacked(source or self.source, singles),
+        )
 
-        found: list[list[Detections]] = []
-        for single in self.singles(objective, **changes):
-            images = attack_batch(
-                source or self.source, self.images, self.targets, single, on_step=told
+    def _once(self, attack: str, evaluations: int, measure: Callable[[], Left]) -> Left:
+        if attack in self.kept.left:
+            self.tick(evaluations * len(self.images))
+        else:
+            self.kept.add(attack, measure())
+        return Left(*self.kept.left[attack])
+
+    def _attacked(self, source: SSD, singles: list[AttackSettings]) -> Left:
+        losses = [_Losses(len(self.images), single.steps, self.tick) for single in singles]
+        found = [
+            detect(
+                self.detector,
+                attack_batch(source, self.images, self.targets, single, on_step=of_single),
             )
-            found.append(detect(self.detector, images))
-        return self.ap50_of(worst(found, self.pack))
+            for single, of_single in zip(singles, losses, strict=True)
+        ]
+        return Left(self.ap50_of(worst(found, self.pack)), losses[0].mean())
 
     def noise(self, epsilon: float) -> float:
         seeds = [(self.settings.seed, index, NOISE) for index in range(len(self.images))]
@@ -133,25 +178,32 @@ class _Bench:
         return self.ap50(random_start(self.images, ball, seeds))
 
     def square(self, epsilon: float) -> float:
-        seeds = [(self.settings.seed, index) for index in range(len(self.images))]
-        with attackable(self.detector).raising(self.singles()[0].objective) as objective_of:
+        first = self.singles(epsilon=epsilon)[0]
+        return self._once(f"square {first}", QUERIES, lambda: Left(self._square(first), [])).ap50
+
+    def _square(self, settings: AttackSettings) -> float:
+        seeds = [(settings.seed, index) for index in range(len(self.images))]
+        with attackable(self.detector).raising(settings.objective) as objective_of:
             value = objective_of(self.targets)
 
             def objective(images: Tensor, places: Tensor) -> Tensor:
                 self.tick(len(places))
                 return value(images, places)
 
-            return self.ap50(square_attack(objective, self.images, epsilon, QUERIES, seeds))
+            found = square_attack(objective, self.images, settings.epsilon, QUERIES, seeds)
+            return self.ap50(found)
 
 
 class _Losses:
     """The best objective value of each image up to each step of one attack."""
 
-    def __init__(self, images: int, steps: int) -> None:
+    def __init__(self, images: int, steps: int, tick: Tick) -> None:
         self.best = torch.full((steps + 1, images), -torch.inf)
+        self.tick = tick
 
     def __call__(self, step: int, places: Tensor, values: Tensor) -> None:
         """Record a step of one start; a later start can only raise what is there."""
+        self.tick(len(places))
         places = places.cpu()
         self.best[step, places] = torch.maximum(self.best[step, places], values.float().cpu())
 
@@ -168,6 +220,7 @@ def measure_attack(
     objective: str | None = None,
     other: SSD | None = None,
     source: SSD | None = None,
+    state: State | None = None,
 ) -> Curves:
     """Measure an attack, and what it must be compared with.
 
@@ -178,22 +231,30 @@ def measure_attack(
         objective: that is raised; None for those that are tried where none is named.
         other: a detector to transfer an attack from.
         source: where the attack under test gets its gradients, if not from the detector itself.
+        state: of the detector; where what attacks left is kept and looked for.
 
     Raises:
         InputError: the detector finds nothing on these pictures even when they are clean.
     """
     detector = prepare(detector)
+    source, other = source or detector, prepare(other) if other else _off(detector)
+    kept = _Kept(_file_of(state, pack, source, other) if state else None)
     with progress_bar() as bar:
-        # Radii of the sweep, twice the steps, restarts, transfer, objectives, and the queries.
-        runs = len(RADII) + 2 + MORE_RESTARTS + 1 + len(WORST)
+        # Sweep, one of its radii again, twice the steps, restarts, transfer, objectives, queries.
+        runs = len(RADII) + 1 + 2 + MORE_RESTARTS + 1 + len(WORST)
         evaluations = runs * settings.restarts * (settings.steps + 1) + QUERIES
         task = bar.add_task("Checking", total=evaluations * len(pack))
 
         def tick(count: int) -> None:
             bar.advance(task, count)
 
-        bench = _Bench(detector, source or detector, pack, settings, objective, tick)
-        return _curves(bench, prepare(other) if other else _off(detector))
+        bench = _Bench(detector, source, pack, settings, objective, kept, tick)
+        return _curves(bench, other)
+
+
+def _file_of(state: State, pack: Pack, *attacking: SSD) -> Path:
+    hashes = [weights_hash(detector) for detector in attacking]
+    return state.of_pass("checks", pack, attacking=hashes).with_suffix(".json")
 
 
 def _curves(bench: _Bench, stranger: SSD) -> Curves:
@@ -202,9 +263,9 @@ def _curves(bench: _Bench, stranger: SSD) -> Curves:
         raise InputError(
             f"The detector finds nothing right on {bench.pack.name}; there is nothing to attack."
         )
-    sweep, losses = _sweep(bench, COLLAPSED * clean)
-    chosen = next((i for i, row in enumerate(sweep) if row[1] <= clean / 2), len(sweep) - 1)
-    epsilon, attack, noise = sweep[chosen]
+    sweep = _sweep(bench, COLLAPSED * clean)
+    chosen = next((row for row in sweep if row[1] <= clean / 2), sweep[-1])
+    epsilon, attack, noise = chosen
     settings = bench.settings = replace(bench.settings, epsilon=epsilon)
     fewer = sorted({1, max(1, settings.steps // 5)} - {settings.steps})
     more = MORE_RESTARTS * settings.restarts
@@ -215,32 +276,29 @@ def _curves(bench: _Bench, stranger: SSD) -> Curves:
         attack=attack,
         noise=noise,
         square=bench.square(epsilon),
-        transfer=bench.attacked(source=stranger),
-        objectives={name: bench.attacked(objective=name) for name in WORST},
+        transfer=bench.attacked(source=stranger).ap50,
+        objectives={name: bench.attacked(objective=name).ap50 for name in WORST},
         sweep=sweep,
         steps=[
-            *((count, bench.attacked(steps=count)) for count in fewer),
+            *((count, bench.attacked(steps=count).ap50) for count in fewer),
             (settings.steps, attack),
-            (2 * settings.steps, bench.attacked(steps=2 * settings.steps)),
+            (2 * settings.steps, bench.attacked(steps=2 * settings.steps).ap50),
         ],
-        restarts=[(settings.restarts, attack), (more, bench.attacked(restarts=more))],
-        loss=losses[chosen].mean(),
+        restarts=[(settings.restarts, attack), (more, bench.attacked(restarts=more).ap50)],
+        loss=bench.attacked().loss,
     )
 
 
-def _sweep(
-    bench: _Bench, collapsed: float
-) -> tuple[list[tuple[float, float, float]], list[_Losses]]:
+def _sweep(bench: _Bench, collapsed: float) -> list[tuple[float, float, float]]:
     """Return radius, AP50 under attack and under noise, up to where what is left has collapsed."""
-    rows, losses = [], []
+    rows = []
     radii = list(RADII)
     for radius in radii:
-        losses.append(_Losses(len(bench.images), bench.singles()[0].steps))
-        attacked = bench.attacked(epsilon=radius, on_step=losses[-1])
+        attacked = bench.attacked(epsilon=radius).ap50
         rows.append((radius, attacked, bench.noise(radius)))
         if radius == radii[-1] < LARGEST_RADIUS and attacked >= collapsed:
             radii.append(2 * radius)
-    return rows, losses
+    return rows
 
 
 def _off(detector: SSD) -> SSD:

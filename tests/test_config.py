@@ -52,6 +52,12 @@ def test_offset_units_that_cannot_work(unit: float) -> None:
         DetectorConfig(offset_unit=unit)
 
 
+@pytest.mark.parametrize("size", [-3, 2])
+def test_head_sizes_that_cannot_work(size: int) -> None:
+    with pytest.raises(InputError, match=f"head_size must be an odd number.*not {size}"):
+        DetectorConfig(head_size=size)
+
+
 @pytest.mark.parametrize("preset", PRESETS.values())
 def test_settings_survive_json(preset: Any) -> None:
     assert network_config(json.loads(json.dumps(stored(preset.detector)))) == preset.detector

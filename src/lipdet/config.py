@@ -48,6 +48,9 @@ class DetectorConfig:
             what it adds to the logarithm of a side; 0 where the architecture has its own. Where
             offsets are 1-Lipschitz it is a second dial: boxes move by less in smaller units, and
             are harder to find.
+        head_size: cells along each side of what a default box's filters read; 0 where the
+            architecture has its own. Larger ones gather more of an object: where filters are of
+            norm 1, the gap between objects and background grows by that.
         class_margin: see `lipdet.boxes.SigmoidScores`; None for the architecture's own.
         nms_iou: overlap from which on a box suppresses others of its class; None for the
             architecture's own.
@@ -63,6 +66,7 @@ class DetectorConfig:
     stride: int = 0
     sides: tuple[tuple[float, float], ...] = ()
     offset_unit: float = 0.0
+    head_size: int = 0
     class_margin: float | None = None
     nms_iou: float | None = None
     most_shown: int = 20
@@ -76,6 +80,8 @@ class DetectorConfig:
                 f"offset_unit must be positive, or 0 for the architecture's own, not "
                 f"{self.offset_unit}."
             )
+        if self.head_size and (self.head_size < 0 or self.head_size % 2 == 0):
+            raise InputError(f"head_size must be an odd number of cells, not {self.head_size}.")
 
     @property
     def framing(self) -> Framing:

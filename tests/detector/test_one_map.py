@@ -65,6 +65,22 @@ def test_every_output_is_1_lipschitz(architecture: str) -> None:
     assert bounds.offsets.max() <= 1 + 1e-5
 
 
+@pytest.mark.parametrize("size", [1, 5])
+def test_outputs_of_other_heads_are_1_lipschitz(size: int) -> None:
+    detector = somewhere(dataclasses.replace(small(height=34, width=34), head_size=size))
+    image = torch.rand(1, 3, 34, 34)
+    bounds = output_bounds(detector)
+    # Oracle: the norm of every row of the dense operator, by autograd.
+    rows = torch.autograd.functional.jacobian(
+        lambda flat: torch.cat([part.flatten() for part in detector(flat.view_as(image))]),
+        image.flatten(),
+    )
+    stated = torch.cat([bounds.logits.flatten(), bounds.offsets.flatten()])
+    assert stated.max() <= 1 + 1e-5
+    assert (rows.norm(dim=1) <= stated * (1 + 1e-5)).all()
+    assert halo_of(detector) == 8 + size // 2
+
+
 @pytest.mark.parametrize(("height", "width", "stride"), [(32, 50, 8), (45, 33, 4), (64, 33, 16)])
 def test_bounds_hold_for_every_canvas(height: int, width: int, stride: int) -> None:
     detector = somewhere(small(height=height, width=width, stride=stride))

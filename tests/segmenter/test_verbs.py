@@ -252,6 +252,7 @@ def test_what_a_segmenter_cannot_do(
         (("--data", "rendered:40"), "has no masks"),
         (("--adversarial_epsilon", "1"), "is for detectors"),
         (("--offset_unit", "0.2"), "has no boxes"),
+        (("--head_size", "5"), "has no boxes"),
         (("--width", "50"), "needs a width of at least 48 that 8 divides, not 50"),
     ],
 )

@@ -96,6 +96,14 @@ def parser(preset_name: str = "naive") -> Parser:
         "0.15 instead of 0.25 lose some clean AP and are certified at larger ε; whether boxes move "
         "less still is chosen at the end (default: that of --start_from, or the preset's)",
     )
+    parser.add_argument(
+        "--head_size",
+        type=int,
+        metavar="CELLS",
+        help="cells along each side of what a default box reads, an odd number: certified "
+        "detectors with 5 instead of 3 are certified at larger ε (default: that of --start_from, "
+        "or 3)",
+    )
     parser.add_argument("--out", type=Path, required=True, help="the run folder")
     parser.add_argument(
         "--resume", action="store_true", help="go on from the run folder's last checkpoint"
@@ -118,6 +126,7 @@ def run(
     image_size: Canvas | None = None,
     width: int | None = None,
     offset_unit: float | None = None,
+    head_size: int | None = None,
     **settings: Any,
 ) -> None:
     """Train a preset and say where its weights are."""
@@ -137,10 +146,14 @@ def run(
     if isinstance(detector, DetectorConfig):
         if offset_unit is not None:
             detector = replace(detector, offset_unit=offset_unit)
+        if head_size is not None:
+            if not detector.sides:
+                raise InputError(f"{preset} has heads of its own: leave out --head_size.")
+            detector = replace(detector, head_size=head_size)
         build_detector(detector)
     else:
-        if offset_unit is not None:
-            raise InputError(f"{preset} has no boxes: leave out --offset_unit.")
+        if offset_unit is not None or head_size is not None:
+            raise InputError(f"{preset} has no boxes: leave out --offset_unit and --head_size.")
         build_segmenter(detector)
     specs = tuple(data), tuple(weights), tuple(validation)
     job = Job(preset, detector, train_config(settings), *specs)

@@ -51,6 +51,8 @@ SMALLEST_SIDE = 32
 BLOCKS = {4: (6,), 8: (3, 6), 16: (3, 3, 6)}
 # Smaller is easier to certify (an offset moves by at most ε), larger is easier to learn.
 OFFSET_UNIT = 0.25
+# Cells along each side of what the filters of a default box read.
+HEAD_SIZE = 3
 
 
 @dataclass(frozen=True)
@@ -60,8 +62,8 @@ class Kind:
     Attributes:
         block: channels to the layers of a block.
         mixing: from the channels of one map to those of the next.
-        classification: (channels, outputs) to the layer of class logits.
-        localisation: (channels, outputs) to the layer of offsets.
+        classification: (channels, outputs, cells per side) to the layer of class logits.
+        localisation: the same of offsets.
         temperature: of the scores.
         prior: logit with which every default box starts, as background.
         class_margin: of the scores, in logits.
@@ -71,8 +73,8 @@ class Kind:
 
     block: Callable[[int], list[nn.Module]]
     mixing: Callable[[int, int], nn.Module]
-    classification: Callable[[int, int], nn.Module]
-    localisation: Callable[[int, int], nn.Module]
+    classification: Callable[[int, int, int], nn.Module]
+    localisation: Callable[[int, int, int], nn.Module]
     temperature: float
     prior: float
     class_margin: float
@@ -99,8 +101,12 @@ def _certified(block: Callable[[int], list[nn.Module]]) -> Kind:
     return Kind(
         block,
         mixing=_identical_mixing,
-        classification=lambda channels, out: UnitNormConv2d(channels, out, 3, padding=1),
-        localisation=lambda channels, out: OrthonormalConv2d(channels, out, 3, padding=1),
+        classification=lambda channels, out, size: UnitNormConv2d(
+            channels, out, size, padding=size // 2
+        ),
+        localisation=lambda channels, out, size: OrthonormalConv2d(
+            channels, out, size, padding=size // 2
+        ),
         temperature=20.0,
         prior=-0.4,
         class_margin=0.15,
@@ -119,8 +125,10 @@ KINDS = {
             nn.ReLU(),
         ],
         mixing=lambda channels, out: nn.Conv2d(channels, out, 1),
-        classification=lambda channels, out: nn.Conv2d(channels, out, 3, padding=1),
-        localisation=lambda channels, out: nn.Conv2d(channels, out, 3, padding=1),
+        classification=lambda channels, out, size: nn.Conv2d(
+            channels, out, size, padding=size // 2
+        ),
+        localisation=lambda channels, out, size: nn.Conv2d(channels, out, size, padding=size // 2),
         temperature=1.0,
         prior=-4.6,
         class_margin=3.0,
@@ -150,9 +158,10 @@ def one_map_ssd(config: DetectorConfig) -> SSD:
         stride=config.stride,
         shift=body.shift,
     )
+    head_size = config.head_size or HEAD_SIZE
     head = Head(
-        classification=kind.classification(body.channels, len(config.sides) * classes),
-        localisation=kind.localisation(body.channels, len(config.sides) * 4),
+        classification=kind.classification(body.channels, len(config.sides) * classes, head_size),
+        localisation=kind.localisation(body.channels, len(config.sides) * 4, head_size),
         logits=classes,
     )
     bias = head.classification.bias

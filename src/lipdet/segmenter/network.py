@@ -64,7 +64,9 @@ SEGMENTERS = {
         temperature=10.0,
     ),
     "plain-segmenter": Kind(
-        KINDS["plain-ssd"].block, KINDS["plain-ssd"].classification, temperature=1.0
+        KINDS["plain-ssd"].block,
+        lambda channels, out: nn.Conv2d(channels, out, 3, padding=1),
+        temperature=1.0,
     ),
 }
 

@@ -16,6 +16,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from torch import nn
 
 from lipdet import distributed
 from lipdet.checkpoint import LoadedDetector, load_detector, load_segmenter
@@ -82,8 +83,9 @@ def set_up(job: Job) -> Setup:
     if job.train.start_from:
         loaded = load_detector(job.train.start_from)
         start = loaded.detector
-        if not job.detector.offset_unit:
-            job = job.with_detector(offset_unit=trained_unit(loaded))
+        unit = job.detector.offset_unit or trained_unit(loaded)
+        head_size = job.detector.head_size or start.config.head_size
+        job = job.with_detector(offset_unit=unit, head_size=head_size)
     job = job.with_detector(**default_boxes_of(job, training.parts, start))
     job = job.with_detector(most_shown=most_shown_by(job, training.parts))
     return Setup(job, first_detector(job, start), training, validation)
@@ -298,7 +300,7 @@ def training_data(
 def first_detector(job: Job, start: SSD | None = None) -> SSD:
     """Return the detector before the first step: random, or made of one to start from.
 
-    For other classes or default boxes the body is taken over, and the heads are new.
+    For other classes, default boxes or sizes of heads the body is taken over, and heads are new.
 
     Raises:
         InputError: the weights to start from have another body than the job's detector.
@@ -315,8 +317,13 @@ def first_detector(job: Job, start: SSD | None = None) -> SSD:
             f"{other.stride}, but {own.architecture} of width {own.width} and stride {own.stride} "
             "is to be trained; start from weights of the same preset."
         )
-    if (own.class_names, own.sides) == (other.class_names, other.sides):
+    same = (own.class_names, own.sides) == (other.class_names, other.sides)
+    if same and _shapes(detector.heads) == _shapes(start.heads):
         detector.load_state_dict(start.state_dict())
     else:
         detector.backbone.load_state_dict(start.backbone.state_dict())
     return detector
+
+
+def _shapes(module: nn.Module) -> list[torch.Size]:
+    return [tensor.shape for tensor in module.state_dict().values()]

@@ -221,6 +221,6 @@ def _library() -> ModuleType:
         import huggingface_hub.errors
     except ImportError:
         raise InputError(
-            "The Hub needs huggingface_hub; in the clone of lipdet: pip install '.[hub]'."
+            "The Hub needs huggingface_hub; in the clone of lipdet: pip install -e '.[hub]'."
         ) from None
     return huggingface_hub

@@ -85,6 +85,13 @@ def test_any_network_has_a_profile() -> None:
     assert observed[0].observed == pytest.approx(norms[0], rel=0.05)
 
 
+def test_numbers_beside_the_axis_are_no_formulas(tmp_path: Path) -> None:
+    file = tmp_path / "profile.svg"
+    plot_profile(detector_profile(propagate_detector(small_detector())), file)
+    assert "Lipschitz constant" in file.read_text()
+    assert "$" not in file.read_text()
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("with_images", [True, False])
 def test_figure(tmp_path: Path, with_images: bool) -> None:

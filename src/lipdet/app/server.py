@@ -77,7 +77,7 @@ def serving(
             from lipdet.app.page import build_page
         except ModuleNotFoundError as error:
             raise InputError(
-                f"The page needs {error.name}; in the clone of lipdet: pip install '.[app]'."
+                f"The page needs {error.name}; in the clone of lipdet: pip install -e '.[app]'."
             ) from None
         page = build_page(exhibits, _write_samples(exhibits, Path(folder)))
         try:

@@ -87,7 +87,8 @@ def run(
             from lipdet.export.onnx_file import export_onnx
         except ImportError as error:
             raise InputError(
-                f"--format onnx needs {error.name}; in the clone of lipdet: pip install '.[onnx]'."
+                f"--format onnx needs {error.name}; in the clone of lipdet: "
+                "pip install -e '.[onnx]'."
             ) from None
         metadata = export_onnx(loaded, out, images, detections, calibration)
     _print(out, metadata)

@@ -99,7 +99,7 @@ def load_onnx(path: Path) -> OnnxNetwork:
         return OnnxNetwork(path.read_bytes())
     except ImportError:
         raise InputError(
-            f"{path} needs ONNX Runtime; in the clone of lipdet: pip install '.[onnx]'."
+            f"{path} needs ONNX Runtime; in the clone of lipdet: pip install -e '.[onnx]'."
         ) from None
     except FileNotFoundError:
         raise InputError(f"{path}: no such file; `lipdet export` writes one.") from None

@@ -78,7 +78,8 @@ def _kinds(axes: Axes, curves: Curves) -> None:
         f"{curves.restarts[-1][0]} restarts": curves.restarts[-1][1],
     }
     colours = [_OTHER] * (len(bars) - 2) + [_ATTACK] * 2
-    axes.bar(list(bars), list(bars.values()), color=colours)
+    axes.bar(range(len(bars)), list(bars.values()), color=colours)
+    axes.set_xticks(range(len(bars)), list(bars), rotation=45, ha="right")
     axes.set_xlabel(f"at ε = {curves.epsilon:g}")
     _percent(axes)
 

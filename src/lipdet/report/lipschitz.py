@@ -7,6 +7,8 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any, TypedDict
 
+from matplotlib.axes import Axes
+from matplotlib.ticker import LogFormatter
 from rich.table import Table
 
 from lipdet.certificate.constants.outputs import (
@@ -92,7 +94,7 @@ def plot_profile(rows: Sequence[LayerRow], file: Path) -> None:
     axes.plot([], [], color=_BOUND, marker="o", markersize=3, label="certified upper bound")
     if any(row.observed is not None for row in rows):
         axes.plot([], [], color=_OBSERVED, marker="x", label="observed at images (lower bound)")
-    axes.set_yscale("log")
+    _log_scale(axes)
     axes.set_ylabel("Lipschitz constant from the image, L2")
     axes.set_xticks(range(len(rows)), [row.name for row in rows], rotation=90, fontsize=6)
     axes.grid(visible=False, axis="x")
@@ -126,8 +128,7 @@ def plot_profiles(profiles: Mapping[str, Sequence[LayerRow]]) -> Drawing | None:
         if observed:
             axes.plot(*zip(*observed, strict=True), color=colour(index), ls=":")
         ends.append(f"{name}: {constant(bounds[-1])} after {len(line)} layers")
-    axes.set_yscale("log")
-    axes.yaxis.set_major_formatter(lambda value, _: f"{value:g}")
+    _log_scale(axes)
     axes.set_xlabel("layer, from the image to the last logits")
     axes.set_ylabel("Lipschitz constant from the image, L2")
     axes.legend(loc="upper left")
@@ -268,3 +269,10 @@ def segmenter_sentence(profile: SegmenterProfile) -> str:
         f"{constant(pixels['largest_difference'])}; rounding {constant(pixels['rounding'])}, as "
         "measured."
     )
+
+
+def _log_scale(axes: Axes) -> None:
+    """Scale the y axis by logarithm, with plain numbers: figures have no formulas."""
+    axes.set_yscale("log")
+    axes.yaxis.set_major_formatter(lambda value, _: f"{value:g}")
+    axes.yaxis.set_minor_formatter(LogFormatter())

@@ -70,7 +70,7 @@ def check_tensorboard() -> None:
     if importlib.util.find_spec("tensorboard") is None:
         raise InputError(
             "tensorboard is not installed; leave it off, or, in the clone of lipdet: "
-            "pip install '.[tensorboard]'."
+            "pip install -e '.[tensorboard]'."
         )
 
 

@@ -67,7 +67,11 @@ def demo(out: Path, seed: int) -> None:
     write_json(out / "results.json", results)
     found = [finding(results, epsilon) for epsilon in reversed(EPSILONS)]
     trained = " ".join(map(how_trained, detectors))
-    note = f"{trained} Nothing was trained here; docs/your-own-data.md shows how."
+    note = (
+        f"{trained} Nothing was trained here; docs/your-own-data.md shows how. Tables count all "
+        "pictures; those that are shown are chosen: both detectors read them, and under a single "
+        f"attack of ε = {EPSILONS[0]:g} {robust.name} alone still does, where there are such."
+    )
     write_page(out / "index.html", results, inspections, "lipdet on rendered house numbers", note)
     write_figures(out / "figures", results, inspections)
     show(comparison_table(results), *found, note)

@@ -67,7 +67,7 @@ def add_actions(data: Parser) -> None:
 
     action = verb_parser(
         "Fit default boxes to the objects of a data set, and show what they cover.",
-        "lipdet data boxes voc:CELLS/train.txt --image_size 240x320 --plot boxes.png",
+        "lipdet data boxes voc:CELLS --image_size 240x320 --plot boxes.png",
     )
     action.add_argument("spec", help=SPEC_HELP)
     action.add_argument("--whole", action="store_true", help=WHOLE_HELP)

@@ -31,7 +31,7 @@ SMALLEST_SIDE = 296
 CERTIFICATE_SIDE = 444
 LEGEND = (
     "certified: a detection of this class stays on it,",
-    "however the input changes by up to the ε beside it (in L2)",
+    "however the input changes by up to its ε (in L2)",
     "where the box of that detection can be",
     "detected, but nothing is promised",
 )
@@ -120,7 +120,7 @@ def draw_certificates(picture: Image.Image, found: Sequence[Detection]) -> Image
     drawn = draw(picture, certificate_marks(found), CERTIFICATE_SIDE / min(picture.size))
     line, swatch = TEXT + 6, 26
     size = Canvas(picture.height, picture.width)
-    legend = (*LEGEND, f"for scale: ε = 0.1 is {size.in_grey_levels(0.1)} (root mean square)")
+    legend = (*LEGEND, f"ε = 0.1 is {size.in_grey_levels(0.1)} (root mean square)")
     font = text_font(TEXT - 2)
     width = max(drawn.width, swatch + 22 + round(max(map(font.getlength, legend))))
     canvas = Image.new("RGB", (width, drawn.height + line * len(legend) + 8), "white")

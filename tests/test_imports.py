@@ -47,8 +47,7 @@ ALLOWED: dict[str, set[str]] = {
     | {"boxes", "config", "detector", "layers", "lipschitz", "norms", "segmenter", "types"},
     "evaluate": BASE
     | {"attack", "boxes", "certificate", "checkpoint", "config", "detector", "images"}
-    | {"distributed", "files", "hardware", "progress", "results", "segmenter", "types"}
-    | {"versions"},
+    | {"distributed", "hardware", "progress", "results", "segmenter", "types", "versions"},
     "reading": BASE | {"boxes", "certificate", "detector", "images", "types"},
     "export": BASE
     | {"boxes", "certificate", "checkpoint", "config", "detector", "layers", "types", "versions"}

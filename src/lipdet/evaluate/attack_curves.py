@@ -6,14 +6,14 @@ Notable choices:
 - Where no objective is named, the attack is what is tried then: of several results each picture
   takes the one that costs AP50 most. Its loss, and what Square raises, are of the first objective.
 - Without another detector, transfer comes from a copy whose weights are a few percent off.
-- What attacks left is written to the state folder after each: on large canvases all of them take
-  more than an hour.
+- What each attack left is kept in the state folder: on large canvases all of them take more than
+  an hour.
 """
 
 from __future__ import annotations
 
 import copy
-import json
+import hashlib
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -31,8 +31,7 @@ from lipdet.detector import SSD
 from lipdet.errors import InputError
 from lipdet.evaluate.attacked import prepare, worst
 from lipdet.evaluate.average_precision import average_precision
-from lipdet.evaluate.chunks import State, weights_hash
-from lipdet.files import write_json
+from lipdet.evaluate.chunks import State, Tensors, kept, weights_hash
 from lipdet.images.pack import Pack
 from lipdet.progress import progress_bar
 from lipdet.types import Detections
@@ -94,29 +93,19 @@ class Left(NamedTuple):
     loss: list[float]
 
 
-class _Kept:
-    """What attacks left, in a file that earlier runs may have begun; in memory if there is none."""
+def _to_tensors(left: Left) -> Tensors:
+    return {name: torch.tensor(part, dtype=torch.float64) for name, part in left._asdict().items()}
 
-    def __init__(self, file: Path | None) -> None:
-        self.file = file
-        self.left: dict[str, tuple[float, list[float]]] = {}
-        if file is not None and file.is_file():
-            try:
-                self.left = json.loads(file.read_text())
-            except ValueError:
-                raise InputError(f"{file} is no json: delete it, and it is made again.") from None
 
-    def add(self, attack: str, left: Left) -> None:
-        self.left[attack] = left
-        if self.file is not None:
-            self.file.parent.mkdir(parents=True, exist_ok=True)
-            write_json(self.file, self.left)
+def _from_tensors(tensors: Tensors) -> Left:
+    return Left(float(tensors["ap50"]), tensors["loss"].tolist())
 
 
 class _Bench:
     """A detector with pictures on it, and AP50 under whatever is done to them.
 
-    `tick` is told how many evaluations of an image were made.
+    `tick` is told how many evaluations of an image were made; what attacks left is kept in
+    `folder`, if there is one.
     """
 
     def __init__(
@@ -126,11 +115,11 @@ class _Bench:
         pack: Pack,
         settings: AttackSettings,
         objective: str | None,
-        kept: _Kept,
+        folder: Path | None,
         tick: Tick,
     ) -> None:
         self.detector, self.source, self.pack, self.settings = detector, source, pack, settings
-        self.objective, self.kept, self.tick = objective, kept, tick
+        self.objective, self.folder, self.tick = objective, folder, tick
         self.images = pack.pixels(range(len(pack))).to(detector.default_boxes)
         self.targets = [pack.target(index) for index in range(len(pack))]
 
@@ -155,11 +144,12 @@ class _Bench:
         )
 
     def _once(self, attack: str, evaluations: int, measure: Callable[[], Left]) -> Left:
-        if attack in self.kept.left:
-            self.tick(evaluations * len(self.images))
-        else:
-            self.kept.add(attack, measure())
-        return Left(*self.kept.left[attack])
+        file = None
+        if self.folder is not None:
+            file = self.folder / f"{hashlib.sha256(attack.encode()).hexdigest()[:16]}.safetensors"
+            if file.is_file():
+                self.tick(evaluations * len(self.images))
+        return kept(file, measure, _to_tensors, _from_tensors)
 
     def _attacked(self, source: SSD, singles: list[AttackSettings]) -> Left:
         losses = [_Losses(len(self.images), single.steps, self.tick) for single in singles]
@@ -238,23 +228,21 @@ def measure_attack(
     """
     detector = prepare(detector)
     source, other = source or detector, prepare(other) if other else _off(detector)
-    kept = _Kept(_file_of(state, pack, source, other) if state else None)
+    folder = None
+    if state is not None:
+        attacking = [weights_hash(source), weights_hash(other)]
+        folder = state.of_pass("checks", pack, attacking=attacking)
     with progress_bar() as bar:
-        # Sweep, one of its radii again, twice the steps, restarts, transfer, objectives, queries.
-        runs = len(RADII) + 1 + 2 + MORE_RESTARTS + 1 + len(WORST)
+        # Radii of the sweep, twice the steps, restarts, transfer, objectives, and the queries.
+        runs = len(RADII) + 2 + MORE_RESTARTS + 1 + len(WORST)
         evaluations = runs * settings.restarts * (settings.steps + 1) + QUERIES
         task = bar.add_task("Checking", total=evaluations * len(pack))
 
         def tick(count: int) -> None:
             bar.advance(task, count)
 
-        bench = _Bench(detector, source, pack, settings, objective, kept, tick)
+        bench = _Bench(detector, source, pack, settings, objective, folder, tick)
         return _curves(bench, other)
-
-
-def _file_of(state: State, pack: Pack, *attacking: SSD) -> Path:
-    hashes = [weights_hash(detector) for detector in attacking]
-    return state.of_pass("checks", pack, attacking=hashes).with_suffix(".json")
 
 
 def _curves(bench: _Bench, stranger: SSD) -> Curves:
@@ -264,8 +252,8 @@ def _curves(bench: _Bench, stranger: SSD) -> Curves:
             f"The detector finds nothing right on {bench.pack.name}; there is nothing to attack."
         )
     sweep = _sweep(bench, COLLAPSED * clean)
-    chosen = next((row for row in sweep if row[1] <= clean / 2), sweep[-1])
-    epsilon, attack, noise = chosen
+    chosen = next((row for row in sweep if row[1].ap50 <= clean / 2), sweep[-1])
+    epsilon, (attack, loss), noise = chosen
     settings = bench.settings = replace(bench.settings, epsilon=epsilon)
     fewer = sorted({1, max(1, settings.steps // 5)} - {settings.steps})
     more = MORE_RESTARTS * settings.restarts
@@ -278,25 +266,25 @@ def _curves(bench: _Bench, stranger: SSD) -> Curves:
         square=bench.square(epsilon),
         transfer=bench.attacked(source=stranger).ap50,
         objectives={name: bench.attacked(objective=name).ap50 for name in WORST},
-        sweep=sweep,
+        sweep=[(radius, left.ap50, random) for radius, left, random in sweep],
         steps=[
             *((count, bench.attacked(steps=count).ap50) for count in fewer),
             (settings.steps, attack),
             (2 * settings.steps, bench.attacked(steps=2 * settings.steps).ap50),
         ],
         restarts=[(settings.restarts, attack), (more, bench.attacked(restarts=more).ap50)],
-        loss=bench.attacked().loss,
+        loss=loss,
     )
 
 
-def _sweep(bench: _Bench, collapsed: float) -> list[tuple[float, float, float]]:
-    """Return radius, AP50 under attack and under noise, up to where what is left has collapsed."""
+def _sweep(bench: _Bench, collapsed: float) -> list[tuple[float, Left, float]]:
+    """Return radius, what the attack left and AP50 under noise, up to where AP50 has collapsed."""
     rows = []
     radii = list(RADII)
     for radius in radii:
-        attacked = bench.attacked(epsilon=radius).ap50
+        attacked = bench.attacked(epsilon=radius)
         rows.append((radius, attacked, bench.noise(radius)))
-        if radius == radii[-1] < LARGEST_RADIUS and attacked >= collapsed:
+        if radius == radii[-1] < LARGEST_RADIUS and attacked.ap50 >= collapsed:
             radii.append(2 * radius)
     return rows
 

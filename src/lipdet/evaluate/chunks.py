@@ -85,19 +85,39 @@ class Pass(Generic[Result]):
         return self.folder / f"{chunk.start:08d}.safetensors"
 
     def _result(self, chunk: range) -> Result:
-        if self.folder is None:
-            return self.compute(chunk)
-        file = self._file(chunk)
-        info = {"part": f"{self.folder.name}/{file.name}"}
-        if file.is_file():
-            tensors, found = read_tensors(file)
-            if found != info:
-                raise InputError(f"{file} is of something else: delete it, and it is made again.")
-            return self.from_tensors(tensors)
-        result = self.compute(chunk)
-        _make_folder(self.folder)
-        write_tensors(file, self.to_tensors(result), info)
-        return result
+        file = self._file(chunk) if self.folder else None
+        return kept(file, lambda: self.compute(chunk), self.to_tensors, self.from_tensors)
+
+
+def kept(
+    file: Path | None,
+    compute: Callable[[], Result],
+    to_tensors: Callable[[Result], Tensors],
+    from_tensors: Callable[[Tensors], Result],
+) -> Result:
+    """Return what a file keeps of an earlier run, or compute it and keep it there.
+
+    Args:
+        file: in a folder of `State.of_pass`; None keeps nothing.
+        compute: makes the result.
+        to_tensors: a result to what its file holds.
+        from_tensors: the way back.
+
+    Raises:
+        InputError: the file is of something else.
+    """
+    if file is None:
+        return compute()
+    info = {"part": f"{file.parent.name}/{file.name}"}
+    if file.is_file():
+        tensors, found = read_tensors(file)
+        if found != info:
+            raise InputError(f"{file} is of something else: delete it, and it is made again.")
+        return from_tensors(tensors)
+    result = compute()
+    _make_folder(file.parent)
+    write_tensors(file, to_tensors(result), info)
+    return result
 
 
 def detections_to_tensors(found: Sequence[Detections]) -> Tensors:

@@ -52,7 +52,7 @@ def test_offset_units_that_cannot_work(unit: float) -> None:
         DetectorConfig(offset_unit=unit)
 
 
-@pytest.mark.parametrize("size", [-3, 2])
+@pytest.mark.parametrize("size", [-3, 0, 2])
 def test_head_sizes_that_cannot_work(size: int) -> None:
     with pytest.raises(InputError, match=f"head_size must be an odd number.*not {size}"):
         DetectorConfig(head_size=size)

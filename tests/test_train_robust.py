@@ -86,24 +86,25 @@ def test_fine_tuning_another_detector_is_refused(house_numbers: Pack, tmp_path: 
     assert not (tmp_path / "run" / LAST).exists()
 
 
-@pytest.mark.parametrize(("asked", "got"), [(0, 5), (3, 3)])
+@pytest.mark.parametrize("size", [3, 5])
 def test_heads_of_another_size_start_anew(
-    house_numbers: Pack, tmp_path: Path, asked: int, got: int
+    house_numbers: Pack, tmp_path: Path, capsys: pytest.CaptureFixture[str], size: int
 ) -> None:
     preset = PRESETS["certified-small"]
     sides = fit_default_boxes(house_numbers.boxes[:], house_numbers.labels[:], 10, 0, 8).sides
-    config = dataclasses.replace(preset.detector, sides=sides, head_size=5)
+    config = dataclasses.replace(preset.detector, sides=sides)
     torch.manual_seed(1)
     first, detector = tmp_path / "first.safetensors", build_detector(config)
     save_detector(first, detector, config, {})
     settings = dataclasses.replace(SHORT, start_from=str(first))
-    wanted = dataclasses.replace(preset.detector, head_size=asked)
+    wanted = dataclasses.replace(preset.detector, head_size=size)
     setup = set_up(Job("certified-small", wanted, settings, (str(house_numbers.folder),), ()))
-    assert setup.job.detector.head_size == got
+    said = " ".join(capsys.readouterr().err.split())
+    assert ("Heads that read 3×3 cells start anew" in said) == (size == 3)
     own, other = setup.detector.state_dict(), detector.state_dict()
     taken = {name for name in own if own[name].equal(other[name])}
     assert {name for name in own if name.startswith("backbone")} <= taken
-    assert (taken == set(own)) == (got == 5)
+    assert (taken == set(own)) == (size == 5)
 
 
 @pytest.mark.parametrize("wide", [True, False])

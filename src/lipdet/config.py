@@ -48,8 +48,8 @@ class DetectorConfig:
             what it adds to the logarithm of a side; 0 where the architecture has its own. Where
             offsets are 1-Lipschitz it is a second dial: boxes move by less in smaller units, and
             are harder to find.
-        head_size: cells along each side of what a default box's filters read; 0 where the
-            architecture has its own. Larger ones gather more of an object: where filters are of
+        head_size: cells along each side of what a default box's filters read; 3 in architectures
+            with maps of their own. Larger ones gather more of an object: where filters are of
             norm 1, the gap between objects and background grows by that.
         class_margin: see `lipdet.boxes.SigmoidScores`; None for the architecture's own.
         nms_iou: overlap from which on a box suppresses others of its class; None for the
@@ -66,7 +66,7 @@ class DetectorConfig:
     stride: int = 0
     sides: tuple[tuple[float, float], ...] = ()
     offset_unit: float = 0.0
-    head_size: int = 0
+    head_size: int = 3
     class_margin: float | None = None
     nms_iou: float | None = None
     most_shown: int = 20
@@ -80,7 +80,7 @@ class DetectorConfig:
                 f"offset_unit must be positive, or 0 for the architecture's own, not "
                 f"{self.offset_unit}."
             )
-        if self.head_size and (self.head_size < 0 or self.head_size % 2 == 0):
+        if self.head_size < 1 or self.head_size % 2 == 0:
             raise InputError(f"head_size must be an odd number of cells, not {self.head_size}.")
 
     @property
@@ -236,6 +236,8 @@ class Preset:
 
 
 CERTIFIED_WIDTH, CERTIFIED_SMALL_WIDTH = 80, 48
+# A filter of norm 1 that gathers more of an object tells it better from what is none.
+CERTIFIED_HEAD_SIZE = 5
 STRIDE = 8
 # Default boxes of digits in crops of 74 pixels; training fits others to other objects.
 DIGIT_SIDES = (
@@ -264,7 +266,8 @@ def _certified(width: int, architecture: str = "orthogonal-ssd") -> Preset:
         localisation_weight=20.0,
         near_iou=0.3,
     )
-    return Preset(_one_map(architecture, width), settings)
+    detector = replace(_one_map(architecture, width), head_size=CERTIFIED_HEAD_SIZE)
+    return Preset(detector, settings)
 
 
 def _for_photographs(preset: Preset) -> Preset:

@@ -101,8 +101,7 @@ def parser(preset_name: str = "naive") -> Parser:
         type=int,
         metavar="CELLS",
         help="cells along each side of what a default box reads, an odd number: certified "
-        "detectors with 5 instead of 3 are certified at larger ε (default: that of --start_from, "
-        "or 3)",
+        "detectors with 5 instead of 3 are certified at larger ε (default: the preset's)",
     )
     parser.add_argument("--out", type=Path, required=True, help="the run folder")
     parser.add_argument(

@@ -51,8 +51,6 @@ SMALLEST_SIDE = 32
 BLOCKS = {4: (6,), 8: (3, 6), 16: (3, 3, 6)}
 # Smaller is easier to certify (an offset moves by at most ε), larger is easier to learn.
 OFFSET_UNIT = 0.25
-# Cells along each side of what the filters of a default box read.
-HEAD_SIZE = 3
 
 
 @dataclass(frozen=True)
@@ -158,10 +156,10 @@ def one_map_ssd(config: DetectorConfig) -> SSD:
         stride=config.stride,
         shift=body.shift,
     )
-    head_size = config.head_size or HEAD_SIZE
+    boxes, size = len(config.sides), config.head_size
     head = Head(
-        classification=kind.classification(body.channels, len(config.sides) * classes, head_size),
-        localisation=kind.localisation(body.channels, len(config.sides) * 4, head_size),
+        classification=kind.classification(body.channels, boxes * classes, size),
+        localisation=kind.localisation(body.channels, boxes * 4, size),
         logits=classes,
     )
     bias = head.classification.bias

@@ -84,8 +84,13 @@ def set_up(job: Job) -> Setup:
         loaded = load_detector(job.train.start_from)
         start = loaded.detector
         unit = job.detector.offset_unit or trained_unit(loaded)
-        head_size = job.detector.head_size or start.config.head_size
-        job = job.with_detector(offset_unit=unit, head_size=head_size)
+        own, other = job.detector.head_size, start.config.head_size
+        job = job.with_detector(offset_unit=unit)
+        if own != other:
+            console.log(
+                f"Heads that read {own}×{own} cells start anew: those of {job.train.start_from} "
+                f"read {other}×{other}."
+            )
     job = job.with_detector(**default_boxes_of(job, training.parts, start))
     job = job.with_detector(most_shown=most_shown_by(job, training.parts))
     return Setup(job, first_detector(job, start), training, validation)

@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from PIL import Image
+from PIL import Image, ImageColor
 from torch import Tensor
 
 from lipdet.attack import AttackSettings
@@ -25,6 +25,7 @@ from lipdet.evaluate.segmentation import confusion, figures, logits_of
 from lipdet.images.pack import Pack
 from lipdet.images.prepare import pack_rendered
 from lipdet.images.source import load_rgb
+from lipdet.reading.marks import COLOURS
 from lipdet.results import read_results
 from lipdet.segmenter import Segmenter
 from lipdet.train import Trainer
@@ -158,7 +159,10 @@ def test_detect_shows_classes(
     predicted = logits_of(load_segmenter(str(run)).segmenter, ink.pixels([0])).argmax(dim=1)
     assert entry["pixels"]["ink"] == int(predicted.sum())
     assert f"{100 * entry['pixels']['ink'] / 1024:.1f} % ink" in capsys.readouterr().out
-    assert load_rgb(out / "door.png").size == (32, 32)
+    overlay = load_rgb(out / "door.png")
+    # Eight times as large, above one line of a legend, which no background has.
+    assert overlay.size == (256, 256 + 22)
+    assert (overlay.getpixel((12, 267)) == ImageColor.getrgb(COLOURS[0])) == bool(predicted.any())
 
 
 def test_lipschitz_bounds_layers_as_certificates_do(run: Path, tmp_path: Path) -> None:
@@ -186,7 +190,7 @@ def test_certify_draws_radii_and_counts_what_can_flip(
     overlay = load_rgb(out / "door-radii.png")
     assert overlay.height == 256
     assert overlay.width > overlay.height + 50  # the colour bar
-    assert load_rgb(out / "door-classes.png").size == (32, 32)
+    assert load_rgb(out / "door-classes.png").size == (256, 256 + 22)
 
 
 @pytest.mark.parametrize("verb", ["detect", "certify", "attack"])
@@ -217,7 +221,8 @@ def test_attack_changes_what_is_seen_within_the_radius(
     assert 0 < entry["distance"]["l2"] <= 2
     assert (result["norm"], result["steps"]) == ("l2", 5)
     assert entry["flipped"] > 0
-    assert (out / "door.png").exists()
+    # Two panels of 256 pixels with a caption, a gap between them, and a line of a legend.
+    assert load_rgb(out / "door.png").size == (2 * 256 + 4, 24 + 256 + 22)
 
 
 @pytest.mark.parametrize(

@@ -37,8 +37,8 @@ from lipdet.images.spec import open_data
 from lipdet.images.tensors import to_tensor, to_uint8
 from lipdet.progress import show
 from lipdet.reading.detections import distance
-from lipdet.reading.marks import contact_sheet
-from lipdet.reading.pixels import draw_classes, draw_radii
+from lipdet.reading.marks import captioned, contact_sheet
+from lipdet.reading.pixels import draw_classes, draw_radii, enlarged, with_legend
 from lipdet.report.table import missed_table, segmentation_table
 from lipdet.segmenter import Segmenter
 from lipdet.types import Canvas
@@ -87,9 +87,13 @@ def detect(detector: str, images: Sequence[Path], out: Path, **options: Any) -> 
         for index, photograph in files.each("Segmenting"):
             picture = _seen(photograph, canvas)
             predicted = logits_of(segmenter, to_tensor([picture])).argmax(dim=1)[0].numpy()
-            overlay = draw_classes(Image.fromarray(picture), predicted)
             pixels = _counted(segmenter, predicted)
-            files.keep(index, {"": overlay}, {"pixels": pixels}, _shares(pixels))
+            files.keep(
+                index,
+                {"": _overlay(segmenter, picture, predicted)},
+                {"pixels": pixels},
+                _shares(pixels),
+            )
     print(f"Overlays and detections.json: {out} (pictures at {canvas})")
 
 
@@ -117,10 +121,9 @@ def certify(detector: str, images: Sequence[Path], out: Path, **options: Any) ->
             picture = _seen(photograph, canvas)
             [logits] = logits_of(segmenter, to_tensor([picture]))
             found = margins_of(logits, segmenter, bounds)
-            shown = Image.fromarray(picture)
             overlays = {
-                CLASSES: draw_classes(shown, found.predicted),
-                RADII: draw_radii(shown, found.radius),
+                CLASSES: _overlay(segmenter, picture, found.predicted),
+                RADII: draw_radii(Image.fromarray(picture), found.radius),
             }
             certified = []
             for epsilon in epsilons:
@@ -159,14 +162,19 @@ def attack(
             changed = attack_pixels(segmenter, clean, masks, attacks, [index]).cpu()
             after = logits_of(segmenter, changed).argmax(dim=1)
             attacked = to_uint8(changed[0])
-            panels = [
-                draw_classes(Image.fromarray(one), shown[0].numpy())
-                for one, shown in ((picture, before), (attacked, after))
-            ]
             flipped = int((before != after).sum())
+            panels = [
+                captioned(enlarged(draw_classes(Image.fromarray(one), shown[0].numpy())), text)
+                for one, shown, text in (
+                    (picture, before, "clean"),
+                    (attacked, after, f"attacked: {flipped:,} pixels flipped"),
+                )
+            ]
+            present = {int(label) for shown in (before, after) for label in shown.unique()}
+            sheet = with_legend(contact_sheet(panels, 2), present, segmenter.config.class_names)
             entry = {"distance": distance(clean[0], changed[0]), "flipped": flipped}
             words = f"{flipped:,} of {before.numel():,} pixels flipped"
-            files.keep(index, {"": contact_sheet(panels, 2)}, entry, words)
+            files.keep(index, {"": sheet}, entry, words)
     levels = canvas.in_grey_levels(radius, settings.norm)
     print(f"Panels and attack.json: {out} (ε = {radius:g}: {levels})")
 
@@ -203,6 +211,14 @@ def _counted(segmenter: Segmenter, predicted: NDArray[np.int64]) -> dict[str, in
     names = segmenter.config.class_names
     counts = np.bincount(predicted.ravel(), minlength=len(names)).tolist()
     return dict(zip(names, counts, strict=True))
+
+
+def _overlay(
+    segmenter: Segmenter, picture: NDArray[np.uint8], predicted: NDArray[np.int64]
+) -> Image.Image:
+    """Return a picture (H, W, 3) in the colours of its classes (H, W), enlarged, with a legend."""
+    shown = enlarged(draw_classes(Image.fromarray(picture), predicted))
+    return with_legend(shown, set(predicted.ravel().tolist()), segmenter.config.class_names)
 
 
 def _shares(pixels: Mapping[str, int]) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection, Sequence
 from typing import Any
 
 import numpy as np
@@ -35,6 +36,24 @@ def draw_classes(picture: Image.Image, predicted: NDArray[np.int64]) -> Image.Im
 def draw_flips(picture: Image.Image, flipped: NDArray[np.bool_]) -> Image.Image:
     """Return a picture with some pixels (H, W) in the colour of those whose class changed."""
     return _blended(picture, np.array(ImageColor.getrgb(FLIPPED)), flipped.astype(float))
+
+
+def with_legend(
+    picture: Image.Image, shown: Collection[int], class_names: Sequence[str]
+) -> Image.Image:
+    """Return a picture of classes above the colours of those that it shows; the first has none."""
+    font, line = text_font(TEXT), TEXT + GAP
+    named = [(label, class_names[label]) for label in sorted(shown) if label]
+    width = max([picture.width, *(3 * GAP + BAR + int(font.getlength(name)) for _, name in named)])
+    sheet = Image.new("RGB", (width, picture.height + line * len(named)), "white")
+    sheet.paste(picture)
+    pen = ImageDraw.Draw(sheet)
+    for row, (label, name) in enumerate(named):
+        y = picture.height + row * line + line // 2
+        area = (GAP, y - TEXT // 2, GAP + BAR, y + TEXT // 2)
+        pen.rectangle(area, COLOURS[(label - 1) % len(COLOURS)], "black")
+        pen.text((2 * GAP + BAR, y), name, "black", font, anchor="lm")
+    return sheet
 
 
 def under_radii(picture: Image.Image, radius: NDArray[np.float64]) -> Image.Image:

@@ -241,13 +241,14 @@ def test_print_config_and_help_are_those_of_the_preset(
 def test_pictures_are_not_written_over(
     verb: str, capsys: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:
-    name = "door-1.png" if verb == "certify" else "door.png"
+    name = "door.png" if verb == "detect" else "door-1.png"
     pixels, _, _ = rendered("test", 6, size=74)
     for file in {"door.png", name}:
         Image.fromarray(pixels).save(tmp_path / file)
     before = (tmp_path / name).read_bytes()
     words = [verb, "certified-small", *{str(tmp_path / "door.png"), str(tmp_path / name)}]
-    words += ["--epsilon", "0.1", "--steps", "1"] if verb == "attack" else ["--crop", "0,0,74,74"]
+    words += ["--crop", "0,0,74,74"]
+    words += ["--epsilon", "0.1", "--steps", "1"] if verb == "attack" else []
     status, _, err = run(capsys, *words, "--out", str(tmp_path))
     assert status == 2
     assert f"{name} is one of the pictures" in err

@@ -43,10 +43,10 @@ def test_all_fronts_say_the_same(
     crop = f"0,0,{picture.width},{picture.height}"
     given = [NAME, str(tmp_path / "picture.png"), "--crop", crop, "--out", str(tmp_path / "out")]
     main(["certify", *given])
+    with Image.open(tmp_path / "out" / "picture-1.png") as drawn:
+        assert drawn.width == CERTIFICATE_SIDE
     main(["detect", *given])
-    # Of no crop: the whole picture, which is the same square.
-    attacked = [NAME, str(tmp_path / "picture.png"), "--out", str(tmp_path / "out")]
-    main(["attack", *attacked, "--epsilon", "0.1", "--attack", "pgd", "--steps", "1"])
+    main(["attack", *given, "--epsilon", "0.1", "--attack", "pgd", "--steps", "1"])
     told = capsys.readouterr().out
     [entry] = json.loads((tmp_path / "out" / "certificates.json").read_text())["pictures"]
     [square] = entry["regions"]
@@ -58,11 +58,10 @@ def test_all_fronts_say_the_same(
         # The box itself is among those that may remain.
         assert reach[0] <= left <= right <= reach[2]
         assert reach[1] <= top <= bottom <= reach[3]
-    with Image.open(tmp_path / "out" / "picture-1.png") as drawn:
-        assert drawn.width == CERTIFICATE_SIDE
-
     [entry] = json.loads((tmp_path / "out" / "attack.json").read_text())["pictures"]
-    assert {key(one["label"], one["box"]) for one in entry["clean"]} == certified.keys()
+    [region] = entry["regions"]
+    assert region["region"] == square["region"]
+    assert {key(one["label"], one["box"]) for one in region["clean"]} == certified.keys()
 
     detector = load_detector(NAME).detector.eval()
     seen = look(

@@ -175,7 +175,7 @@ def test_it_is_evaluated_attacked_and_audited(weights: Path, data: str, tmp_path
     picture = str(tmp_path / "1.png")
     main(["attack", spec, picture, *attack[:1], "1", *attack[3:7], "--out", str(tmp_path / "out")])
     [shown] = json.loads((tmp_path / "out" / "attack.json").read_text())["pictures"]
-    assert {one["label"] for one in shown["clean"]} == {CLASSES[1]}
+    assert {one["label"] for one in shown["regions"][0]["clean"]} == {CLASSES[1]}
     main(["lipschitz", "--audit", spec, "--json", str(file), "--quiet"])
     audit = json.loads(file.read_text())
     # Attention, and the factors of the layers before it.

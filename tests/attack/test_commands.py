@@ -31,14 +31,15 @@ def test_attack_writes_panels_and_json(
     capsys: pytest.CaptureFixture[str], picture: Path, tmp_path: Path
 ) -> None:
     out = tmp_path / "out"
-    words = ["attack", "naive", str(picture), str(picture), "--epsilon", "reference-0-1"]
+    crop = ["--crop", "0,0,120,80"]
+    words = ["attack", "naive", str(picture), str(picture), *crop, "--epsilon", "reference-0-1"]
     status, _, err = run(capsys, *words, "--steps", "3", "--out", str(out))
     assert status == 0, err
     assert sorted(path.name for path in out.iterdir()) == [
-        "attack.json", "door-1.png", "door-2.png",
+        "attack.json", "door-1-1.png", "door-2-1.png",
     ]  # fmt: skip
     # Three panels of 74 pixels, four times enlarged, with gaps and a caption.
-    with Image.open(out / "door-1.png") as panel:
+    with Image.open(out / "door-1-1.png") as panel:
         assert panel.size == (3 * 296 + 2 * 4, 296 + 24)
     result = json.loads((out / "attack.json").read_text())
     assert (result["epsilon"], result["attack"], len(result["objectives"])) == (
@@ -46,9 +47,8 @@ def test_attack_writes_panels_and_json(
         "worst",
         len(WORST),
     )
-    entry = result["pictures"][0]
-    # By hand: the square around a picture of 120 × 80.
-    assert entry["region"] == [0, -20, 120, 100]
+    [entry] = result["pictures"][0]["regions"]
+    assert entry["region"] == [0, 0, 120, 80]
     assert 0.3 < entry["distance"]["l2"] <= 0.5
     assert entry["clean"] != entry["attacked"]
 

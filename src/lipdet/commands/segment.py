@@ -144,7 +144,7 @@ def attack(
 ) -> None:
     """Do what `lipdet.commands.attack.run` does, for a segmenter: what it sees is to change."""
     [radius] = parse_epsilons(epsilon)
-    _refuse(options, device=ON_THE_CPU)
+    _refuse(options, device=ON_THE_CPU, crop=WHOLE)
     check_positive("--steps", options["steps"])
     settings = _settings(radius, options)
     single_attacks(options["attack"], settings, options["objective"])  # refused before loading
@@ -170,7 +170,7 @@ def attack(
                     (attacked, after, f"attacked: {flipped:,} pixels flipped"),
                 )
             ]
-            present = {int(label) for shown in (before, after) for label in shown.unique()}
+            present = {*before.flatten().tolist(), *after.flatten().tolist()}
             sheet = with_legend(contact_sheet(panels, 2), present, segmenter.config.class_names)
             entry = {"distance": distance(clean[0], changed[0]), "flipped": flipped}
             words = f"{flipped:,} of {before.numel():,} pixels flipped"

@@ -68,16 +68,22 @@ def regions_of(network: Network, image: Image.Image, crop: Region | None) -> lis
     canvas, whole = network.framing
     if crop is None:
         return [full_region(*image.size, canvas)] if whole else searched_regions(network, image)
-    text = ",".join(f"{value:g}" for value in crop)
+    check_crop(crop, image.size)
+    return [around(crop, canvas) if whole else crop]
+
+
+def check_crop(crop: Region, size: tuple[int, int]) -> None:
+    """Refuse a crop that has no area or reaches outside a picture of this width and height.
+
+    Raises:
+        InputError: it does.
+    """
+    text, (width, height) = ",".join(f"{value:g}" for value in crop), size
     if crop.left >= crop.right or crop.top >= crop.bottom:
         raise InputError(f"The crop {text} has no area; give LEFT,TOP,RIGHT,BOTTOM.")
-    if not (crop.left >= 0 and crop.right <= image.width) or not (
-        crop.top >= 0 and crop.bottom <= image.height
-    ):
-        raise InputError(
-            f"The crop {text} reaches outside the picture of {image.width}×{image.height} pixels."
-        )
-    return [around(crop, canvas) if whole else crop]
+    # Written so that what is no number is refused.
+    if not (crop.left >= 0 and crop.right <= width and crop.top >= 0 and crop.bottom <= height):
+        raise InputError(f"The crop {text} reaches outside the picture of {width}×{height} pixels.")
 
 
 def read(

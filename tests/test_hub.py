@@ -113,6 +113,23 @@ def test_figures_of_another_detector_are_refused(detector: Detector, tmp_path: P
         detector.save_pretrained(tmp_path / "mine", file)
 
 
+def test_a_card_says_nothing_of_weights_that_have_changed(
+    detector: Detector, tmp_path: Path
+) -> None:
+    detector.save_pretrained(tmp_path / "mine", result_file(tmp_path, detector))
+    for name in (str(tmp_path / "mine"), "certified-small"):
+        changed = Detector.from_pretrained(name)
+        changed.save_pretrained(tmp_path / "same")
+        card = (tmp_path / "same" / "README.md").read_text()
+        assert "|" in card.partition("## Figures")[2]
+        next(changed.network.parameters()).data[0] += 1e-3
+        changed.save_pretrained(tmp_path / "changed")
+        card = (tmp_path / "changed" / "README.md").read_text()
+        assert card.endswith("No results of `lipdet eval` were given when this was saved.\n")
+        header = json.loads((tmp_path / "changed" / "config.json").read_text())
+        assert list(header) == ["detector"]
+
+
 def test_the_card_says_what_boxes_suppress(detector: Detector, tmp_path: Path) -> None:
     rules = {"nms_iou": 0.45, "class_margin": 0.1, "offset_unit": 0.2}
     config = replace(detector.network.config, most_shown=60, **rules)

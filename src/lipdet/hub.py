@@ -18,7 +18,7 @@ from typing import Any
 
 from lipdet.boxes import SigmoidScores
 from lipdet.certificate import UnknownLipschitz, output_bounds
-from lipdet.checkpoint import MODEL, PACKAGED, LoadedDetector, save_detector
+from lipdet.checkpoint import MODEL, PACKAGED, LoadedDetector, load_detector, save_detector
 from lipdet.config import stored
 from lipdet.errors import InputError
 from lipdet.evaluate.chunks import weights_hash
@@ -146,7 +146,7 @@ def model_card(loaded: LoadedDetector) -> str:
         'detector = Detector.from_pretrained("owner/name")  # this repository, or its folder\n'
         'print(detector.detect("photo.png"))\n'
         'print(detector.certify("photo.png"))  # with the largest ε that each detection survives\n'
-        f"```\n\n## Figures\n\n{_figures_text(loaded.info)}{_packaged_card(loaded.name)}"
+        f"```\n\n## Figures\n\n{_figures_text(loaded.info)}{_packaged_card(loaded)}"
     )
 
 
@@ -209,10 +209,14 @@ def _figures(result: EvaluationResult) -> dict[str, Any]:
     }
 
 
-def _packaged_card(name: str) -> str:
-    """Return what the package says about weights of its own."""
-    card = PACKAGED / f"{name}.md"
-    return f"\n#{card.read_text(encoding='utf-8')}" if card.is_file() else ""
+def _packaged_card(loaded: LoadedDetector) -> str:
+    """Return what the package says about weights of its own, if these are they."""
+    weights, card = (PACKAGED / f"{loaded.name}.{kind}" for kind in ("safetensors", "md"))
+    if not weights.is_file():
+        return ""
+    packaged = load_detector(str(weights)).detector
+    same = weights_hash(packaged) == weights_hash(loaded.detector)
+    return f"\n#{card.read_text(encoding='utf-8')}" if same else ""
 
 
 def _library() -> ModuleType:

@@ -14,6 +14,7 @@ from lipdet.checkpoint import LoadedDetector, load_detector, packaged_names
 from lipdet.detector import SSD
 from lipdet.detector.forward import BATCH_SIZE
 from lipdet.errors import InputError
+from lipdet.evaluate.chunks import weights_hash
 from lipdet.images.crop import Region
 from lipdet.images.source import Picture, as_rgb
 from lipdet.lipschitz.same_function import is_as_defined
@@ -54,6 +55,8 @@ class Detector:
                 "by Detector.from_pretrained."
             )
         self.loaded = loaded
+        # Of what a file speaks; code of the user's has none.
+        self._described = weights_hash(loaded.detector) if loaded.info else None
         self._bounded: tuple[object, Verifier] | None = None
 
     def __getstate__(self) -> dict[str, Any]:
@@ -208,6 +211,8 @@ class Detector:
     def save_pretrained(self, folder: Path | str, results: Files = ()) -> None:
         """Write weights (safetensors), config.json and a model card.
 
+        What was measured and said of the weights that were loaded stays away if they have changed.
+
         Args:
             folder: made if need be.
             results: json files of `lipdet eval` of this detector, or one, whose figures the card
@@ -216,7 +221,7 @@ class Detector:
         Raises:
             InputError: a file holds no result, or one of another detector.
         """
-        hub.write_folder(self.loaded, Path(folder), _results(results))
+        hub.write_folder(self._as_it_is(), Path(folder), _results(results))
 
     def push_to_hub(self, repository: str, results: Files = (), private: bool | None = None) -> str:
         """Upload what `save_pretrained` writes and return the address of the commit.
@@ -229,7 +234,13 @@ class Detector:
         Raises:
             InputError: huggingface_hub is missing, the Hub refuses, or as in `save_pretrained`.
         """
-        return hub.push(self.loaded, repository, _results(results), private)
+        return hub.push(self._as_it_is(), repository, _results(results), private)
+
+    def _as_it_is(self) -> LoadedDetector:
+        """Return the detector without what its file says, if that was of other weights."""
+        if self._described in (None, weights_hash(self.network)):
+            return self.loaded
+        return replace(self.loaded, info={})
 
     @property
     def _verifier(self) -> Verifier:

@@ -111,5 +111,6 @@ def run(
             files.keep(index, overlays, {"regions": regions}, "\n".join(words))
     print(
         f"Overlays and certificates.json: {out} ({radii_explained(canvas)}; rounding "
-        f"{verifier.rounding_known})"
+        f"{verifier.rounding_known})\nA detection stays up to its ε. Readings and counts change "
+        "earlier where others may appear beside it."
     )

@@ -136,11 +136,38 @@ def test_weights_of_another_program(tmp_path: Path) -> None:
         {"detector": {}},
         {"detector": {"class_names": None}},
         {"detector": {**as_plain(CONFIG), "colour": "red"}},
+        {"detector": {**as_plain(CONFIG), "width": "wide"}},
+        {"detector": {**as_plain(CONFIG), "stride": [8]}},
+        {"detector": {**as_plain(CONFIG), "most_shown": True}},
+        {"detector": {**as_plain(CONFIG), "nms_iou": {}}},
+        {"detector": {**as_plain(CONFIG), "sides": "x"}},
     ],
 )
 def test_a_file_that_does_not_describe_a_detector(tmp_path: Path, info: Any) -> None:
     write_tensors(tmp_path / "w", {"weight": torch.zeros(3)}, info)
     with pytest.raises(InputError, match="does not describe a lipdet detector"):
+        load_detector(str(tmp_path / "w"))
+
+
+@pytest.mark.parametrize("dtype", [torch.complex64, torch.bool, torch.int8])
+def test_weights_of_another_kind_of_numbers(saved: Path, dtype: torch.dtype) -> None:
+    tensors, info = read_tensors(saved)
+    name = next(name for name, one in tensors.items() if one.is_floating_point())
+    write_tensors(saved, {**tensors, name: tensors[name].to(dtype)}, info)
+    with pytest.raises(InputError, match=f"values that are no numbers, in {name}"):
+        load_detector(str(saved))
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [("nms_iou", float("nan")), ("most_shown", 0), ("class_margin", -1.0), ("class_names", ())],
+)
+def test_a_configuration_that_cannot_work(
+    detector: SSD, tmp_path: Path, name: str, value: Any
+) -> None:
+    info = {"detector": {**as_plain(CONFIG), name: value}}
+    write_tensors(tmp_path / "w", detector.state_dict(), info)
+    with pytest.raises(InputError, match=f"{name} must"):
         load_detector(str(tmp_path / "w"))
 
 

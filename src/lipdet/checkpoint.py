@@ -242,7 +242,7 @@ def _load_weights(spec: str) -> LoadedNetwork:
         _tell_unfinished(path.parent)
     try:
         config = network_config(info)
-    except (KeyError, TypeError) as error:
+    except (KeyError, TypeError, ValueError) as error:
         raise InputError(f"{path} does not describe a lipdet detector ({error}).") from None
     known = SEGMENTERS if isinstance(config, SegmenterConfig) else ARCHITECTURES
     if config.architecture not in known:
@@ -286,7 +286,13 @@ def _tell_unfinished(run: Path) -> None:
 
 def load_state(module: nn.Module, tensors: Mapping[str, Tensor], path: Path) -> None:
     """Load a state dict strictly, or say that the file is damaged or of another architecture."""
-    broken = [name for name, tensor in tensors.items() if not tensor.isfinite().all()]
+    own = module.state_dict()
+    broken = [
+        name
+        for name, tensor in tensors.items()
+        if not tensor.isfinite().all()
+        or (name in own and tensor.is_floating_point() != own[name].is_floating_point())
+    ]
     if broken:
         raise InputError(f"{path} holds values that are no numbers, in {', '.join(broken)}.")
     try:
@@ -332,5 +338,5 @@ def _opened(path: Path) -> Iterator[tuple[Any, dict[str, Any]]]:
             yield file, json.loads((file.metadata() or {})["lipdet"])
     except (OSError, SafetensorError) as error:
         raise InputError(f"{path} is no readable safetensors file ({error}).") from None
-    except (KeyError, ValueError):
+    except (KeyError, ValueError, RecursionError):
         raise InputError(f"{path} was not written by lipdet (it has no lipdet header).") from None

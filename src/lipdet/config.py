@@ -75,6 +75,14 @@ class DetectorConfig:
     def __post_init__(self) -> None:
         if not 0 < self.shown_above < 1:
             raise InputError(f"shown_above must lie between 0 and 1, not at {self.shown_above}.")
+        if not self.class_names:
+            raise InputError("class_names must name at least one class.")
+        if self.nms_iou is not None and not 0 <= self.nms_iou <= 1:
+            raise InputError(f"nms_iou must lie between 0 and 1, not at {self.nms_iou}.")
+        if self.class_margin is not None and not 0 <= self.class_margin <= math.inf:
+            raise InputError(f"class_margin must be positive, not {self.class_margin}.")
+        if self.most_shown < 1:
+            raise InputError(f"most_shown must be at least 1, not {self.most_shown}.")
         if not 0 <= self.offset_unit < math.inf:
             raise InputError(
                 f"offset_unit must be positive, or 0 for the architecture's own, not "
@@ -343,7 +351,9 @@ def network_config(plain: Mapping[str, Any]) -> NetworkConfig:
         return detector_config(plain["detector"])
     found = plain["segmenter"]
     names, canvas = tuple(found["class_names"]), Canvas(*found["canvas"])
-    return SegmenterConfig(**{**found, "class_names": names, "canvas": canvas})
+    values = {**found, "class_names": names, "canvas": canvas}
+    _check_types(SegmenterConfig, values)
+    return SegmenterConfig(**values)
 
 
 def detector_config(plain: Mapping[str, Any]) -> DetectorConfig:
@@ -352,14 +362,30 @@ def detector_config(plain: Mapping[str, Any]) -> DetectorConfig:
     Raises:
         KeyError, TypeError: it is something else.
     """
-    return DetectorConfig(
-        **{
-            **plain,
-            "class_names": tuple(plain["class_names"]),
-            "canvas": Canvas(*plain["canvas"]),
-            "sides": tuple((width, height) for width, height in plain["sides"]),
-        }
-    )
+    values = {
+        **plain,
+        "class_names": tuple(plain["class_names"]),
+        "canvas": Canvas(*plain["canvas"]),
+        "sides": tuple((float(width), float(height)) for width, height in plain["sides"]),
+    }
+    _check_types(DetectorConfig, values)
+    return DetectorConfig(**values)
+
+
+def _check_types(kind: type[NetworkConfig], values: Mapping[str, Any]) -> None:
+    """Raise TypeError where a value is of another type than the default of its field.
+
+    A whole number is one, too; where the default is None, a number or None is.
+    """
+    for one in dataclasses.fields(kind):
+        value = values.get(one.name, one.default)
+        types = {type(one.default)}
+        if one.default is None:
+            types.add(float)
+        if float in types:
+            types.add(int)
+        if type(value) not in types:
+            raise TypeError(f"{one.name} is {value!r}")
 
 
 def train_config(plain: Mapping[str, Any]) -> TrainConfig:

@@ -1,9 +1,8 @@
-"""Screenshots of the web app for the documentation, by the system's Chromium.
+"""A screenshot of the web app for the documentation, by the system's Chromium.
 
     python scripts/app_screenshots.py docs
 
-Writes app-attack.png (1280 pixels wide: a rendered house number, attacked) and app-phone.png (390
-pixels wide). Needs the extra `app`.
+Writes app-attack.png (1280 pixels wide: a rendered house number, attacked). Needs the extra `app`.
 """
 
 from __future__ import annotations
@@ -20,7 +19,7 @@ from lipdet.app.server import serving
 
 
 def main() -> None:
-    """Serve the page and look at it at both widths."""
+    """Serve the page and look at it."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawTextHelpFormatter
     )
@@ -34,21 +33,16 @@ def main() -> None:
 
 
 def shoot(browser: Browser, address: str, detectors: int, out: Path) -> None:
-    """Take the screenshots."""
-    wide = browser.new_page(viewport={"width": 1280, "height": 900}, color_scheme="light")
-    wide.set_default_timeout(PATIENCE)
-    wide.goto(address)
-    wide.locator("#message").get_by_text("sample-1.png").wait_for()
-    wide.locator("#samples button img").nth(2).click()
-    wide.locator("#message").get_by_text("sample-3.png").wait_for()
-    wide.click("#attack")
-    wide.locator("#result img").nth(3 * detectors - 1).wait_for()
-    save(wide, out / "app-attack.png", full_page=True)
-    narrow = browser.new_page(viewport={"width": 390, "height": 1500}, color_scheme="dark")
-    narrow.set_default_timeout(PATIENCE)
-    narrow.goto(address)
-    narrow.locator("#message").get_by_text("sample-1.png").wait_for()
-    save(narrow, out / "app-phone.png")
+    """Take the screenshot."""
+    page = browser.new_page(viewport={"width": 1280, "height": 900}, color_scheme="light")
+    page.set_default_timeout(PATIENCE)
+    page.goto(address)
+    page.locator("#message").get_by_text("sample-1.png").wait_for()
+    page.locator("#samples button img").nth(2).click()
+    page.locator("#message").get_by_text("sample-3.png").wait_for()
+    page.click("#attack")
+    page.locator("#result img").nth(3 * detectors - 1).wait_for()
+    save(page, out / "app-attack.png", full_page=True)
 
 
 if __name__ == "__main__":

@@ -7,7 +7,7 @@ import json
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
-from typing import Any, Literal, get_args
+from typing import Any, Literal, TypeVar, get_args
 
 from lipdet.errors import InputError
 from lipdet.types import Canvas, Framing
@@ -327,6 +327,7 @@ PRESETS = {
 
 
 NetworkConfig = DetectorConfig | SegmenterConfig
+N = TypeVar("N", DetectorConfig, SegmenterConfig)
 
 
 def as_plain(config: NetworkConfig | TrainConfig) -> dict[str, Any]:
@@ -345,38 +346,31 @@ def network_config(plain: Mapping[str, Any]) -> NetworkConfig:
     """Return what `stored` was given, beside whatever else there is.
 
     Raises:
-        KeyError, TypeError: it is something else.
+        KeyError, TypeError, ValueError: it is something else.
     """
-    if "segmenter" not in plain:
-        return detector_config(plain["detector"])
-    found = plain["segmenter"]
-    names, canvas = tuple(found["class_names"]), Canvas(*found["canvas"])
-    values = {**found, "class_names": names, "canvas": canvas}
-    _check_types(SegmenterConfig, values)
-    return SegmenterConfig(**values)
+    if "segmenter" in plain:
+        return _config(SegmenterConfig, plain["segmenter"])
+    return detector_config(plain["detector"])
 
 
 def detector_config(plain: Mapping[str, Any]) -> DetectorConfig:
     """Return what `as_plain` was given.
 
     Raises:
-        KeyError, TypeError: it is something else.
+        KeyError, TypeError, ValueError: it is something else.
     """
-    values = {
-        **plain,
-        "class_names": tuple(plain["class_names"]),
-        "canvas": Canvas(*plain["canvas"]),
-        "sides": tuple((float(width), float(height)) for width, height in plain["sides"]),
-    }
-    _check_types(DetectorConfig, values)
-    return DetectorConfig(**values)
+    return _config(DetectorConfig, plain)
 
 
-def _check_types(kind: type[NetworkConfig], values: Mapping[str, Any]) -> None:
-    """Raise TypeError where a value is of another type than the default of its field.
+def _config(kind: type[N], plain: Mapping[str, Any]) -> N:
+    """Return a configuration, of which every value is of the type of its field's default.
 
-    A whole number is one, too; where the default is None, a number or None is.
+    A whole number is a number, too; where the default is None, a number or None is right.
     """
+    values = {**plain, "class_names": tuple(plain["class_names"])}
+    values["canvas"] = Canvas(*plain["canvas"])
+    if "sides" in plain:
+        values["sides"] = tuple((float(width), float(height)) for width, height in plain["sides"])
     for one in dataclasses.fields(kind):
         value = values.get(one.name, one.default)
         types = {type(one.default)}
@@ -386,6 +380,7 @@ def _check_types(kind: type[NetworkConfig], values: Mapping[str, Any]) -> None:
             types.add(int)
         if type(value) not in types:
             raise TypeError(f"{one.name} is {value!r}")
+    return kind(**values)
 
 
 def train_config(plain: Mapping[str, Any]) -> TrainConfig:

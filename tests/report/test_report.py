@@ -32,7 +32,7 @@ def detections(*boxes: tuple[float, float, float, float]) -> list[Detection]:
 
 
 def text_of(table: object) -> str:
-    console = Console(width=200, record=True, file=io.StringIO())
+    console = Console(width=200, record=True, file=io.StringIO(), markup=False)
     console.print(table)
     return console.export_text()
 

@@ -6,9 +6,7 @@ from collections.abc import Collection, Iterable, Mapping, Sequence
 from typing import Any
 
 from rich.console import JustifyMethod
-from rich.markup import escape
 from rich.table import Table
-from rich.text import Text
 
 from lipdet.results import (
     AttackedResult,
@@ -27,20 +25,12 @@ from lipdet.results import (
 GREY_LEVELS = "Grey levels: the root mean square of a change of ε over all values, white being 255."
 
 
-class TextTable(Table):
-    """A table of text as it is: to rich, words in brackets would be markup."""
-
-    def add_row(self, *cells: str | Text) -> None:  # type: ignore[override]
-        """Append a row of cells."""
-        super().add_row(*(Text(cell) if isinstance(cell, str) else cell for cell in cells))
-
-
-def new_table(title: str, columns: Iterable[str], words: Collection[str] = ()) -> TextTable:
+def new_table(title: str, columns: Iterable[str], words: Collection[str] = ()) -> Table:
     """Return an empty table for the terminal; all columns but those in `words` hold numbers."""
-    table = TextTable(title=escape(title))
+    table = Table(title=title)
     for column in columns:
         justify: JustifyMethod = "left" if column in words else "right"
-        table.add_column(escape(column), justify=justify, overflow="fold")
+        table.add_column(column, justify=justify, overflow="fold")
     return table
 
 

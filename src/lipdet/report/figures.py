@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
@@ -42,6 +41,8 @@ FATES: tuple[tuple[Fate, str, str], ...] = (
 LABEL_HEIGHT = 0.05
 # Lower, the axis would run through it.
 LABEL_LOWEST = 0.03
+# The width of a label, of the width of the axes.
+LABEL_WIDE = 0.07
 # On either side of the clean AP50 of all detectors.
 AROUND = 0.05
 
@@ -95,7 +96,7 @@ def plot_frontier(results: Sequence[EvaluationResult]) -> Drawing | None:
                 color=colour(index), marker=marker(index), markerfacecolor=face, ls="",
                 clip_on=False,
             )  # fmt: skip
-        right = _has_more_room_to_the_right(every, index)
+        right = _has_room_to_the_right(every, index)
         side: dict[str, Any] = {
             "xytext": (6 if right else -6, 0), "ha": "left" if right else "right",
         }  # fmt: skip
@@ -129,13 +130,17 @@ def plot_frontier(results: Sequence[EvaluationResult]) -> Drawing | None:
     )
 
 
-def _has_more_room_to_the_right(values: Sequence[float], index: int) -> bool:
-    """Return whether the next value is farther above one than the last is below it."""
+def _has_room_to_the_right(values: Sequence[float], index: int) -> bool:
+    """Return whether a label fits between one value and the next; of equal ones, behind the last.
+
+    Where it does not, it stands on the left.
+    """
     order = sorted(range(len(values)), key=lambda one: (values[one], one))
     at = order.index(index)
-    below = values[index] - values[order[at - 1]] if at > 0 else math.inf
-    above = values[order[at + 1]] - values[index] if at + 1 < len(order) else math.inf
-    return above > below
+    if at + 1 == len(order):
+        return True
+    shown = max(values) - min(values) + 2 * AROUND
+    return values[order[at + 1]] - values[index] > LABEL_WIDE * shown
 
 
 @styled

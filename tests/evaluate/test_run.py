@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -175,4 +176,8 @@ def test_classes_are_matched_by_name(tmp_path: Path, capsys: pytest.CaptureFixtu
     assert "does not have the classes 0, 4, 5, 6, 7, 8, 9" in " ".join(
         capsys.readouterr().err.split()
     )
-    assert other.in_classes(CONFIG.class_names).hash != other.hash
+    renamed = other.in_classes(CONFIG.class_names)
+    assert renamed.hash != other.hash
+    # The same numbers under other names are other objects.
+    swapped = replace(other, meta={**other.meta, "class_names": list(other.class_names[::-1])})
+    assert swapped.in_classes(CONFIG.class_names).hash not in (renamed.hash, other.hash)

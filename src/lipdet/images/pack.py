@@ -164,7 +164,8 @@ class Pack:
         numbers = np.array([list(names).index(name) for name in own], np.int64)
         ignored = self.ignored.copy()
         ignored[:, 1] = numbers[ignored[:, 1].astype(np.int64)]
-        renamed = hashlib.sha256(repr(tuple(names)).encode()).hexdigest()[:8]
+        # Of the old names as well: the same numbers may have stood for other classes.
+        renamed = hashlib.sha256(repr((own, tuple(names))).encode()).hexdigest()[:8]
         return replace(
             self,
             labels=numbers[self.labels],

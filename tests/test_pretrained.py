@@ -40,7 +40,8 @@ SCORE, LOWER_SCORE = 0.9, 0.2
 @pytest.fixture(scope="module")
 def weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Untrained, small and fully 1-Lipschitz, of whole pictures; it finds something everywhere."""
-    config = replace(PRESETS["certified-small"].detector, canvas=CANVAS, whole=True)
+    small = PRESETS["certified-small"].detector
+    config = replace(small, canvas=CANVAS, whole=True, head_size=3)
     torch.manual_seed(0)
     network = build_detector(config)
     nn.init.constant_(network.heads[0].classification.bias, -1.2)
@@ -197,6 +198,8 @@ def test_the_command_line_has_the_same_threshold(
         (noise(0)[:0], r"\(0, 72, 3\)"),
         (torch.zeros(40, 72, 3), r"\(40, 72, 3\)"),
         (torch.zeros(3, 40, 72, dtype=torch.uint8), "uint8"),
+        (torch.zeros(3, 40, 72, device="meta"), "Tensor"),
+        (torch.zeros(3, 40, 72).to_sparse(), "Tensor"),
         (torch.full((3, 40, 72), 1.5), "values from 1.5 to 1.5"),
         (torch.full((3, 40, 72), torch.nan), "values from nan"),
         (Image.new("F", (9, 9)), "32 bits"),
@@ -209,6 +212,13 @@ def test_no_picture(detector: Detector, picture: Any, words: str) -> None:
         with pytest.raises(InputError, match=words) as told:
             method(picture)
         assert str(told.value).count(". ") == 0, "one sentence"
+
+
+@pytest.mark.parametrize("epsilon", [None, "x", [0.1], -1.0, float("nan")])
+def test_no_radius(detector: Detector, epsilon: Any) -> None:
+    picture = np.zeros((32, 32, 3), np.uint8)
+    with pytest.raises(InputError, match=r"must be a (finite )?number"):
+        detector.tally(picture, epsilon, (0, 0, 32, 32))
 
 
 @pytest.mark.parametrize("score", [0, 1, -0.5, 2, float("nan"), "0.5"])

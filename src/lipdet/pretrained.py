@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
+from numbers import Real
 from pathlib import Path
 from typing import Any, TypeVar, overload
 
@@ -204,6 +205,8 @@ class Detector:
                 f"{self.loaded.name} searches photographs in squares, and what is read in several "
                 "of them is not certified: give crop=(left, top, right, bottom)."
             )
+        if not isinstance(epsilon, Real):
+            raise InputError(f"epsilon must be a number of at least 0, not {epsilon!r}.")
         [[reading]] = self._read(picture, crop, self.network.display)
         [tally] = tallied(reading.views, self._verifier, [epsilon])
         return tally

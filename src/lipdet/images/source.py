@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 from PIL import ExifTags, Image, ImageOps
 from torch import Tensor
@@ -131,7 +132,8 @@ def as_rgb(picture: Picture) -> Image.Image:
             return Image.fromarray(np.ascontiguousarray(picture))
     if isinstance(picture, Tensor):
         what = f"{what} {tuple(picture.shape)} of {picture.dtype}"
-        shaped = picture.ndim == 3 and len(picture) == 3 and picture.numel()
+        dense = picture.layout == torch.strided and not picture.is_meta
+        shaped = dense and picture.ndim == 3 and len(picture) == 3 and picture.numel()
         if shaped and picture.is_floating_point():
             low, high = picture.detach().aminmax()
             what = f"{what} with values from {low:g} to {high:g}"

@@ -249,7 +249,7 @@ def _picture(
         if box is None:
             empty += 1
         else:
-            kept[one.value("difficult") in ("1", "true")].append((label, box))
+            kept[one.value("difficult").lower() in ("1", "true", "yes")].append((label, box))
     if empty:
         skipped.append(Skipped(path.name, no_area(empty)))
     return AnnotatedPicture.of(path, kept[False], kept[True])

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from numbers import Real
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -50,7 +51,7 @@ def shown_above(network: Network, score: float | None) -> Selection:
     """
     if score is None:
         return network.display
-    if not (isinstance(score, int | float) and 0 < score < 1):
+    if not (isinstance(score, Real) and 0 < score < 1):
         raise InputError(
             f"The score above which detections are shown lies between 0 and 1, not at {score!r}."
         )

@@ -77,6 +77,17 @@ def test_a_split_keeps_the_classes_of_the_whole(tmp_path: Path) -> None:
     assert train.class_names == both.class_names == ("cat", "dog", "person")
 
 
+def test_a_picture_that_stands_there_twice_is_said(tmp_path: Path) -> None:
+    """Named twice by a list, and by two annotations."""
+    folder = write(tmp_path)
+    split = folder / "ImageSets" / "Main" / "both.txt"
+    split.write_text("b\nb\na\n")
+    (folder / "Annotations" / "c.xml").write_text(SECOND)
+    for source in (read_voc(split), read_voc(folder)):
+        [said] = source.skipped
+        assert said.reason == "b.png stands there 2 times, each time as a picture of its own"
+
+
 def test_a_list_of_classes_decides(tmp_path: Path) -> None:
     (write(tmp_path) / "classes.txt").write_text("person\ncow\ndog\ncat\n")
     source = read_voc(tmp_path)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import os
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -230,7 +231,12 @@ def doubts(
     limit = 1 + BEYOND
     beyond = [numbers for numbers, box in given if min(box) < -BEYOND or max(box) > limit]
     corners = sum(x < w <= limit and y < h <= limit for x, y, w, h in beyond)
-    found = []
+    again = Counter(picture.path.resolve() for picture in pictures)
+    found = [
+        f"{path.name} stands there {count} times, each time as a picture of its own"
+        for path, count in again.items()
+        if count > 1
+    ]
     if twice:
         found.append(f"{twice} objects stand there twice, with the same box and class")
     if 2 * corners > len(given):

@@ -28,13 +28,13 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from lipdet.attack.damage import judged, true_positives
 from lipdet.boxes import AP_SELECTION, BoxCoding, Decoder, SigmoidScores, select_detections
 from lipdet.certificate.verifier import Verifier, verifier_of
 from lipdet.detector import SSD
 from lipdet.detector.forward import BATCH_SIZE, decoder_on_cpu, raw_output
 from lipdet.evaluate.average_precision import average_precision
 from lipdet.evaluate.certified import certify_batch, join, summary
+from lipdet.evaluate.ranking import ranked
 from lipdet.images.batches import Part
 from lipdet.progress import track
 from lipdet.types import RawOutput, Target
@@ -242,17 +242,14 @@ def best_score(decoder: Decoder, held_out: HeldOut) -> tuple[float, float]:
         held_out: what the detector puts out.
     """
     found = select_detections(held_out.raw, decoder, AP_SELECTION)
-    pairs = list(zip(found, held_out.targets, strict=True))
     # Neither NMS nor matching looks at lower scores, so that one pass serves every threshold.
-    scores = torch.cat([one["scores"] for one in found])
-    right = torch.cat([true_positives(*pair) for pair in pairs])
-    counted = right | torch.cat([judged(*pair) for pair in pairs])
+    every = ranked(held_out.targets, found)
     objects = sum(len(target["labels"]) for target in held_out.targets)
     f1 = {}
     for score in SHOWN_ABOVE:
-        shown = scores > score
-        hits, others = int((right & shown).sum()), int((counted & shown).sum()) + objects
-        f1[score] = 2 * hits / max(1, others)
+        shown = every.score > score
+        hits = int(every.right[shown].sum())
+        f1[score] = 2 * hits / max(1, int(shown.sum()) + objects)
     best = next(score for score in SHOWN_ABOVE if f1[score] >= max(f1.values()) - NEARLY)
     return best, f1[best]
 

@@ -318,8 +318,9 @@ def test_the_json_is_that_of_one_process_whoever_is_lost(
         if " computed " in line
     ]
     # By hand: twelve pictures are 3 chunks of certificates and clean AP, and 6 of each of eight
-    # attacks (two radii, four objectives); none of them twice, although one process was lost.
-    assert len(computed) == 3 + 6 * 8
+    # attacks (two radii, four objectives); none of them twice, although one process was lost. The
+    # other may have been stopped between keeping a chunk and telling.
+    assert 3 + 6 * 8 - len(computed) in (0, 1)
     assert len(set(computed)) == len(computed)
     # The part of the one that was lost is left to its successor.
     assert "1" in {line[0] for line in again.err.splitlines() if " computed " in line}

@@ -80,7 +80,7 @@ class DetectorConfig:
         if self.nms_iou is not None and not 0 <= self.nms_iou <= 1:
             raise InputError(f"nms_iou must lie between 0 and 1, not at {self.nms_iou}.")
         if self.class_margin is not None and not 0 <= self.class_margin <= math.inf:
-            raise InputError(f"class_margin must be positive, not {self.class_margin}.")
+            raise InputError(f"class_margin must be at least 0, not {self.class_margin}.")
         if self.most_shown < 1:
             raise InputError(f"most_shown must be at least 1, not {self.most_shown}.")
         if not 0 <= self.offset_unit < math.inf:

@@ -1,4 +1,4 @@
-"""`lipdet attack`: attack what is seen of single pictures and show what became of it."""
+"""`lipdet attack`: attack single pictures where `detect` looks, and show what became of them."""
 
 from __future__ import annotations
 
@@ -12,7 +12,6 @@ from torch import Tensor
 
 from lipdet.attack import AttackSettings, attack_unlabelled
 from lipdet.attack.attackable import raisable
-from lipdet.attack.foreign import ForeignDetector
 from lipdet.attack.loop import OnStep
 from lipdet.attack.outcome import Outcome
 from lipdet.attack.settings import AttackName, Norm, default_steps, single_attacks
@@ -21,10 +20,10 @@ from lipdet.commands.attack_options import EPSILON_HELP, add_objective, attack_f
 from lipdet.commands.options import ANY_DETECTOR_HELP, Parser, check_positive, parse_region
 from lipdet.commands.pictures import PictureFiles, picture_parser
 from lipdet.hardware import DeviceName, measuring_device
-from lipdet.images.crop import Region, around, cut, full_region
+from lipdet.images.crop import Region, cut
 from lipdet.images.tensors import to_tensor
 from lipdet.progress import progress_bar
-from lipdet.reading import check_crop, named, regions_of
+from lipdet.reading import named, regions_of
 from lipdet.reading.detections import as_rows, distance, read_out
 from lipdet.reading.marks import captioned, contact_sheet, draw_classes, magnified, to_picture
 from lipdet.reading.search import in_picture
@@ -103,7 +102,7 @@ def run(
             bar.advance(task, len(places))
 
         for batch in files.batches(BATCH):
-            regions = [_regions(loaded, photograph, part) for _, photograph in batch]
+            regions = [regions_of(loaded.detector, photograph, part) for _, photograph in batch]
             squares += sum(map(len, regions)) - len(batch)
             bar.update(task, total=squares * gradients)
             attacked = _attacked(loaded, batch, regions, singles, on_step)
@@ -172,16 +171,6 @@ class Attacked:
             for picture, shown, text in panels
         ]
         return contact_sheet(drawn, columns=3)
-
-
-def _regions(loaded: AnyDetector, photograph: Image.Image, crop: Region | None) -> list[Region]:
-    """Return the regions that a detector looks at; one that lipdet did not build, the whole."""
-    if not isinstance(loaded, ForeignDetector):
-        return regions_of(loaded.detector, photograph, crop)
-    if crop is None:
-        return [full_region(*photograph.size, loaded.framing.canvas)]
-    check_crop(crop, photograph.size)
-    return [around(crop, loaded.framing.canvas)]
 
 
 def _attacked(

@@ -1,14 +1,7 @@
 """One way from a picture to what is read in it: regions, outputs, detections, radii, reach."""
 
 from lipdet.reading.detections import Detection, named
-from lipdet.reading.read import (
-    Reading,
-    certified_reading,
-    check_crop,
-    read,
-    read_all,
-    regions_of,
-)
+from lipdet.reading.read import Reading, certified_reading, read, read_all, regions_of
 from lipdet.reading.views import (
     Count,
     Tally,
@@ -28,7 +21,6 @@ __all__ = [
     "View",
     "certified",
     "certified_reading",
-    "check_crop",
     "known_verifier",
     "look",
     "named",

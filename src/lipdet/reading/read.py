@@ -12,7 +12,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import islice
-from typing import Any
+from typing import Any, Protocol, cast
 
 import numpy as np
 import torch
@@ -29,7 +29,7 @@ from lipdet.images.crop import Region, around, cut, full_region, out_of_region, 
 from lipdet.reading.detections import Detection, as_rows, named
 from lipdet.reading.search import put_together, searched_regions
 from lipdet.reading.views import View, look_at_pixels, remaining_of
-from lipdet.types import Detections
+from lipdet.types import Detections, Framing
 
 
 @dataclass(frozen=True, eq=False)
@@ -56,34 +56,35 @@ class Reading:
         }
 
 
-def regions_of(network: Network, image: Image.Image, crop: Region | None) -> list[Region]:
+class Framed(Protocol):
+    """What says how pictures get onto its canvas; where they are crops, it is a `Network`."""
+
+    @property
+    def framing(self) -> Framing:
+        """Return canvas, and whether whole pictures or crops are seen."""
+
+
+def regions_of(network: Framed, image: Image.Image, crop: Region | None) -> list[Region]:
     """Return the regions of a picture that a network looks at.
 
-    A network of whole pictures looks at all of it, or at the smallest rectangle of its canvas's
-    shape around the crop; one of crops looks at the crop, or where a search finds something.
+    A network of crops looks at the crop, or where a search finds something; any other at all of
+    the picture, or at the smallest rectangle of its canvas's shape around the crop.
 
     Raises:
         InputError: the crop has no area or reaches outside the picture.
     """
     canvas, whole = network.framing
+    if crop is None and whole is False:
+        return searched_regions(cast(Network, network), image)
     if crop is None:
-        return [full_region(*image.size, canvas)] if whole else searched_regions(network, image)
-    check_crop(crop, image.size)
-    return [around(crop, canvas) if whole else crop]
-
-
-def check_crop(crop: Region, size: tuple[int, int]) -> None:
-    """Refuse a crop that has no area or reaches outside a picture of this width and height.
-
-    Raises:
-        InputError: it does.
-    """
-    text, (width, height) = ",".join(f"{value:g}" for value in crop), size
+        return [full_region(*image.size, canvas)]
+    text, (width, height) = ",".join(f"{value:g}" for value in crop), image.size
     if crop.left >= crop.right or crop.top >= crop.bottom:
         raise InputError(f"The crop {text} has no area; give LEFT,TOP,RIGHT,BOTTOM.")
     # Written so that what is no number is refused.
     if not (crop.left >= 0 and crop.right <= width and crop.top >= 0 and crop.bottom <= height):
         raise InputError(f"The crop {text} reaches outside the picture of {width}×{height} pixels.")
+    return [crop if whole is False else around(crop, canvas)]
 
 
 def read(
